@@ -1,0 +1,200 @@
+"""A frozen dataclass becomes a command line; a job becomes a process with one last line and an exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from p2p.errors import P2PError, TooManyBadInputs, UsageError, redact
+
+Config = TypeVar("Config")
+Summary = Mapping[str, Any]
+
+
+def _parse_bool(words: list[str]) -> bool:
+    try:
+        return {"true": True, "false": False}[words[0].lower()]
+    except KeyError:
+        raise ValueError(f"{words[0]!r} is neither true nor false") from None
+
+
+TrueFalse = Annotated[
+    bool,
+    tyro.conf.FlagConversionOff,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="true|false",
+        instance_from_str=_parse_bool,
+        is_instance=lambda value: isinstance(value, bool),
+        str_from_instance=lambda value: [str(value).lower()],
+        choices=("true", "false"),
+    ),
+]
+"""A boolean option that takes its value as a word: `--dropout false`. Plain `bool` fields are flags."""
+
+
+def _read_config_file(path: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror or error}") from None
+    try:
+        values = yaml.safe_load(text)  # JSON is a subset of YAML
+    except yaml.YAMLError as error:
+        raise UsageError(f"--config {path}: not valid YAML or JSON: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"--config {path}: expected `option: value` lines, found a {type(values).__name__}")
+    return {str(name): value for name, value in values.items()}
+
+
+def _words_of(name: str, value: Any, is_flag: bool) -> list[str]:
+    option = "--" + name.replace("_", "-")
+    if is_flag:
+        if not isinstance(value, bool):
+            raise UsageError(f"{option} in the config file is {value!r}; use true or false")
+        return [option if value else option.replace("--", "--no-", 1)]
+    if isinstance(value, bool):
+        return [option, str(value).lower()]
+    if isinstance(value, list):
+        return [option, ",".join(map(str, value))]
+    return [option, str(value)]
+
+
+def _config_file_words(config_class: type, path: str) -> list[str]:
+    """Turn the file's `name: value` pairs into command-line words, so that one parser judges both."""
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    words: list[str] = []
+    for written, value in _read_config_file(path).items():
+        name = written.lstrip("-").replace("-", "_")
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0].replace('_', '-')}?" if near else "--help lists the options"
+            raise UsageError(f"--config {path}: unknown option {written!r}; {hint}")
+        if value is not None:
+            words += _words_of(name, value, is_flag=fields[name].type in ("bool", bool))
+    return words
+
+
+def _split_config_option(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    paths: list[str] = []
+    rest: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        if word == "--config":
+            path = next(remaining, None)
+            if path is None:
+                raise UsageError("--config needs a file")
+            paths.append(path)
+        elif word.startswith("--config="):
+            paths.append(word.partition("=")[2])
+        else:
+            rest.append(word)
+    return paths, rest
+
+
+def parse(config_class: type[Config], words: Sequence[str]) -> Config:
+    """Build `config_class` from `--config` files (in order) and then the command line, which wins.
+
+    Raises UsageError for what a config file or a validation gets wrong; exits with status 2 for what tyro finds.
+    """
+    paths, rest = _split_config_option(words)
+    from_files = [word for path in paths for word in _config_file_words(config_class, path)]
+    description = (config_class.__doc__ or "").strip()
+    description += "\n\n--config FILE reads options from YAML or JSON, same names; the command line wins."
+    return tyro.cli(config_class, args=[*from_files, *rest], description=description)
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """Find the error a person can use below the wrappers that Ray puts around what a worker raised."""
+    seen: set[int] = set()
+    queue: list[BaseException] = [error]
+    while queue:
+        current = queue.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, P2PError):
+            return current
+        failures = getattr(current, "worker_failures", None)
+        inner = list(failures.values()) if isinstance(failures, dict) else []
+        inner += [getattr(current, "cause", None), current.__cause__, current.__context__]
+        queue += [candidate for candidate in inner if isinstance(candidate, BaseException)]
+    return error
+
+
+def _start_logging() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("p2p")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class _RedactingFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+@contextlib.contextmanager
+def _stdout_for_the_summary_only() -> Iterator[int]:
+    """Send whatever libraries print to stderr; yield a descriptor that still reaches the real stdout."""
+    sys.stdout.flush()
+    real = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield real
+    finally:
+        sys.stdout.flush()
+        os.dup2(real, 1)
+        os.close(real)
+
+
+def _finish(summary: Summary, stdout: int) -> None:
+    os.write(stdout, (redact(json.dumps(summary, default=str)) + "\n").encode())
+
+
+def run_job(config_class: type[Config], job: Callable[[Config], Summary], words: Sequence[str] | None = None) -> int:
+    """Parse, run `job`, print its summary as the last stdout line. Returns the exit status.
+
+    0 done; 1 failed; 2 wrong usage, found before work started; 3 done, but too many inputs were bad; 130 interrupted.
+    A user's mistake is one line on stderr; only a defect of p2p itself shows a traceback.
+    """
+    _start_logging()
+    log = logging.getLogger("p2p")
+    try:
+        config = parse(config_class, sys.argv[1:] if words is None else words)
+        with _stdout_for_the_summary_only() as stdout:
+            try:
+                _finish(job(config), stdout)
+            except TooManyBadInputs as error:
+                log.error("%s", error)
+                _finish(error.summary, stdout)
+                return error.exit_status
+        return 0
+    except SystemExit as stop:  # tyro has printed its help or its complaint
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        log.error("interrupted; the same command continues where it stopped")
+        return 130
+    except Exception as error:  # the process border
+        cause = _root_cause(error)
+        if not isinstance(cause, P2PError):
+            log.exception("p2p failed unexpectedly; this is a defect of p2p or of the cluster, not of your options")
+            return 1
+        sys.stderr.write(f"error: {redact(str(cause))}\n")
+        return cause.exit_status

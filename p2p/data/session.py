@@ -1,0 +1,80 @@
+"""Joining Ray: the cluster that `RAY_ADDRESS` or `ray job submit` names, or a private local one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+# Read by Ray at import, so they stand before it. Each can be overridden from outside.
+for _name, _value in {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # p2p shows its own progress
+    "RAY_verbose_spill_logs": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every line twice
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402
+import ray.data  # noqa: E402
+
+# Ray places work by logical CPUs. A small machine lends more than it has, else readers and workers starve each other.
+_LOGICAL_CPUS_PER_CORE = 2
+_MIN_LOGICAL_CPUS = 4
+
+
+def physical_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cluster_resources() -> dict[str, float]:
+    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
+def available_cores() -> int:
+    """Cores for compute-bound actors: this machine's on a private Ray, the cluster's CPUs otherwise. Needs Ray."""
+    if ray.get_runtime_context().namespace == _PRIVATE:
+        return physical_cores()
+    return max(1, int(_cluster_resources().get("CPU", 1)))
+
+
+def available_gpus() -> int:
+    """GPUs of the cluster. Needs Ray."""
+    return int(_cluster_resources().get("GPU", 0))
+
+
+_PRIVATE = "p2p-private"
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Ray is running inside. A private Ray started here is stopped at the end; one found running is left alone."""
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=max(_MIN_LOGICAL_CPUS, _LOGICAL_CPUS_PER_CORE * physical_cores()),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            namespace=_PRIVATE,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def quiet_data_context() -> ray.data.DataContext:
+    """The settings every dataset here is built under; call before building one."""
+    context = ray.data.DataContext.get_current()
+    context.print_on_execution_start = False
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = -1  # a slow training step or validation is no fault
+    return context

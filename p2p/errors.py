@@ -1,0 +1,103 @@
+"""Every error p2p raises on purpose, and the removal of secrets from what it says.
+
+P2PError                 exit status 1
+├── UsageError           exit status 2: wrong options, found before any work starts
+├── StorageError         a file system, bucket or disk said no
+│   └── NotFound         nothing lies at that address
+├── CheckpointError      a checkpoint cannot be read, or is of another kind
+├── BadInput             one input of many is bad; becomes a row in `errors/` or `ledger/`
+├── TrainingStopped      training cannot go on (numbers no longer finite, too many lost workers)
+└── TooManyBadInputs     exit status 3: the work is done, but more inputs were bad than allowed
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_SECRET_VARIABLES = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_ACCESS_KEY_ID",
+    "AZURE_STORAGE_KEY",
+    "AZURE_STORAGE_SAS_TOKEN",
+)
+_USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
+_SIGNED_QUERY = re.compile(
+    r"(?i)([?&](?:x-amz-[a-z-]+|x-goog-[a-z-]+|awsaccesskeyid|signature|sig|token|expires)=)[^&\s'\"]+"
+)
+_SHORTEST_SECRET = 6
+
+
+def redact(text: str) -> str:
+    """Return `text` without passwords in addresses, signed queries, or keys that stand in the environment."""
+    text = _SIGNED_QUERY.sub(r"\1***", _USER_INFO.sub("***@", text))
+    for name in _SECRET_VARIABLES:
+        secret = os.environ.get(name, "")
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, "***")
+    return text
+
+
+class P2PError(Exception):
+    """Something went wrong in a way a person can be told about in one line."""
+
+    exit_status = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
+
+
+class UsageError(P2PError):
+    """A wrong option or configuration, found before any work started."""
+
+    exit_status = 2
+
+
+class StorageError(P2PError):
+    """A file system, bucket or disk refused."""
+
+
+class NotFound(StorageError):
+    """Nothing lies at that address."""
+
+
+class CheckpointError(P2PError):
+    """A checkpoint cannot be read, or belongs to another kind of network."""
+
+
+class BadInput(P2PError):
+    """One input of many is bad. `kind` is a stable CamelCase name, the message is for a person."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[type[BadInput], tuple[str, str]]:
+        return type(self), (self.kind, str(self))
+
+
+class TrainingStopped(P2PError):
+    """Training cannot go on; what was saved before is intact."""
+
+
+class TooManyBadInputs(P2PError):
+    """The work is done and `summary` written, but more inputs were bad than the user allows."""
+
+    exit_status = 3
+
+    def __init__(self, message: str, summary: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.summary = dict(summary)
+
+
+def check_bad_fraction(bad: int, total: int, allowed: float, where: str, summary: Mapping[str, Any]) -> None:
+    """Raise `TooManyBadInputs` if more than the share `allowed` (0..1) of `total` inputs were bad."""
+    if total and bad / total > allowed:
+        raise TooManyBadInputs(
+            f"{bad} of {total} inputs were bad, more than --max-bad-fraction {allowed:g} allows; "
+            f"each is listed with its reason in {where}",
+            summary,
+        )

@@ -1,0 +1,264 @@
+"""Addresses and bytes: any local path or fsspec URI, published atomically, its errors told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from p2p.errors import NotFound, P2PError, StorageError, UsageError
+
+_CONNECT_SECONDS = 5
+_READ_SECONDS = 60
+_ATTEMPTS = 8
+_TEMPORARY = ".p2p-"
+_BAD_CREDENTIALS = (
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "NoCredentials",
+    "PartialCredentials",
+    "AccessDenied",
+    "Forbidden",
+    "Unable to locate credentials",
+)
+_UNREACHABLE = ("ConnectorError", "EndpointConnection", "ConnectTimeout", "ConnectionRefused", "NameResolution")
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file below a listed address: its path relative to that address, its own address, its size in bytes."""
+
+    path: str
+    uri: str
+    size: int
+
+
+def is_remote(uri: str) -> bool:
+    """Whether `uri` has a scheme other than a plain path's."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def _options(uri: str) -> dict[str, Any]:
+    scheme = urlsplit(uri).scheme if is_remote(uri) else "file"
+    if scheme in ("s3", "s3a"):
+        return {
+            # A cached listing would hide what another process wrote a moment ago.
+            "use_listings_cache": False,
+            "config_kwargs": {
+                "connect_timeout": _CONNECT_SECONDS,
+                "read_timeout": _READ_SECONDS,
+                "retries": {"max_attempts": _ATTEMPTS, "mode": "standard"},
+            },
+        }
+    return {"auto_mkdir": True} if scheme == "file" else {}
+
+
+def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """`uri` -> (file system, path on it). Raises UsageError for a scheme nothing here can open."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri, **_options(uri))
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"{uri}: cannot open this kind of address: {error}") from None
+    return filesystem, path
+
+
+def arrow_filesystem(uri: str) -> tuple[pa.fs.FileSystem, str]:
+    """`uri` -> (PyArrow file system, path), for readers and writers of Parquet."""
+    filesystem, path = open_filesystem(uri)
+    if not is_remote(uri):
+        return pa.fs.LocalFileSystem(), path
+    return pa.fs.PyFileSystem(pa.fs.FSSpecHandler(filesystem)), path
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path `parts` to an address."""
+    return "/".join([uri.rstrip("/") if uri != "/" else "", *(part.strip("/") for part in parts)])
+
+
+def absolute(uri: str) -> str:
+    """A local path becomes absolute, since Ray workers run in other folders; other addresses stay."""
+    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
+def _explain(error: BaseException, uri: str) -> StorageError:
+    chain = f"{type(error).__name__}: {error} {error.__cause__ or ''}"
+    if isinstance(error, FileNotFoundError) or "NoSuchBucket" in chain:
+        return NotFound(f"{uri}: nothing is there")
+    if any(word in chain for word in _BAD_CREDENTIALS) or isinstance(error, PermissionError):
+        what = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights" if is_remote(uri) else "check its mode"
+        return StorageError(f"{uri}: access denied; {what}")
+    if any(word in chain for word in _UNREACHABLE):
+        return StorageError(f"{uri}: its server cannot be reached; check AWS_ENDPOINT_URL and the network")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"{uri}: no space left on the disk")
+    return StorageError(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+@contextlib.contextmanager
+def storage_errors(uri: str) -> Iterator[None]:
+    """Turn whatever a file system raises inside into a StorageError that names `uri`."""
+    try:
+        yield
+    except P2PError:
+        raise
+    except Exception as error:  # every file system has its own exceptions
+        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _STORAGE_LIBRARIES:
+            raise _explain(error, uri) from error
+        raise
+
+
+_STORAGE_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "fsspec", "pyarrow", "asyncio")
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder lies at `uri`."""
+    with storage_errors(uri):
+        filesystem, path = open_filesystem(uri)
+        return bool(filesystem.exists(path))
+
+
+def is_file(uri: str) -> bool:
+    """Whether `uri` names a file, not a folder or prefix."""
+    with storage_errors(uri):
+        filesystem, path = open_filesystem(uri)
+        return bool(filesystem.isfile(path))
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole content of one file."""
+    with storage_errors(uri):
+        filesystem, path = open_filesystem(uri)
+        return bytes(filesystem.cat_file(path))
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write one file so that a reader sees either all of it or what was there before."""
+    with storage_errors(uri):
+        filesystem, path = open_filesystem(uri)
+        if is_remote(uri):
+            filesystem.pipe_file(path, data)  # an object store shows an object only when it is whole
+            return
+        folder = os.path.dirname(path)
+        os.makedirs(folder, exist_ok=True)
+        # The name stays short: the target's own may be as long as the file system allows.
+        temporary = os.path.join(folder, f"{_TEMPORARY}{uuid.uuid4().hex}")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def sweep_temporaries(uri: str) -> None:
+    """Remove what writers that were killed in mid-write left below a local folder."""
+    if is_remote(uri):
+        return
+    for folder, _, names in os.walk(open_filesystem(uri)[1]):
+        for name in names:
+            if name.startswith(_TEMPORARY):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(folder, name))
+
+
+def read_json(uri: str) -> Any:
+    """The JSON document at `uri`. Raises StorageError if it is not one."""
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise StorageError(f"{uri}: not valid JSON: {error}") from None
+
+
+def write_json(uri: str, document: Any) -> None:
+    """Publish `document` as indented JSON."""
+    write_bytes(uri, (json.dumps(document, indent=2, default=str) + "\n").encode())
+
+
+def write_table(uri: str, table: pa.Table, row_group_size: int | None = None, compression: str = "NONE") -> None:
+    """Publish one Parquet file. Images are compressed already, so by default nothing is compressed twice."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=row_group_size, compression=compression, use_dictionary=False)
+    write_bytes(uri, sink.getvalue().to_pybytes())
+
+
+def remove(uri: str) -> None:
+    """Delete a file or a whole folder; nothing there is fine."""
+    with storage_errors(uri):
+        filesystem, path = open_filesystem(uri)
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm(path, recursive=True)
+
+
+def list_names(uri: str) -> list[str]:
+    """Sorted names directly below a folder; empty where there is none."""
+    with storage_errors(uri):
+        filesystem, path = open_filesystem(uri)
+        try:
+            entries = filesystem.ls(path, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        names = sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry.rstrip("/") != path)
+        return [name for name in names if name and not name.startswith(_TEMPORARY)]
+
+
+def list_files(uri: str, suffixes: Sequence[str] = ()) -> Iterator[FileInfo]:
+    """Yield the files below `uri` folder by folder, sorted within each; names that start with `.` or `_` are hidden.
+
+    `suffixes` are lower-case endings such as `.jpg`; none means every file. An address of one file yields that file.
+    """
+    with storage_errors(uri):
+        filesystem, root = open_filesystem(uri)
+        scheme = uri.split("://", 1)[0] + "://" if "://" in uri else ""
+        if filesystem.isfile(root):
+            name = root.rsplit("/", 1)[-1]
+            yield FileInfo(name, uri, int(filesystem.size(root) or 0))
+            return
+        for folder, subfolders, files in filesystem.walk(root, detail=True):
+            for name in [name for name in subfolders if name.startswith((".", "_"))]:
+                del subfolders[name]
+            for name in sorted(subfolders):  # walk follows the dictionary's order
+                subfolders[name] = subfolders.pop(name)
+            for name in sorted(files):
+                if not name or name.startswith((".", "_")) or (suffixes and not name.lower().endswith(tuple(suffixes))):
+                    continue
+                whole = f"{folder.rstrip('/')}/{name}"
+                yield FileInfo(whole[len(root.rstrip("/")) + 1 :], scheme + whole, int(files[name].get("size") or 0))
+
+
+def require_readable(uri: str, option: str) -> None:
+    """Raise UsageError, naming `option`, unless something can be read at `uri`."""
+    try:
+        found = exists(uri)
+        if not found and is_remote(uri):
+            open_filesystem(uri)[0].ls(open_filesystem(uri)[1])  # tells a refusal from an absence
+    except (StorageError, OSError) as error:
+        raise UsageError(f"{option} {error if isinstance(error, StorageError) else _explain(error, uri)}") from None
+    if not found:
+        raise UsageError(f"{option} {uri}: nothing is there")
+
+
+def require_writable(uri: str, option: str) -> None:
+    """Raise UsageError, naming `option`, unless a file can be written below `uri`."""
+    probe = join(uri, f"{_TEMPORARY}probe-{uuid.uuid4().hex}")
+    try:
+        write_bytes(probe, b"")
+        remove(probe)
+    except StorageError as error:
+        reason = str(error).replace(probe, uri)
+        raise UsageError(f"{option} {reason}") from None
