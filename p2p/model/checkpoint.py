@@ -1,0 +1,275 @@
+"""Checkpoints: folders of safetensors and JSON that explain themselves, and generator files saved elsewhere.
+
+    CHECKPOINT/generator.safetensors  discriminator.safetensors  trainer.safetensors  trainer.json  meta.json
+
+`meta.json` is written last and removed first: a folder without it is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from p2p.errors import CheckpointError, NotFound, StorageError, UsageError
+from p2p.model.config import ModelConfig
+from p2p.model.legacy import infer_config, plain_weights
+from p2p.model.networks import Generator, empty_generator
+from p2p.model.pix2pix import Pix2Pix, State
+from p2p.storage.filesystems import exists, join, read_bytes, read_json, remove, write_bytes, write_json
+
+FORMAT = "p2p-checkpoint-1"
+GENERATOR, DISCRIMINATOR = "generator.safetensors", "discriminator.safetensors"
+TRAINER, TRAINER_JSON, META = "trainer.safetensors", "trainer.json", "meta.json"
+CHECKPOINTS = "checkpoints"
+"""Folder of a run that holds its checkpoints."""
+BEST, LATEST = "best.json", "latest.json"
+"""Files of a run that name a checkpoint: {"checkpoint": "checkpoints/epoch_0010", ...}."""
+
+_MODEL_KEY = "p2p.model"
+_FRAGMENT = re.compile(r"(.+)#(latest|best|epoch_\d+)")
+_ID_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class ResolvedCheckpoint:
+    """What a `--checkpoint` address leads to."""
+
+    kind: Literal["checkpoint", "safetensors", "pth"]
+    """A folder p2p wrote, or a single generator file."""
+    generator_uri: str
+    """The file with the generator's weights."""
+    meta: dict[str, Any] | None
+    """`meta.json` of a checkpoint folder."""
+
+    @property
+    def folder_uri(self) -> str | None:
+        """The checkpoint folder, or None for a single file."""
+        return self.generator_uri.rpartition("/")[0] if self.kind == "checkpoint" else None
+
+
+def save_checkpoint(
+    folder_uri: str, pix2pix: Pix2Pix, meta: Mapping[str, Any], trainer: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write everything needed to translate (`generator.safetensors`) and to train on, and return the whole meta.
+
+    `meta` (epoch, step, images_seen, metrics, data, ...) gets `format`, `model` and `checkpoint_id` added; `trainer`
+    is what the training loop wants back from `load_trainer`. Both must be JSON values. Raises StorageError.
+    """
+    remove(join(folder_uri, META))
+    state = pix2pix.state()
+    model = pix2pix.config.to_dict()
+    generator = _to_bytes(state.generator, model)
+    write_bytes(join(folder_uri, GENERATOR), generator)
+    write_bytes(join(folder_uri, DISCRIMINATOR), _to_bytes(state.discriminator, model))
+    write_bytes(join(folder_uri, TRAINER), _to_bytes(state.trainer, model))
+    write_json(join(folder_uri, TRAINER_JSON), dict(trainer))
+    whole = {**meta, "format": FORMAT, "model": model, "checkpoint_id": _checkpoint_id(generator)}
+    write_json(join(folder_uri, META), whole)
+    return whole
+
+
+def load_trainer(folder_uri: str, pix2pix: Pix2Pix) -> dict[str, Any]:
+    """Put a checkpoint folder's weights and optimiser state into `pix2pix`; returns what was saved as `trainer`.
+
+    Raises CheckpointError if the folder is incomplete, damaged, or of a model with other networks.
+    """
+    meta = _read_meta(folder_uri)
+    saved = _config_of(meta["model"], folder_uri)
+    different = [
+        f"{name} is {getattr(saved, name)} there and {getattr(pix2pix.config, name)} here"
+        for name in _ARCHITECTURE
+        if getattr(saved, name) != getattr(pix2pix.config, name)
+    ]
+    if different:
+        raise CheckpointError(f"{folder_uri}: of another model: {'; '.join(different)}")
+    generator = _read(join(folder_uri, GENERATOR))
+    _check_id(generator, meta, folder_uri)
+    parts = [_from_safetensors(generator, join(folder_uri, GENERATOR))]
+    parts += [
+        _from_safetensors(_read(join(folder_uri, name)), join(folder_uri, name)) for name in (DISCRIMINATOR, TRAINER)
+    ]
+    try:
+        pix2pix.load_state(State(*parts))
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{folder_uri}: its tensors do not fit the model: {error}") from None
+    trainer: dict[str, Any] = read_json(join(folder_uri, TRAINER_JSON))
+    return trainer
+
+
+_ARCHITECTURE = (
+    "generator",
+    "discriminator",
+    "input_channels",
+    "output_channels",
+    "ngf",
+    "ndf",
+    "norm",
+    "dropout",
+)
+
+
+def resolve_checkpoint(uri: str) -> ResolvedCheckpoint:
+    """Find the generator behind a `--checkpoint` address.
+
+    A run (its best checkpoint; `RUN#latest`, `RUN#best`, `RUN#epoch_0010`), a checkpoint folder, or a `.safetensors` or
+    `.pth` file, on any file system. Raises CheckpointError that says what is there instead.
+    """
+    match = _FRAGMENT.fullmatch(uri)
+    run, which = (match[1], match[2]) if match else (uri, None)
+    if not exists(run):
+        raise CheckpointError(f"{run}: nothing is there")
+    if which is not None:
+        return _in_run(run, which)
+    if uri.endswith((".safetensors", ".pth")):
+        return ResolvedCheckpoint("pth" if uri.endswith(".pth") else "safetensors", uri, None)
+    if exists(join(uri, META)):
+        return ResolvedCheckpoint("checkpoint", join(uri, GENERATOR), _read_meta(uri))
+    for name, which in ((BEST, "best"), (LATEST, "latest")):
+        if exists(join(uri, name)):
+            return _in_run(uri, which)
+    if exists(join(uri, GENERATOR)):
+        raise CheckpointError(f"{uri}: a checkpoint that was not written to its end ({META} is missing)")
+    raise CheckpointError(
+        f"{uri}: neither a run ({LATEST}), nor a checkpoint folder ({META}), nor a .safetensors or .pth file"
+    )
+
+
+def _in_run(run: str, which: str) -> ResolvedCheckpoint:
+    if which in ("best", "latest"):
+        pointer = join(run, BEST if which == "best" else LATEST)
+        if not exists(pointer):
+            raise CheckpointError(f"{run}: the run has no {which} checkpoint ({which}.json is missing)")
+        entry = read_json(pointer)
+        if not isinstance(entry, dict) or not isinstance(entry.get("checkpoint"), str):
+            raise CheckpointError(f"{pointer}: names no checkpoint")
+        folder = join(run, entry["checkpoint"])
+    else:
+        folder = join(run, CHECKPOINTS, which)
+    return ResolvedCheckpoint("checkpoint", join(folder, GENERATOR), _read_meta(folder))
+
+
+def load_generator(uri: str, *, device: str | torch.device = "cpu") -> Generator:
+    """The generator behind any `--checkpoint` address, in eval mode: (B, C, H, W) float in [-1, 1] to the same.
+
+    It has `config` (a ModelConfig) and `checkpoint_id`. Files are read without unpickling code, every name and shape is
+    checked. Raises CheckpointError, naming the first thing that does not fit.
+    """
+    uri = str(uri)
+    resolved = resolve_checkpoint(uri)
+    data = _read(resolved.generator_uri)
+    if resolved.kind == "pth":
+        config, weights = None, _from_pickle(data, uri)
+    else:
+        config, weights = _described(data, resolved.generator_uri), _from_safetensors(data, resolved.generator_uri)
+    if resolved.meta is not None:
+        _check_id(data, resolved.meta, resolved.generator_uri)
+        config = _config_of(resolved.meta["model"], resolved.generator_uri)
+    weights = plain_weights(weights)
+    config = config or infer_config(weights, uri)
+    generator = empty_generator(config)
+    _check_fit(generator, weights, config, resolved.generator_uri)
+    generator.load_state_dict(weights, assign=True)
+    generator.checkpoint_id = _checkpoint_id(data)
+    return generator.float().to(device).eval()
+
+
+def _check_fit(network: nn.Module, weights: Mapping[str, Tensor], config: ModelConfig, uri: str) -> None:
+    wanted = network.state_dict()
+    what = f"{config.generator} (ngf {config.ngf}, norm {config.norm})"
+    for name, tensor in wanted.items():
+        if name not in weights:
+            raise CheckpointError(f"{uri}: taken for a {what}, but {name} is missing")
+        if weights[name].shape != tensor.shape:
+            shapes = f"{tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
+            raise CheckpointError(f"{uri}: taken for a {what}, but {name} has shape {shapes}")
+    extra = next((name for name in weights if name not in wanted), None)
+    if extra is not None:
+        raise CheckpointError(f"{uri}: taken for a {what}, but it also has {extra}")
+
+
+def _checkpoint_id(generator: bytes) -> str:
+    return hashlib.sha256(generator).hexdigest()[:_ID_DIGITS]
+
+
+def _check_id(generator: bytes, meta: Mapping[str, Any], uri: str) -> None:
+    if _checkpoint_id(generator) != meta.get("checkpoint_id"):
+        raise CheckpointError(f"{uri}: the generator is not the one {META} describes; the checkpoint is damaged")
+
+
+def _read_meta(folder_uri: str) -> dict[str, Any]:
+    uri = join(folder_uri, META)
+    try:
+        meta = read_json(uri)
+    except NotFound:
+        raise CheckpointError(f"{folder_uri}: no finished checkpoint is there ({META} is missing)") from None
+    except StorageError as error:
+        raise CheckpointError(str(error)) from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT or not isinstance(meta.get("model"), dict):
+        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
+        raise CheckpointError(f"{uri}: format is {found!r}, expected {FORMAT!r}")
+    return meta
+
+
+def _config_of(values: Mapping[str, Any], uri: str) -> ModelConfig:
+    try:
+        return ModelConfig.from_dict(values)
+    except (UsageError, TypeError) as error:
+        raise CheckpointError(f"{uri}: its model description is not usable: {error}") from None
+
+
+def _read(uri: str) -> bytes:
+    try:
+        return read_bytes(uri)
+    except NotFound as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _to_bytes(tensors: Mapping[str, Tensor], model: Mapping[str, Any]) -> bytes:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data: bytes = safetensors.torch.save(plain, metadata={_MODEL_KEY: json.dumps(dict(model), sort_keys=True)})
+    return data
+
+
+def _from_safetensors(data: bytes, uri: str) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{uri}: not a whole safetensors file: {error}") from None
+    return tensors
+
+
+def _described(data: bytes, uri: str) -> ModelConfig | None:
+    """The configuration in a safetensors file's header, if p2p wrote it. The header is a length and then JSON."""
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        written = header.get("__metadata__", {}).get(_MODEL_KEY)
+    except (ValueError, AttributeError):
+        raise CheckpointError(f"{uri}: not a safetensors file") from None
+    return None if written is None else _config_of(json.loads(written), uri)
+
+
+def _from_pickle(data: bytes, uri: str) -> dict[str, Tensor]:
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{uri}: holds Python objects beside tensors, which p2p does not load; "
+            "save only the weights: torch.save(net.state_dict(), path)"
+        ) from None
+    except Exception as error:  # torch's readers raise anything on damaged data
+        raise CheckpointError(f"{uri}: not a PyTorch file: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(f"{uri}: expected the weights of one network by name, found {found or 'nothing'}")
+    return dict(content)

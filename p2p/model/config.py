@@ -1,0 +1,146 @@
+"""What a model is: everything a checkpoint must know about its networks and their training, without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from p2p.errors import UsageError
+
+GeneratorName = Literal["unet_64", "unet_128", "unet_256", "unet_512", "resnet_6", "resnet_9"]
+DiscriminatorName = Literal["patch_16", "patch_70", "patch_286", "pixel"]
+NormName = Literal["batch", "instance", "none"]
+GanMode = Literal["vanilla", "lsgan", "hinge", "wgangp"]
+Direction = Literal["AtoB", "BtoA"]
+Precision = Literal["fp32", "bf16"]
+
+UNET_DOWNS: dict[str, int] = {"unet_64": 6, "unet_128": 7, "unet_256": 8, "unet_512": 9}
+"""Halvings of each U-Net: unet_N turns an NxN input into one pixel at its bottleneck."""
+RESNET_BLOCKS: dict[str, int] = {"resnet_6": 6, "resnet_9": 9}
+PATCH_LAYERS: dict[str, int] = {"patch_16": 1, "patch_70": 3, "patch_286": 5}
+"""Strided convolutions of each patch discriminator; the name is its receptive field in pixels."""
+_RESNET_STRIDE = 4
+
+
+def generator_stride(generator: str) -> int:
+    """Pixels of which both input sides must be a multiple."""
+    return 1 << UNET_DOWNS[generator] if generator in UNET_DOWNS else _RESNET_STRIDE
+
+
+def smallest_crop(discriminator: str) -> int:
+    """Side in pixels of the smallest square of which the discriminator still makes one logit."""
+    if discriminator == "pixel":
+        return 1
+    return 3 << PATCH_LAYERS[discriminator]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """One model: its two networks, its objective, and what its inputs are. Written into every checkpoint."""
+
+    generator: GeneratorName = "unet_256"
+    """Network that makes the output: U-Nets by the input side they reduce to one pixel, ResNets by their blocks."""
+    discriminator: DiscriminatorName = "patch_70"
+    """Network that judges input and output together, by its receptive field in pixels."""
+    input_channels: int = 3
+    """Channels of the input image."""
+    output_channels: int = 3
+    """Channels of the output image."""
+    ngf: int = 64
+    """Filters of the generator's first layer."""
+    ndf: int = 64
+    """Filters of the discriminator's first layer."""
+    norm: NormName = "batch"
+    """Normalisation in both networks."""
+    dropout: bool = True
+    """Dropout of 0.5 in the generator's inner blocks while it trains."""
+    gan_mode: GanMode = "vanilla"
+    """Adversarial objective: vanilla is binary cross-entropy on logits."""
+    lambda_l1: float = 100.0
+    """Weight of the mean absolute error (in [-1, 1] units) in the generator's objective."""
+    label_smoothing: float = 0.0
+    """The discriminator's target for real pairs is 1 minus this (vanilla and lsgan)."""
+    lr: float = 2e-4
+    """Adam's learning rate, for both networks."""
+    beta1: float = 0.5
+    """Adam's momentum; beta2 is 0.999."""
+    crop_size: int = 256
+    """Side in pixels of the square training inputs, and the default tile when translating."""
+    direction: Direction = "AtoB"
+    """Which side of a pair is the input."""
+    precision: Precision = "fp32"
+    """bf16: convolutions in bfloat16 under autocast; weights and optimiser stay float32."""
+
+    def __post_init__(self) -> None:
+        self._check_words()
+        self._check_numbers()
+        self._check_sizes()
+
+    def _check_words(self) -> None:
+        allowed = {
+            "generator": GeneratorName,
+            "discriminator": DiscriminatorName,
+            "norm": NormName,
+            "gan_mode": GanMode,
+            "direction": Direction,
+            "precision": Precision,
+        }
+        for name, words in allowed.items():
+            if getattr(self, name) not in get_args(words):
+                raise UsageError(f"{_option(name)} {getattr(self, name)!r}: use one of {', '.join(get_args(words))}")
+
+    def _check_numbers(self) -> None:
+        for name in ("input_channels", "output_channels", "ngf", "ndf", "crop_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{_option(name)} {getattr(self, name)}: must be at least 1")
+        if not self.lr > 0:
+            raise UsageError(f"--lr {self.lr}: must be above 0")
+        if not 0 <= self.beta1 < 1:
+            raise UsageError(f"--beta1 {self.beta1}: must lie in [0, 1)")
+        if not self.lambda_l1 >= 0:
+            raise UsageError(f"--lambda-l1 {self.lambda_l1}: must be 0 or more")
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"--label-smoothing {self.label_smoothing}: must lie in [0, 1)")
+        if self.label_smoothing and self.gan_mode in ("hinge", "wgangp"):
+            raise UsageError(
+                f"--label-smoothing {self.label_smoothing}: --gan-mode {self.gan_mode} has no labels; "
+                "use --gan-mode vanilla or lsgan, or --label-smoothing 0"
+            )
+
+    def _check_sizes(self) -> None:
+        if self.crop_size % self.stride:
+            fitting = [name for name in get_args(GeneratorName) if self.crop_size % generator_stride(name) == 0]
+            unets = [name for name in fitting if name in UNET_DOWNS]
+            other = f" or --generator {(unets or fitting)[-1]}" if fitting else ""
+            raise UsageError(
+                f"--crop-size {self.crop_size}: --generator {self.generator} needs a multiple of {self.stride}; "
+                f"pass --crop-size {-(-self.crop_size // self.stride) * self.stride}{other}"
+            )
+        if self.crop_size < smallest_crop(self.discriminator):
+            raise UsageError(
+                f"--crop-size {self.crop_size}: --discriminator {self.discriminator} needs at least "
+                f"{smallest_crop(self.discriminator)}; pass that, or --discriminator patch_16"
+            )
+
+    @property
+    def stride(self) -> int:
+        """Pixels of which both sides of the generator's input must be a multiple."""
+        return generator_stride(self.generator)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """Inverse of `to_dict`. Fields that are missing take their defaults; unknown ones raise UsageError."""
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise UsageError(f"model configuration has unknown fields: {', '.join(unknown)}")
+        return cls(**values)
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

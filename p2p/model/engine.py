@@ -1,0 +1,189 @@
+"""The generator as it is run over many tiles: uint8 in, uint8 out, one fixed batch shape."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from p2p.errors import UsageError
+from p2p.model.config import Precision
+from p2p.model.networks import Generator
+from p2p.model.tensors import as_tensor, to_model_range, to_uint8
+
+Array = npt.NDArray[np.uint8]
+NormMode = Literal["running", "batch"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def choose_device(gpu: str) -> torch.device:
+    """`--gpu auto|true|false` -> the device. Raises UsageError for `true` where there is no CUDA GPU."""
+    if gpu == "true" and not torch.cuda.is_available():
+        raise UsageError("--gpu true: no CUDA GPU is visible here; pass --gpu auto or false")
+    return torch.device("cuda" if gpu != "false" and torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(precision: str, device: str | torch.device) -> Precision:
+    """`--precision auto|fp32|bf16` -> what to use: `auto` takes bf16 where the device computes in it natively."""
+    if precision != "auto":
+        return "bf16" if precision == "bf16" else "fp32"
+    if torch.device(device).type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if _cpu_has_bf16() else "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    # torch names these checks privately; a version without them runs in float32.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+class Engine:
+    """Runs a generator on uint8 tiles in batches of one fixed size.
+
+    norm_mode "running": batch norm uses its running statistics and is folded into the convolutions.
+    norm_mode "batch": each tile is normalised by its own statistics (what the paper does at test time with batches of
+    one). In both modes a tile's output depends on nothing but the tile, bit for bit: not on its place in the batch,
+    nor on its neighbours, nor on how full the batch is.
+    dropout: the paper's test-time noise, drawn for each tile from `seed` and the tile's key alone.
+    tile_size: side of the tiles in pixels; None takes any shape whose sides are multiples of the generator's stride.
+    The generator given is not changed.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        *,
+        tile_size: int | None,
+        batch_size: int,
+        device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
+        norm_mode: NormMode = "running",
+        dropout: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise UsageError(f"--batch-size {batch_size}: must be at least 1")
+        if tile_size is not None and (tile_size < 1 or tile_size % generator.stride):
+            raise UsageError(
+                f"--tile-size {tile_size}: this generator needs a multiple of {generator.stride}; "
+                f"pass --tile-size {max(1, round(tile_size / generator.stride)) * generator.stride}"
+            )
+        self.stride = generator.stride
+        self.input_channels = generator.config.input_channels
+        self.output_channels = generator.config.output_channels
+        self.tile_size = tile_size
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self._dtype = _DTYPES[precision]
+        self._seed = seed
+        network = copy.deepcopy(generator).cpu().eval().requires_grad_(False)
+        _replace(network, nn.BatchNorm2d, _OwnStatistics) if norm_mode == "batch" else _fold_batch_norm(network)
+        self._noise: list[_KeyedDropout] = []
+        if dropout:
+            _replace(network, nn.Dropout, _KeyedDropout)
+            self._noise = [module for module in network.modules() if isinstance(module, _KeyedDropout)]
+        network.to(device=self.device, dtype=self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = network
+
+    def with_batch_size(self, batch_size: int) -> Engine:
+        """The same engine, sharing its weights, with another batch size."""
+        other = copy.copy(self)
+        other.batch_size = batch_size
+        return other
+
+    def __call__(self, tiles: Array, keys: Sequence[str] | None = None) -> Array:
+        """(B, T, T, C_in) uint8, any B -> (B, T, T, C_out) uint8. `keys`, one a tile, are needed with dropout."""
+        self._check(tiles, keys)
+        outputs = np.empty((*tiles.shape[:3], self.output_channels), np.uint8)
+        for start in range(0, len(tiles), self.batch_size):
+            batch = tiles[start : start + self.batch_size]
+            outputs[start : start + len(batch)] = self._run(batch, keys[start : start + len(batch)] if keys else ())
+        return outputs
+
+    @torch.inference_mode()
+    def _run(self, tiles: Array, keys: Sequence[str]) -> Array:
+        count = len(tiles)
+        if count < self.batch_size:  # kernels, and with them the rounding, are chosen by shape
+            tiles = np.concatenate([tiles, np.zeros((self.batch_size - count, *tiles.shape[1:]), np.uint8)])
+        for layer, module in enumerate(self._noise):
+            module.seeds = [_noise_seed(self._seed, key, layer) for key in keys]
+        batch = as_tensor(tiles).to(self.device, non_blocking=True)
+        outputs = self._network(to_model_range(batch).to(self._dtype))
+        return to_uint8(outputs[:count]).cpu().numpy()
+
+    def _check(self, tiles: Array, keys: Sequence[str] | None) -> None:
+        height, width = tiles.shape[1:3] if tiles.ndim == 4 else (0, 0)
+        wanted = self.tile_size or f"a multiple of {self.stride}"
+        fits = (
+            height == width == self.tile_size if self.tile_size else not (height % self.stride or width % self.stride)
+        )
+        if tiles.ndim != 4 or tiles.shape[3] != self.input_channels or tiles.dtype != np.uint8 or not fits:
+            raise ValueError(
+                f"tiles must be (B, H, W, {self.input_channels}) uint8 with sides {wanted}, "
+                f"these are {tiles.shape} {tiles.dtype}"
+            )
+        if self._noise and keys is None:
+            raise ValueError("dropout needs a key for each tile")
+        if keys is not None and len(keys) != len(tiles):
+            raise ValueError(f"{len(tiles)} tiles came with {len(keys)} keys")
+
+
+def _noise_seed(seed: int, key: str, layer: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{layer}/{key}".encode()).digest()[:8], "big") >> 1
+
+
+class _OwnStatistics(nn.Module):
+    """Batch norm in training mode as a batch of one sees it, for each sample of the batch."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+
+
+class _KeyedDropout(nn.Module):
+    """Dropout whose mask for each sample comes from that sample's seed; samples beyond the seeds pass unchanged.
+
+    Masks are drawn on the CPU, so that every device gets the same.
+    """
+
+    def __init__(self, dropout: nn.Dropout) -> None:
+        super().__init__()
+        self.keep = 1.0 - dropout.p
+        self.seeds: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.ones(x.shape, dtype=torch.float32)
+        for sample, seed in zip(mask, self.seeds, strict=False):
+            sample.bernoulli_(self.keep, generator=torch.Generator().manual_seed(seed)).div_(self.keep)
+        return x * mask.to(device=x.device, dtype=x.dtype)
+
+
+def _replace(network: nn.Module, kind: type[nn.Module], substitute: type[nn.Module]) -> None:
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, kind):
+                setattr(parent, name, substitute(child))
+
+
+def _fold_batch_norm(network: nn.Module) -> None:
+    """Put each batch norm that follows a convolution into its weights; exact, as the statistics no longer change."""
+    for parent in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
+        layers = list(parent)
+        for index in range(1, len(layers)):
+            convolution, norm = layers[index - 1], layers[index]
+            if isinstance(norm, nn.BatchNorm2d) and isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d):
+                transpose = isinstance(convolution, nn.ConvTranspose2d)
+                parent[index - 1] = fuse_conv_bn_eval(convolution, norm, transpose=transpose)
+                parent[index] = nn.Identity()

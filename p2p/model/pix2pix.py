@@ -1,0 +1,175 @@
+"""One optimisation step of pix2pix (Isola et al., 2017, section 3), discriminator first."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from p2p.model.config import ModelConfig
+from p2p.model.losses import GanObjective, gradient_penalty
+from p2p.model.networks import build_discriminator, build_generator
+
+_BETA2 = 0.999
+_FUSED_ADAM = ("cpu", "cuda")
+Wrap = Callable[[nn.Module], nn.Module]
+
+
+class State(NamedTuple):
+    """All that training changes: parameters and running statistics by name, and both optimisers' moments."""
+
+    generator: dict[str, Tensor]
+    discriminator: dict[str, Tensor]
+    trainer: dict[str, Tensor]
+
+
+class _DiscriminatorLoss(nn.Module):
+    """The discriminator's whole objective in one forward, so that a data-parallel wrapper sees one per backward.
+
+    Generated and real pairs go through separately: each keeps its own batch statistics.
+    """
+
+    def __init__(self, discriminator: nn.Module, objective: GanObjective) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+        self.objective = objective
+
+    def forward(self, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        d_fake = self.objective.fake(self.discriminator(fake))
+        d_real = self.objective.real(self.discriminator(real))
+        loss = (d_fake + d_real) * 0.5
+        if self.objective.mode == "wgangp":
+            loss = loss + gradient_penalty(self.discriminator, real, fake)
+        return loss, d_fake, d_real
+
+
+class Pix2Pix:
+    """Generator, discriminator and their optimisers.
+
+    `seed` alone decides the initial weights. Dropout and the gradient penalty draw from torch's global generator:
+    whoever wants the same noise again seeds it. `wrap` is applied to what takes part in a backward pass (for example
+    DistributedDataParallel); `generator` and `discriminator` stay the plain networks.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        wrap: Wrap | None = None,
+    ) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self.generator = build_generator(config, seed=seed)
+        self.discriminator = build_discriminator(config, seed=seed + 1)
+        for network in (self.generator, self.discriminator):
+            network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._objective = GanObjective(config.gan_mode, config.label_smoothing)
+        wrap = wrap or (lambda module: module)
+        self._generate = wrap(self.generator)
+        self._discriminator_loss = wrap(_DiscriminatorLoss(self.discriminator, self._objective))
+        self._generator_adam = self._adam(self.generator)
+        self._discriminator_adam = self._adam(self.discriminator)
+
+    def _adam(self, network: nn.Module) -> torch.optim.Adam:
+        betas = (self.config.beta1, _BETA2)
+        fused = self.device.type in _FUSED_ADAM
+        return torch.optim.Adam(network.parameters(), lr=self.config.lr, betas=betas, fused=fused)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+        # One context for each pass: autocast remembers the weights it has cast until the context ends.
+        if self.config.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def update(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """One step on (B, C, H, W) float `inputs` and `targets` in [-1, 1].
+
+        Returns detached 0-d float32 tensors on the device, so that nothing waits for it: `g_gan`, `g_l1` (weighted by
+        lambda_l1), `d_real`, `d_fake`. The networks' mode (train or eval) is left as it is.
+        """
+        inputs = inputs.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        targets = targets.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        with self._autocast():
+            outputs = self._generate(inputs)
+        outputs = outputs.float()
+        generated = torch.cat([inputs, outputs], 1)
+
+        self.discriminator.requires_grad_(True)
+        self._discriminator_adam.zero_grad()
+        with self._autocast():
+            d_loss, d_fake, d_real = self._discriminator_loss(generated.detach(), torch.cat([inputs, targets], 1))
+        torch.autograd.backward(d_loss)
+        self._discriminator_adam.step()
+
+        self.discriminator.requires_grad_(False)
+        self._generator_adam.zero_grad()
+        with self._autocast():
+            g_gan = self._objective.fool(self.discriminator(generated))
+        g_l1 = F.l1_loss(outputs, targets) * self.config.lambda_l1
+        torch.autograd.backward(g_gan + g_l1)
+        self._generator_adam.step()
+        losses = {"g_gan": g_gan, "g_l1": g_l1, "d_real": d_real, "d_fake": d_fake}
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Use `lr` in both optimisers from the next step on."""
+        for adam in (self._generator_adam, self._discriminator_adam):
+            for group in adam.param_groups:
+                group["lr"] = lr
+
+    def train(self, mode: bool = True) -> None:
+        """Switch both networks to training mode, or with False to evaluation mode."""
+        self.generator.train(mode)
+        self.discriminator.train(mode)
+
+    def state(self) -> State:
+        """Everything `load_state` needs to go on, as tensors that share memory with the model.
+
+        `trainer` has the Adam moments and step counts under `generator.<parameter>.<name>` and
+        `discriminator.<parameter>.<name>`; it is empty before the first step.
+        """
+        trainer: dict[str, Tensor] = {}
+        for part, network, adam in self._optimised():
+            for name, parameter in network.named_parameters():
+                for key, value in adam.state.get(parameter, {}).items():
+                    trainer[f"{part}.{name}.{key}"] = value
+        return State(self.generator.state_dict(), self.discriminator.state_dict(), trainer)
+
+    def load_state(self, state: State) -> None:
+        """Continue from what `state` returned. Raises KeyError or RuntimeError if names or shapes do not fit."""
+        self.generator.load_state_dict(state.generator)
+        self.discriminator.load_state_dict(state.discriminator)
+        for part, network, adam in self._optimised():
+            adam.load_state_dict(_adam_state(adam, network, part, state.trainer))
+
+    def _optimised(self) -> tuple[tuple[str, nn.Module, torch.optim.Adam], ...]:
+        return (
+            ("generator", self.generator, self._generator_adam),
+            ("discriminator", self.discriminator, self._discriminator_adam),
+        )
+
+
+def _adam_state(
+    adam: torch.optim.Adam, network: nn.Module, part: str, tensors: Mapping[str, Tensor]
+) -> dict[str, object]:
+    keys = ("step", "exp_avg", "exp_avg_sq")
+    moments = {}
+    if any(name.startswith(f"{part}.") for name in tensors):
+        for index, (name, parameter) in enumerate(network.named_parameters()):
+            entry = {key: tensors[f"{part}.{name}.{key}"] for key in keys}
+            if entry["exp_avg"].shape != parameter.shape:
+                raise RuntimeError(f"{part}.{name}: moments of shape {tuple(entry['exp_avg'].shape)} do not fit")
+            # The optimiser walks parameter and moments in memory order, so both need the same layout.
+            layout = torch.empty_like(parameter)
+            moments[index] = {
+                "step": entry["step"].clone(),
+                "exp_avg": layout.copy_(entry["exp_avg"]),
+                "exp_avg_sq": torch.empty_like(parameter).copy_(entry["exp_avg_sq"]),
+            }
+    return {"state": moments, "param_groups": adam.state_dict()["param_groups"]}

@@ -1,0 +1,223 @@
+"""Cutting an image into overlapping square tiles, and blending the tiles back. NumPy only.
+
+An image smaller than a tile is continued by reflection; its tile is cropped back afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from p2p.errors import UsageError
+
+Array = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+_UNIT = 2**15
+"""Horizontal blend weights are whole numbers that sum to this. Weight times uint8 then stays below 2**24, where float32
+adds exactly, so the order in which tiles arrive cannot change a bit of the result."""
+
+
+def reflect_to(image: Array, height: int, width: int) -> Array:
+    """(H, W, C) -> (height, width, C), continued below and to the right by reflection (repeated where need be)."""
+    if image.shape[:2] == (height, width):
+        return image
+    rows = _reflected_indices(image.shape[0], height)
+    columns = _reflected_indices(image.shape[1], width)
+    return image[rows[:, None], columns[None, :]]
+
+
+def _reflected_indices(size: int, length: int) -> npt.NDArray[np.intp]:
+    period = max(1, 2 * (size - 1))
+    indices = np.arange(length) % period
+    return np.minimum(indices, period - indices) if size > 1 else np.zeros(length, np.intp)
+
+
+def _starts(size: int, tile_size: int, overlap: int) -> list[int]:
+    """First pixel of each window along one axis: spread evenly, neighbours sharing at least `overlap` pixels."""
+    if size <= tile_size:
+        return [0]
+    last = size - tile_size
+    steps = -(-last // (tile_size - overlap))
+    return [last * step // steps for step in range(steps + 1)]
+
+
+def _axis_weights(starts: list[int], tile_size: int, size: int, overlap: int) -> npt.NDArray[np.float64]:
+    """(windows, tile_size) weights that sum to one at every pixel: smoothstep ramps where windows meet."""
+    position = np.minimum(np.arange(tile_size), np.arange(tile_size)[::-1]) + 0.5
+    ramp = np.clip(position / max(1, overlap), 0.0, 1.0)
+    bump = ramp * ramp * (3.0 - 2.0 * ramp)
+    total = np.zeros(max(size, tile_size))
+    for start in starts:
+        total[start : start + tile_size] += bump
+    return np.stack([bump / total[start : start + tile_size] for start in starts])
+
+
+def _whole_weights(weights: npt.NDArray[np.float64], starts: list[int], tile_size: int, size: int) -> Floats:
+    """The same weights as whole numbers that sum to `_UNIT`; the heaviest window takes the rounding."""
+    whole = np.rint(weights * _UNIT)
+    total = np.zeros(max(size, tile_size))
+    heaviest = np.full(max(size, tile_size), -1.0)
+    owner = np.zeros(max(size, tile_size), np.intp)
+    for index, start in enumerate(starts):
+        window = slice(start, start + tile_size)
+        total[window] += whole[index]
+        heavier = whole[index] > heaviest[window]
+        owner[window][heavier] = index
+        heaviest[window][heavier] = whole[index][heavier]
+    for index, start in enumerate(starts):
+        window = slice(start, start + tile_size)
+        mine = owner[window] == index
+        whole[index][mine] += (_UNIT - total[window])[mine]
+    return whole.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """Where the tiles of a `height` x `width` image lie. Tiles are numbered row by row.
+
+    `tile_size` is the side of a tile and `overlap` what neighbours share at least, in pixels. Raises UsageError unless
+    0 <= overlap < tile_size and the image has at least one pixel.
+    """
+
+    height: int
+    width: int
+    tile_size: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        if self.tile_size < 1:
+            raise UsageError(f"--tile-size {self.tile_size}: must be at least 1")
+        if not 0 <= self.overlap < self.tile_size:
+            raise UsageError(
+                f"--overlap {self.overlap}: must lie between 0 and --tile-size {self.tile_size} minus 1; "
+                f"pass --overlap {self.tile_size // 4}"
+            )
+        if self.height < 1 or self.width < 1:
+            raise UsageError(f"an image of {self.width}x{self.height} pixels has nothing to cut into tiles")
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """First image row of each row of tiles."""
+        return _starts(self.height, self.tile_size, self.overlap)
+
+    @cached_property
+    def columns(self) -> list[int]:
+        """First image column of each column of tiles."""
+        return _starts(self.width, self.tile_size, self.overlap)
+
+    @cached_property
+    def windows(self) -> list[tuple[int, int]]:
+        """(y, x) of each tile's first pixel."""
+        return [(y, x) for y in self.rows for x in self.columns]
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    @property
+    def tile_shape(self) -> tuple[int, int]:
+        """(height, width) of every tile."""
+        return self.tile_size, self.tile_size
+
+    def tile(self, image: Array, index: int) -> Array:
+        """Tile `index` of the (height, width, C) `image`: (T, T, C), a view where no reflection is needed."""
+        y, x = self.rows[index // len(self.columns)], self.columns[index % len(self.columns)]
+        window = image[y : y + self.tile_size, x : x + self.tile_size]
+        return reflect_to(window, self.tile_size, self.tile_size)
+
+    def tiles(self, image: Array) -> Iterator[Array]:
+        """Each tile in turn, without holding them all."""
+        self._check(image)
+        return (self.tile(image, index) for index in range(len(self)))
+
+    def split(self, image: Array) -> Array:
+        """(height, width, C) uint8 -> (N, T, T, C) uint8."""
+        return np.stack(list(self.tiles(image)))
+
+    def join(self, tiles: Iterable[Array]) -> Array:
+        """(N, T, T, C) uint8 or the tiles one by one, in order -> (height, width, C) uint8."""
+        stitcher = Stitcher(self)
+        for index, tile in enumerate(tiles):
+            stitcher.add(index, tile)
+        return stitcher.result()
+
+    def _check(self, image: Array) -> None:
+        if image.ndim != 3 or image.shape[:2] != (self.height, self.width):
+            raise ValueError(f"the plan is for ({self.height}, {self.width}, C), the image is {image.shape}")
+
+
+class Stitcher:
+    """Blends tiles, in any order, into one image.
+
+    Beside the result it holds one strip of float32 for each row of tiles that has begun but not ended: two when tiles
+    come in order. The result does not depend on the order.
+    """
+
+    def __init__(self, plan: TilePlan) -> None:
+        self.plan = plan
+        size, overlap = plan.tile_size, plan.overlap
+        across = _axis_weights(plan.columns, size, plan.width, overlap)
+        self._across = _whole_weights(across, plan.columns, size, plan.width)
+        self._down = (_axis_weights(plan.rows, size, plan.height, overlap) / _UNIT).astype(np.float32)
+        self._strips: dict[int, Floats] = {}
+        self._seen: set[int] = set()
+        self._missing = [len(plan.columns)] * len(plan.rows)
+        self._next_row = 0
+        self._carry: Floats | None = None
+        self._image: Array | None = None
+
+    def add(self, index: int, tile: Array) -> None:
+        """Take tile `index`, (T, T, C) uint8. Each tile once; its memory may be reused afterwards."""
+        plan = self.plan
+        size = plan.tile_size
+        if index in self._seen or not 0 <= index < len(plan):
+            raise ValueError(f"tile {index} of {len(plan)} came twice or does not exist")
+        if tile.ndim != 3 or tile.shape[:2] != (size, size):
+            raise ValueError(f"tile {index}: expected ({size}, {size}, C), got {tile.shape}")
+        self._seen.add(index)
+        row, column = divmod(index, len(plan.columns))
+        if self._image is None:
+            self._image = np.empty((plan.height, plan.width, tile.shape[2]), np.uint8)
+        height, width = min(size, plan.height), min(size, plan.width)
+        if row not in self._strips:
+            self._strips[row] = np.zeros((height, plan.width, tile.shape[2]), np.float32)
+        x = plan.columns[column]
+        weights = self._across[column, :width, None]
+        self._strips[row][:, x : x + width] += tile[:height, :width] * weights
+        self._missing[row] -= 1
+        while self._next_row < len(plan.rows) and not self._missing[self._next_row]:
+            self._finish_row(self._next_row)
+            self._next_row += 1
+
+    def _finish_row(self, row: int) -> None:
+        """Blend a whole strip into what the strips above left open, and publish the rows no later strip touches."""
+        rows = self.plan.rows
+        strip = self._strips.pop(row)
+        strip *= self._down[row, : strip.shape[0], None, None]
+        if self._carry is not None:
+            strip[: self._carry.shape[0]] += self._carry
+        closed = rows[row + 1] - rows[row] if row + 1 < len(rows) else strip.shape[0]
+        assert self._image is not None
+        finished = np.rint(strip[:closed])
+        self._image[rows[row] : rows[row] + closed] = np.clip(finished, 0, 255, out=finished)
+        self._carry = strip[closed:].copy() if row + 1 < len(rows) else None
+
+    def result(self) -> Array:
+        """(height, width, C) uint8, once every tile has come."""
+        if self._image is None or self._next_row < len(self.plan.rows):
+            raise ValueError(f"only {len(self._seen)} of {len(self.plan)} tiles have come")
+        return self._image
+
+
+def split(image: Array, plan: TilePlan) -> Array:
+    """(H, W, C) uint8 -> (N, T, T, C) uint8."""
+    return plan.split(image)
+
+
+def stitch(tiles: Iterable[Array], plan: TilePlan) -> Array:
+    """(N, T, T, C) uint8, or the tiles one by one in order -> (H, W, C) uint8; `stitch(split(x)) == x`."""
+    return plan.join(tiles)

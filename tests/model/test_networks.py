@@ -1,0 +1,139 @@
+import pytest
+import torch
+
+from p2p.errors import UsageError
+from p2p.model.config import ModelConfig
+from p2p.model.networks import (
+    PatchDiscriminator,
+    PixelDiscriminator,
+    ResnetGenerator,
+    UNetGenerator,
+    build_discriminator,
+    build_generator,
+    empty_generator,
+)
+
+
+def parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_default_sizes_are_the_published_ones():
+    with torch.device("meta"):
+        generator, discriminator = UNetGenerator(), PatchDiscriminator()
+        logits = discriminator(torch.empty(1, 6, 256, 256))
+        output = generator(torch.empty(2, 3, 256, 256))
+    assert parameters(generator) == 54_413_955
+    assert parameters(discriminator) == 2_768_705
+    assert logits.shape == (1, 1, 30, 30)
+    assert output.shape == (2, 3, 256, 256)
+
+
+def test_unet_has_eight_halvings_and_dropout_in_three_inner_levels():
+    with torch.device("meta"):
+        generator = UNetGenerator()
+    strided = [module for module in generator.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert len(strided) == 8
+    assert all(module.kernel_size == (4, 4) and module.stride == (2, 2) for module in strided)
+    assert len([module for module in generator.modules() if isinstance(module, torch.nn.Dropout)]) == 3
+
+
+@pytest.mark.parametrize("layers, field", [(1, 16), (3, 70), (5, 286)])
+def test_patch_discriminators_see_as_far_as_their_name_says(layers, field):
+    discriminator = PatchDiscriminator(1, 1, layers, "none").eval()
+    for parameter in discriminator.parameters():
+        torch.nn.init.constant_(parameter, 0.1)
+    side = 3 * field
+    x = torch.ones(1, 1, side, side, requires_grad=True)
+    logits = discriminator(x)
+    middle = logits.shape[2] // 2
+    (gradient,) = torch.autograd.grad(logits[0, 0, middle, middle], x)
+    seen = gradient[0, 0].nonzero()
+    assert (seen.max(0).values - seen.min(0).values + 1).tolist() == [field, field]
+
+
+def test_pixel_discriminator_sees_one_pixel():
+    x = torch.rand(1, 6, 4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(PixelDiscriminator(ndf=4).eval()(x)[0, 0, 1, 2], x)
+    assert gradient.abs().sum((0, 1)).nonzero().tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("name, side", [("unet_64", 64), ("unet_128", 128), ("unet_512", 512), ("resnet_6", 8)])
+def test_generators_keep_the_size_at_multiples_of_their_stride(name, side):
+    config = ModelConfig(generator=name, ngf=2, input_channels=1, output_channels=4, crop_size=512)
+    generator = empty_generator(config)
+    assert side % generator.stride == 0
+    assert generator(torch.empty(1, 1, side, 2 * side, device="meta")).shape == (1, 4, side, 2 * side)
+
+
+def test_initial_weights_come_from_the_seed_alone_and_have_the_published_spread():
+    config = ModelConfig(generator="unet_64", ngf=8, crop_size=64)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first, second, third = (build_generator(config, seed=seed) for seed in (5, 5, 6))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not torch.equal(next(first.parameters()), next(third.parameters()))
+    kernels = torch.cat([p.flatten() for p in first.parameters() if p.ndim == 4])
+    scales = torch.cat([m.weight for m in first.modules() if isinstance(m, torch.nn.BatchNorm2d)])
+    assert kernels.mean().abs() < 1e-3 and abs(kernels.std() - 0.02) < 1e-3
+    assert abs(scales.mean() - 1) < 0.01 and abs(scales.std() - 0.02) < 0.01
+    assert all(not m.bias.any() for m in first.modules() if getattr(m, "bias", None) is not None)
+
+
+def test_training_noise_does_not_depend_on_the_memory_layout():
+    generator = build_generator(ModelConfig(generator="unet_64", ngf=4, crop_size=64))
+    x = torch.rand(2, 3, 64, 64)
+    torch.manual_seed(3)
+    plain = generator(x)
+    torch.manual_seed(3)
+    channels_last = generator.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    assert torch.allclose(plain, channels_last, atol=1e-5)
+
+
+def test_norms_change_the_parameters_as_published():
+    with torch.device("meta"):
+        names = {
+            norm: set(dict(ResnetGenerator(norm=norm).named_parameters())) for norm in ("batch", "instance", "none")
+        }
+    assert {"model.1.weight", "model.2.weight", "model.2.bias"} <= names["batch"]
+    assert "model.1.bias" in names["instance"] and "model.2.weight" not in names["instance"]
+    assert "model.1.bias" not in names["none"]
+
+
+def test_wrong_sizes_are_told_with_a_way_out():
+    with pytest.raises(UsageError, match=r"--crop-size 128.*unet_256.*multiple of 256.*--generator unet_128"):
+        ModelConfig(crop_size=128)
+    with pytest.raises(UsageError, match=r"patch_286 needs at least 96"):
+        ModelConfig(crop_size=64, generator="unet_64", discriminator="patch_286")
+    with pytest.raises(UsageError, match="num_downs 4"):
+        UNetGenerator(num_downs=4)
+
+
+@pytest.mark.parametrize("name, least", [("patch_16", 6), ("patch_70", 24), ("patch_286", 96)])
+def test_the_smallest_crop_gives_one_logit(name, least):
+    config = ModelConfig(generator="resnet_6", discriminator=name, crop_size=96, ndf=1, ngf=1)
+    discriminator = build_discriminator(config).eval()
+    assert discriminator(torch.zeros(1, 6, least, least)).shape == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"generator": "unet_255"}, "unet_256"),
+        ({"gan_mode": "hinge", "label_smoothing": 0.1}, "no labels"),
+        ({"lr": 0.0}, "--lr 0.0"),
+        ({"ngf": 0}, "--ngf 0"),
+        ({"beta1": 1.0}, "--beta1"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(values, message):
+    with pytest.raises(UsageError, match=message):
+        ModelConfig(**values)
+
+
+def test_a_configuration_survives_its_dictionary():
+    config = ModelConfig(generator="resnet_9", crop_size=128, norm="instance", label_smoothing=0.1)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(UsageError, match="unknown fields: colour"):
+        ModelConfig.from_dict({"colour": 1})

@@ -1,0 +1,191 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from formula_weights import fill, images
+from torch.nn.parallel import DistributedDataParallel
+
+from p2p.model.config import ModelConfig
+from p2p.model.losses import GanObjective, gradient_penalty
+from p2p.model.pix2pix import Pix2Pix
+
+REFERENCE = json.loads((Path(__file__).parent / "reference.json").read_text())
+SMALL = {"generator": "unet_64", "crop_size": 64, "ngf": 4, "ndf": 4, "dropout": False}
+
+
+def small_model(**values):
+    return Pix2Pix(ModelConfig(**{**SMALL, **values}))
+
+
+def batch(config, count=2):
+    return images("inputs", count, 3, config.crop_size), images("targets", count, 3, config.crop_size)
+
+
+def probe(tensor):
+    flat = tensor.detach().flatten()
+    return torch.stack([flat[int(i * (len(flat) - 1) / 15)] for i in range(16)])
+
+
+@pytest.mark.parametrize("case", REFERENCE, ids=lambda case: "-".join(map(str, case["config"].values())))
+def test_networks_and_updates_agree_with_the_reference_implementation(case):
+    """Numbers recorded from pytorch-CycleGAN-and-pix2pix with the same weights, inputs and seed of the noise."""
+    model = Pix2Pix(ModelConfig(**case["config"]))
+    fill(model.generator, "generator")
+    fill(model.discriminator, "discriminator")
+    inputs, targets = batch(model.config)
+    model.train(False)
+    with torch.no_grad():
+        outputs, logits = model.generator(inputs), model.discriminator(torch.cat([inputs, targets], 1))
+    assert list(logits.shape) == case["logits_shape"]
+    assert torch.allclose(probe(outputs.contiguous()), torch.tensor(case["outputs"]), atol=1e-5)
+    assert torch.allclose(probe(logits.contiguous()), torch.tensor(case["logits"]), atol=1e-5)
+
+    model.train()
+    torch.manual_seed(7)
+    first = {name: value.item() for name, value in model.update(inputs, targets).items()}
+    assert first == pytest.approx(case["losses"][0], rel=1e-4)
+    state = model.state()
+    for name, (index, expected) in case["weights_after_first_step"].items():
+        part, _, key = name.partition(".")
+        value = getattr(state, part)[key].contiguous().flatten()[index].item()
+        assert value == pytest.approx(expected, abs=2e-6, rel=1e-5), name
+    second = {name: value.item() for name, value in model.update(inputs, targets).items()}
+    assert second == pytest.approx(case["losses"][1], rel=1e-3)
+
+
+def test_the_discriminator_is_updated_first_and_the_generator_meets_the_new_one():
+    model = small_model(norm="none", lr=0.01)
+    inputs, targets = batch(model.config)
+    with torch.no_grad():
+        pair = torch.cat([inputs, model.generator(inputs)], 1)
+        before = GanObjective().fool(model.discriminator(pair))
+    losses = model.update(inputs, targets)
+    with torch.no_grad():
+        after = GanObjective().fool(model.discriminator(pair))
+    assert losses["g_gan"].item() == pytest.approx(after.item(), rel=1e-5)
+    assert losses["g_gan"].item() != pytest.approx(before.item(), rel=1e-5)
+
+
+def test_losses_are_detached_scalars_in_the_published_units():
+    model = small_model(lambda_l1=7.0)
+    model.train(False)
+    inputs, targets = batch(model.config)
+    with torch.no_grad():
+        outputs = model.generator(inputs)
+        d_real = model.discriminator(torch.cat([inputs, targets], 1))
+    losses = model.update(inputs, targets)
+    assert set(losses) == {"g_gan", "g_l1", "d_real", "d_fake"}
+    assert all(loss.shape == () and not loss.requires_grad and loss.dtype == torch.float32 for loss in losses.values())
+    assert losses["g_l1"].item() == pytest.approx(7 * (outputs - targets).abs().mean().item(), rel=1e-5)
+    assert losses["d_real"].item() == pytest.approx(torch.nn.functional.softplus(-d_real).mean().item(), rel=1e-5)
+
+
+def test_real_and_generated_pairs_keep_their_own_batch_statistics():
+    model = small_model()
+    inputs, targets = batch(model.config)
+    model.update(inputs, targets)
+    norms = [module for module in model.discriminator.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert [norm.num_batches_tracked.item() for norm in norms] == [3, 3, 3]  # generated, real, generated again
+
+
+def test_training_continues_from_a_saved_state_as_if_never_interrupted():
+    one = small_model()
+    inputs, targets = batch(one.config)
+    one.update(inputs, targets)
+    two = Pix2Pix(one.config, seed=9)
+    state = one.state()
+    copied = type(state)(*({name: tensor.clone().contiguous() for name, tensor in part.items()} for part in state))
+    two.load_state(copied)
+    expected, found = one.update(inputs, targets), two.update(inputs, targets)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert all(
+        torch.equal(a, b)
+        for mine, theirs in zip(one.state(), two.state(), strict=True)
+        for a, b in zip(mine.values(), theirs.values(), strict=True)
+    )
+
+
+def test_a_fresh_state_loads_too():
+    one, two = small_model(), small_model()
+    two.load_state(one.state())
+    inputs, targets = batch(one.config)
+    assert torch.equal(one.update(inputs, targets)["g_l1"], two.update(inputs, targets)["g_l1"])
+
+
+def test_a_learning_rate_of_zero_changes_no_weight():
+    model = small_model()
+    before = [parameter.clone() for parameter in model.generator.parameters()]
+    model.set_learning_rate(0.0)
+    model.update(*batch(model.config))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.generator.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("gan_mode", ["vanilla", "lsgan", "hinge", "wgangp"])
+def test_every_objective_trains_in_bfloat16_and_keeps_float32_weights(gan_mode):
+    model = small_model(gan_mode=gan_mode, precision="bf16", dropout=True)
+    exact = small_model(gan_mode=gan_mode, dropout=True)
+    inputs, targets = batch(model.config)
+    torch.manual_seed(0)
+    losses = model.update(inputs, targets)
+    torch.manual_seed(0)
+    expected = exact.update(inputs, targets)
+    for name, loss in losses.items():
+        assert loss.item() == pytest.approx(expected[name].item(), rel=0.05, abs=0.05)
+    assert all(parameter.dtype == torch.float32 for parameter in model.generator.parameters())
+
+
+def test_twenty_updates_bring_the_output_to_a_constant_target():
+    model = small_model(lr=2e-3, dropout=True)
+    inputs, _ = batch(model.config)
+    targets = torch.full_like(inputs, 0.5)
+    losses = [model.update(inputs, targets)["g_l1"].item() for _ in range(20)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("gan_mode", ["vanilla", "wgangp"])
+def test_data_parallel_wrappers_enter_through_wrap_and_change_nothing(process_group, gan_mode):
+    plain = small_model(gan_mode=gan_mode)
+    wrapped = Pix2Pix(plain.config, wrap=DistributedDataParallel)
+    inputs, targets = batch(plain.config)
+    for step in range(2):
+        torch.manual_seed(step)
+        expected = plain.update(inputs, targets)
+        torch.manual_seed(step)
+        found = wrapped.update(inputs, targets)
+        assert all(torch.allclose(expected[name], found[name], rtol=1e-4) for name in expected)
+    assert list(wrapped.generator.state_dict()) == list(plain.generator.state_dict())
+
+
+def test_label_smoothing_lowers_only_the_discriminators_real_target():
+    logits = torch.linspace(-3, 3, 9)
+    smooth, plain = GanObjective("lsgan", 0.1), GanObjective("lsgan")
+    assert torch.allclose(smooth.real(logits), ((logits - 0.9) ** 2).mean())
+    assert torch.equal(smooth.fake(logits), plain.fake(logits))
+    assert torch.equal(smooth.fool(logits), plain.fool(logits))
+
+
+def test_objectives_are_their_formulas():
+    logits = torch.linspace(-3, 3, 9)
+    softplus = torch.nn.functional.softplus
+    assert torch.allclose(GanObjective("vanilla").fake(logits), softplus(logits).mean())
+    assert torch.allclose(GanObjective("hinge").real(logits), torch.relu(1 - logits).mean())
+    assert torch.allclose(GanObjective("hinge").fake(logits), torch.relu(1 + logits).mean())
+    for mode in ("hinge", "wgangp"):
+        assert torch.equal(GanObjective(mode).fool(logits), -logits.mean())
+
+
+def test_the_gradient_penalty_of_a_linear_critic_is_known():
+    critic = torch.nn.Conv2d(2, 1, 1, bias=False)
+    torch.nn.init.constant_(critic.weight, 0.25)
+    real, fake = torch.rand(3, 2, 4, 4), torch.rand(3, 2, 4, 4)
+    length = (32 * 0.25**2) ** 0.5  # every input value has derivative 0.25
+    assert gradient_penalty(critic, real, fake).item() == pytest.approx(10 * (length - 1) ** 2, rel=1e-5)
