@@ -1,0 +1,63 @@
+# make help lists the targets. PYTHON chooses the interpreter that .venv is made with (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO := demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+install: $(INSTALLED) ## make .venv and install everything in it, at the pinned versions
+
+$(INSTALLED): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'p2p needs Python 3.11 or newer; name one with: make install PYTHON=python3.11' >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: install ## the whole product on the embedded data set, from nothing, into demo/
+	rm -rf $(DEMO)
+	@echo '== pairs of an aerial picture and its map, drawn by the embedded source'
+	$(BIN)/python jobs/prepare.py --source 'synthetic:city?pairs=384&seed=0' --load-size 143 \
+	  --val-fraction 0.1 --output $(DEMO)/pairs
+	@echo '== a generator learns to draw the map'
+	$(BIN)/python jobs/train.py --data $(DEMO)/pairs --output $(DEMO)/run --generator unet_128 --ngf 32 --ndf 32 \
+	  --crop-size 128 --batch-size 8 --epochs 6 --epochs-decay 6
+	@echo '== how well it draws pairs it has never seen'
+	$(BIN)/python jobs/evaluate.py --checkpoint $(DEMO)/run --data $(DEMO)/pairs --split val --compare-untrained \
+	  --output $(DEMO)/evaluation
+	@echo '== larger scenes it has never seen, as Parquet and as PNG'
+	$(BIN)/python jobs/prepare.py --source 'synthetic:city?pairs=4&size=512&seed=1000' --load-size 0 \
+	  --output $(DEMO)/scenes
+	$(BIN)/python jobs/translate.py --checkpoint $(DEMO)/run --source $(DEMO)/scenes/train --format parquet \
+	  --output $(DEMO)/translated/parquet
+	$(BIN)/python jobs/translate.py --checkpoint $(DEMO)/run --source $(DEMO)/scenes/train --format png \
+	  --output $(DEMO)/translated/png
+	@echo
+	@echo 'Open these in a browser:'
+	@ls -1 $(CURDIR)/$(DEMO)/run/report.html $(CURDIR)/$(DEMO)/evaluation/report.html \
+	  $(CURDIR)/$(DEMO)/translated/*/report.html
+
+test: install ## the test suite; no GPU and no network
+	$(BIN)/python -m pytest
+
+lint: install ## ruff and mypy --strict
+	$(BIN)/ruff check p2p jobs tests
+	$(BIN)/ruff format --check p2p jobs tests
+	$(BIN)/mypy p2p jobs
+
+lock: ## pin the newest versions that pyproject.toml allows into constraints.txt
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	build/lock/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	  --upgrade --no-emit-index-url --no-annotate --no-header --quiet --output-file constraints.txt
+
+clean: ## remove .venv, demo/ and every cache
+	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find p2p jobs tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,182 @@
+#!/usr/bin/env bash
+# A Ray head on this machine, apart from any other Ray: own folder, own ports, own token, its dashboard on loopback.
+# Its own processes are stopped by their ids; `ray stop` would end every Ray of this machine.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+home=${P2P_CLUSTER_HOME:-/tmp/p2p-cluster-$(id -u)} # short: Ray puts Unix sockets below it, whose paths are limited
+bin=${P2P_CLUSTER_BIN:-$root/.venv/bin}
+
+usage() {
+  cat <<'TEXT'
+cluster/local.sh up       start a Ray head on this machine and say how to use it
+cluster/local.sh status   what runs, and its resources
+cluster/local.sh env      the variables a shell needs: eval "$(cluster/local.sh env)"
+cluster/local.sh down     stop it and remove its folder
+
+P2P_CLUSTER_HOME  its folder (default /tmp/p2p-cluster-UID); another folder is another cluster
+P2P_CLUSTER_BIN   where ray and python lie (default .venv/bin of this repository)
+TEXT
+}
+
+fail() {
+  echo "error: $*" >&2
+  exit "${status:-1}"
+}
+
+# Prints one free loopback port for each preferred one, that one itself where it is free.
+free_ports() {
+  "$bin/python" - "$@" <<'PY'
+import socket, sys
+
+held = []
+for preferred in map(int, sys.argv[1:]):
+    listener = socket.socket()
+    try:
+        listener.bind(("127.0.0.1", preferred))
+    except OSError:
+        listener.bind(("127.0.0.1", 0))
+    held.append(listener)
+print(*(listener.getsockname()[1] for listener in held))
+PY
+}
+
+# Prints, of the process ids given, those still alive that are what they were when recorded: "id:start time".
+still_ours() {
+  local entry id
+  for entry in "$@"; do
+    id=${entry%%:*}
+    if [ "$(started "$id")" = "${entry#*:}" ]; then echo "$id"; fi
+  done
+}
+
+# The start time of a process in clock ticks since boot, and nothing if there is none (or only its zombie).
+started() {
+  local stat
+  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 0
+  stat=${stat##*) } # the command's name before it may hold blanks
+  # shellcheck disable=SC2086  # split into fields on purpose: state is the 1st here, start time the 20th
+  set -- $stat
+  if [ "$1" != Z ]; then echo "${20}"; fi
+}
+
+# Adds our processes to the record: those whose environment carries our mark, and all their descendants, since some
+# of Ray's processes write their title over their environment.
+record() {
+  local ids id start
+  ids=$(grep -lsaF "P2P_CLUSTER_MARK=$home;" /proc/[0-9]*/environ | cut -d/ -f3 || true)
+  touch "$home/processes"
+  for id in $(with_descendants "$ids"); do
+    start=$(started "$id")
+    if [ -n "$start" ]; then echo "$id:$start"; fi
+  done >>"$home/processes"
+}
+
+# Prints the process ids given and those of all their descendants.
+with_descendants() {
+  ps -e -o pid=,ppid= | awk -v roots="${1//$'\n'/ }" '
+    BEGIN { split(roots, list); for (i in list) wanted[list[i]] = 1 }
+    { parent[$1] = $2 }
+    END {
+      do {
+        grew = 0
+        for (id in parent) if (!(id in wanted) && parent[id] in wanted) grew = wanted[id] = 1
+      } while (grew)
+      for (id in wanted) if (id in parent) print id
+    }'
+}
+
+environment() {
+  local head_port dashboard_port
+  read -r head_port dashboard_port <"$home/ports"
+  cat <<TEXT
+export RAY_AUTH_MODE=token
+export RAY_AUTH_TOKEN_PATH='$home/token'
+export RAY_ADDRESS=127.0.0.1:$head_port
+export RAY_API_SERVER_ADDRESS=http://127.0.0.1:$dashboard_port
+TEXT
+}
+
+up() {
+  if [ -e "$home/ports" ]; then
+    echo "already up; cluster/local.sh down stops it" >&2
+    say
+    return
+  fi
+  [ -x "$bin/ray" ] || status=2 fail "no ray in $bin; run make install first, or set P2P_CLUSTER_BIN"
+  (umask 077 && mkdir -p "$home")
+  (umask 077 && "$bin/python" -c 'import secrets; print(secrets.token_hex(32))' >"$home/token")
+  local ports
+  read -ra ports < <(free_ports 6390 8275 52390 52391 52392)
+  echo "${ports[@]:0:2}" >"$home/ports"
+  # Ray places work by logical CPUs; with fewer than four its readers and workers wait for each other.
+  local cpus
+  cpus=$(getconf _NPROCESSORS_ONLN)
+  # Jobs run with the python that stands first on the PATH of the head.
+  if ! PATH=$bin:$PATH RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$home/token P2P_CLUSTER_MARK="$home;" \
+    "$bin/ray" start --head --node-ip-address 127.0.0.1 --port "${ports[0]}" --temp-dir "$home/ray" \
+    --dashboard-host 127.0.0.1 --dashboard-port "${ports[1]}" --dashboard-agent-listen-port "${ports[2]}" \
+    --ray-client-server-port "${ports[3]}" --metrics-export-port "${ports[4]}" \
+    --num-cpus "$((cpus > 4 ? cpus : 4))" --disable-usage-stats >"$home/start.log" 2>&1 </dev/null; then
+    cat "$home/start.log" >&2
+    down
+    fail "the Ray head did not start"
+  fi
+  record
+  say
+}
+
+say() {
+  local head_port dashboard_port
+  read -r head_port dashboard_port <"$home/ports"
+  cat <<TEXT
+Ray head on port $head_port, dashboard http://127.0.0.1:$dashboard_port, token in $home/token
+
+In each shell that uses it:
+  eval "\$($0 env)"
+Then:
+  ray job submit --address http://127.0.0.1:$dashboard_port --working-dir . -- python jobs/train.py --data … --output …
+  python jobs/train.py --data … --output …        (a driver in this shell, its work on the cluster)
+Stop it with:
+  $0 down
+TEXT
+}
+
+show_status() {
+  if [ ! -e "$home/ports" ]; then
+    echo "down"
+    return 1
+  fi
+  eval "$(environment)"
+  "$bin/ray" status --address "$RAY_ADDRESS"
+}
+
+down() {
+  if [ ! -d "$home" ]; then
+    echo "nothing to stop"
+    return
+  fi
+  record
+  local recorded alive
+  mapfile -t recorded < <(sort -u "$home/processes")
+  for signal in TERM KILL; do
+    alive=$(still_ours "${recorded[@]}")
+    # shellcheck disable=SC2086  # one word for each id
+    if [ -n "$alive" ]; then kill -s $signal $alive 2>/dev/null || true; fi
+    for _ in $(seq 30); do
+      [ -n "$(still_ours "${recorded[@]}")" ] || break
+      sleep 0.1
+    done
+  done
+  rm -rf "$home"
+  echo "stopped"
+}
+
+case ${1:-} in
+  up) up ;;
+  status) show_status ;;
+  env) [ -e "$home/ports" ] || fail "it is not up; start it with $0 up"; environment ;;
+  down) down ;;
+  -h | --help | help) usage ;;
+  *) usage >&2; exit 2 ;;
+esac
