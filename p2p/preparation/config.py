@@ -1,0 +1,101 @@
+"""What `jobs/prepare.py` can be told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from p2p.errors import UsageError
+
+SYNTHETIC = "synthetic:"
+_LARGEST_SIDE = 65_535  # what a JPEG can hold
+_LARGEST_SYNTHETIC = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Turn raw pairs of images into a prepared data set: Parquet shards ready to train on.
+
+    Published data sets, streamed straight from their archives (A is the left half, B the right):
+    http://efrosgans.eecs.berkeley.edu/pix2pix/datasets/facades.tar.gz (also cityscapes.tar.gz, maps.tar.gz,
+    edges2shoes.tar.gz, edges2handbags.tar.gz)
+    """
+
+    source: str
+    """A folder or prefix of images, a .tar, .tar.gz, .tgz or .zip of one, a Parquet data set, all at a local path or
+    any fsspec address (s3://, gs://, http://, …), or synthetic:city?pairs=512&size=256&seed=0. Sub-folders train/,
+    val/ and test/ are splits by themselves."""
+    output: str
+    """Folder or prefix that receives train/, val/, test/, errors/, dataset.json and summary.json. An earlier prepared
+    data set there is replaced."""
+    source_b: str | None = None
+    """The images of side B, where --source holds only side A; joined by relative path without extension."""
+    layout: Literal["auto", "combined", "folders"] = "auto"
+    """combined: one image, A is the left half and B the right half. folders: A and B in two sub-folders. auto: folders
+    with --source-b or where sub-folders are called A and B (also trainA and trainB, labels and photos, labels and
+    images, masks and images, input and target), else combined."""
+    load_size: int = 286
+    """Stored height and width of both sides, pixels (square, bicubic); 0 keeps each pair's own size, losslessly."""
+    val_fraction: float = 0.0
+    """Share, 0 to 1, of the pairs outside split folders that goes to val, chosen by a hash of the pair's id."""
+    max_bad_fraction: float = 0.0
+    """Share, 0 to 1, of the inputs that may be bad before the job ends with exit status 3."""
+
+    def __post_init__(self) -> None:
+        """Check each value by itself."""
+        if not 0 <= self.load_size <= _LARGEST_SIDE:
+            raise UsageError(
+                f"--load-size {self.load_size}: must be 0 (keep each pair's own size) to {_LARGEST_SIDE}; try 286"
+            )
+        for option, share in (("--val-fraction", self.val_fraction), ("--max-bad-fraction", self.max_bad_fraction)):
+            if not (math.isfinite(share) and 0 <= share <= 1):
+                raise UsageError(f"{option} {share}: must be a share from 0 to 1, such as 0.1")
+        for option, value in (("--source", self.source), ("--output", self.output), ("--source-b", self.source_b)):
+            if value is not None and not value.strip():
+                raise UsageError(f"{option}: must not be empty")
+        if self.source_b is not None and self.layout == "combined":
+            raise UsageError("--layout combined: one image holds both sides, so leave out --source-b, or --layout")
+        if self.source.startswith(SYNTHETIC):
+            if self.source_b is not None:
+                raise UsageError("--source-b: a synthetic source draws both sides; leave it out")
+            parse_synthetic(self.source)
+        if self.output.startswith(SYNTHETIC):
+            raise UsageError(f"--output {self.output}: not a place to write to")
+
+
+@dataclass(frozen=True)
+class SyntheticSource:
+    """How many pairs to draw, how large (pixels), from which seed. Size 0: the size they are stored in, or 256."""
+
+    pairs: int = 512
+    height: int = 0
+    width: int = 0
+    seed: int = 0
+
+
+def _number(address: str, name: str, text: str, low: int, high: int) -> int:
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise UsageError(f"--source {address}: {name}={text} must be a whole number from {low} to {high}")
+    return int(text)
+
+
+def parse_synthetic(address: str) -> SyntheticSource:
+    """`synthetic:city?pairs=512&size=256&seed=0` (each part optional, size also as WIDTHxHEIGHT). Raises UsageError."""
+    kind, _, query = address.removeprefix(SYNTHETIC).partition("?")
+    if kind != "city":
+        raise UsageError(f"--source {address}: there is no synthetic {kind!r}; use synthetic:city?pairs=512&seed=0")
+    values: dict[str, int] = {}
+    for part in filter(None, query.split("&")):
+        name, _, text = part.partition("=")
+        if name == "pairs":
+            values["pairs"] = _number(address, name, text, 1, 100_000_000)
+        elif name == "seed":
+            values["seed"] = _number(address, name, text, 0, 2**63 - 1)
+        elif name == "size":
+            sides = text.lower().split("x", 1)
+            values["width"] = _number(address, name, sides[0], 1, _LARGEST_SYNTHETIC)
+            values["height"] = _number(address, name, sides[-1], 1, _LARGEST_SYNTHETIC)
+        else:
+            raise UsageError(f"--source {address}: unknown part {name!r}; use pairs, size and seed")
+    return SyntheticSource(**values)

@@ -1,0 +1,233 @@
+"""The job: look at the source, cut it into shards, let Ray Data write them, tell what came out."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from p2p.data.pairs import SPLITS, part_name
+from p2p.errors import UsageError, check_bad_fraction
+from p2p.preparation.config import SYNTHETIC, PrepareConfig, parse_synthetic
+from p2p.preparation.locations import Drawing, Fetcher
+from p2p.preparation.pairing import Pairing, PairRef, choose_split, pair_one_source, pair_two_sources
+from p2p.preparation.shards import Palette, Shard, ShardReport, cut_into_shards, merge_palettes, write_shard
+from p2p.preparation.sources import BadRow, Listing, kind_of, list_source, read_stream
+from p2p.preparation.synthetic import PALETTE
+from p2p.preparation.tables import pair_tables
+from p2p.progress import Progress
+from p2p.storage.filesystems import (
+    absolute,
+    join,
+    list_names,
+    remove,
+    require_readable,
+    require_writable,
+    write_json,
+    write_table,
+)
+
+if TYPE_CHECKING:
+    import ray
+
+log = logging.getLogger("p2p")
+
+_OWN_FILES = ("dataset.json", "summary.json")
+_OWN_FOLDERS = (*SPLITS, "errors")
+_PART = re.compile(r"part-\d{5,}\.parquet")
+_ERROR_SCHEMA = pa.schema([("source_uri", pa.string()), ("error", pa.string()), ("message", pa.string())])
+_ERRORS_PER_PART = 100_000
+_SYNTHETIC_SIZE = 256
+
+
+def run(config: PrepareConfig) -> dict[str, Any]:
+    """Do the whole job; see `p2p.preparation.prepare`."""
+    started = time.monotonic()
+    source = config.source if config.source.startswith(SYNTHETIC) else absolute(config.source)
+    source_b = absolute(config.source_b) if config.source_b is not None else None
+    output = absolute(config.output)
+    addresses = [(source, "--source")] + ([(source_b, "--source-b")] if source_b is not None else [])
+    for address, option in addresses:
+        _require_apart(address, option, output)
+        if kind_of(address) != "synthetic":
+            require_readable(address, option)
+    _require_replaceable(output)
+    # A compressed tar cannot be listed without reading all of it, which waits until Ray can take its images.
+    streamed = any(kind_of(address) == "stream" for address, _ in addresses)
+    pairing = None if streamed else _find_pairs(config, source, source_b, [])
+    require_writable(output, "--output")
+
+    from p2p.data.session import ray_session
+
+    chunks: list[ray.ObjectRef[Any]] = []
+    with ray_session():
+        if pairing is None:
+            pairing = _find_pairs(config, source, source_b, chunks)
+        _say_what_was_found(pairing, config)
+        _clear(output)
+        summary = _write(pairing, config, source=source, output=output, chunks=chunks, started=started)
+    check_bad_fraction(
+        summary["bad"],
+        summary["bad"] + sum(summary["pairs"].values()),
+        config.max_bad_fraction,
+        join(output, "errors"),
+        summary,
+    )
+    return summary
+
+
+def _require_apart(source: str, option: str, output: str) -> None:
+    if f"{source.rstrip('/')}/".startswith(f"{output.rstrip('/')}/"):
+        raise UsageError(f"--output {output}: holds {option} {source}, which would be replaced; choose another folder")
+
+
+def _require_replaceable(output: str) -> None:
+    """Raise UsageError if `output` holds anything that this job did not write."""
+    strange = [name for name in list_names(output) if name not in (*_OWN_FILES, *_OWN_FOLDERS)]
+    for folder in _OWN_FOLDERS:
+        names = list_names(join(output, folder)) if not strange else []
+        strange += [f"{folder}/{name}" for name in names if not _PART.fullmatch(name)]
+    if strange:
+        shown = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
+        raise UsageError(f"--output {output}: holds files of something else ({shown}); choose an empty or new folder")
+
+
+def _clear(output: str) -> None:
+    """Remove an earlier prepared data set; its description first, so that a half-removed one is not taken for whole."""
+    for name in (*reversed(_OWN_FILES), *_OWN_FOLDERS):
+        remove(join(output, name))
+
+
+def _find_pairs(config: PrepareConfig, source: str, source_b: str | None, chunks: list[Any]) -> Pairing:
+    """List the source and pair it up. Compressed tars go through Ray's object store, into `chunks`."""
+    if kind_of(source) == "synthetic":
+        return _pair_drawings(config, source)
+    if kind_of(source) == "parquet" and source_b is None:
+        return pair_tables(source, config.layout, config.val_fraction)
+    listing = _list(source, "--source", chunks)
+    if source_b is None:
+        if not listing.members and listing.parquet and kind_of(source) == "folder":
+            return pair_tables(source, config.layout, config.val_fraction)
+        listing.require_images("--source")
+        return pair_one_source(listing, config.layout, config.val_fraction, kind_of(source) != "folder")
+    listing_b = _list(source_b, "--source-b", chunks)
+    listing.require_images("--source")
+    listing_b.require_images("--source-b")
+    archives = (kind_of(source) != "folder", kind_of(source_b) != "folder")
+    return pair_two_sources(listing, listing_b, archives, config.val_fraction)
+
+
+def _list(uri: str, option: str, chunks: list[Any]) -> Listing:
+    if kind_of(uri) != "stream":
+        return list_source(uri, option)
+    import numpy as np
+    import ray
+
+    def keep(chunk: bytearray) -> None:
+        chunks.append(ray.put(np.frombuffer(chunk, np.uint8)))
+        progress.advance(len(chunk) // 2**20)
+
+    with Progress(f"reading {uri}", total=None, unit="MiB") as progress:
+        return read_stream(uri, option, keep, first=len(chunks))
+
+
+def _pair_drawings(config: PrepareConfig, source: str) -> Pairing:
+    asked = parse_synthetic(source)
+    size = config.load_size or _SYNTHETIC_SIZE
+    height, width = asked.height or size, asked.width or size
+    pairing = Pairing(layout="folders", note="A is the aerial photograph, B the map")
+    for index in range(asked.pairs):
+        pair_id = f"city-{asked.seed}-{index:06d}"
+        split = choose_split("", pair_id, config.val_fraction)
+        drawing = Drawing(asked.seed, index, height, width)
+        pairing.pairs.append(PairRef(pair_id, split, drawing, None, 3 * height * width))
+    return pairing
+
+
+def _say_what_was_found(pairing: Pairing, config: PrepareConfig) -> None:
+    counts = {split: sum(pair.split == split for pair in pairing.pairs) for split in SPLITS}
+    found = ", ".join(f"{count} {split}" for split, count in counts.items() if count)
+    log.info("found %d pairs (%s); %s", len(pairing.pairs), found, pairing.note)
+    if config.val_fraction and not counts["val"]:
+        log.warning(
+            "--val-fraction %g puts no pair into val: split folders decide for themselves, of few pairs none may go",
+            config.val_fraction,
+        )
+
+
+def _write_batch(batch: pa.Table, *, output: str, load_size: int, chunks: list[Any]) -> pa.Table:
+    """The Ray Data task: pickled shards in, pickled reports out; the pairs themselves go straight to storage."""
+
+    def chunk(number: int) -> memoryview:
+        import ray
+
+        return memoryview(ray.get(chunks[number]))
+
+    reports = []
+    for pickled in batch.column("shard").to_pylist():
+        shard: Shard = pickle.loads(pickled)
+        reports.append(pickle.dumps(write_shard(shard, output, load_size, Fetcher(chunk))))
+    return pa.table({"report": pa.array(reports, pa.binary())})
+
+
+def _reports(shards: list[Shard], output: str, load_size: int, chunks: list[Any]) -> Iterator[ShardReport]:
+    import ray.data
+
+    from p2p.data.session import quiet_data_context
+
+    quiet_data_context()
+    rows = [{"shard": pickle.dumps(shard)} for shard in shards]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _write_batch,  # type: ignore[arg-type]  # Ray's types know no keyword arguments
+        batch_size=1,
+        batch_format="pyarrow",
+        fn_kwargs={"output": output, "load_size": load_size, "chunks": chunks},
+    )
+    for row in dataset.iter_rows():
+        yield pickle.loads(row["report"])
+
+
+def _write(
+    pairing: Pairing, config: PrepareConfig, *, source: str, output: str, chunks: list[Any], started: float
+) -> dict[str, Any]:
+    counts = dict.fromkeys(SPLITS, 0)
+    bad = list(pairing.bad)
+    palette_a: Palette = frozenset()
+    palette_b: Palette = frozenset()
+    shards = cut_into_shards(pairing.pairs)
+    with Progress("preparing", total=len(pairing.pairs), unit="pairs") as progress:
+        for report in _reports(shards, output, config.load_size, chunks):
+            counts[report.split] += report.pairs
+            bad += report.bad
+            palette_a = merge_palettes(palette_a, report.palette_a)
+            palette_b = merge_palettes(palette_b, report.palette_b)
+            progress.advance(report.pairs + len(report.bad), f"{len(bad)} bad" if bad else "")
+    _write_errors(output, bad)
+    fixed = list(PALETTE.values()) if source.startswith(SYNTHETIC) else None
+    dataset = {
+        "load_size": config.load_size,
+        "palette_a": _listed(palette_a),
+        "palette_b": fixed or _listed(palette_b),
+        "layout": pairing.layout,
+        "source": source,
+    }
+    write_json(join(output, "dataset.json"), dataset)
+    summary = {"pairs": counts, "bad": len(bad), "seconds": round(time.monotonic() - started, 3)}
+    write_json(join(output, "summary.json"), summary)
+    return summary
+
+
+def _listed(palette: Palette) -> list[list[int]] | None:
+    return [list(colour) for colour in sorted(palette)] if palette else None
+
+
+def _write_errors(output: str, bad: list[BadRow]) -> None:
+    ordered = sorted(bad, key=lambda row: (row.source_uri, row.error))
+    for number, first in enumerate(range(0, len(ordered), _ERRORS_PER_PART)):
+        rows = [vars(row) for row in ordered[first : first + _ERRORS_PER_PART]]
+        write_table(join(output, "errors", part_name(number)), pa.Table.from_pylist(rows, schema=_ERROR_SCHEMA))

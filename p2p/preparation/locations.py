@@ -1,0 +1,191 @@
+"""Where the encoded bytes of an image lie, and fetching them: files, archive members, Parquet cells."""
+
+from __future__ import annotations
+
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from p2p.errors import BadInput, NotFound, StorageError
+from p2p.storage.filesystems import arrow_filesystem, open_filesystem, read_bytes, storage_errors
+
+MAX_IMAGE_BYTES = 256 * 2**20
+"""Encoded images larger than this are refused unread; it bounds what one task holds."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of its own."""
+
+    uri: str
+
+
+@dataclass(frozen=True)
+class Range:
+    """`size` bytes from `start` on in a plain tar."""
+
+    archive: str
+    name: str
+    start: int
+    size: int
+
+    @property
+    def uri(self) -> str:
+        """What names it to a person."""
+        return f"{self.archive}#{self.name}"
+
+
+@dataclass(frozen=True)
+class ZipMember:
+    """A member of a zip archive."""
+
+    archive: str
+    name: str
+
+    @property
+    def uri(self) -> str:
+        """What names it to a person."""
+        return f"{self.archive}#{self.name}"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """`size` bytes from `start` on in a numbered chunk of a stream that was read once, start to end."""
+
+    archive: str
+    name: str
+    chunk: int
+    start: int
+    size: int
+
+    @property
+    def uri(self) -> str:
+        """What names it to a person."""
+        return f"{self.archive}#{self.name}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value of a Parquet file; a binary, or a struct with a binary field `bytes`."""
+
+    file: str
+    row_group: int
+    row: int
+    column: str
+
+    @property
+    def uri(self) -> str:
+        """What names it to a person."""
+        return f"{self.file}#{self.row_group}/{self.row}/{self.column}"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A pair of the synthetic city, drawn rather than fetched. Pixels."""
+
+    seed: int
+    index: int
+    height: int
+    width: int
+
+    @property
+    def uri(self) -> str:
+        """What names it to a person."""
+        return f"synthetic:city?seed={self.seed}&size={self.width}x{self.height}#{self.index}"
+
+
+Location = File | Range | ZipMember | Chunk | Cell | Drawing
+
+
+def check_size(size: int) -> None:
+    """Raise BadInput for an image too large to be held."""
+    if size > MAX_IMAGE_BYTES:
+        raise BadInput("FileTooLarge", f"{size} bytes are more than the {MAX_IMAGE_BYTES} allowed for one image")
+
+
+class Fetcher:
+    """Reads locations, keeping the archive and the row group it last used open. Threads may share it.
+
+    `chunk` gives the bytes of a numbered chunk.
+    """
+
+    def __init__(self, chunk: Callable[[int], memoryview] | None = None) -> None:
+        self._chunk = chunk
+        self._zips: dict[str, zipfile.ZipFile] = {}
+        self._row_group: tuple[str, int] | None = None
+        self._table: pa.Table | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, where: Location) -> bytes:
+        """The bytes at `where`. Raises BadInput where they are missing or damaged, StorageError otherwise."""
+        try:
+            match where:
+                case File(uri):
+                    return read_bytes(uri)
+                case Range(archive, _, start, size):
+                    with storage_errors(archive):
+                        filesystem, path = open_filesystem(archive)
+                        return bytes(filesystem.cat_file(path, start=start, end=start + size))
+                case ZipMember(archive, name):
+                    return self._unzip(archive, name)
+                case Chunk(_, _, chunk, start, size):
+                    assert self._chunk is not None, "a chunk was located, but nobody holds the chunks"
+                    return bytes(self._chunk(chunk)[start : start + size])
+                case Cell(file, row_group, row, column):
+                    return self._cell(file, row_group, row, column)
+                case Drawing():
+                    raise AssertionError("a drawing has no bytes")
+        except NotFound:
+            raise BadInput("Missing", "the file was listed and is gone now") from None
+
+    def _unzip(self, archive: str, name: str) -> bytes:
+        with self._lock, storage_errors(archive):
+            if archive not in self._zips:
+                filesystem, path = open_filesystem(archive)
+                self._zips[archive] = zipfile.ZipFile(filesystem.open(path, "rb"))
+            try:
+                with self._zips[archive].open(name) as member:
+                    data = member.read(MAX_IMAGE_BYTES + 1)  # a header may lie about the size
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+                raise BadInput("DamagedMember", f"cannot be read out of its archive: {error}") from None
+        check_size(len(data))
+        return data
+
+    def _cell(self, file: str, row_group: int, row: int, column: str) -> bytes:
+        with self._lock:
+            if self._row_group != (file, row_group):
+                with storage_errors(file):
+                    filesystem, path = arrow_filesystem(file)
+                    try:
+                        with pq.ParquetFile(path, filesystem=filesystem) as parquet:
+                            columns = image_columns(parquet.schema_arrow)
+                            self._table = parquet.read_row_group(row_group, columns=columns)
+                    except pa.ArrowInvalid as error:
+                        raise StorageError(f"{file}: not readable as Parquet: {error}") from None
+                self._row_group = (file, row_group)
+            assert self._table is not None
+            value: Any = self._table.column(column)[row].as_py()
+        if isinstance(value, dict):
+            value = value.get("bytes")
+        if value is None:
+            raise BadInput("EmptyFile", f"column {column} is null")
+        check_size(len(value))
+        return bytes(value)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def image_columns(schema: pa.Schema) -> list[str]:
+    """The columns that can hold encoded images: `a` and `b` if both are there, else all, in order."""
+    found = [field.name for field in schema if _holds_bytes(field.type)]
+    return ["a", "b"] if {"a", "b"} <= set(found) else found

@@ -1,0 +1,209 @@
+"""One task's work: fetch the pairs of a shard, check and resize them, publish one Parquet file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pyarrow as pa
+from PIL import Image
+
+from p2p.data.pairs import PAIR_SCHEMA, ROW_GROUP_PAIRS, part_name
+from p2p.errors import BadInput
+from p2p.preparation.locations import Drawing, Fetcher, File, Location
+from p2p.preparation.pairing import PairRef
+from p2p.preparation.sources import BadRow
+from p2p.preparation.synthetic import city_pair
+from p2p.storage import images
+from p2p.storage.filesystems import is_remote, join, write_table
+from p2p.storage.images import Array
+
+MAX_PART_PAIRS = 1024
+_MAX_PART_BYTES = 128 * 2**20
+_PARTS_AIMED_AT = 256
+_FETCHING_THREADS = 16  # an object store answers slowly, but many at once
+_LABEL_COLOURS = 256  # a picture of at most so many colours is drawn, not photographed: kept lossless
+MAX_PALETTE = 32
+_SAME_SHAPE = 0.01  # how far two aspect ratios may differ, relatively, and still show the same place
+
+Colour = tuple[int, int, int]
+Palette = frozenset[Colour] | None  # None: more than MAX_PALETTE colours
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The pairs of one output file."""
+
+    split: str
+    number: int
+    pairs: tuple[PairRef, ...]
+
+
+@dataclass
+class ShardReport:
+    """What became of a shard: how many pairs were stored, which were bad, the colours of each side."""
+
+    split: str
+    pairs: int = 0
+    bad: list[BadRow] = field(default_factory=list)
+    palette_a: Palette = frozenset()
+    palette_b: Palette = frozenset()
+
+
+def cut_into_shards(pairs: Sequence[PairRef]) -> list[Shard]:
+    """Cut each split, in order, into files of whole row groups; the cuts depend on the pairs alone.
+
+    Some 256 files, so that many workers share even a small data set, but never more than 1024 pairs or 128 MiB each.
+    """
+    limit = -(-len(pairs) // _PARTS_AIMED_AT)
+    limit = min(MAX_PART_PAIRS, -(-limit // ROW_GROUP_PAIRS) * ROW_GROUP_PAIRS)
+    shards = []
+    for split in sorted({pair.split for pair in pairs}):
+        chosen: list[PairRef] = []
+        weight, number = 0, 0
+        for pair in (pair for pair in pairs if pair.split == split):
+            if chosen and (len(chosen) == limit or weight + pair.weight > _MAX_PART_BYTES):
+                shards.append(Shard(split, number, tuple(chosen)))
+                chosen, weight, number = [], 0, number + 1
+            chosen.append(pair)
+            weight += pair.weight
+        shards.append(Shard(split, number, tuple(chosen)))
+    return shards
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a pair: its pixels, and its original bytes where a file holds just it."""
+
+    pixels: Array
+    original: bytes = b""
+
+    @property
+    def size(self) -> str:
+        """`WIDTHxHEIGHT`, for messages."""
+        return f"{self.pixels.shape[1]}x{self.pixels.shape[0]}"
+
+
+def write_shard(shard: Shard, output: str, load_size: int, fetch: Fetcher) -> ShardReport:
+    """Publish `OUTPUT/<split>/part-<number>.parquet`, or nothing if every pair is bad."""
+    report = ShardReport(shard.split)
+    rows: list[dict[str, Any]] = []
+    for pair, fetched in _fetch_all(shard.pairs, fetch):
+        where = pair.a.uri
+        try:
+            sides = [Side(pixels) for pixels in _draw(pair.a)] if isinstance(pair.a, Drawing) else []
+            for location, data in fetched:
+                where = location.uri
+                if isinstance(data, BadInput):
+                    raise data
+                sides.append(Side(images.decode(data), data))
+            where = pair.a.uri
+            if len(sides) == 1:
+                sides = [Side(half) for half in images.split_halves(sides[0].pixels)]
+            rows.append(_row(pair, sides[0], sides[1], load_size, report))
+        except BadInput as error:
+            report.bad.append(BadRow(where, error.kind, str(error)))
+    if rows:
+        table = pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
+        write_table(join(output, shard.split, part_name(shard.number)), table, row_group_size=ROW_GROUP_PAIRS)
+    report.pairs = len(rows)
+    return report
+
+
+def _draw(where: Drawing) -> tuple[Array, Array]:
+    return city_pair(where.seed, where.index, where.height, where.width)
+
+
+Fetched = list[tuple[Location, bytes | BadInput]]
+
+
+def _fetch_all(pairs: Sequence[PairRef], fetch: Fetcher) -> Iterator[tuple[PairRef, Fetched]]:
+    """Yield each pair with the bytes of its files, in order; remote files some at a time."""
+
+    def get(where: Location) -> bytes | BadInput:
+        try:
+            return fetch(where)
+        except BadInput as error:
+            return error
+
+    remote = any(isinstance(pair.a, File) and is_remote(pair.a.uri) for pair in pairs)
+    with ThreadPoolExecutor(_FETCHING_THREADS if remote else 1) as threads:
+        for start in range(0, len(pairs), ROW_GROUP_PAIRS):
+            window = pairs[start : start + ROW_GROUP_PAIRS]
+            wanted = [
+                [where for where in (pair.a, pair.b) if where is not None and not isinstance(where, Drawing)]
+                for pair in window
+            ]
+            flat = [where for of_pair in wanted for where in of_pair]
+            found = iter(list(threads.map(get, flat)) if remote else map(get, flat))
+            for pair, of_pair in zip(window, wanted, strict=True):
+                yield pair, [(where, next(found)) for where in of_pair]
+
+
+def _check_sizes(pair: PairRef, a: Side, b: Side, load_size: int) -> None:
+    """Raise BadInput unless both sides can show the same place."""
+    if a.pixels.shape == b.pixels.shape:
+        return
+    aspect_a, aspect_b = (side.pixels.shape[1] / side.pixels.shape[0] for side in (a, b))
+    same_shape = abs(aspect_a / aspect_b - 1) <= _SAME_SHAPE
+    if same_shape and load_size:
+        return
+    way_out = "pass --load-size 286 or" if same_shape else "their shapes differ, so correct one of them, or pass"
+    raise BadInput(
+        "MismatchedSizes",
+        f"pair {pair.pair_id!r}: a is {a.size}, b is {b.size}; {way_out} --max-bad-fraction 0.01",
+    )
+
+
+def _row(pair: PairRef, a: Side, b: Side, load_size: int, report: ShardReport) -> dict[str, Any]:
+    _check_sizes(pair, a, b, load_size)
+    height, width = (load_size, load_size) if load_size else a.pixels.shape[:2]
+    stored_a, colours_a = _store(a, load_size)
+    stored_b, colours_b = _store(b, load_size)
+    report.palette_a = merge_palettes(report.palette_a, colours_a)
+    report.palette_b = merge_palettes(report.palette_b, colours_b)
+    return {
+        "pair_id": pair.pair_id,
+        "a": stored_a,
+        "b": stored_b,
+        "width": width,
+        "height": height,
+        "source_uri": pair.a.uri,
+    }
+
+
+def merge_palettes(left: Palette, right: Palette) -> Palette:
+    """The colours of both, None if there are too many."""
+    if left is None or right is None or len(left | right) > MAX_PALETTE:
+        return None
+    return left | right
+
+
+def _store(side: Side, load_size: int) -> tuple[bytes, Palette]:
+    """Encode one side at its stored size. Returns the bytes and the colours it had before resizing."""
+    # Stops counting at the limit, so a photograph costs next to nothing.
+    counted = Image.fromarray(side.pixels).getcolors(_LABEL_COLOURS)
+    colours: Palette = None
+    if counted and len(counted) <= MAX_PALETTE:
+        colours = frozenset(cast(Colour, colour) for _, colour in counted)
+    resized = images.resize(side.pixels, load_size, load_size) if load_size else side.pixels
+    if resized is side.pixels and _is_plain(side.original):
+        return side.original, colours
+    lossless = not load_size or counted is not None
+    return images.encode(resized, "png" if lossless else "jpeg"), colours
+
+
+def _is_plain(data: bytes) -> bool:
+    """Whether any reader makes the same RGB pixels of these bytes: no palette, alpha, depth or orientation to mind."""
+    if not data:
+        return False
+    with Image.open(io.BytesIO(data)) as image:
+        return (
+            image.format in ("JPEG", "PNG")
+            and image.mode == "RGB"
+            and "transparency" not in image.info
+            and not image.getexif()
+        )

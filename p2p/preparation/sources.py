@@ -1,0 +1,210 @@
+"""What lies at a source: the images of a folder or an archive, by name, without their bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, Literal
+
+from p2p.errors import BadInput, StorageError, UsageError
+from p2p.preparation.config import SYNTHETIC
+from p2p.preparation.locations import Chunk, File, Location, Range, ZipMember, check_size
+from p2p.storage.filesystems import is_file, list_files, open_filesystem, storage_errors
+from p2p.storage.images import SUFFIXES
+
+Kind = Literal["synthetic", "zip", "tar", "stream", "parquet", "folder"]
+_STREAMED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_CHUNK_BYTES = 16 * 2**20
+_LISTING_BLOCK = 2**16  # a tar's headers lie far apart; a large read-ahead would fetch all of it
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Member:
+    """One image of a source: its path there, where its bytes are, and how many."""
+
+    path: str
+    location: Location
+    size: int
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row of `errors/`."""
+
+    source_uri: str
+    error: str
+    message: str
+
+
+@dataclass
+class Listing:
+    """All images of a source, what had to be refused, and how many other files there were."""
+
+    uri: str
+    members: list[Member] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
+    others: int = 0
+    parquet: int = 0
+    example: str = ""
+
+    def add(self, path: str, size: int, locate: Callable[[], Location]) -> None:
+        """Take the file at `path` if it is an image of acceptable name and size."""
+        if not path.lower().endswith(SUFFIXES):
+            self.others += 1
+            self.parquet += path.lower().endswith(".parquet")
+            self.example = self.example or path
+            return
+        try:
+            check_size(size)
+            self.members.append(Member(path, locate(), size))
+        except BadInput as error:
+            self.refuse(path, error.kind, str(error))
+
+    def refuse(self, path: str, error: str, message: str) -> None:
+        """Record an image that will not be read."""
+        self.bad.append(BadRow(f"{self.uri}#{path}", error, message))
+
+    def require_images(self, option: str) -> None:
+        """Raise UsageError, with the reason, if there is not one image."""
+        if self.members:
+            return
+        if self.bad:
+            raise UsageError(f"{option} {self.uri}: no image can be used; the first: {self.bad[0].message}")
+        endings = " ".join(SUFFIXES)
+        if self.others:
+            raise UsageError(
+                f"{option} {self.uri}: found {self.others} files (the first: {self.example}), none ending in {endings}"
+            )
+        raise UsageError(f"{option} {self.uri}: holds no files; images end in {endings}")
+
+
+def kind_of(uri: str) -> Kind:
+    """What kind of source `uri` names, by its look alone."""
+    name = uri.split("?", 1)[0].lower() if uri.startswith(("http://", "https://")) else uri.lower()
+    if uri.startswith(SYNTHETIC):
+        return "synthetic"
+    if name.endswith(".zip"):
+        return "zip"
+    if name.endswith(_STREAMED) or (name.endswith(".tar") and name.startswith(("http://", "https://"))):
+        return "stream"
+    if name.endswith(".tar"):
+        return "tar"
+    return "parquet" if name.endswith(".parquet") else "folder"
+
+
+def list_source(uri: str, option: str) -> Listing:
+    """List a folder, a zip or a plain tar. Raises UsageError if it is none of these."""
+    match kind_of(uri):
+        case "zip":
+            return _list_zip(uri, option)
+        case "tar":
+            return _list_tar(uri, option)
+    if uri.startswith(("http://", "https://")) or is_file(uri):
+        raise UsageError(
+            f"{option} {uri}: neither a folder nor a .tar, .tar.gz, .zip or .parquet; give the folder that holds it"
+        )
+    listing = Listing(uri)
+    for file in list_files(uri):
+        listing.add(file.path, file.size, lambda file=file: File(file.uri))  # type: ignore[misc]
+    return listing
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith((".", "_")) for part in path.split("/"))
+
+
+def _safe_path(name: str) -> str:
+    """A member's name without `./`. Raises BadInput for one that points outside the archive."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
+    if parts[:1] == [""] or ".." in parts or (parts and parts[0].endswith(":")):
+        raise BadInput("UnsafeName", f"the archive holds the name {name!r}, which points outside it")
+    return "/".join(part for part in parts if part)
+
+
+@contextlib.contextmanager
+def _open_archive(uri: str, option: str, what: str, block: int | None = None) -> Iterator[IO[bytes]]:
+    filesystem, path = open_filesystem(uri)
+    try:
+        with storage_errors(uri), filesystem.open(path, "rb", **({"block_size": block} if block else {})) as file:
+            yield file
+    except StorageError as error:
+        raise UsageError(f"{option} {error}") from None
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        reason = str(error) or type(error).__name__
+        raise UsageError(f"{option} {uri}: not a whole {what}: {reason}; fetch it again") from None
+
+
+def _list_zip(uri: str, option: str) -> Listing:
+    listing = Listing(uri)
+    with _open_archive(uri, option, "zip archive") as file, zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            if info.is_dir():
+                continue
+            try:
+                path = _safe_path(info.filename)
+                if stat.S_ISLNK(info.external_attr >> 16):
+                    raise BadInput("LinkMember", f"{info.filename} is a link; links in archives are not followed")
+            except BadInput as error:
+                listing.refuse(info.filename, error.kind, str(error))
+                continue
+            if not _hidden(path):
+                listing.add(path, info.file_size, lambda info=info: ZipMember(uri, info.filename))  # type: ignore[misc]
+    return listing
+
+
+def _tar_files(archive: tarfile.TarFile, listing: Listing) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """Yield the regular files of a tar with their safe paths; note images that are refused."""
+    for info in archive:
+        if info.isdir():
+            continue
+        try:
+            path = _safe_path(info.name)
+            if info.issym() or info.islnk():
+                raise BadInput("LinkMember", f"{info.name} is a link; links in archives are not followed")
+        except BadInput as error:
+            listing.refuse(info.name, error.kind, str(error))
+            continue
+        if info.isreg() and not info.issparse() and not _hidden(path):
+            yield path, info
+
+
+def _list_tar(uri: str, option: str) -> Listing:
+    listing = Listing(uri)
+    with (
+        _open_archive(uri, option, "tar archive", _LISTING_BLOCK) as file,
+        tarfile.open(fileobj=file, mode="r:") as archive,
+    ):
+        for path, info in _tar_files(archive, listing):
+            listing.add(path, info.size, lambda info=info: Range(uri, info.name, info.offset_data, info.size))  # type: ignore[misc]
+    return listing
+
+
+def read_stream(uri: str, option: str, keep: Callable[[bytearray], None], first: int = 0) -> Listing:
+    """Read a compressed tar once from start to end, handing its images on in chunks of some 16 MiB.
+
+    `keep` is called with chunk `first`, `first` + 1, …, as the listing's locations number them. One is held at a time.
+    """
+    listing = Listing(uri)
+    chunk, number = bytearray(), first
+    with _open_archive(uri, option, "tar archive") as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+        for path, info in _tar_files(archive, listing):
+            known = len(listing.members)
+            where = Chunk(uri, info.name, number, len(chunk), info.size)
+            listing.add(path, info.size, lambda where=where: where)  # type: ignore[misc]
+            if len(listing.members) == known:
+                continue
+            member = archive.extractfile(info)
+            assert member is not None, "a regular file has content"
+            chunk += member.read()
+            if len(chunk) >= _CHUNK_BYTES:
+                keep(chunk)
+                chunk, number = bytearray(), number + 1
+    if chunk:
+        keep(chunk)
+    return listing

@@ -1,0 +1,90 @@
+"""Pairs that lie in Parquet files already: which rows, which columns, which split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from p2p.errors import P2PError, UsageError
+from p2p.preparation.locations import Cell, image_columns
+from p2p.preparation.pairing import Pairing, PairRef, choose_split, split_name
+from p2p.preparation.sources import BadRow
+from p2p.storage.filesystems import FileInfo, arrow_filesystem, list_files, storage_errors
+
+_ID_COLUMNS = ("pair_id", "id", "image_id")
+_SPLIT_PREFIX = re.compile(r"(train|validation|valid|val|test)-", re.IGNORECASE)
+
+
+def _split_of(path: str) -> str:
+    """By folder (`train/part-0.parquet`) or by the file's name (`train-00000-of-00002.parquet`), else none."""
+    *folders, name = path.split("/")
+    named = _SPLIT_PREFIX.match(name)
+    return (split_name(folders[0]) if folders else None) or (split_name(named[1]) if named else None) or ""
+
+
+def _columns(schema: pa.Schema, layout: str, uri: str) -> list[str]:
+    columns = image_columns(schema)
+    if len(columns) > 2 or not columns or (layout == "folders" and len(columns) != 2):
+        raise UsageError(
+            f"--source {uri}: needs columns a and b, or two columns of encoded image bytes, or one of combined images; "
+            f"its columns are {', '.join(schema.names)}"
+        )
+    return columns[:1] if layout == "combined" else columns
+
+
+def _rows_of(file: FileInfo, layout: str, pairing: Pairing, val_fraction: float) -> None:
+    filesystem, path = arrow_filesystem(file.uri)
+    with storage_errors(file.uri), pq.ParquetFile(path, filesystem=filesystem) as parquet:
+        columns = _columns(parquet.schema_arrow, layout, file.uri)
+        id_column = next((name for name in _ID_COLUMNS if name in parquet.schema_arrow.names), None)
+        split, stem = _split_of(file.path), file.path.rpartition(".")[0]
+        first = 0
+        for group in range(parquet.num_row_groups):
+            facts = parquet.metadata.row_group(group)
+            ids: Sequence[object] = range(first, first + facts.num_rows)
+            if id_column:
+                ids = parquet.read_row_group(group, columns=[id_column]).column(0).to_pylist()
+            weight = facts.total_byte_size // max(1, facts.num_rows)
+            for row, name in enumerate(ids):
+                pair_id = str(name) if id_column else f"{stem}/{name}"
+                cells = [Cell(file.uri, group, row, column) for column in columns]
+                chosen = choose_split(split, pair_id, val_fraction)
+                pairing.pairs.append(PairRef(pair_id, chosen, cells[0], cells[1] if cells[1:] else None, weight))
+            first += facts.num_rows
+    pairing.layout = "folders" if len(columns) == 2 else "combined"
+    pairing.note = f"A is column {columns[0]}, B is column {columns[1]}" if columns[1:] else f"halves of {columns[0]}"
+
+
+def pair_tables(uri: str, layout: str, val_fraction: float) -> Pairing:
+    """List the pairs of a Parquet file or folder. Raises UsageError if its columns hold none."""
+    files = list(list_files(uri, (".parquet",)))
+    # A prepared data set keeps its bad rows beside its splits.
+    files = [file for file in files if not file.path.startswith("errors/")]
+    pairing = Pairing()
+    for file in files:
+        try:
+            _rows_of(file, layout, pairing, val_fraction)
+        except (P2PError, pa.ArrowException) as error:
+            text = str(error)
+            raise UsageError(text if text.startswith("--source") else f"--source {file.uri}: {text}") from None
+    if not pairing.pairs:
+        raise UsageError(f"--source {uri}: its {len(files)} Parquet files hold no rows")
+    return _without_duplicates(pairing)
+
+
+def _without_duplicates(pairing: Pairing) -> Pairing:
+    seen: set[tuple[str, str]] = set()
+    kept = []
+    for pair in pairing.pairs:
+        key = (pair.split, pair.pair_id)
+        if key in seen:
+            message = f"pair {pair.pair_id!r} stands in more than one row; give each row an id of its own"
+            pairing.bad.append(BadRow(pair.a.uri, "DuplicateName", message))
+        else:
+            seen.add(key)
+            kept.append(pair)
+    pairing.pairs = kept
+    return pairing

@@ -1,0 +1,162 @@
+"""Listing folders and archives: only images, only safe names, only from whole archives."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from p2p.errors import BadInput, UsageError
+from p2p.preparation import locations
+from p2p.preparation.locations import Fetcher
+from p2p.preparation.sources import Listing, kind_of, list_source, read_stream
+
+FILES = {"set/train/1.jpg": b"one", "set/train/2.png": b"twotwo", "set/readme.txt": b"no", "set/val/3.PNG": b""}
+
+
+def tar_of(files: dict[str, bytes], path: Path, mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def zip_of(files: dict[str, bytes], path: Path) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def folder_of(files: dict[str, bytes], path: Path) -> Path:
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+def read_all(uri: Path) -> tuple[Listing, dict[str, bytes]]:
+    chunks: list[bytes] = []
+    if kind_of(str(uri)) == "stream":
+        listing = read_stream(str(uri), "--source", lambda chunk: chunks.append(bytes(chunk)))
+    else:
+        listing = list_source(str(uri), "--source")
+    fetch = Fetcher(lambda number: memoryview(chunks[number]))
+    return listing, {member.path: fetch(member.location) for member in listing.members}
+
+
+MAKERS: dict[str, Callable[[dict[str, bytes], Path], Path]] = {
+    "folder": lambda files, path: folder_of(files, path / "f"),
+    "zip": lambda files, path: zip_of(files, path / "f.zip"),
+    "tar": lambda files, path: tar_of(files, path / "f.tar"),
+    "tar.gz": lambda files, path: tar_of(files, path / "f.tar.gz", "w:gz"),
+    "tgz": lambda files, path: tar_of(files, path / "f.TGZ", "w:gz"),
+    "tar.xz": lambda files, path: tar_of(files, path / "f.tar.xz", "w:xz"),
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_every_kind_of_source_lists_the_same_images_and_gives_their_bytes(kind: str, tmp_path: Path) -> None:
+    listing, contents = read_all(MAKERS[kind](FILES, tmp_path))
+    assert contents == {name: data for name, data in FILES.items() if not name.endswith(".txt")}
+    assert listing.others == 1
+    assert not listing.bad
+    assert [member.size for member in listing.members] == [len(contents[member.path]) for member in listing.members]
+
+
+def test_a_stream_is_cut_into_chunks_that_are_each_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2p.preparation.sources._CHUNK_BYTES", 10)
+    files = {f"{i}.jpg": bytes([i]) * (i % 7) for i in range(40)}
+    assert read_all(tar_of(files, tmp_path / "x.tar.gz", "w:gz"))[1] == files
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+@pytest.mark.parametrize("name", ["/etc/1.jpg", "../1.jpg", "a/../../1.jpg", "..\\1.jpg", "C:\\1.jpg"])
+def test_names_that_point_outside_the_archive_become_bad_rows(kind: str, name: str, tmp_path: Path) -> None:
+    listing, contents = read_all(MAKERS[kind]({name: b"evil", "ok.jpg": b"fine"}, tmp_path))
+    assert contents == {"ok.jpg": b"fine"}
+    assert [row.error for row in listing.bad] == ["UnsafeName"]
+    assert listing.bad[0].source_uri.endswith("#" + name)
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_links_in_a_tar_are_refused(ending: str, kind: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{ending}"
+    with tarfile.open(path, "w:gz" if ending.endswith("gz") else "w") as archive:
+        link = tarfile.TarInfo("1.jpg")
+        link.type, link.linkname = kind, "/etc/passwd"
+        archive.addfile(link)
+    listing, contents = read_all(path)
+    assert not contents
+    assert [row.error for row in listing.bad] == ["LinkMember"]
+
+
+def test_links_in_a_zip_are_refused(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("1.jpg")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    assert [row.error for row in read_all(tmp_path / "x.zip")[0].bad] == ["LinkMember"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_a_member_too_large_to_hold_is_refused_unread(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locations, "MAX_IMAGE_BYTES", 100)
+    listing, contents = read_all(MAKERS[kind]({"big.jpg": b"x" * 101, "ok.jpg": b"x" * 100}, tmp_path))
+    assert list(contents) == ["ok.jpg"]
+    assert [row.error for row in listing.bad] == ["FileTooLarge"]
+
+
+def test_hidden_members_and_a_leading_dot_folder_are_seen_as_in_a_folder(tmp_path: Path) -> None:
+    files = {"./train/1.jpg": b"1", "__MACOSX/train/._1.jpg": b"m", "train/._1.jpg": b"m"}
+    assert read_all(tar_of(files, tmp_path / "x.tar"))[1] == {"train/1.jpg": b"1"}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+@pytest.mark.parametrize("kept", [0.0, 0.5])
+def test_an_archive_that_is_cut_off_is_one_clear_error(kind: str, kept: float, tmp_path: Path) -> None:
+    path = MAKERS[kind]({f"{i}.jpg": bytes(range(256)) * 40 for i in range(9)}, tmp_path)
+    data = path.read_bytes()
+    path.write_bytes(b"not an archive at all" * 60 if kept == 0 else data[: int(len(data) * kept)])
+    with pytest.raises(UsageError, match=r"--source .*: not a whole (tar|zip) archive"):
+        read_all(path)
+
+
+def test_a_damaged_zip_member_is_a_bad_input(tmp_path: Path) -> None:
+    path = zip_of({"1.jpg": bytes(1000)}, tmp_path / "x.zip")
+    data = bytearray(path.read_bytes())
+    data[40] ^= 0xFF
+    path.write_bytes(bytes(data))
+    with pytest.raises(BadInput, match="cannot be read out of its archive"):
+        read_all(path)
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [({}, "holds no files"), ({"a.txt": b"", "b/c.doc": b""}, "found 2 files .*a.txt.*, none ending in .jpg")],
+)
+def test_a_source_without_images_says_what_it_holds(files: dict[str, bytes], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"--source-b .*: {reason}"):
+        list_source(str(folder_of(files, tmp_path)), "--source-b").require_images("--source-b")
+
+
+def test_a_single_file_is_no_source(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(b"")
+    with pytest.raises(UsageError, match="neither a folder nor"):
+        list_source(str(tmp_path / "x.jpg"), "--source")
+
+
+def test_kinds_are_told_by_the_name() -> None:
+    assert kind_of("http://host/maps.tar.gz?x=1") == kind_of("http://host/maps.tar") == "stream"
+    assert kind_of("s3://b/x.tar") == "tar"
+    assert kind_of("/x/y.parquet") == "parquet"
+    assert kind_of("s3://b/tar.gz/") == "folder"
