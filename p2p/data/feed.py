@@ -1,0 +1,251 @@
+"""Ray Data streams one rank's pairs, decoded and cropped, in an exact order; a thread keeps batches ready.
+
+Ray's own shuffles cannot be repeated after a restart, so the order is made here: each Ray Data task reads one lane of a
+window (see `order`), and the rank takes rows from the lanes in turn. What follows (validation, the next epoch) is read
+while the present is still being consumed, so an epoch's end costs no waiting.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray.data
+from ray.data import ExecutionResources
+
+from p2p.data.augment import centre_crop, jitter, stack
+from p2p.data.order import Row, Window, epoch_order, stored_order
+from p2p.data.pairs import Pairs, RowGroup, read_rows
+from p2p.data.session import quiet_data_context
+from p2p.errors import BadInput, P2PError
+from p2p.storage.images import Array
+
+_MOST_LANES = 24
+"""Divisible by 2, 3, 4, 6, 8 and 12 ranks, which then share no row group."""
+_WINDOW_BYTES = 320 * 2**20
+_STREAM_LANES = 256
+"""Lanes per Ray Data execution: enough to hide its 0.2 s of starting, few enough to keep its task list small."""
+_READY_BYTES = 96 * 2**20
+_MOST_READY = 256
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a decoded pair becomes a training pair."""
+
+    crop_size: int
+    seed: int
+    flip: bool
+    swap: bool
+    """True puts B first: the input is B, the target A (direction BtoA)."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One pass over a split: a training epoch (shuffled, jittered), or with epoch 0 a validation (stored order)."""
+
+    pairs: Pairs
+    epoch: int
+    batch_size: int
+    """Pairs per batch; the last one may be smaller."""
+    skip: int = 0
+    """Pairs at the front of this rank's share to leave out: an earlier attempt has seen them."""
+    stop: int | None = None
+    """Pairs of this rank's share after which to end."""
+
+
+@dataclass(frozen=True)
+class _End:
+    """Stands in the queue behind the last batch of a part, or behind everything (with `error`, if it broke)."""
+
+    error: BaseException | None = None
+
+
+def window_lanes(crop_size: int) -> int:
+    """Lanes of a window: as many as keep its decoded pairs, which wait in memory, below a third of a gigabyte."""
+    lane_bytes = 32 * 6 * crop_size**2
+    return next((n for n in (_MOST_LANES, 12, 8, 6, 4, 2) if n * lane_bytes <= _WINDOW_BYTES), 1)
+
+
+def prepare_lane(batch: dict[str, Array], preparation: Preparation) -> dict[str, Array]:
+    """Read, decode and crop the rows that each lane in `batch` names -> `pairs` (N, 2, crop, crop, 3) uint8."""
+    prepared: list[Array] = []
+    for text in batch["lane"]:
+        lane = json.loads(str(text))
+        groups = [RowGroup(**group) for group in lane["groups"]]
+        for pair in read_rows(groups, lane["rows"], lane["load_size"]):
+            a, b = (pair["b"], pair["a"]) if preparation.swap else (pair["a"], pair["b"])
+            size, pair_id = preparation.crop_size, pair["pair_id"]
+            try:
+                if lane["epoch"]:
+                    a, b = jitter(
+                        a, b, size, seed=preparation.seed, epoch=lane["epoch"], pair_id=pair_id, flip=preparation.flip
+                    )
+                else:
+                    a, b = centre_crop(a, b, size)
+            except BadInput as error:
+                raise BadInput(error.kind, f"pair {pair_id!r}: {error}") from None
+            prepared.append(stack(a, b))
+    return {"pairs": np.stack(prepared)}
+
+
+def describe_lane(part: Part, rows: tuple[Row, ...]) -> str:
+    """A task's text: the row groups it reads, and its rows counted into them."""
+    places = {group: place for place, group in enumerate(dict.fromkeys(group for group, _ in rows))}
+    groups = [vars(part.pairs.groups[group]) for group in places]
+    own_rows = [(places[group], row) for group, row in rows]
+    return json.dumps({"epoch": part.epoch, "groups": groups, "rows": own_rows, "load_size": part.pairs.load_size})
+
+
+def _rows_in_task_order(lanes: list[tuple[Part, tuple[Row, ...]]], preparation: Preparation) -> Iterator[Array]:
+    """Run one Ray Data execution over `lanes`; yield (n, 2, crop, crop, 3) arrays, their rows in the lanes' order."""
+    context = quiet_data_context()
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=2 * _WINDOW_BYTES)
+    items = [{"lane": describe_lane(part, rows)} for part, rows in lanes]
+    prepare = functools.partial(prepare_lane, preparation=preparation)
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(prepare, batch_size=None)
+    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+        yield batch["pairs"]
+
+
+class Feed:
+    """Batches of the parts in `plan`, one after the other, for one rank. Use as a context manager.
+
+    Args:
+        plan: the passes to come; drawn from another thread, one ahead of consumption.
+        preparation: how pairs are cropped.
+        largest_batch: the largest batch size in `plan`; decides how many batches are kept ready.
+        rank: this worker's number.
+        world: number of workers.
+        convert: applied to each (n, 2, crop, crop, 3) uint8 batch in the feeding thread, such as pinning it.
+
+    """
+
+    def __init__(
+        self,
+        plan: Iterator[Part],
+        preparation: Preparation,
+        *,
+        largest_batch: int,
+        rank: int = 0,
+        world: int = 1,
+        convert: Callable[[Array], Any] = lambda batch: batch,
+    ) -> None:
+        self._plan, self._preparation, self._convert = plan, preparation, convert
+        self._rank, self._world = rank, world
+        batch_bytes = largest_batch * 6 * preparation.crop_size**2
+        self._ready: queue.Queue[Any] = queue.Queue(max(2, min(_MOST_READY, _READY_BYTES // batch_bytes)))
+        self._batch: list[Array] = []
+        self._started, self._closed = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._fill, name="p2p-feed", daemon=True)
+
+    def __enter__(self) -> Feed:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def batches(self) -> Iterator[Any]:
+        """Yield the batches of the next part, converted; waits where none is ready."""
+        while True:
+            item = self._ready.get()
+            if not isinstance(item, _End):
+                yield item
+            elif item.error is not None:
+                raise item.error
+            else:
+                return
+
+    def wait(self) -> None:
+        """Return once the first batch is ready, so that starting Ray Data is not taken for an epoch's waiting."""
+        self._started.wait()
+
+    def _put(self, item: Any) -> bool:
+        self._started.set()
+        while not self._closed.is_set():
+            try:
+                self._ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def _fill(self) -> None:
+        try:
+            for windows in self._executions():
+                if not self._run(windows):
+                    return
+        except BaseException as error:  # the training thread must hear of it
+            self._put(_End(_user_error(error)))
+
+    def _windows_of(self, part: Part) -> Iterator[Window]:
+        rank, world = self._rank, self._world
+        if not part.epoch:
+            return stored_order(part.pairs.group_rows, rank=rank, world=world)
+        return epoch_order(
+            part.pairs.group_rows,
+            seed=self._preparation.seed,
+            epoch=part.epoch,
+            lanes=window_lanes(self._preparation.crop_size),
+            rank=rank,
+            world=world,
+            skip=part.skip,
+            stop=part.stop,
+        )
+
+    def _executions(self) -> Iterator[list[tuple[Part, Window | None]]]:
+        """Windows of one part after the other, gathered for one Ray Data execution each; None ends a part."""
+        gathered: list[tuple[Part, Window | None]] = []
+        lanes = 0
+        for part in self._plan:
+            for window in self._windows_of(part):
+                gathered.append((part, window))
+                lanes += len(window.lanes)
+                if lanes >= _STREAM_LANES:
+                    yield gathered
+                    gathered, lanes = [], 0
+            gathered.append((part, None))
+        if gathered:
+            yield gathered
+
+    def _run(self, windows: list[tuple[Part, Window | None]]) -> bool:
+        """Stream the windows' lanes, deal their rows in turn, and queue the batches. False once closed."""
+        lanes = [(part, lane) for part, window in windows if window for lane in window.lanes]
+        arrays = _rows_in_task_order(lanes, self._preparation) if lanes else iter(())
+        rows = (row for array in arrays for row in array)
+        for part, window in windows:
+            if window is None:
+                if not (self._flush() and self._put(_End())):
+                    return False
+                continue
+            waiting = [deque(next(rows) for _ in lane) for lane in window.lanes]
+            for lane in window.turns:
+                self._batch.append(waiting[lane].popleft())
+                if len(self._batch) == part.batch_size and not self._flush():
+                    return False
+        return True
+
+    def _flush(self) -> bool:
+        batch, self._batch = self._batch, []
+        return not batch or self._put(self._convert(np.stack(batch)))
+
+
+def _user_error(error: BaseException) -> BaseException:
+    """What a task raised on purpose, without Ray's wrapping."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, P2PError):
+            return cause
+        inner = getattr(cause, "cause", None)
+        cause = inner if isinstance(inner, BaseException) else cause.__cause__
+    return error

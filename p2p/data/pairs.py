@@ -1,0 +1,257 @@
+"""The index of a prepared data set (or of a raw folder of combined images), and reading rows of it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from p2p.data.order import Row
+from p2p.errors import BadInput, NotFound, UsageError
+from p2p.storage import images
+from p2p.storage.filesystems import (
+    is_remote,
+    join,
+    list_files,
+    list_names,
+    open_filesystem,
+    read_bytes,
+    storage_errors,
+)
+from p2p.storage.images import Array
+
+SPLITS = ("train", "val", "test")
+ROW_GROUP_PAIRS = 32
+"""Pairs in a row group: what one task reads and decodes."""
+PAIR_SCHEMA = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("a", pa.binary()),
+        ("b", pa.binary()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("source_uri", pa.string()),
+    ]
+)
+_COLUMNS = ["pair_id", "a", "b"]
+_FOOTER_READERS = 16
+
+
+def part_name(number: int) -> str:
+    """The file name of the part with this number, from 0."""
+    return f"part-{number:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One row group of a Parquet part; or, with number -1, one image file that holds A and B side by side."""
+
+    uri: str
+    number: int
+    rows: int
+    pair_id: str = ""
+
+
+class Pair(TypedDict):
+    """One decoded pair: `a` and `b` are (H, W, 3) uint8 RGB."""
+
+    pair_id: str
+    a: Array
+    b: Array
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Where the pairs of one split lie. Small and picklable: it holds no image."""
+
+    uri: str
+    split: str
+    groups: tuple[RowGroup, ...]
+    load_size: int
+    """Side in pixels to which both halves of a raw image are resized on reading; 0 leaves pairs as they are stored."""
+    smallest_side: int
+    """The shortest side of any pair, in pixels."""
+
+    def __len__(self) -> int:
+        return sum(group.rows for group in self.groups)
+
+    @property
+    def group_rows(self) -> list[int]:
+        """Pairs in each row group."""
+        return [group.rows for group in self.groups]
+
+
+@contextlib.contextmanager
+def _open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
+    """Open without read-ahead: the default of fsspec's remote files fetches many row groups to read one."""
+    with storage_errors(uri):
+        filesystem, path = open_filesystem(uri)
+        options = {"cache_type": "none"} if is_remote(uri) else {}
+        with filesystem.open(path, "rb", **options) as file:
+            try:
+                parquet = pq.ParquetFile(file, pre_buffer=True)
+            except pa.ArrowInvalid as error:
+                raise UsageError(f"{uri}: not a whole Parquet file: {error}") from None
+            with parquet:
+                yield parquet
+
+
+def _smallest(metadata: pq.FileMetaData, number: int, column: str) -> int | None:
+    group = metadata.row_group(number)
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        if chunk.path_in_schema == column:
+            statistics = chunk.statistics
+            return int(statistics.min) if statistics is not None and statistics.has_min_max else None
+    return None
+
+
+def _groups_of_part(uri: str) -> tuple[list[RowGroup], list[int]]:
+    """One part's row groups and the shortest sides that their statistics know."""
+    with _open_parquet(uri) as parquet:
+        metadata = parquet.metadata
+        missing = [name for name in _COLUMNS if name not in parquet.schema_arrow.names]
+    if missing:
+        raise UsageError(f"{uri}: has no column {missing[0]!r}; make the data set with jobs/prepare.py")
+    groups = [
+        RowGroup(uri, number, metadata.row_group(number).num_rows)
+        for number in range(metadata.num_row_groups)
+        if metadata.row_group(number).num_rows
+    ]
+    sides = [_smallest(metadata, group.number, column) for group in groups for column in ("width", "height")]
+    return groups, [side for side in sides if side is not None]
+
+
+def _raw_groups(uri: str, split: str) -> list[RowGroup]:
+    """Combined images below `uri/split`, or below `uri` itself where it has no split folders (they train)."""
+    groups = _images_below(join(uri, split))
+    if not groups and split == "train" and not set(SPLITS) & set(list_names(uri)):
+        groups = _images_below(uri)
+    return groups
+
+
+def _images_below(uri: str) -> list[RowGroup]:
+    return [RowGroup(info.uri, -1, 1, pair_id=info.path.rsplit(".", 1)[0]) for info in list_files(uri, images.SUFFIXES)]
+
+
+def open_pairs(uri: str, split: str, *, raw_load_size: int = 286) -> Pairs:
+    """Index one split of a prepared data set, or of a raw folder of combined images (A left, B right).
+
+    Args:
+        uri: the data set's folder.
+        split: its sub-folder, such as `train`.
+        raw_load_size: side in pixels to which both halves of raw images are resized; prepared pairs keep their size.
+
+    Raises:
+        NotFound: the split holds neither parts nor images, with what was found instead.
+        UsageError: a file there is no prepared data set.
+
+    """
+    names = list_names(join(uri, split))
+    parts = [join(uri, split, name) for name in names if name.startswith("part-") and name.endswith(".parquet")]
+    if not parts:
+        groups = _raw_groups(uri, split)
+        if not groups:
+            raise NotFound(_nothing_there(uri, split))
+        _check_raw(groups[0])
+        return Pairs(uri, split, tuple(groups), raw_load_size, raw_load_size)
+    with ThreadPoolExecutor(_FOOTER_READERS) as readers:
+        read = list(readers.map(_groups_of_part, parts))
+    found = tuple(group for groups, _ in read for group in groups)
+    if not found:
+        raise NotFound(f"{join(uri, split)}: its parts hold no pairs")
+    sides = [side for _, known in read for side in known] or [min(_first_size(found[0]))]
+    return Pairs(uri, split, found, 0, min(sides))
+
+
+def _nothing_there(uri: str, split: str) -> str:
+    present = [name for name in SPLITS if name in list_names(uri)]
+    found = f"there are {', '.join(present)}" if present else f"found {', '.join(list_names(uri)[:5]) or 'nothing'}"
+    return (
+        f"{join(uri, split)}: no pairs there, neither part-*.parquet nor combined images "
+        f"({', '.join(images.SUFFIXES)}); {found}. Make a data set with jobs/prepare.py"
+    )
+
+
+def _check_raw(group: RowGroup) -> None:
+    """Tell photographs from combined pairs by the first image, before any work starts."""
+    try:
+        width, height = images.image_size(read_bytes(group.uri))
+    except BadInput as error:
+        raise UsageError(f"{group.uri}: {error}; jobs/prepare.py leaves bad images out and lists them") from None
+    if width % 2 or width < height:
+        raise UsageError(
+            f"{group.uri}: {width}x{height} is not a combined pair (A and B side by side, of equal width); "
+            "make a data set of two folders with jobs/prepare.py --source A --source-b B"
+        )
+
+
+def _first_size(group: RowGroup) -> tuple[int, int]:
+    with _open_parquet(group.uri) as parquet:
+        data = parquet.read_row_group(group.number, columns=["a"]).column("a")[0].as_py()
+    return images.image_size(data)
+
+
+def read_rows(groups: Sequence[RowGroup], rows: Sequence[Row], load_size: int) -> Iterator[Pair]:
+    """Decode the wanted `rows`, in their order; each row group among them is fetched once.
+
+    Args:
+        groups: what the first numbers in `rows` count into.
+        rows: (row group, row inside it).
+        load_size: as `Pairs.load_size`.
+
+    Raises:
+        BadInput: a stored image cannot be decoded; names the pair.
+
+    """
+    tables: dict[int, dict[str, list[Any]]] = {}
+    for number, row in rows:
+        group = groups[number]
+        if group.number < 0:
+            yield _read_raw(group, load_size)
+            continue
+        if number not in tables:
+            with _open_parquet(group.uri) as parquet:
+                tables[number] = parquet.read_row_group(group.number, columns=_COLUMNS).to_pydict()
+        columns = tables[number]
+        pair_id = columns["pair_id"][row]
+        decode = functools.partial(_decode, pair_id, group.uri)
+        yield Pair(pair_id=pair_id, a=decode(columns["a"][row]), b=decode(columns["b"][row]))
+
+
+def _decode(pair_id: str, uri: str, data: bytes) -> Array:
+    try:
+        return images.decode(data)
+    except BadInput as error:
+        raise BadInput(error.kind, f"pair {pair_id!r} in {uri}: {error}") from None
+
+
+def _read_raw(group: RowGroup, load_size: int) -> Pair:
+    halves = images.split_halves(_decode(group.pair_id, group.uri, read_bytes(group.uri)))
+    side_a, side_b = (images.resize(half, load_size, load_size) for half in halves)
+    return Pair(pair_id=group.pair_id, a=side_a, b=side_b)
+
+
+def iter_pairs(uri: str, split: str, *, limit: int | None = None) -> Iterator[Pair]:
+    """Yield the (first `limit`) decoded pairs of a split in stored order, in this process, a row group in memory.
+
+    Raises what `open_pairs` and `read_rows` do.
+    """
+    yield from first_pairs(open_pairs(uri, split), limit)
+
+
+def first_pairs(pairs: Pairs, limit: int | None = None) -> Iterator[Pair]:
+    """As `iter_pairs`, of an index that is open already."""
+    remaining = len(pairs) if limit is None else limit
+    for number, group in enumerate(pairs.groups):
+        count = min(group.rows, remaining)
+        if count <= 0:
+            return
+        yield from read_rows(pairs.groups, [(number, row) for row in range(count)], pairs.load_size)
+        remaining -= count

@@ -1,0 +1,97 @@
+"""What workers say on their way to the user's terminal: a small actor they post to and the driver reads."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import ExitStack
+from typing import Any
+
+import ray
+from ray.train import UserCallback
+
+from p2p.errors import P2PError
+from p2p.progress import Progress
+
+log = logging.getLogger("p2p")
+_SECONDS_BETWEEN_READS = 0.5
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Lives as long as a training job, through restarts of its workers."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._images_seen: int | None = None
+        self._note = ""
+        self._failure: P2PError | None = None
+
+    def say(self, *lines: str) -> None:
+        """Lines for the log."""
+        self._lines += lines
+
+    def progress(self, images_seen: int, note: str) -> None:
+        """How far training is."""
+        self._images_seen, self._note = images_seen, note
+
+    def fail(self, error: P2PError) -> None:
+        """Training cannot go on, and a restart would not help."""
+        self._failure = self._failure or error
+
+    def failure(self) -> P2PError | None:
+        """What `fail` was called with first."""
+        return self._failure
+
+    def read(self) -> tuple[list[str], int | None, str]:
+        """Lines since the last call, images seen, and a note to show beside the progress."""
+        lines, self._lines = self._lines, []
+        return lines, self._images_seen, self._note
+
+
+class LostWorkers(UserCallback):
+    """Tells the board why workers are started again; runs in Ray Train's controller."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray after workers failed, before it starts them again."""
+        del run_context
+        for rank, error in sorted(worker_exceptions.items()):
+            reason = str(error).strip().splitlines() or [""]
+            self._board.say.remote(f"worker {rank} was lost: {type(error).__name__}: {reason[-1][:300]}")
+
+
+class ProgressThread:
+    """Shows in this process what the board holds, until the `with` block ends."""
+
+    def __init__(self, board: Any, total_images: int) -> None:
+        self._board, self._total = board, total_images
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._show, name="p2p-progress", daemon=True)
+
+    def __enter__(self) -> ProgressThread:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _show(self) -> None:
+        with ExitStack() as stack:
+            progress: Progress | None = None
+            last = False
+            while not last:
+                last = self._ended.wait(_SECONDS_BETWEEN_READS)
+                lines, images_seen, note = ray.get(self._board.read.remote())
+                for line in lines:
+                    log.info("%s", line)
+                if images_seen is None:
+                    continue
+                if progress is None:  # the rate counts from the first batch, not from the start of Ray
+                    progress = stack.enter_context(
+                        Progress("training", total=self._total, unit="img", done_before=images_seen)
+                    )
+                progress.advance(images_seen - progress.done, note)

@@ -1,0 +1,140 @@
+"""The options of `jobs/train.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from p2p.cli import TrueFalse
+from p2p.errors import UsageError
+from p2p.model.config import Direction, DiscriminatorName, GanMode, GeneratorName, ModelConfig, NormName, Precision
+
+_FREE_TO_CHANGE = frozenset(
+    (
+        "output",
+        "epochs",
+        "epochs_decay",
+        "max_steps",
+        "workers",
+        "gpu",
+        "precision",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "best_metric",
+        "patience",
+        "resume",
+    )
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a pix2pix generator on aligned pairs. The same command again continues a run that was stopped."""
+
+    data: str
+    """Prepared data set made by jobs/prepare.py, or a raw folder of combined images (A left, B right). Path or URI."""
+    output: str
+    """Folder or prefix of the run: checkpoints, metrics, samples, report. Path or URI."""
+    split: str = "train"
+    """Sub-folder of --data to train on."""
+    val_split: str = "val"
+    """Sub-folder of --data to validate on after each epoch; where it is missing, training goes on without."""
+    direction: Direction = "AtoB"
+    """Which side is the input and which the target."""
+    crop_size: int = 256
+    """Side in pixels of the random training crop, a multiple of the generator's stride."""
+    flip: TrueFalse = True
+    """Mirror half of the training crops left to right, both sides alike."""
+    batch_size: int = 1
+    """Pairs per optimiser step and worker."""
+    epochs: int = 100
+    """Epochs at the full learning rate."""
+    epochs_decay: int = 100
+    """Epochs after them in which the learning rate falls linearly towards 0."""
+    max_steps: int = 0
+    """Stop after this many optimiser steps whatever the epochs say; 0 is no limit."""
+    lr: float = 0.0002
+    """Adam's learning rate, of both networks."""
+    beta1: float = 0.5
+    """Adam's first momentum."""
+    lambda_l1: float = 100.0
+    """Weight of the L1 distance in the generator's loss; 0 leaves it out."""
+    gan_mode: GanMode = "vanilla"
+    """Adversarial loss; vanilla is the paper's cross-entropy."""
+    label_smoothing: float = 0.0
+    """The discriminator's label of real pairs is 1 minus this (vanilla and lsgan)."""
+    generator: GeneratorName = "unet_256"
+    """Generator; unet_N halves an image log2(N) times and needs crops that are multiples of N."""
+    ngf: int = 64
+    """Channels of the generator's first layer."""
+    dropout: TrueFalse = True
+    """Dropout 0.5 in the generator's inner layers."""
+    discriminator: DiscriminatorName = "patch_70"
+    """Discriminator; patch_N judges overlapping NxN patches."""
+    ndf: int = 64
+    """Channels of the discriminator's first layer."""
+    norm: NormName = "batch"
+    """Normalisation of both networks."""
+    workers: int = 1
+    """Training processes; with several, each takes --batch-size pairs per step and gradients are averaged."""
+    gpu: Literal["auto", "true", "false"] = "auto"
+    """One GPU per worker; auto takes them if the cluster has enough."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic; auto takes bf16 where the processor is made for it. Weights stay in 32 bit."""
+    seed: int = 0
+    """Decides initial weights, order, crops and dropout."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints; the last epoch always gets one."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints to keep; the best and the latest are always kept. 0 keeps all."""
+    best_metric: str = "val_l1"
+    """Metric that picks the best checkpoint: val_ and one of l1, psnr, ssim, pixel_accuracy, or with a palette in the
+    data set palette_accuracy, palette_iou."""
+    patience: int = 0
+    """Stop after this many epochs without a better --best-metric; 0 never stops early."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto continues the run in --output; never deletes that run and starts over."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "workers", "checkpoint_every"):
+            self._at_least(name, 1)
+        for name in ("epochs", "epochs_decay", "max_steps", "seed", "keep_checkpoints", "patience"):
+            self._at_least(name, 0)
+        if self.last_epoch < 1:
+            raise UsageError("--epochs 0 --epochs-decay 0: there is nothing to train; give one of them at least 1")
+        self.model("fp32")  # its options are checked by their owner
+        if not self.best_metric.startswith("val_"):
+            raise UsageError(f"--best-metric {self.best_metric}: must be a validation metric, such as val_l1")
+
+    def _at_least(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if value < least:
+            raise UsageError(f"--{name.replace('_', '-')} {value:g}: must be at least {least}")
+
+    def model(self, precision: Precision) -> ModelConfig:
+        """The networks and objective that these options describe."""
+        own = {field.name for field in dataclasses.fields(self)}
+        shared = {field.name for field in dataclasses.fields(ModelConfig)} & own - {"precision"}
+        return ModelConfig(**{name: getattr(self, name) for name in shared}, precision=precision)
+
+    @property
+    def last_epoch(self) -> int:
+        """Number of the last epoch; epochs count from 1."""
+        return self.epochs + self.epochs_decay
+
+    def learning_rate(self, epoch: int) -> float:
+        """The rate in `epoch`: constant for `epochs`, then falling by lr / (epochs_decay + 1) with each epoch."""
+        return self.lr * (1.0 - max(0, epoch - self.epochs) / (self.epochs_decay + 1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every option, for config.json."""
+        return dataclasses.asdict(self)
+
+    def conflicts(self, earlier: dict[str, Any]) -> list[str]:
+        """Options that shape the network or its data and differ from those of an `earlier` run, as readable text."""
+        return [
+            f"--{name.replace('_', '-')} was {earlier[name]}, now {value}"
+            for name, value in self.to_dict().items()
+            if name not in _FREE_TO_CHANGE and name in earlier and earlier[name] != value
+        ]

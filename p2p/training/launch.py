@@ -1,0 +1,92 @@
+"""Ray Train around the training loop: resources, restarts, progress, and why it ended."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from p2p.data.pairs import Pairs
+from p2p.data.session import available_gpus, logical_cpus, ray_session
+from p2p.errors import P2PError, TrainingStopped, UsageError
+from p2p.training.board import Board, LostWorkers, ProgressThread
+from p2p.training.config import TrainConfig
+from p2p.training.position import Position, remaining_images
+from p2p.training.worker import Task, train_worker
+
+log = logging.getLogger("p2p")
+_MOST_RESTARTS = 3
+_WORKERS_SHARE = 0.5
+"""Of the logical CPUs; the rest is for the tasks that read and decode."""
+
+
+def _resources(config: TrainConfig) -> ScalingConfig:
+    gpus = available_gpus()
+    if config.gpu == "true" and gpus < config.workers:
+        raise UsageError(f"--gpu true --workers {config.workers}: the cluster has {gpus} GPUs; pass --gpu auto")
+    use_gpu = config.gpu != "false" and gpus >= config.workers
+    logical = logical_cpus()
+    # Ray counts CPUs to place work, it does not reserve them. Workers that took all would leave readers none, for ever.
+    cpus = min(1.0, int(100 * _WORKERS_SHARE * logical / config.workers) / 100)
+    if cpus < 0.01:
+        raise UsageError(f"--workers {config.workers}: too many for the cluster's {logical:g} CPUs")
+    resources = {"CPU": cpus} | ({"GPU": 1.0} if use_gpu else {})
+    return ScalingConfig(num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=resources)
+
+
+def launch(config: TrainConfig, train: Pairs, val: Pairs | None, data: dict[str, Any], position: Position) -> None:
+    """Start Ray and train from `position` to the end. Raises what stopped it."""
+    left = remaining_images(config, len(train), position)
+    if left == 0:
+        return
+    with ray_session():
+        board = Board.remote()  # type: ignore[attr-defined]
+        _fit(config, Task(config, train, val, data, board), position, left)
+
+
+def _fit(config: TrainConfig, task: Task, position: Position, left: int) -> None:
+    progress = ProgressThread(task.board, total_images=position.images_seen + left)
+    log.info(
+        "training on %d pairs, epochs %d to %d, %d worker(s)",
+        len(task.train),
+        position.epoch + 1,
+        config.last_epoch,
+        config.workers,
+    )
+    # Ray's own bookkeeping stays out of the run, which says by itself where it stands.
+    with tempfile.TemporaryDirectory(prefix="p2p-ray-train-") as bookkeeping, progress:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"task": task},
+            scaling_config=_resources(config),
+            run_config=RunConfig(
+                name="train",
+                storage_path=bookkeeping,
+                failure_config=FailureConfig(max_failures=_MOST_RESTARTS),
+                callbacks=[LostWorkers(task.board)],  # type: ignore[list-item]
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            _explain(config, error)
+            raise
+        finally:
+            failure: P2PError | None = ray.get(task.board.failure.remote())
+            if failure is not None:
+                raise failure from None
+
+
+def _explain(config: TrainConfig, error: Exception) -> None:
+    """Raise TrainingStopped if workers died too often without saying why."""
+    failures = getattr(error, "worker_failures", {}).values()
+    if failures and all(isinstance(failure, ray.exceptions.RayActorError) for failure in failures):
+        raise TrainingStopped(
+            f"workers were lost {_MOST_RESTARTS + 1} times, the last time: {next(iter(failures))}; what "
+            f"{config.output} holds is intact, and the same command continues"
+        ) from None

@@ -1,0 +1,131 @@
+"""The files of a run, by name: who writes what when, so that a run killed at any moment can be continued."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from p2p.errors import NotFound, StorageError
+from p2p.storage.filesystems import join, list_names, read_bytes, read_json, remove, write_bytes, write_json
+
+MetricsRow: TypeAlias = dict[str, Any]
+"""One epoch's line of metrics.jsonl."""
+
+_OWN_NAMES = (
+    "summary.json",
+    "latest.json",
+    "best.json",
+    "config.json",
+    "metrics.jsonl",
+    "report.html",
+    "checkpoints",
+    "samples",
+    "tensorboard",
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run at `uri`.
+
+    A checkpoint is written under a name that nothing refers to, then `latest.json` and `best.json` are replaced one
+    after the other, then older checkpoints go. So whatever these two name is whole.
+    """
+
+    uri: str
+
+    def _read(self, name: str) -> Any:
+        try:
+            return read_json(join(self.uri, name))
+        except NotFound:
+            return None
+
+    def config(self) -> dict[str, Any] | None:
+        """What config.json says; None where there is no run."""
+        found: dict[str, Any] | None = self._read("config.json")
+        return found
+
+    def latest(self) -> dict[str, Any] | None:
+        """`{"checkpoint", "epoch", "step", "metrics"}` of the newest checkpoint."""
+        found: dict[str, Any] | None = self._read("latest.json")
+        return found
+
+    def best(self) -> dict[str, Any] | None:
+        """As `latest`, of the best checkpoint."""
+        found: dict[str, Any] | None = self._read("best.json")
+        return found
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a run that is finished."""
+        found: dict[str, Any] | None = self._read("summary.json")
+        return found
+
+    def start(self, config: dict[str, Any]) -> None:
+        """Write config.json; the run counts as unfinished from here on."""
+        remove(join(self.uri, "summary.json"))
+        write_json(join(self.uri, "config.json"), config)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write summary.json; the run counts as finished."""
+        write_json(join(self.uri, "summary.json"), summary)
+
+    def delete(self) -> None:
+        """Remove what a run consists of; other files in the folder stay."""
+        for name in _OWN_NAMES:
+            remove(join(self.uri, name))
+
+    def rows(self, up_to_epoch: int | None = None) -> list[MetricsRow]:
+        """The lines of metrics.jsonl, at most those of the first `up_to_epoch` epochs."""
+        try:
+            lines = read_bytes(join(self.uri, "metrics.jsonl")).decode().splitlines()
+        except NotFound:
+            return []
+        try:
+            rows: list[MetricsRow] = [json.loads(line) for line in lines if line]
+        except ValueError as error:
+            raise StorageError(f"{join(self.uri, 'metrics.jsonl')}: not valid JSON lines: {error}") from None
+        return [row for row in rows if up_to_epoch is None or row["epoch"] <= up_to_epoch]
+
+    def write_rows(self, rows: Sequence[MetricsRow]) -> None:
+        """Replace metrics.jsonl."""
+        write_bytes(join(self.uri, "metrics.jsonl"), "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def write_sample(self, epoch: int, png: bytes) -> None:
+        """Keep the sample sheet of an epoch."""
+        write_bytes(join(self.uri, "samples", f"epoch_{epoch:04d}.png"), png)
+
+    def address(self, checkpoint: str) -> str:
+        """The URI of a checkpoint that best.json or latest.json names."""
+        return join(self.uri, checkpoint)
+
+    def new_checkpoint(self, epoch: int, step: int) -> str:
+        """An empty place for the checkpoint of `epoch`, such as `checkpoints/epoch_0010`.
+
+        An epoch that was interrupted by --max-steps and went on has two; the second one's name tells its step.
+        """
+        name = f"checkpoints/epoch_{epoch:04d}"
+        if name in self._named():
+            name += f"_step_{step:08d}"
+        remove(self.address(name))  # left by a writer that was killed
+        return name
+
+    def publish(self, checkpoint: str, row: MetricsRow, *, is_best: bool, keep: int) -> None:
+        """Make a whole checkpoint the latest, and perhaps the best; then prune to the newest `keep` (0: all)."""
+        entry = {"checkpoint": checkpoint, "epoch": row["epoch"], "step": row["step"], "metrics": row}
+        write_json(join(self.uri, "latest.json"), entry)
+        if is_best:
+            write_json(join(self.uri, "best.json"), entry)
+        if keep:
+            self._prune(keep)
+
+    def _named(self) -> set[str]:
+        return {entry["checkpoint"] for entry in (self.latest(), self.best()) if entry}
+
+    def _prune(self, keep: int) -> None:
+        kept = self._named()
+        names = [f"checkpoints/{name}" for name in list_names(join(self.uri, "checkpoints"))]
+        for name in names[:-keep]:
+            if name not in kept:
+                remove(self.address(name))

@@ -1,0 +1,64 @@
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from p2p.data.augment import centre_crop, jitter
+from p2p.errors import BadInput
+
+
+def coordinates(height: int, width: int) -> np.ndarray:
+    """An image whose every pixel tells where it is."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, rows + columns], axis=2).astype(np.uint8)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(8, 60), st.integers(8, 60), st.integers(1, 8), st.integers(0, 99), st.text(max_size=9))
+def test_both_sides_get_the_same_window_of_the_image(height, width, crop, epoch, pair_id):
+    image = coordinates(height, width)
+    a, b = jitter(image, image.copy(), crop, seed=0, epoch=epoch, pair_id=pair_id)
+    assert a.shape == (crop, crop, 3)
+    assert np.array_equal(a, b)
+    top, left = a[0, :, :2].min(axis=0)
+    window = image[top : top + crop, left : left + crop]
+    assert np.array_equal(a, window) or np.array_equal(a, window[:, ::-1])
+
+
+def test_the_choice_depends_on_seed_epoch_and_pair_alone():
+    image = coordinates(60, 60)
+
+    def crop(**key):
+        return jitter(image, image, 30, **{"seed": 0, "epoch": 1, "pair_id": "x", **key})[0].tobytes()
+
+    assert crop() == crop()
+    assert len({crop(), crop(seed=1), crop(epoch=2), crop(pair_id="y")}) == 4
+
+
+def test_crops_reach_every_place_and_half_are_mirrored():
+    image = coordinates(9, 9)
+    crops = [jitter(image, image, 8, seed=0, epoch=1, pair_id=str(n))[0] for n in range(400)]
+    assert {(int(c[0, :, 0].min()), int(c[0, :, 1].min())) for c in crops} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    mirrored = sum(int(c[0, 0, 1]) > int(c[0, 1, 1]) for c in crops)
+    assert 150 < mirrored < 250
+
+
+def test_nothing_is_mirrored_without_flip():
+    image = coordinates(9, 9)
+    crops = [jitter(image, image, 8, seed=0, epoch=1, pair_id=str(n), flip=False)[0] for n in range(50)]
+    assert all(c[0, 0, 1] < c[0, 1, 1] for c in crops)
+
+
+def test_the_centre_crop_is_the_middle():
+    a, b = centre_crop(coordinates(10, 20), coordinates(10, 20), 4)
+    assert np.array_equal(a, b)
+    assert tuple(a[0, 0, :2]) == (3, 8)
+
+
+@pytest.mark.parametrize("crop", [jitter, centre_crop])
+def test_pairs_that_do_not_fit_are_bad_inputs(crop):
+    key = {"seed": 0, "epoch": 1, "pair_id": "x"} if crop is jitter else {}
+    with pytest.raises(BadInput, match="a is 8x9, b is 8x8"):
+        crop(coordinates(9, 8), coordinates(8, 8), 4, **key)
+    with pytest.raises(BadInput, match="smaller than --crop-size 9"):
+        crop(coordinates(8, 20), coordinates(8, 20), 9, **key)

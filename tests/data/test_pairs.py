@@ -1,0 +1,118 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from p2p.data.feed import Part, Preparation, describe_lane, prepare_lane, window_lanes
+from p2p.data.pairs import PAIR_SCHEMA, first_pairs, iter_pairs, open_pairs, part_name, read_rows
+from p2p.errors import BadInput, NotFound, UsageError
+from p2p.storage.filesystems import write_table
+from p2p.storage.images import encode
+
+
+def picture(value: int, height: int = 10, width: int = 12) -> np.ndarray:
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def write_part(uri: str, first: int, count: int, height: int = 10, width: int = 12) -> None:
+    """Pair n has A of value n and B of value 100 + n."""
+    numbers = range(first, first + count)
+    columns = {
+        "pair_id": [f"pair/{n}" for n in numbers],
+        "a": [encode(picture(n, height, width)) for n in numbers],
+        "b": [encode(picture(100 + n, height, width)) for n in numbers],
+        "width": [width] * count,
+        "height": [height] * count,
+        "source_uri": ["made"] * count,
+    }
+    write_table(uri, pa.table(columns, schema=PAIR_SCHEMA), row_group_size=4)
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    write_part(str(tmp_path / "train" / part_name(0)), 0, 10)
+    write_part(str(tmp_path / "train" / part_name(1)), 10, 5)
+    return str(tmp_path)
+
+
+def test_a_prepared_split_is_indexed_by_row_groups_and_read_in_order(prepared):
+    pairs = open_pairs(prepared, "train")
+    assert pairs.group_rows == [4, 4, 2, 4, 1]
+    assert len(pairs) == 15
+    assert pairs.smallest_side == 10
+    found = list(iter_pairs(prepared, "train"))
+    assert [pair["pair_id"] for pair in found] == [f"pair/{n}" for n in range(15)]
+    assert all((pair["a"] == n).all() and (pair["b"] == 100 + n).all() for n, pair in enumerate(found))
+    assert [pair["pair_id"] for pair in first_pairs(pairs, 6)] == [f"pair/{n}" for n in range(6)]
+
+
+def test_a_prepared_split_is_read_from_s3_without_fetching_more_than_asked(s3):
+    import s3fs
+
+    write_part(s3.uri("train", part_name(0)), 0, 10)
+    pairs = open_pairs(s3.uri(), "train")
+    assert [pair["pair_id"] for pair in read_rows(pairs.groups, [(2, 1), (0, 3)], 0)] == ["pair/9", "pair/3"]
+    assert s3fs.S3FileSystem().exists(s3.uri("train", part_name(0)))
+
+
+def test_rows_come_in_the_order_asked_for(prepared):
+    pairs = open_pairs(prepared, "train")
+    rows = [(4, 0), (0, 3), (1, 1), (0, 0)]
+    assert [pair["pair_id"] for pair in read_rows(pairs.groups, rows, 0)] == ["pair/14", "pair/3", "pair/5", "pair/0"]
+
+
+def test_a_raw_folder_of_combined_images_is_taken_too(tmp_path, make_pairs):
+    make_pairs(tmp_path / "raw" / "train", 3, size=20)
+    pairs = open_pairs(str(tmp_path / "raw"), "train", raw_load_size=16)
+    assert (len(pairs), pairs.smallest_side) == (3, 16)
+    assert [pair["a"].shape for pair in first_pairs(pairs)] == [(16, 16, 3)] * 3
+    with pytest.raises(NotFound, match=r"val: no pairs there.*there are train"):
+        open_pairs(str(tmp_path / "raw"), "val")
+
+
+def test_images_beside_no_split_folders_are_for_training(tmp_path, make_pairs):
+    make_pairs(tmp_path / "raw", 3, size=20)
+    assert len(open_pairs(str(tmp_path / "raw"), "train")) == 3
+    with pytest.raises(NotFound):
+        open_pairs(str(tmp_path / "raw"), "val")
+
+
+def test_photographs_are_not_taken_for_combined_pairs(tmp_path, make_image):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.png").write_bytes(make_image(40, 30))
+    with pytest.raises(UsageError, match="30x40 is not a combined pair"):
+        open_pairs(str(tmp_path), "train")
+
+
+def test_other_parquet_is_refused_by_the_column_it_lacks(tmp_path):
+    write_table(str(tmp_path / "train" / part_name(0)), pa.table({"pair_id": ["x"], "a": [b""]}))
+    with pytest.raises(UsageError, match="has no column 'b'"):
+        open_pairs(str(tmp_path), "train")
+    (tmp_path / "train" / part_name(0)).write_bytes(b"PAR1 cut off")
+    with pytest.raises(UsageError, match="not a whole Parquet file"):
+        open_pairs(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_lane_becomes_input_and_target_crops(prepared, swap):
+    pairs = open_pairs(prepared, "train")
+    text = describe_lane(Part(pairs, epoch=1, batch_size=1), ((3, 2), (0, 1), (3, 0)))
+    assert len(json.loads(text)["groups"]) == 2
+    out = prepare_lane({"lane": np.array([text], dtype=object)}, Preparation(8, seed=0, flip=True, swap=swap))["pairs"]
+    assert out.shape == (3, 2, 8, 8, 3)
+    assert out.dtype == np.uint8
+    values = out[:, :, 0, 0, 0].tolist()
+    assert values == ([[112, 12], [101, 1], [110, 10]] if swap else [[12, 112], [1, 101], [10, 110]])
+
+
+def test_a_damaged_image_is_named(tmp_path):
+    columns = {"pair_id": ["x/1"], "a": [b"nonsense"], "b": [encode(picture(1))]}
+    columns |= {"width": [12], "height": [10], "source_uri": ["made"]}
+    write_table(str(tmp_path / "train" / part_name(0)), pa.table(columns, schema=PAIR_SCHEMA))
+    with pytest.raises(BadInput, match=r"pair 'x/1' in .*part-00000.parquet: not a JPEG"):
+        list(iter_pairs(str(tmp_path), "train"))
+
+
+def test_windows_of_large_crops_hold_fewer_pairs():
+    assert [window_lanes(crop) for crop in (64, 256, 512, 4096)] == [24, 24, 6, 1]

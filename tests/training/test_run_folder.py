@@ -1,0 +1,82 @@
+import pytest
+
+from p2p.training.run_folder import RunFolder
+
+
+def row(epoch: int) -> dict:
+    return {"epoch": epoch, "step": 10 * epoch, "val_l1": 1.0 / epoch}
+
+
+def save(folder: RunFolder, tmp_path, epoch: int, *, best: bool, keep: int) -> str:
+    name = folder.new_checkpoint(epoch, 10 * epoch)
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "meta.json").write_text("{}")
+    folder.publish(name, row(epoch), is_best=best, keep=keep)
+    return name
+
+
+def checkpoints(tmp_path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_pruning_never_takes_the_best_or_the_latest(tmp_path, keep):
+    folder = RunFolder(str(tmp_path))
+    for epoch in range(1, 8):
+        save(folder, tmp_path, epoch, best=epoch == 2, keep=keep)
+        present = checkpoints(tmp_path)
+        for entry in (folder.best(), folder.latest()):
+            assert entry is None or entry["checkpoint"].removeprefix("checkpoints/") in present
+    assert checkpoints(tmp_path) == ["epoch_0002", *(f"epoch_{epoch:04d}" for epoch in range(8 - keep, 8))]
+
+
+def test_zero_keeps_every_checkpoint(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    for epoch in range(1, 6):
+        save(folder, tmp_path, epoch, best=True, keep=0)
+    assert len(checkpoints(tmp_path)) == 5
+
+
+def test_a_checkpoint_that_is_referred_to_is_never_written_over(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    first = save(folder, tmp_path, 3, best=True, keep=3)
+    assert first == "checkpoints/epoch_0003"
+    assert folder.new_checkpoint(3, 35) == "checkpoints/epoch_0003_step_00000035"
+    assert (tmp_path / first / "meta.json").exists()
+
+
+def test_what_a_killed_writer_left_is_cleared(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    save(folder, tmp_path, 1, best=True, keep=3)
+    orphan = tmp_path / "checkpoints" / "epoch_0002"
+    orphan.mkdir()
+    (orphan / "generator.safetensors").write_bytes(b"half")
+    assert folder.new_checkpoint(2, 20) == "checkpoints/epoch_0002"
+    assert not orphan.exists()
+
+
+def test_rows_after_the_checkpoint_are_dropped_on_reading(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    assert folder.rows() == []
+    folder.write_rows([row(1), row(2), row(3)])
+    assert folder.rows(up_to_epoch=2) == [row(1), row(2)]
+
+
+def test_deleting_a_run_leaves_other_files_alone(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    folder.start({"seed": 1})
+    save(folder, tmp_path, 1, best=True, keep=3)
+    folder.finish({"epochs": 1})
+    (tmp_path / "notes.txt").write_text("mine")
+    folder.delete()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert folder.config() is None
+
+
+def test_a_run_that_goes_on_is_no_longer_finished(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    folder.start({})
+    folder.finish({"epochs": 1})
+    assert folder.summary() == {"epochs": 1}
+    folder.start({})
+    assert folder.summary() is None
