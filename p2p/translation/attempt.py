@@ -1,0 +1,132 @@
+"""What lies in the output before an attempt begins: nothing, an earlier attempt to continue, or something else."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+from p2p.errors import UsageError
+from p2p.storage.filesystems import (
+    exists,
+    is_remote,
+    join,
+    list_names,
+    open_filesystem,
+    read_json,
+    remove,
+    sweep_temporaries,
+    write_json,
+)
+from p2p.translation import ledger, plan
+from p2p.translation.config import Settings
+from p2p.translation.plan import Plan, Shard
+from p2p.translation.sinks import images, open_sink, parquet
+from p2p.translation.sinks.staging import remove_file
+
+SETTINGS = "settings.json"
+_FOLDERS = (parquet.FOLDER, images.FOLDER, ledger.FOLDER, plan.FOLDER)
+_FILES = (SETTINGS, "summary.json", "report.html")
+_REMOVERS = 16
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """What an attempt has to do, and what earlier ones did."""
+
+    shards: tuple[Shard, ...]
+    done: tuple[Shard, ...]
+
+    @property
+    def images_done(self) -> int:
+        """Inputs that earlier attempts dealt with."""
+        return sum(shard.rows for shard in self.done)
+
+    @property
+    def images(self) -> int:
+        """All inputs, done or not."""
+        return self.images_done + sum(shard.rows for shard in self.shards)
+
+
+def require_apart(source: str, output: str) -> None:
+    """Raise UsageError if outputs would become inputs of the next attempt."""
+    inside = f"{output.rstrip('/')}/"
+    if inside.startswith(f"{source.rstrip('/')}/"):
+        raise UsageError(f"--output {output} lies in --source, so outputs would become inputs; choose another folder")
+    for folder in (parquet.FOLDER, images.FOLDER):
+        if f"{source.rstrip('/')}/".startswith(f"{inside}{folder}/"):
+            raise UsageError(f"--source {source} lies where --output {output} puts its results; choose another folder")
+
+
+def require_same_settings(output: str, settings: Settings, resume: Literal["auto", "never"]) -> None:
+    """Raise UsageError unless `output` is empty of translations or holds one with the same settings."""
+    if not exists(join(output, SETTINGS)):
+        foreign = [name for name in list_names(output) if name in _FOLDERS]
+        if foreign:
+            raise UsageError(
+                f"--output {output} holds {', '.join(foreign)}/ but no {SETTINGS}, so p2p translate did not make it; "
+                f"choose an empty folder"
+            )
+        return
+    if resume == "never":
+        return
+    before = read_json(join(output, SETTINGS))
+    now = settings.to_dict()
+    names = [name for name in now if not isinstance(before, dict) or before.get(name) != now[name]]
+    if names:
+        told = "; ".join(
+            f"{_option(name)} was {before.get(name) if isinstance(before, dict) else '?'}, is {now[name]}"
+            for name in names
+        )
+        raise UsageError(
+            f"--output {output} holds a translation made with other settings ({told}); "
+            f"choose another --output, or --resume never to remove it and start over"
+        )
+
+
+def _option(field: str) -> str:
+    return "--checkpoint" if field == "checkpoint_id" else "--" + field.replace("_", "-")
+
+
+def begin(output: str, settings: Settings, resume: Literal["auto", "never"]) -> None:
+    """Make `output` ready: sweep what killed writers left, start over if asked to, note the settings."""
+    sweep_temporaries(output)
+    if resume == "never" and exists(join(output, SETTINGS)):
+        _remove_translation(output)
+    write_json(join(output, SETTINGS), settings.to_dict())
+
+
+def _remove_translation(output: str) -> None:
+    """Remove the files an earlier translation wrote and no others, the settings last: an interruption is no loss."""
+    earlier = open_sink(output, Settings(**read_json(join(output, SETTINGS))))
+    with ThreadPoolExecutor(_REMOVERS) as pool:
+        for shard in plan.load_plan(output).shards:
+            names = earlier.output_names(shard.index, [item.image_id for item in plan.read_inputs(shard)])
+            list(pool.map(remove_file, (join(output, name) for name in names)))
+    for folder in (ledger.FOLDER, plan.FOLDER):
+        remove(join(output, folder))
+    if not is_remote(output):
+        root = open_filesystem(output)[1]
+        for top in (images.FOLDER, parquet.FOLDER):
+            for folder, _, _ in os.walk(os.path.join(root, top), topdown=False):
+                if not os.listdir(folder):
+                    os.rmdir(folder)
+    for name in reversed(_FILES):
+        remove_file(join(output, name))
+
+
+def remaining(output: str, whole: Plan, limit: int) -> Remaining:
+    """Split the plan into done and not done; with a limit, only as many of its first shards as hold that many."""
+    finished = ledger.done_shards(output)
+    within: list[Shard] = []
+    images_within = 0
+    for shard in whole.shards:
+        if limit and images_within >= limit:
+            break
+        within.append(shard)
+        images_within += shard.rows
+    return Remaining(
+        tuple(shard for shard in within if shard.index not in finished),
+        tuple(shard for shard in within if shard.index in finished),
+    )

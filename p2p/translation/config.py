@@ -1,0 +1,125 @@
+"""The options of `jobs/translate.py`, judged when they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from p2p.cli import TrueFalse
+from p2p.errors import UsageError
+from p2p.storage.images import MAX_PIXELS, ImageFormat
+
+OutputFormat = Literal["parquet", "png", "jpeg", "webp", "geotiff", "xyz"]
+Side = Literal["whole", "left", "right"]
+SizeMode = Literal["tile", "resize", "pad"]
+
+_NOT_YET = ("geotiff", "xyz")
+_MIN_TILE = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslateConfig:
+    """Translate a corpus of images with a trained generator. The same command again does only what is missing."""
+
+    checkpoint: str
+    """A run (its best checkpoint; RUN#latest for the latest), a checkpoint folder, or a generator .safetensors/.pth."""
+    source: str
+    """Folder or prefix of images (recursive), Parquet with an image-bytes column, WebDataset .tar or a folder of them,
+    or a manifest of addresses (.txt, .csv, .parquet)."""
+    output: str
+    """Where the translation goes: a local folder or any fsspec address."""
+    format: OutputFormat = "parquet"
+    """parquet: data/part-*.parquet. png, jpeg, webp: images/<path in the source>. geotiff, xyz: not in this version."""
+    image_format: ImageFormat = "png"
+    """How images inside Parquet are encoded."""
+    quality: int = 95
+    """Quality of JPEG and WebP, 1..100."""
+    side: Side = "whole"
+    """left, right: the source holds combined pairs; translate that half only."""
+    size_mode: SizeMode = "tile"
+    """tile: same size out, overlapping tiles blended. resize: to the model's size, and the output has that size.
+    pad: same size out, in one piece, reflect-padded to what the network divides by."""
+    tile_size: int = 0
+    """Pixels on a tile's side. 0: the size of the crops the model was trained on, 256 for most."""
+    overlap: int = 64
+    """Pixels that neighbouring tiles share (at most half of an automatic tile size)."""
+    image_column: str = "auto"
+    """Parquet column with image bytes. auto: `image`, `bytes`, the input side of prepared pairs, or the only one."""
+    batch_size: int = 0
+    """Tiles per forward pass. 0: chosen for the device."""
+    workers: int = 0
+    """Processes that hold the model. 0: one per core, or two per GPU."""
+    gpu: Literal["auto", "true", "false"] = "auto"
+    """auto: use GPUs if the cluster has any."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the device computes it natively."""
+    norm_mode: Literal["running", "batch"] = "running"
+    """running: stored statistics. batch: each tile's own statistics, as the paper tested. Neither mixes neighbours."""
+    dropout: TrueFalse = False
+    """true: the paper's noise at test time, reproducible by seed and image id."""
+    seed: int = 0
+    """Seeds that noise."""
+    max_pixels: int = MAX_PIXELS
+    """Larger images are refused by their header, before they are decoded."""
+    max_bad_fraction: float = 0.0
+    """Share of bad inputs (0..1) up to which the exit status is 0."""
+    limit: int = 0
+    """Only the first N images of the corpus. 0: all."""
+    dry_run: bool = False
+    """List the corpus, time a sample of 1 %, print the estimate, write nothing."""
+    price_per_hour: float = 0.0
+    """What the whole cluster costs per hour, for the estimate of a dry run."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: continue what an earlier attempt left in the output. never: remove that and start over."""
+
+    def __post_init__(self) -> None:
+        for option in ("checkpoint", "source", "output"):
+            if not str(getattr(self, option)).strip():
+                raise UsageError(f"--{option} is empty; give an address")
+        if self.format in _NOT_YET:
+            raise UsageError(f"--format {self.format} is not available in this version; use parquet, png, jpeg or webp")
+        self._require_range("quality", 1, 100)
+        self._require_range("max_bad_fraction", 0, 1)
+        for option in ("batch_size", "workers", "overlap", "tile_size", "limit", "price_per_hour", "seed"):
+            self._require_range(option, 0, math.inf)
+        self._require_range("max_pixels", 1, math.inf)
+        if self.tile_size and self.tile_size < _MIN_TILE:
+            raise UsageError(f"--tile-size {self.tile_size} is too small; use the model's size (0) or a multiple of it")
+        if self.tile_size and self.overlap >= self.tile_size:
+            raise UsageError(
+                f"--overlap {self.overlap} must be smaller than --tile-size {self.tile_size}; "
+                f"--overlap {self.tile_size // 4} is usual"
+            )
+
+    def _require_range(self, field: str, low: float, high: float) -> None:
+        value = getattr(self, field)
+        if not low <= value <= high:
+            option = "--" + field.replace("_", "-")
+            allowed = f"{low:g} or more" if high == math.inf else f"between {low:g} and {high:g}"
+            raise UsageError(f"{option} {value:g} must be {allowed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides the content of an output file. An attempt only continues one that had the same."""
+
+    source: str
+    checkpoint_id: str
+    format: OutputFormat
+    image_format: ImageFormat
+    quality: int
+    side: Side
+    size_mode: SizeMode
+    tile_size: int
+    overlap: int
+    image_column: str
+    norm_mode: Literal["running", "batch"]
+    dropout: bool
+    seed: int
+    precision: Literal["auto", "fp32", "bf16"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As stored in `settings.json` and in the metadata of Parquet outputs."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,91 @@
+"""A few translated images beside their inputs, read back from where they were published."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from p2p.errors import P2PError
+from p2p.storage.filesystems import arrow_filesystem, read_bytes, storage_errors
+from p2p.storage.images import decode, resize
+from p2p.translation.codec import Codec
+from p2p.translation.config import OutputFormat
+from p2p.translation.fetching import Fetcher
+from p2p.translation.ledger import ledger_uri
+from p2p.translation.plan import Shard, read_inputs
+
+Array = npt.NDArray[np.uint8]
+
+_LONGEST_SIDE = 384
+
+
+class Pair(NamedTuple):
+    """Thumbnails, (h, w, 3) uint8, of one input and its output."""
+
+    image_id: str
+    input: Array
+    output: Array
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads inputs and outputs of a translation back."""
+
+    output: str
+    format: OutputFormat
+    fetcher: Fetcher
+    codec: Codec
+
+    def examples(self, shards: Sequence[Shard], count: int) -> list[Pair]:
+        """Up to `count` pairs, from shards spread evenly over the corpus; the same every time.
+
+        Whatever cannot be read back is left out: a report is no reason to fail.
+        """
+        chosen = shards[:: max(1, len(shards) // count)][:count]
+        each = math.ceil(count / max(1, len(chosen)))  # a small corpus has fewer shards than examples are wanted
+        pairs: list[Pair] = []
+        for shard in chosen:
+            with contextlib.suppress(P2PError):
+                pairs += self._pairs(shard, min(each, count - len(pairs)))
+        return pairs
+
+    def _pairs(self, shard: Shard, count: int) -> Iterator[Pair]:
+        uri = ledger_uri(self.output, shard.index)
+        filesystem, path = arrow_filesystem(uri)
+        with storage_errors(uri):
+            table = pq.read_table(path, filesystem=filesystem, columns=["image_id", "status", "output_uri"])
+        rows = table.filter(pc.equal(table["status"], "translated")).slice(0, count).to_pylist()
+        items = {item.image_id: item for item in read_inputs(shard)} if rows else {}
+        for row in rows:
+            image = _output(row["output_uri"], row["image_id"], self.format)
+            (data,) = self.fetcher.fetch([items[row["image_id"]]])
+            if image is not None and isinstance(data, bytes):
+                yield Pair(row["image_id"], _thumbnail(self.codec.decode(data)), _thumbnail(decode(image)))
+
+
+def _output(uri: str, image_id: str, format: OutputFormat) -> bytes | None:
+    if format != "parquet":
+        return read_bytes(uri)
+    filesystem, path = arrow_filesystem(uri)
+    with storage_errors(uri), pq.ParquetFile(path, filesystem=filesystem) as file:
+        for group in range(file.num_row_groups):
+            ids = file.read_row_group(group, columns=["image_id"])["image_id"].to_pylist()
+            if image_id in ids:
+                for batch in file.iter_batches(batch_size=1, row_groups=[group], columns=["image_id", "image"]):
+                    if batch["image_id"][0].as_py() == image_id:
+                        return bytes(batch["image"][0].as_py())
+    return None
+
+
+def _thumbnail(image: Array) -> Array:
+    height, width = image.shape[:2]
+    scale = min(1.0, _LONGEST_SIDE / max(height, width))
+    return resize(image, max(1, round(height * scale)), max(1, round(width * scale)))

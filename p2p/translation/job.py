@@ -1,0 +1,209 @@
+"""The whole translation: judge the options, plan, let Ray's actors work, count, report."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from p2p.data.session import physical_cores
+from p2p.errors import CheckpointError, P2PError, StorageError, UsageError, check_bad_fraction
+from p2p.storage.filesystems import (
+    absolute,
+    is_file,
+    is_remote,
+    join,
+    require_readable,
+    require_writable,
+    sweep_temporaries,
+    write_json,
+)
+from p2p.translation import ledger
+from p2p.translation.actor import Work
+from p2p.translation.attempt import Remaining, begin, remaining, require_apart, require_same_settings
+from p2p.translation.codec import Codec
+from p2p.translation.config import Settings, TranslateConfig
+from p2p.translation.corpus import Corpus, open_corpus
+from p2p.translation.examples import Reader
+from p2p.translation.fetching import Fetcher
+from p2p.translation.ledger import Totals
+from p2p.translation.plan import extend_plan
+from p2p.translation.pool import ACTORS_PER_GPU, Outcome, on_gpu, translate_on_ray
+from p2p.translation.sinks import open_sink
+
+log = logging.getLogger("p2p")
+
+_CPU_BATCH = 8
+_LOCAL_IO_THREADS, _REMOTE_IO_THREADS = 4, 16
+_EXAMPLES = 12
+
+
+WorkThrough = Callable[[TranslateConfig, Work, Remaining], Outcome]
+
+
+@dataclass(frozen=True)
+class _Model:
+    generator_uri: str
+    checkpoint_id: str
+    crop_size: int
+    stride: int
+    input_side: str
+
+
+def run(config: TranslateConfig, work_through: WorkThrough = translate_on_ray) -> dict[str, Any]:
+    """Translate `config.source`; returns the summary. Raises UsageError before work, TooManyBadInputs after it.
+
+    `work_through` does the shards that remain, each to its end, and tells what it knows of them.
+    """
+    started = time.monotonic()
+    source, output = absolute(config.source), absolute(config.output)
+    model = _read_model(absolute(config.checkpoint))
+    require_readable(source, "--source")
+    if not is_file(source):
+        require_apart(source, output)
+    corpus = open_corpus(source, config.image_column, model.input_side)
+    if next(iter(corpus.items()), None) is None:
+        raise UsageError(f"--source {source}: holds no images")
+    settings = _settings(config, source, corpus, model)
+    work = _work(config, output, settings, corpus, model)
+    if config.dry_run:
+        return _dry_run(config, corpus, work)
+    require_same_settings(output, settings, config.resume)
+    require_writable(output, "--output")
+    begin(output, settings, config.resume)
+    sink = open_sink(output, settings)
+    left = remaining(output, extend_plan(output, corpus, sink.name_of, config.limit), config.limit)
+    if left.done:
+        log.info("%d of %d images were done by an earlier attempt", left.images_done, left.images)
+    outcome = work_through(config, work, left) if left.shards else Outcome()
+    return _finish(config, work, left, outcome, started)
+
+
+def _read_model(uri: str) -> _Model:
+    """Load the checkpoint once, to know that it is whole and what it wants. Raises UsageError."""
+    from p2p.model.checkpoint import load_generator, resolve_checkpoint
+
+    try:
+        resolved = resolve_checkpoint(uri)
+        generator = load_generator(resolved.generator_uri if resolved.meta is None else str(resolved.folder_uri))
+    except (CheckpointError, StorageError) as error:
+        raise UsageError(f"--checkpoint {error}") from None
+    config = generator.config
+    if config.input_channels not in (1, 3) or config.output_channels not in (1, 3):
+        raise UsageError(
+            f"--checkpoint {uri}: a generator from {config.input_channels} to {config.output_channels} channels; "
+            f"images of 1 or 3 can be translated"
+        )
+    # The folder rather than the run: what is `best` may change while actors start.
+    pinned = resolved.folder_uri or resolved.generator_uri
+    side = "a" if config.direction == "AtoB" else "b"
+    return _Model(pinned, str(generator.checkpoint_id), config.crop_size, generator.stride, side)
+
+
+def _settings(config: TranslateConfig, source: str, corpus: Corpus, model: _Model) -> Settings:
+    tile_size = config.tile_size or model.crop_size
+    if config.size_mode != "pad" and tile_size % model.stride:
+        raise UsageError(
+            f"--tile-size {tile_size}: this generator needs a multiple of {model.stride}; "
+            f"--tile-size {max(1, round(tile_size / model.stride)) * model.stride} is near"
+        )
+    return Settings(
+        source=source,
+        checkpoint_id=model.checkpoint_id,
+        format=config.format,
+        image_format=config.image_format if config.format == "parquet" else config.format,  # type: ignore[arg-type]
+        quality=config.quality,
+        side=config.side,
+        size_mode=config.size_mode,
+        tile_size=tile_size,
+        overlap=config.overlap if config.tile_size else min(config.overlap, tile_size // 2),
+        image_column=corpus.image_column,
+        norm_mode=config.norm_mode,
+        dropout=config.dropout,
+        seed=config.seed,
+        precision=config.precision,
+    )
+
+
+def _work(config: TranslateConfig, output: str, settings: Settings, corpus: Corpus, model: _Model) -> Work:
+    """The work of one process on this machine's cores; the pool fits it to a cluster."""
+    far = is_remote(settings.source) or is_remote(output)
+    return Work(
+        generator_uri=model.generator_uri,
+        output=output,
+        settings=settings,
+        image_column=corpus.image_column,
+        max_pixels=config.max_pixels,
+        batch_size=config.batch_size or _CPU_BATCH,
+        device="cpu",
+        torch_threads=1,
+        codec_threads=0,
+        io_threads=_REMOTE_IO_THREADS if far else _LOCAL_IO_THREADS,
+    )
+
+
+def _dry_run(config: TranslateConfig, corpus: Corpus, work: Work) -> dict[str, Any]:
+    import torch
+
+    from p2p.model.engine import choose_device
+    from p2p.translation.estimate import estimate
+
+    if choose_device(config.gpu).type == "cuda":
+        work = on_gpu(work, config.batch_size, physical_cores())
+        return estimate(config, corpus, work, config.workers or ACTORS_PER_GPU * torch.cuda.device_count())
+    processes = config.workers or physical_cores()
+    torch.set_num_threads(1)
+    return estimate(config, corpus, work, processes)
+
+
+def _finish(config: TranslateConfig, work: Work, left: Remaining, outcome: Outcome, started: float) -> dict[str, Any]:
+    """Count by the ledger, write `summary.json` and the report. Raises TooManyBadInputs when all of that is done."""
+    output = work.output
+    untold = {shard.index for shard in left.shards} - outcome.told
+    missing = untold - ledger.done_shards(output)
+    if missing:
+        raise P2PError(f"{len(missing)} shards were not finished; the same command does what is missing")
+    totals = ledger.read_totals(output, (shard.index for shard in left.done))
+    skipped = totals.translated
+    late = ledger.read_totals(output, untold)
+    translated = outcome.translated + late.translated
+    for part in (late, ledger.read_totals(output, outcome.with_failures)):
+        totals.add(part)
+    sweep_temporaries(output)
+    rate = translated / outcome.seconds if outcome.seconds else 0.0
+    busy = sum(outcome.stages.values()) or 1.0
+    seconds = time.monotonic() - started
+    summary: dict[str, Any] = {
+        "images": left.images,
+        "translated": translated,
+        "failed": totals.failed,
+        "skipped": skipped,
+        "seconds": round(seconds, 2),
+        "images_per_second": round(rate, 2),
+        "megapixels_per_second": round(outcome.pixels / 1e6 / outcome.seconds if outcome.seconds else 0.0, 3),
+        "start_up_seconds": round(seconds - outcome.seconds, 2),
+        "stage_share": {stage: round(spent / busy, 3) for stage, spent in sorted(outcome.stages.items())},
+        "checkpoint_id": work.settings.checkpoint_id,
+        "output_bytes": outcome.output_bytes,
+        "output": output,
+    }
+    summary["report"] = _write_report(work, left, summary, totals)
+    write_json(join(output, "summary.json"), summary)
+    check_bad_fraction(totals.failed, left.images, config.max_bad_fraction, join(output, ledger.FOLDER), summary)
+    return summary
+
+
+def _write_report(work: Work, left: Remaining, summary: dict[str, Any], totals: Totals) -> str:
+    from p2p.reports.translation import Example, write_translation_report
+
+    settings = work.settings
+    codec = Codec(settings.side, work.max_pixels, settings.image_format, settings.quality)
+    shards = sorted((*left.done, *left.shards), key=lambda shard: shard.index)
+    reader = Reader(work.output, settings.format, Fetcher(work.image_column), codec)
+    examples = [
+        Example(image_id=pair.image_id, input=pair.input, output=pair.output)
+        for pair in reader.examples(shards, _EXAMPLES)
+    ]
+    return write_translation_report(work.output, summary, examples, totals.failures, settings.to_dict())

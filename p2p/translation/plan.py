@@ -1,0 +1,243 @@
+"""The work plan: every input belongs to one shard, written down before work starts and never changed.
+
+`OUTPUT/manifest/part-*.parquet` holds the inputs, one row group per shard. Every output file is named after its shard
+or its input, so a shard that is done twice (a killed actor, a zombie of a killed driver) writes the same files again.
+That gives exactly once without any coordination. Ray Data's own job checkpointing is not used: it keeps every id in
+memory, cannot name one file per image, and its filter actor takes 15 s to start and can leave two cores waiting for
+each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from p2p.errors import UsageError
+from p2p.storage.filesystems import arrow_filesystem, join, list_names, remove, storage_errors, write_bytes
+from p2p.translation.corpus import Corpus
+from p2p.translation.inputs import Input
+
+FOLDER = "manifest"
+MANIFEST_SCHEMA = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("image_id", pa.string()),
+        ("source_uri", pa.string()),
+        ("size", pa.int64()),
+        ("offset", pa.int64()),
+        ("row_group", pa.int32()),
+        ("row", pa.int64()),
+        ("id_hash", pa.uint64()),
+        ("name_hash", pa.uint64()),
+    ]
+)
+_INPUT_COLUMNS = list(Input._fields)
+_SHARD_ROWS = 256
+_SHARD_BYTES = 64 * 2**20
+_SMALLEST_SHARD = 8
+_SHARDS_OF_A_SMALL_CORPUS = 64  # enough that no actor idles for long at the end
+_SHARDS_PER_PART = 64
+_LOOK_AHEAD = _SHARD_ROWS * _SHARDS_OF_A_SMALL_CORPUS
+
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Up to 256 inputs, or about 64 MB of them, that are done together. Picklable and small."""
+
+    index: int
+    manifest_uri: str
+    row_group: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every shard there is, and how many inputs they hold."""
+
+    shards: tuple[Shard, ...]
+    images: int
+
+
+def hash_id(text: str) -> int:
+    """64 bits of `text`. Two of ten million ids agree by chance with a probability below 1 in 100,000."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def read_inputs(shard: Shard) -> list[Input]:
+    """The inputs of one shard, in their order."""
+    filesystem, path = arrow_filesystem(shard.manifest_uri)
+    with storage_errors(shard.manifest_uri), pq.ParquetFile(path, filesystem=filesystem) as file:
+        columns = file.read_row_group(shard.row_group, columns=_INPUT_COLUMNS).to_pydict()
+    return [Input(*values) for values in zip(*(columns[name] for name in _INPUT_COLUMNS), strict=True)]
+
+
+def _part_uris(output: str) -> list[str]:
+    folder = join(output, FOLDER)
+    return [join(folder, name) for name in list_names(folder) if name.endswith(".parquet")]
+
+
+def _read_part(uri: str) -> tuple[list[Shard], Hashes, Hashes]:
+    filesystem, path = arrow_filesystem(uri)
+    with storage_errors(uri), pq.ParquetFile(path, filesystem=filesystem) as file:
+        table = file.read(columns=["shard", "id_hash", "name_hash"])
+        rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    firsts = table["shard"].take(pa.array(np.cumsum([0, *rows[:-1]]))).to_pylist()
+    shards = [Shard(index, uri, group, rows[group]) for group, index in enumerate(firsts)]
+    return shards, table["id_hash"].to_numpy(), table["name_hash"].to_numpy()
+
+
+def load_plan(output: str) -> Plan:
+    """The plan as it stands in `output`; empty where there is none."""
+    shards = [shard for uri in _part_uris(output) for shard in _read_part(uri)[0]]
+    return Plan(tuple(shards), sum(shard.rows for shard in shards))
+
+
+def extend_plan(output: str, corpus: Corpus, name_of: Callable[[str], str], limit: int = 0) -> Plan:
+    """List `corpus` and append shards for the inputs the plan in `output` does not have yet.
+
+    `name_of` gives the output's name for an image id. Raises UsageError, and leaves the plan as it was, if two inputs
+    have one id or would be written under one name.
+    """
+    parts = _part_uris(output)
+    read = [_read_part(uri) for uri in parts]
+    shards = [shard for part, _, _ in read for shard in part]
+    ids = np.concatenate([np.empty(0, np.uint64), *(part for _, part, _ in read)])
+    names = np.concatenate([np.empty(0, np.uint64), *(part for _, _, part in read)])
+    writer = _PlanWriter(output, len(parts), max((shard.index for shard in shards), default=-1) + 1, name_of)
+    try:
+        for group in _groups(_unknown(_listed(corpus, limit), np.sort(ids)), corpus.smallest_shard):
+            writer.add(group)
+        writer.flush()
+        for hashes, what in ((np.concatenate([ids, *writer.ids]), "id"), (np.concatenate([names, *writer.names]), "")):
+            _require_unique(output, hashes, what, name_of)
+    except BaseException:
+        for uri in writer.parts:
+            remove(uri)
+        raise
+    shards += writer.shards
+    return Plan(tuple(shards), sum(shard.rows for shard in shards))
+
+
+def _listed(corpus: Corpus, limit: int) -> Iterator[Input]:
+    for number, item in enumerate(corpus.items()):
+        if limit and number >= limit:
+            return
+        yield item
+
+
+def _unknown(items: Iterator[Input], known: Hashes) -> Iterator[Input]:
+    """Drop what the plan has already, a chunk at a time since NumPy is quick only on many."""
+    for chunk in _chunks(items, _LOOK_AHEAD):
+        if not len(known):
+            yield from chunk
+            continue
+        hashes = np.fromiter((hash_id(item.image_id) for item in chunk), np.uint64, len(chunk))
+        places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+        yield from (item for item, hit in zip(chunk, known[places] == hashes, strict=True) if not hit)
+
+
+def _chunks(items: Iterator[Input], size: int) -> Iterator[list[Input]]:
+    chunk: list[Input] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _groups(items: Iterator[Input], smallest: int) -> Iterator[list[Input]]:
+    """Cut the listing into shards. How many rows they have depends on the corpus only, never on the machine."""
+    small_corpus = True
+    for chunk in _chunks(items, _LOOK_AHEAD):
+        rows = _SHARD_ROWS
+        if small_corpus and len(chunk) < _LOOK_AHEAD:
+            rows = _SMALLEST_SHARD * -(-len(chunk) // (_SHARDS_OF_A_SMALL_CORPUS * _SMALLEST_SHARD))
+        small_corpus = False
+        rows = max(rows, smallest)
+        group: list[Input] = []
+        size = 0
+        for item in chunk:
+            if group and (len(group) >= rows or size + item.size > _SHARD_BYTES):
+                yield group
+                group, size = [], 0
+            group.append(item)
+            size += item.size
+        if group:
+            yield group
+
+
+class _PlanWriter:
+    """Appends shards to the manifest, a part of 64 shards at a time."""
+
+    def __init__(self, output: str, first_part: int, first_shard: int, name_of: Callable[[str], str]) -> None:
+        self._output, self._next_part, self._next_shard, self._name_of = output, first_part, first_shard, name_of
+        self._waiting: list[pa.Table] = []
+        self.shards: list[Shard] = []
+        self.parts: list[str] = []
+        self.ids: list[Hashes] = []
+        self.names: list[Hashes] = []
+
+    def add(self, inputs: Sequence[Input]) -> None:
+        columns = dict(zip(_INPUT_COLUMNS, map(list, zip(*inputs, strict=True)), strict=True))
+        ids = np.array([hash_id(item.image_id) for item in inputs], np.uint64)
+        names = np.array([hash_id(self._name_of(item.image_id)) for item in inputs], np.uint64)
+        index = self._next_shard + len(self._waiting)
+        extra = {"shard": [index] * len(inputs), "id_hash": ids, "name_hash": names}
+        self._waiting.append(pa.table({**columns, **extra}).select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA))
+        self.ids.append(ids)
+        self.names.append(names)
+        if len(self._waiting) == _SHARDS_PER_PART:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._waiting:
+            return
+        uri = join(self._output, FOLDER, f"part-{self._next_part:05d}.parquet")
+        sink = pa.BufferOutputStream()
+        with pq.ParquetWriter(sink, MANIFEST_SCHEMA, compression="zstd") as writer:
+            for table in self._waiting:
+                writer.write_table(table, row_group_size=len(table))
+        write_bytes(uri, sink.getvalue().to_pybytes())
+        self.parts.append(uri)
+        for group, table in enumerate(self._waiting):
+            self.shards.append(Shard(self._next_shard + group, uri, group, len(table)))
+        self._next_part += 1
+        self._next_shard += len(self._waiting)
+        self._waiting = []
+
+
+def _require_unique(output: str, hashes: Hashes, what: str, name_of: Callable[[str], str]) -> None:
+    ordered = np.sort(hashes)
+    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(twice):
+        return
+    column = "id_hash" if what == "id" else "name_hash"
+    seen: dict[str, tuple[str, str]] = {}
+    for uri in _part_uris(output):
+        filesystem, path = arrow_filesystem(uri)
+        with storage_errors(uri):
+            table = pq.read_table(path, filesystem=filesystem, columns=["image_id", "source_uri", column])
+        hit = table.filter(pc.is_in(table[column], value_set=pa.array(twice, pa.uint64())))
+        for image_id, source in zip(hit["image_id"].to_pylist(), hit["source_uri"].to_pylist(), strict=True):
+            name = image_id if what == "id" else name_of(image_id)
+            if name in seen and what == "id":
+                raise UsageError(
+                    f"--source: two inputs have the id {image_id!r} ({seen[name][1]} and {source}); ids must be unique"
+                )
+            if name in seen:
+                raise UsageError(
+                    f"--source: {seen[name][0]!r} and {image_id!r} would both be written as {name!r}; rename one, or "
+                    f"use --format parquet, which keeps whole names"
+                )
+            seen[name] = (image_id, source)

@@ -1,0 +1,138 @@
+"""The pool of actors: how many, how large, who does which shards, and what they report."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+from p2p.data.session import available_cores, available_gpus, physical_cores, quiet_data_context, ray_session
+from p2p.errors import P2PError, UsageError
+from p2p.progress import Progress
+from p2p.translation.actor import ShardTranslator, Work
+from p2p.translation.attempt import Remaining
+from p2p.translation.config import TranslateConfig
+from p2p.translation.plan import Shard
+
+log = logging.getLogger("p2p")
+
+ACTORS_PER_GPU = 2
+"""One computes while the other copies."""
+_GPU_BATCH = 64
+_LONGEST_CHAIN = 8  # shards an actor gets at once; batches fill up across them
+
+
+@dataclass
+class Outcome:
+    """What the actors told the driver about the shards they finished."""
+
+    told: set[int] = field(default_factory=set)
+    translated: int = 0
+    with_failures: set[int] = field(default_factory=set)
+    pixels: int = 0
+    output_bytes: int = 0
+    seconds: float = 0.0
+    """From the moment the first actor began until the last report, start-up left out."""
+    stages: dict[str, float] = field(default_factory=dict)
+    """Seconds by stage, all actors and threads together."""
+
+
+def on_gpu(work: Work, batch_size: int, cores: int) -> Work:
+    """`work` for a process that has a GPU and `cores` cores beside it."""
+    threads = max(2, cores)
+    return dataclasses.replace(
+        work, device="cuda", batch_size=batch_size or _GPU_BATCH, torch_threads=threads, codec_threads=threads
+    )
+
+
+def _sized(config: TranslateConfig, work: Work, shards: int) -> tuple[Work, int, dict[str, Any]]:
+    """Fit the pool to the cluster: the work of each actor, how many actors, what each asks of Ray."""
+    gpus, cores = available_gpus(), available_cores()
+    if config.gpu == "true" and not gpus:
+        raise UsageError("--gpu true: the cluster has no GPU; pass --gpu auto or false")
+    if gpus and config.gpu != "false":
+        actors = min(config.workers or ACTORS_PER_GPU * gpus, shards)
+        per_gpu = math.ceil(actors / gpus)
+        return on_gpu(work, config.batch_size, cores // actors), actors, {"num_cpus": 1, "num_gpus": 1 / per_gpu}
+    actors = min(config.workers or cores, shards)
+    # One thread each, doing everything: two networks with one thread beat one with two wherever cores are shared.
+    threads = min(max(1, cores // actors), physical_cores())
+    return dataclasses.replace(work, torch_threads=threads), actors, {"num_cpus": 1}
+
+
+def _chains(shards: Sequence[Shard], actors: int) -> list[list[Shard]]:
+    """Cut the list into chains, long ones first and single shards last, so that actors finish at the same time."""
+    chains: list[list[Shard]] = []
+    start = 0
+    while start < len(shards):
+        length = min(_LONGEST_CHAIN, max(1, (len(shards) - start) // (4 * actors)))
+        chains.append(list(shards[start : start + length]))
+        start += length
+    return chains
+
+
+def translate_on_ray(config: TranslateConfig, work: Work, left: Remaining) -> Outcome:
+    """Let a pool of actors do every shard of `left`. Raises UsageError if the cluster lacks what was asked for."""
+    with ray_session():
+        work, actors, resources = _sized(config, work, len(left.shards))
+        log.info("translating %d images on %d %s processes", left.images - left.images_done, actors, work.device)
+        quiet_data_context()
+        columns = ("index", "manifest_uri", "row_group", "rows")
+        blocks = [
+            pa.table({name: [getattr(shard, name) for shard in chain] for name in columns})
+            for chain in _chains(left.shards, actors)
+        ]
+        dataset = ray.data.from_arrow(blocks).map_batches(
+            ShardTranslator,
+            fn_constructor_kwargs={"work": work},
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=actors, initial_size=actors, max_tasks_in_flight_per_actor=2
+            ),
+            **resources,
+        )
+        dataset.context.target_max_block_size = 1  # every report travels at once instead of filling a block
+        rows = iter(dataset.iter_rows())
+        first = list(itertools.islice(rows, 1))  # only now has an actor begun; the rate must not count the start-up
+        with Progress("translate", total=left.images, unit="images", done_before=left.images_done) as progress:
+            return collect(itertools.chain(first, rows), progress)
+
+
+def collect(rows: Iterable[Mapping[str, Any]], progress: Progress) -> Outcome:
+    """Add up the reports. Where an actor died Ray may repeat or swallow some: none is counted twice, and what was never
+    told is read from the ledger afterwards. Raises P2PError if an actor says that the work must stop.
+    """
+    outcome = Outcome()
+    seen: dict[int, int] = {}
+    began, last = math.inf, -math.inf
+    for row in rows:
+        report = json.loads(row["report"])
+        began, last = min(began, report["at"]), max(last, report["at"])
+        if "stopped" in report:
+            raise P2PError(report["stopped"])
+        if "shard" not in report:
+            continue
+        shard = report["shard"]
+        advanced = report["images"] - seen.get(shard, 0)
+        if advanced > 0:
+            seen[shard] = report["images"]
+            progress.advance(advanced)
+        if report["finished"] and shard not in outcome.told:
+            outcome.told.add(shard)
+            outcome.translated += report["translated"]
+            if report["failed"]:
+                outcome.with_failures.add(shard)
+            outcome.pixels += report["pixels"]
+            outcome.output_bytes += report["output_bytes"]
+            for stage, seconds in report["seconds"].items():
+                outcome.stages[stage] = outcome.stages.get(stage, 0.0) + seconds
+    outcome.seconds = max(0.0, last - began)
+    return outcome

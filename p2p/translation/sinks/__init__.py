@@ -1,0 +1,18 @@
+"""Where translated images go. A sink is chosen once; every file it writes is named after a shard or an image id."""
+
+from __future__ import annotations
+
+from p2p.storage.images import EXTENSIONS
+from p2p.translation.config import Settings
+from p2p.translation.sinks.images import ImagesSink
+from p2p.translation.sinks.parquet import ParquetSink
+from p2p.translation.sinks.records import Record, ShardWriter, Sink
+
+__all__ = ["ImagesSink", "ParquetSink", "Record", "ShardWriter", "Sink", "open_sink"]
+
+
+def open_sink(output: str, settings: Settings) -> Sink:
+    """The sink for `--format`, writing below `output`."""
+    if settings.format == "parquet":
+        return ParquetSink(output, settings)
+    return ImagesSink(output, EXTENSIONS[settings.format])

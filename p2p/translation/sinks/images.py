@@ -1,0 +1,108 @@
+"""Translated images as files that mirror the source: `images/<relative path>.<extension>`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from p2p.storage.filesystems import join, write_bytes
+from p2p.translation.sinks.records import Record
+from p2p.translation.sinks.staging import remove_file
+
+FOLDER = "images"
+_LONGEST_COMPONENT = 255  # bytes; what file systems allow
+_LONGEST_NAME = 900  # bytes; an object store allows 1024 for the whole key
+_KEPT_OF_A_BAD_NAME = 80
+_WRITERS = 8
+_WAITING_BYTES = 64 * 2**20
+
+
+def _is_safe(component: str) -> bool:
+    return (
+        component not in ("", ".", "..")
+        and component.isprintable()
+        and "::" not in component  # chains addresses in fsspec
+        and "\\" not in component
+        and len(component.encode("utf-8", "surrogatepass")) <= _LONGEST_COMPONENT
+    )
+
+
+def image_name(image_id: str, extension: str) -> str:
+    """The output's path below `images/`: the input's with another ending.
+
+    A path that could lead elsewhere, or that a file system refuses (`..`, absolute, NUL, control characters, too long),
+    becomes one readable component with a hash of the whole id, so it stays inside, unique, and the same every time.
+    """
+    stem, ending = os.path.splitext(image_id)
+    name = f"{stem if ending else image_id}.{extension}"
+    if len(name.encode("utf-8", "surrogatepass")) <= _LONGEST_NAME and all(map(_is_safe, name.split("/"))):
+        return name
+    readable = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in stem)
+    digest = hashlib.blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return f"renamed/{readable[-_KEPT_OF_A_BAD_NAME:]}~{digest}.{extension}"
+
+
+@dataclass(frozen=True)
+class ImagesSink:
+    """Writes one file per image."""
+
+    output: str
+    extension: str
+
+    def open_shard(self, shard: int) -> ImagesShardWriter:
+        """A writer that is free to write at once: an image's name never depends on its shard."""
+        return ImagesShardWriter(self.output, self.extension)
+
+    def output_names(self, shard: int, image_ids: list[str]) -> list[str]:
+        """One file per input."""
+        return [f"{FOLDER}/{self.name_of(image_id)}" for image_id in image_ids]
+
+    def name_of(self, image_id: str) -> str:
+        """Two inputs that differ only by their ending would share a file."""
+        return image_name(image_id, self.extension)
+
+
+class ImagesShardWriter:
+    """Writes on a few threads; holds at most 64 MB back."""
+
+    def __init__(self, output: str, extension: str) -> None:
+        self._output, self._extension = output, extension
+        self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._held = self._written = 0
+
+    def _uri(self, image_id: str) -> str:
+        return join(self._output, FOLDER, image_name(image_id, self._extension))
+
+    def add(self, record: Record) -> str:
+        """Start writing; wait for earlier images if too much is on its way. Raises StorageError for one of them."""
+        uri = self._uri(record.image_id)
+        self._waiting.append((self._pool.submit(write_bytes, uri, record.image), len(record.image)))
+        self._held += len(record.image)
+        while self._held > _WAITING_BYTES or (self._waiting and self._waiting[0][0].done()):
+            self._settle()
+        return uri
+
+    def fail(self, image_id: str) -> None:
+        """Remove the file that an interrupted attempt may have written."""
+        self._waiting.append((self._pool.submit(remove_file, self._uri(image_id)), 0))
+
+    def publish(self) -> int:
+        """Wait for every file."""
+        while self._waiting:
+            self._settle()
+        self._pool.shutdown()
+        return self._written
+
+    def discard(self) -> None:
+        """Start nothing more. What is written already stays: it is whole, and the next attempt writes it again."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _settle(self) -> None:
+        future, size = self._waiting.popleft()
+        future.result()
+        self._held -= size
+        self._written += size

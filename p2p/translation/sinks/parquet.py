@@ -1,0 +1,109 @@
+"""Translated images as rows of Parquet: `data/part-XXXXX.parquet`, one file per shard."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from p2p.storage.filesystems import join
+from p2p.translation.config import Settings
+from p2p.translation.sinks.records import Record
+from p2p.translation.sinks.staging import StagedFile, remove_file
+
+FOLDER = "data"
+DATA_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("image", pa.binary()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("source_uri", pa.string()),
+        ("checkpoint_id", pa.string()),
+        ("milliseconds", pa.float32()),
+    ]
+)
+_ROW_GROUP_BYTES = 16 * 2**20  # one request's worth for a reader, and all that is held back in memory
+
+
+@dataclass(frozen=True)
+class ParquetSink:
+    """Writes encoded images into Parquet whose metadata names checkpoint and settings."""
+
+    output: str
+    settings: Settings
+
+    def open_shard(self, shard: int) -> ParquetShardWriter:
+        """A writer of `data/part-XXXXX.parquet`."""
+        return ParquetShardWriter(join(self.output, self._name(shard)), self.settings)
+
+    def output_names(self, shard: int, image_ids: list[str]) -> list[str]:
+        """The one file of the shard."""
+        return [self._name(shard)]
+
+    def name_of(self, image_id: str) -> str:
+        """Rows have whole ids, so only equal ids collide."""
+        return image_id
+
+    @staticmethod
+    def _name(shard: int) -> str:
+        return f"{FOLDER}/part-{shard:05d}.parquet"
+
+
+class ParquetShardWriter:
+    """One Parquet file that grows by row groups and appears when it is whole."""
+
+    def __init__(self, uri: str, settings: Settings) -> None:
+        self._uri, self._checkpoint_id = uri, settings.checkpoint_id
+        described = {"p2p.checkpoint_id": settings.checkpoint_id, "p2p.settings": json.dumps(settings.to_dict())}
+        self._schema = DATA_SCHEMA.with_metadata(described)
+        self._rows: list[Record] = []
+        self._held = 0
+        self._file: StagedFile | None = None
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, record: Record) -> str:
+        """Hold the row until a row group is full."""
+        self._rows.append(record)
+        self._held += len(record.image)
+        if self._held >= _ROW_GROUP_BYTES:
+            self._flush()
+        return self._uri
+
+    def fail(self, image_id: str) -> None:
+        """A row that is not written is nowhere."""
+
+    def publish(self) -> int:
+        """Put the file in its place; a shard without a single translated image has none."""
+        self._flush()
+        if self._writer is None or self._file is None:
+            remove_file(self._uri)  # an earlier attempt may have fetched what this one could not
+            return 0
+        self._writer.close()
+        return self._file.publish()
+
+    def discard(self) -> None:
+        """Drop the file if it was never published."""
+        if self._writer is not None:
+            with contextlib.suppress(Exception):  # it wants to write a footer that nobody will read
+                self._writer.close()
+        if self._file is not None:
+            self._file.discard()
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        if self._writer is None:
+            self._file = StagedFile(self._uri)
+            # Encoded images neither compress nor repeat.
+            self._writer = pq.ParquetWriter(
+                self._file.file, self._schema, compression="NONE", use_dictionary=False, write_statistics=False
+            )
+        columns = dict(zip(Record._fields, map(list, zip(*self._rows, strict=True)), strict=True))
+        columns["checkpoint_id"] = [self._checkpoint_id] * len(self._rows)
+        arrays = [pa.array(columns[field.name], field.type) for field in self._schema]
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=len(self._rows))
+        self._rows, self._held = [], 0

@@ -1,0 +1,146 @@
+"""What a source holds, and what is told when it holds nothing."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from p2p.errors import BadInput, UsageError
+from p2p.translation.corpus import open_corpus
+from p2p.translation.fetching import Fetcher
+
+
+def ids(source: Path | str, **options: str) -> list[str]:
+    return [item.image_id for item in open_corpus(str(source), **options).items()]
+
+
+def contents(source: Path | str, **options: str) -> dict[str, bytes | str]:
+    """Every input's bytes, through the reader that the job uses; the kind of error where there are none."""
+    corpus = open_corpus(str(source), **options)
+    fetcher = Fetcher(corpus.image_column)
+    found = {}
+    for unit in fetcher.units(list(corpus.items())):
+        for item, data in zip(unit, fetcher.fetch(unit), strict=True):
+            found[item.image_id] = data.kind if isinstance(data, BadInput) else data
+    return found
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_a_folder_gives_images_by_relative_path_whatever_their_names(tmp_path: Path) -> None:
+    names = ["b.jpg", "sub/a.PNG", "with space.png", "ünï/cödé.webp", "a::b.png", "q?#[1]*.png"]
+    for name in [*names, "notes.txt", ".hidden.png"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    assert contents(tmp_path) == {name: name.encode() for name in names}
+    assert ids(tmp_path / "b.jpg") == ["b.jpg"]
+
+
+def test_parquet_uses_the_images_column_and_an_id_column_if_there_is_one(tmp_path: Path) -> None:
+    rows = [f"image {number}".encode() for number in range(10)]
+    pq.write_table(pa.table({"n": range(10), "jpg": rows}), tmp_path / "x.parquet", row_group_size=4)
+    assert contents(tmp_path / "x.parquet") == {f"x.parquet#{number}": row for number, row in enumerate(rows)}
+    folder = tmp_path / "set"
+    (folder / "errors").mkdir(parents=True)
+    pq.write_table(pa.table({"message": ["no images here"]}), folder / "errors" / "part-00000.parquet")
+    pq.write_table(pa.table({"pair_id": ["p", "q"], "a": [b"1", b"2"], "b": [b"3", None]}), folder / "part.parquet")
+    assert contents(folder) == {"p": b"1", "q": b"2"}
+    assert contents(folder, input_side="b") == {"p": b"3", "q": "EmptyFile"}
+    assert contents(folder, image_column="b") == {"p": b"3", "q": "EmptyFile"}
+    nested = pa.array([{"bytes": b"x", "path": "p"}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    pq.write_table(pa.table({"image": nested}), tmp_path / "hf.parquet")
+    assert contents(tmp_path / "hf.parquet") == {"hf.parquet#0": b"x"}
+
+
+def test_tars_are_read_in_place(tmp_path: Path) -> None:
+    members = {f"{number}.jpg": bytes([number]) * (number * 700_000 + 1) for number in range(20)}
+    write_tar(tmp_path / "one.tar", {**members, "1.json": b"{}"})
+    assert contents(tmp_path / "one.tar") == members
+    write_tar(tmp_path / "two.tar", {"../../x.png": b"hostile"})
+    both = contents(tmp_path)
+    assert both["one/3.jpg"] == members["3.jpg"] and both["two/../../x.png"] == b"hostile"
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "parquet"])
+def test_manifests_name_relative_and_whole_addresses(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"a")
+    (tmp_path / "b.png").write_bytes(b"b")
+    addresses = ["images/a.png", str(tmp_path / "b.png"), "gone.png"]
+    path = tmp_path / f"list.{kind}"
+    if kind == "txt":
+        path.write_text("\n".join(addresses) + "\n\n")
+    elif kind == "csv":
+        path.write_text("uri,other\n" + "".join(f"{address},1\n" for address in addresses))
+    else:
+        pq.write_table(pa.table({"uri": addresses}), path)
+    expected = {"images/a.png": b"a", str(tmp_path / "b.png").lstrip("/"): b"b", "gone.png": "NotFound"}
+    assert contents(path) == expected
+
+
+def test_a_manifest_may_name_its_images(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("image_id,uri\nfirst,x.png\n")
+    assert ids(tmp_path / "list.csv") == ["first"]
+
+
+def test_s3_prefixes_tars_and_parquet_read_like_folders(tmp_path: Path, s3) -> None:
+    from p2p.storage.filesystems import write_bytes
+
+    for name in ("a.png", "sub/b c.png", "sub/q[1]#.png"):
+        write_bytes(s3.uri("folder", name), name.encode())
+    expected = {name: name.encode() for name in ("a.png", "sub/b c.png", "sub/q[1]#.png")}
+    assert contents(s3.uri("folder")) == expected
+    write_tar(tmp_path / "x.tar", expected)
+    write_bytes(s3.uri("x.tar"), (tmp_path / "x.tar").read_bytes())
+    assert contents(s3.uri("x.tar")) == expected
+    pq.write_table(pa.table({"id": list(expected), "image": list(expected.values())}), tmp_path / "x.parquet")
+    write_bytes(s3.uri("x.parquet"), (tmp_path / "x.parquet").read_bytes())
+    assert contents(s3.uri("x.parquet")) == expected
+
+
+def test_what_cannot_be_a_source_is_told_in_one_line(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UsageError, match="it is empty"):
+        open_corpus(str(empty))
+    (empty / "readme.md").write_text("x")
+    with pytest.raises(UsageError, match=r"no images .* found 1 \.md"):
+        open_corpus(str(empty))
+    with pytest.raises(UsageError, match="expected a folder"):
+        open_corpus(str(empty / "readme.md"))
+    (tmp_path / "broken.parquet").write_bytes(b"not parquet at all")
+    with pytest.raises(UsageError, match="not a Parquet file"):
+        open_corpus(str(tmp_path / "broken.parquet"))
+    pq.write_table(pa.table({"x": [b"1"], "y": [b"2"]}), tmp_path / "two.parquet")
+    with pytest.raises(UsageError, match="--image-column, one of x, y"):
+        open_corpus(str(tmp_path / "two.parquet"))
+    with pytest.raises(UsageError, match="no such column"):
+        open_corpus(str(tmp_path / "two.parquet"), "z")
+    pq.write_table(pa.table({"number": [1]}), tmp_path / "none.parquet")
+    with pytest.raises(UsageError, match="none of its columns"):
+        open_corpus(str(tmp_path / "none.parquet"))
+    (tmp_path / "bad.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(UsageError, match="not a readable tar"):
+        ids(tmp_path / "bad.tar")
+    with pytest.raises(UsageError, match="compressed tar"):
+        ids_of_compressed(tmp_path)
+    (tmp_path / "signed.txt").write_text("https://x.org/a.png?X-Amz-Signature=abcdef\n")
+    with pytest.raises(UsageError, match="carries credentials") as caught:
+        ids(tmp_path / "signed.txt")
+    assert "abcdef" not in str(caught.value)
+
+
+def ids_of_compressed(folder: Path) -> list[str]:
+    (folder / "x.tar.gz").write_bytes(b"")
+    return ids(folder / "x.tar.gz")

@@ -1,0 +1,84 @@
+"""The work plan: whole, stable, and extended only by what is new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from p2p.errors import UsageError
+from p2p.translation.inputs import Input
+from p2p.translation.plan import extend_plan, load_plan, read_inputs
+from p2p.translation.sinks.images import ImagesSink
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A corpus that is only a list."""
+
+    inputs: list[Input]
+    smallest_shard: int = 1
+    image_column: str = ""
+
+    def items(self) -> Iterator[Input]:
+        return iter(self.inputs)
+
+
+def numbered(start: int, stop: int, size: int = 0) -> list[Input]:
+    return [Input(f"{number:06d}.png", f"/x/{number:06d}.png", size) for number in range(start, stop)]
+
+
+def planned(output: Path, inputs: list[Input], limit: int = 0, smallest: int = 1) -> list[list[Input]]:
+    plan = extend_plan(str(output), Listing(inputs, smallest), str, limit)
+    assert load_plan(str(output)) == plan
+    assert [shard.index for shard in plan.shards] == list(range(len(plan.shards)))
+    shards = [read_inputs(shard) for shard in plan.shards]
+    assert [len(shard) for shard in shards] == [shard.rows for shard in plan.shards]
+    assert plan.images == sum(map(len, shards))
+    return shards
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 100, 1000, 20_000])
+def test_every_input_is_in_one_shard_in_order(tmp_path: Path, count: int) -> None:
+    shards = planned(tmp_path, numbered(0, count))
+    assert [item for shard in shards for item in shard] == numbered(0, count)
+    assert max(map(len, shards)) <= 256
+    assert len(shards) >= min(count // 8, 32)
+
+
+def test_large_inputs_and_large_row_groups_decide_the_size_of_a_shard(tmp_path: Path) -> None:
+    assert max(map(len, planned(tmp_path / "b", numbered(0, 100, size=30 * 2**20)))) == 2
+    assert min(map(len, planned(tmp_path / "c", numbered(0, 100), smallest=50))) == 50
+
+
+def test_new_inputs_are_appended_and_old_shards_never_change(tmp_path: Path) -> None:
+    before = planned(tmp_path, numbered(100, 200))
+    assert planned(tmp_path, numbered(100, 200)) == before
+    after = planned(tmp_path, numbered(50, 260))
+    assert after[: len(before)] == before
+    assert sorted(item for shard in after for item in shard) == numbered(50, 260)
+
+
+def test_a_limit_takes_the_first_of_the_listing(tmp_path: Path) -> None:
+    first = planned(tmp_path, numbered(0, 100), limit=10)
+    assert [item for shard in first for item in shard] == numbered(0, 10)
+    everything = planned(tmp_path, numbered(0, 100))
+    assert [item for shard in everything for item in shard] == numbered(0, 100)
+
+
+def test_inputs_that_would_share_an_output_are_found_and_leave_no_plan(tmp_path: Path) -> None:
+    sink = ImagesSink(str(tmp_path), "png")
+    clash = Listing([Input("x/a.jpg", "/x/a.jpg"), Input("b.jpg", "/b.jpg"), Input("x/a.png", "/x/a.png")])
+    with pytest.raises(UsageError, match=r"'x/a.jpg' and 'x/a.png' would both be written as 'x/a.png'"):
+        extend_plan(str(tmp_path), clash, sink.name_of)
+    assert load_plan(str(tmp_path)).images == 0
+    twice = Listing([Input("a", "/1"), Input("b", "/2"), Input("a", "/3")])
+    with pytest.raises(UsageError, match=r"two inputs have the id 'a' \(/1 and /3\)"):
+        extend_plan(str(tmp_path), twice, str)
+    assert load_plan(str(tmp_path)).images == 0
+    extend_plan(str(tmp_path), Listing(clash.inputs[:2]), sink.name_of)
+    with pytest.raises(UsageError, match="would both be written"):
+        extend_plan(str(tmp_path), clash, sink.name_of)
+    assert load_plan(str(tmp_path)).images == 2

@@ -1,0 +1,304 @@
+"""The whole translation without Ray: the shards are done in this process by the class that Ray's actors run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from p2p.errors import P2PError, TooManyBadInputs, UsageError
+from p2p.model.checkpoint import save_checkpoint
+from p2p.model.config import ModelConfig
+from p2p.model.pix2pix import Pix2Pix
+from p2p.model.translator import Translator
+from p2p.storage.images import decode
+from p2p.translation import TranslateConfig
+from p2p.translation.actor import ShardTranslator, Work
+from p2p.translation.attempt import Remaining
+from p2p.translation.job import run
+from p2p.translation.pool import Outcome, collect
+
+
+class Quiet:
+    """Progress that nobody looks at."""
+
+    def advance(self, count: int, note: str = "") -> None:
+        pass
+
+
+def in_this_process(config: TranslateConfig, work: Work, left: Remaining) -> Outcome:
+    columns = ("index", "manifest_uri", "row_group", "rows")
+    batch = {name: np.array([getattr(shard, name) for shard in left.shards]) for name in columns}
+    rows = ({"report": row["report"][0]} for row in ShardTranslator(work)(batch))
+    return collect(rows, Quiet())  # type: ignore[arg-type]
+
+
+def translate(checkpoint: str, source: Path | str, output: Path | str, **options: Any) -> dict[str, Any]:
+    options = {"precision": "fp32", "batch_size": 4, **options}
+    config = TranslateConfig(checkpoint=checkpoint, source=str(source), output=str(output), **options)
+    return run(config, in_this_process)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("checkpoint"))
+    config = ModelConfig(generator="unet_64", discriminator="patch_16", ngf=4, ndf=4, crop_size=64)
+    save_checkpoint(folder, Pix2Pix(config, seed=0), {"epoch": 1}, {})
+    return folder
+
+
+def ledger(output: Path) -> dict[str, dict[str, str]]:
+    rows = [row for path in sorted((output / "ledger").iterdir()) for row in pq.read_table(path).to_pylist()]
+    found = {row["image_id"]: row for row in rows}
+    assert len(found) == len(rows), "an input stands in the ledger twice"
+    return found
+
+
+def outputs(output: Path) -> dict[str, np.ndarray]:
+    """Decoded images by id (Parquet) or relative name."""
+    if (output / "data").exists():
+        table = pa.concat_tables([pq.read_table(path) for path in sorted((output / "data").iterdir())])
+        assert len(set(table["image_id"].to_pylist())) == len(table), "an image stands in the output twice"
+        return {row["image_id"]: decode(row["image"]) for row in table.to_pylist()}
+    images = output / "images"
+    return {str(path.relative_to(images)): decode(path.read_bytes()) for path in images.rglob("*") if path.is_file()}
+
+
+def temporaries(output: Path) -> list[Path]:
+    return [path for path in output.rglob("*") if path.name.startswith(".p2p-")]
+
+
+def write(folder: Path, images: dict[str, bytes]) -> Path:
+    for name, data in images.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+SIZES = [(1, 1), (7, 300), (257, 255), (64, 64), (65, 64), (100, 60)]
+
+
+@pytest.mark.parametrize("mode", ["tile", "pad"])
+def test_any_size_comes_back_the_same_size_and_as_the_python_api_translates_it(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], mode: Any
+) -> None:
+    images = {f"{height}x{width}.png": make_image(height, width, seed=height) for height, width in SIZES}
+    source = write(tmp_path / "in", images)
+    summary = translate(checkpoint, source, tmp_path / "out", size_mode=mode)
+    assert (summary["images"], summary["translated"], summary["failed"]) == (len(SIZES), len(SIZES), 0)
+    found = outputs(tmp_path / "out")
+    one_by_one = Translator(checkpoint, device="cpu", precision="fp32", size_mode=mode, overlap=32)
+    for name, data in images.items():
+        expected = one_by_one(decode(data))
+        assert found[name].shape == expected.shape
+        # Kernels may round differently for another batch size; nothing else may differ.
+        assert np.abs(found[name].astype(int) - expected).max() <= 1
+
+
+def test_resize_gives_the_models_size(tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]) -> None:
+    source = write(tmp_path / "in", {f"{h}x{w}.png": make_image(h, w) for h, w in SIZES})
+    translate(checkpoint, source, tmp_path / "out", size_mode="resize")
+    assert {image.shape for image in outputs(tmp_path / "out").values()} == {(64, 64, 3)}
+
+
+def test_a_large_scene_goes_through_tile_by_tile(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    source = write(tmp_path / "in", {"scene.jpg": make_image(600, 1000, "JPEG")})
+    summary = translate(checkpoint, source, tmp_path / "out", format="jpeg")
+    assert outputs(tmp_path / "out")["scene.jpg"].shape == (600, 1000, 3)
+    assert summary["megapixels_per_second"] > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": True, "seed": 3}, {"norm_mode": "batch"}])
+def test_a_result_depends_on_its_pixels_alone(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], options: dict[str, Any]
+) -> None:
+    images = {f"{number:02d}.png": make_image(70 + number, 64, seed=number) for number in range(9)}
+    everything = write(tmp_path / "all", images)
+    alone = write(tmp_path / "alone", {"05.png": images["05.png"]})
+    translate(checkpoint, everything, tmp_path / "out", **options)
+    translate(checkpoint, alone, tmp_path / "out_alone", **options)
+    whole, single = outputs(tmp_path / "out"), outputs(tmp_path / "out_alone")
+    assert len(whole) == 9 and np.array_equal(whole["05.png"], single["05.png"])
+
+
+def test_bad_inputs_become_rows_with_reasons_and_an_exit_status(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    jpeg = make_image(64, 64, "JPEG")
+    source = write(
+        tmp_path / "in",
+        {
+            "good.png": make_image(64, 64),
+            "cut.jpg": jpeg[: len(jpeg) // 2],
+            "text.jpg": b"this is no image",
+            "empty.png": b"",
+            "odd.png": make_image(64, 65),
+            "huge.png": make_image(400, 400),
+        },
+    )
+    with pytest.raises(TooManyBadInputs, match="5 of 6 inputs were bad"):
+        translate(checkpoint, source, tmp_path / "out", side="left", max_pixels=100_000)
+    rows = ledger(tmp_path / "out")
+    assert {name: row["error"] for name, row in rows.items()} == {
+        "good.png": "",
+        "cut.jpg": "DamagedImage",
+        "text.jpg": "NotAnImage",
+        "empty.png": "EmptyFile",
+        "odd.png": "OddWidth",
+        "huge.png": "TooManyPixels",
+    }
+    assert all(row["message"] for row in rows.values() if row["status"] == "failed")
+    assert list(outputs(tmp_path / "out")) == ["good.png"]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["images"], summary["translated"], summary["failed"], summary["skipped"]) == (6, 1, 5, 0)
+    with pytest.raises(TooManyBadInputs):  # the failures of an earlier attempt still count
+        translate(checkpoint, source, tmp_path / "out", side="left", max_pixels=100_000)
+    allowed = translate(checkpoint, source, tmp_path / "out", side="left", max_bad_fraction=0.9)
+    assert (allowed["translated"], allowed["failed"], allowed["skipped"]) == (0, 5, 1)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_only_the_chosen_half_is_translated(
+    tmp_path: Path, checkpoint: str, make_pairs: Callable[..., Path], side: Any
+) -> None:
+    source = make_pairs(tmp_path / "in", 2, 64)
+    translate(checkpoint, source, tmp_path / "out", side=side)
+    pair = np.asarray(Image.open(source / "0000.png").convert("RGB"))
+    half = tmp_path / "half"
+    half.mkdir()
+    Image.fromarray(pair[:, :64] if side == "left" else pair[:, 64:]).save(half / "0000.png")
+    translate(checkpoint, half, tmp_path / "expected")
+    assert np.array_equal(outputs(tmp_path / "out")["0000.png"], outputs(tmp_path / "expected")["0000.png"])
+
+
+def test_every_format_and_every_source_gives_the_same_pixels(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    images = {f"{number}.png": make_image(64, 80, seed=number) for number in range(3)}
+    source = write(tmp_path / "in", images)
+    translate(checkpoint, source, tmp_path / "parquet")
+    translate(checkpoint, source, tmp_path / "png", format="png")
+    pq.write_table(pa.table({"id": list(images), "image": list(images.values())}), tmp_path / "set.parquet")
+    translate(checkpoint, tmp_path / "set.parquet", tmp_path / "again", format="png")
+    first = outputs(tmp_path / "parquet")
+    for other in ("png", "again"):
+        found = outputs(tmp_path / other)
+        assert found.keys() == first.keys() and all(np.array_equal(found[name], first[name]) for name in first)
+    rows = ledger(tmp_path / "png")
+    assert rows["1.png"]["output_uri"] == str(tmp_path / "png" / "images" / "1.png")
+
+
+def test_an_interrupted_translation_ends_with_every_input_once(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    source = write(tmp_path / "in", {f"{number:03d}.png": make_image(64, 64, seed=number) for number in range(40)})
+
+    def dies_half_way(config: TranslateConfig, work: Work, left: Remaining) -> Outcome:
+        in_this_process(config, work, Remaining(left.shards[:2], left.done))
+        (tmp_path / "out" / "data" / ".p2p-left-behind").write_bytes(b"half a file")
+        # A shard whose data was published, but whose ledger was not.
+        (tmp_path / "out" / "ledger" / "shard-00001.parquet").unlink()
+        raise KeyboardInterrupt
+
+    config = TranslateConfig(checkpoint=checkpoint, source=str(source), output=str(tmp_path / "out"), precision="fp32")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, dies_half_way)
+    write(source, {"late.png": make_image(64, 64, seed=99)})
+    summary = run(config, in_this_process)
+    assert (summary["images"], summary["translated"], summary["skipped"], summary["failed"]) == (41, 33, 8, 0)
+    names = {path.name for path in source.iterdir()}
+    assert outputs(tmp_path / "out").keys() == names == ledger(tmp_path / "out").keys()
+    assert temporaries(tmp_path / "out") == []
+    again = run(config, in_this_process)
+    assert (again["translated"], again["skipped"]) == (0, 41)
+
+
+def test_another_checkpoint_or_option_needs_another_output(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    source = write(tmp_path / "in", {f"{number}.png": make_image(64, 64) for number in range(3)})
+    out = tmp_path / "out"
+    translate(checkpoint, source, out, format="png")
+    with pytest.raises(UsageError, match=r"--size-mode was tile, is pad.*--resume never"):
+        translate(checkpoint, source, out, format="png", size_mode="pad")
+    (out / "mine.txt").write_text("not p2p's")
+    (out / "images" / "mine.txt").write_text("nor this")
+    (source / "0.png").unlink()
+    summary = translate(checkpoint, source, out, size_mode="pad", resume="never")
+    assert (summary["translated"], summary["skipped"]) == (2, 0)
+    left = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    expected = ["data/part-00000.parquet", "images/mine.txt", "ledger/shard-00000.parquet"]
+    expected += ["manifest/part-00000.parquet", "mine.txt", "report.html", "settings.json", "summary.json"]
+    assert left == expected
+
+
+def test_a_limit_translates_the_first_images_and_the_rest_later(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    source = write(tmp_path / "in", {f"{number}.png": make_image(64, 64) for number in range(5)})
+    assert translate(checkpoint, source, tmp_path / "out", limit=2)["images"] == 2
+    assert sorted(outputs(tmp_path / "out")) == ["0.png", "1.png"]
+    summary = translate(checkpoint, source, tmp_path / "out")
+    assert (summary["images"], summary["translated"], summary["skipped"]) == (5, 3, 2)
+
+
+def test_a_dry_run_estimates_and_writes_nothing(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    source = write(tmp_path / "in", {f"{number}.png": make_image(64, 64) for number in range(5)})
+    result = translate(checkpoint, source, tmp_path / "out", dry_run=True, price_per_hour=3.6)
+    assert (result["images"], result["sampled"], result["sampled_failed"]) == (5, 1, 0)
+    assert result["estimated_seconds"] > 0 and "estimated_cost" in result
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_unreadable_input_is_bad_but_unreadable_storage_stops_the_work(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    write(tmp_path / "in", {"good.png": make_image(64, 64)})
+    (tmp_path / "in" / "folder.png").mkdir()
+    manifest = tmp_path / "list.txt"
+    manifest.write_text("in/good.png\nin/folder.png\nin/gone.png\n")
+    summary = translate(checkpoint, manifest, tmp_path / "out", max_bad_fraction=1.0)
+    assert (summary["translated"], summary["failed"]) == (1, 2)
+    assert ledger(tmp_path / "out")["in/folder.png"]["error"] == "FetchFailed"
+    assert ledger(tmp_path / "out")["in/gone.png"]["error"] == "NotFound"
+    many = tmp_path / "many.csv"
+    many.write_text("image_id,uri\n" + "".join(f"{number},in/folder.png\n" for number in range(100)))
+    with pytest.raises(P2PError, match="reads in a row have failed"):
+        translate(checkpoint, many, tmp_path / "stopped", max_bad_fraction=1.0)
+    assert temporaries(tmp_path / "stopped") == []
+
+
+def refused(checkpoint: str, source: Path | str, output: Path | str, **options: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        translate(checkpoint, source, output, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_mistakes_are_told_before_any_work(tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]) -> None:
+    source = write(tmp_path / "in", {"a.png": make_image(64, 64)})
+    out = tmp_path / "out"
+    assert "nothing is there" in refused(checkpoint, tmp_path / "missing", out)
+    assert refused(str(tmp_path / "none.pth"), source, out).startswith("--checkpoint ")
+    assert "neither a run" in refused(str(source), source, out)
+    assert "multiple of 64" in refused(checkpoint, source, out, tile_size=100)
+    assert "--overlap 80" in refused(checkpoint, source, out, tile_size=64, overlap=80)
+    assert "lies in --source" in refused(checkpoint, source, source / "out")
+    assert "not available in this version" in refused(checkpoint, source, out, format="geotiff")
+    assert not out.exists()
+    write(out / "data", {"part-00000.parquet": b"somebody's"})
+    assert "did not make it" in refused(checkpoint, source, out)
+    assert "did not make it" in refused(checkpoint, source, out, resume="never")
+    assert os.listdir(out) == ["data"]
