@@ -1,0 +1,211 @@
+"""The evaluation job: check everything, judge the pairs on a pool of processes, write figures and report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+import torch
+
+from p2p.data.order import Row
+from p2p.data.pairs import Pairs, open_pairs
+from p2p.data.session import available_cores, available_gpus, physical_cores, quiet_data_context, ray_session
+from p2p.errors import CheckpointError, NotFound, UsageError
+from p2p.evaluation.config import EvaluateConfig
+from p2p.evaluation.judge import UNTRAINED, Judge, Task
+from p2p.model.checkpoint import load_generator
+from p2p.model.metrics import METRICS, Measured, Palette, Totals, default_metrics, find_metric
+from p2p.model.networks import Generator
+from p2p.progress import Progress
+from p2p.reports.evaluation import Judged, write_evaluation_report
+from p2p.storage.filesystems import (
+    absolute,
+    exists,
+    join,
+    read_json,
+    require_readable,
+    require_writable,
+    write_json,
+    write_table,
+)
+
+_CHUNK_PAIRS = 32
+_EXAMPLES = 3
+_RANKING = ("palette_accuracy", "ssim", "l1")
+"""The first of these that was measured sorts the examples."""
+Results = list[dict[str, Any]]
+
+
+def _load(checkpoint: str) -> Generator:
+    try:
+        return load_generator(checkpoint)
+    except CheckpointError as error:
+        raise UsageError(f"--checkpoint {error}") from None
+
+
+def _open(config: EvaluateConfig, data: str) -> Pairs:
+    try:
+        return open_pairs(data, config.split)
+    except NotFound as error:
+        raise UsageError(f"--data {error}") from None
+
+
+def _palette(data: str, swap: bool) -> Palette | None:
+    """The target side's colours, where the data set records them."""
+    described = read_json(join(data, "dataset.json")) if exists(join(data, "dataset.json")) else {}
+    palette: Palette | None = described.get("palette_a" if swap else "palette_b")
+    return palette
+
+
+def _metrics(config: EvaluateConfig, palette: Palette | None) -> tuple[str, ...]:
+    if not config.metric_names:
+        return default_metrics(has_palette=bool(palette))
+    for name in config.metric_names:
+        if find_metric(name).needs_palette and not palette:
+            raise UsageError(
+                f"--metrics {name}: the targets in {config.data} have no palette (32 colours at most, recorded by "
+                "jobs/prepare.py in dataset.json)"
+            )
+    return tuple(name for name in METRICS if name in config.metric_names)
+
+
+def _plan(config: EvaluateConfig) -> Task:
+    """Check every option against what is there; UsageError names the first that does not fit."""
+    data, checkpoint, output = absolute(config.data), absolute(config.checkpoint), absolute(config.output)
+    require_readable(data, "--data")
+    generator = _load(checkpoint)
+    model = generator.config
+    if (model.input_channels, model.output_channels) != (3, 3):
+        channels = f"{model.input_channels} -> {model.output_channels}"
+        raise UsageError(f"--checkpoint {config.checkpoint}: translates {channels} channels; pairs are RGB")
+    pairs = _open(config, data)
+    if pairs.smallest_side < model.crop_size:
+        raise UsageError(
+            f"--data {config.data}: its smallest pair has a side of {pairs.smallest_side} pixels, this generator works "
+            f"on {model.crop_size}; prepare the pairs with --load-size {model.crop_size} or more"
+        )
+    swap = (config.direction or model.direction) == "BtoA"
+    palette = _palette(data, swap)
+    metrics = _metrics(config, palette)
+    require_writable(output, "--output")
+    return Task(
+        checkpoint=checkpoint,
+        pairs=pairs,
+        swap=swap,
+        crop_size=model.crop_size,
+        metrics=metrics,
+        palette=palette,
+        device="cpu",
+        precision=config.precision,
+        threads=1,
+        compare_untrained=config.compare_untrained,
+    )
+
+
+def _rows(pairs: Pairs, limit: int) -> list[Row]:
+    rows = [(number, row) for number, group in enumerate(pairs.groups) for row in range(group.rows)]
+    return rows[:limit] if limit else rows
+
+
+def _judge_on_ray(config: EvaluateConfig, task: Task, rows: Sequence[Row]) -> Results:
+    """One row per pair, in stored order."""
+    with ray_session():
+        gpus = available_gpus() if config.gpu != "false" else 0
+        if config.gpu == "true" and not gpus:
+            raise UsageError("--gpu true: the cluster has no GPU; pass --gpu auto or false")
+        chunks = math.ceil(len(rows) / _CHUNK_PAIRS)
+        actors = min(gpus or available_cores(), chunks)
+        threads = max(1, min(available_cores() // actors, physical_cores()))
+        sized = dataclasses.replace(task, device="cuda" if gpus else "cpu", threads=threads)
+        quiet_data_context()
+        blocks = [
+            pa.table({"group": [group for group, _ in chunk], "row": [row for _, row in chunk]})
+            for chunk in (rows[start : start + _CHUNK_PAIRS] for start in range(0, len(rows), _CHUNK_PAIRS))
+        ]
+        dataset = ray.data.from_arrow(blocks).map_batches(
+            Judge,
+            fn_constructor_kwargs={"task": sized},
+            batch_size=_CHUNK_PAIRS,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=1,
+            num_gpus=1 if gpus else 0,
+        )
+        results: Results = []
+        with Progress("evaluate", total=len(rows), unit="pairs") as progress:
+            for row in dataset.iter_rows():
+                results.append(row)
+                progress.advance(1)
+    return sorted(results, key=lambda row: (row["group"], row["row"]))
+
+
+def _totals(task: Task, results: Results, prefix: str) -> dict[str, float]:
+    totals = Totals(task.metrics, task.palette)
+    for row in results:
+        counts = row.get(prefix + "confusion")
+        side = len(task.palette or ())
+        confusion = None if counts is None else torch.as_tensor(counts).reshape(1, side, side)
+        values = {name: torch.tensor([row[prefix + name]], dtype=torch.float64) for name in task.metrics}
+        totals.add(Measured(values, confusion))
+    return {prefix + name: value for name, value in totals.result().items()}
+
+
+def _examples(task: Task, results: Results) -> dict[str, list[Judged]]:
+    """Draw the best, median and worst pairs again, in this process; nothing kept their pixels."""
+    ranking = next((name for name in _RANKING if name in task.metrics), task.metrics[0])
+    lower_is_better = METRICS[ranking].better == "lower"
+    ordered = sorted(results, key=lambda row: row[ranking], reverse=not lower_is_better)
+    count = min(_EXAMPLES, max(1, len(ordered) // 3))
+    middle = (len(ordered) - count) // 2
+    chosen = {"best": ordered[:count], "median": ordered[middle : middle + count], "worst": ordered[-count:]}
+    judge = Judge(dataclasses.replace(task, compare_untrained=False))
+    return {
+        name: [
+            Judged(drawn.pair_id, drawn.input, drawn.output, drawn.target, {m: float(row[m]) for m in task.metrics})
+            for row, drawn in zip(rows, judge.draw([(row["group"], row["row"]) for row in rows]), strict=True)
+        ]
+        for name, rows in chosen.items()
+    }
+
+
+def _write_table(output: str, columns: Sequence[str], results: Results) -> None:
+    table: dict[str, Any] = {"pair_id": [str(row["pair_id"]) for row in results]}
+    table |= {name: [float(row[name]) for row in results] for name in columns}
+    write_table(join(output, "per_image.parquet"), pa.table(table))
+
+
+def _details(config: EvaluateConfig, task: Task, checkpoint_id: str) -> Mapping[str, Any]:
+    return {
+        "checkpoint": config.checkpoint,
+        "checkpoint id": checkpoint_id,
+        "data": config.data,
+        "split": config.split,
+        "direction": "BtoA" if task.swap else "AtoB",
+        "crop": f"the middle {task.crop_size}x{task.crop_size} pixels of each pair",
+    }
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Do the whole job; returns the summary."""
+    started = time.monotonic()
+    task = _plan(config)
+    output = absolute(config.output)
+    checkpoint_id = _load(task.checkpoint).checkpoint_id
+    results = _judge_on_ray(config, task, _rows(task.pairs, config.limit))
+    prefixes = ["", UNTRAINED] if config.compare_untrained else [""]
+    metrics: dict[str, Any] = {"n": len(results)}
+    for prefix in prefixes:
+        metrics |= _totals(task, results, prefix)
+    write_json(join(output, "metrics.json"), metrics)
+    _write_table(output, [prefix + name for prefix in prefixes for name in task.metrics], results)
+    per_image = {name: [float(row[name]) for row in results] for name in task.metrics}
+    details = dict(_details(config, task, checkpoint_id))
+    report = write_evaluation_report(output, metrics, _examples(task, results), per_image, details)
+    seconds = round(time.monotonic() - started, 3)
+    summary = {"metrics": metrics, "seconds": seconds, "checkpoint_id": checkpoint_id, "report": report}
+    write_json(join(output, "summary.json"), summary)
+    return summary

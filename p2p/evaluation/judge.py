@@ -1,0 +1,103 @@
+"""The process that holds the generator: pairs in, one number per pair and metric out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from p2p.data.augment import centre_crop
+from p2p.data.order import Row
+from p2p.data.pairs import Pairs, read_rows
+from p2p.errors import BadInput
+from p2p.model.allocator import keep_freed_memory
+from p2p.model.checkpoint import load_generator
+from p2p.model.engine import Engine, choose_precision
+from p2p.model.metrics import Palette, measure
+from p2p.model.networks import Generator, build_generator
+from p2p.storage.images import Array
+
+_BATCH_PAIRS = 8
+UNTRAINED = "untrained."
+"""Prefix of the figures of an untrained generator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Everything a process needs to know to judge pairs. Small and picklable: settings and addresses."""
+
+    checkpoint: str
+    pairs: Pairs
+    swap: bool
+    """Whether B is the input."""
+    crop_size: int
+    metrics: tuple[str, ...]
+    palette: Palette | None
+    device: str
+    precision: str
+    threads: int
+    compare_untrained: bool
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One pair and what the generator made of it: (H, W, 3) uint8 each."""
+
+    pair_id: str
+    input: Array
+    output: Array
+    target: Array
+
+
+def _engine(task: Task, generator: Generator) -> Engine:
+    precision = choose_precision(task.precision, task.device)
+    return Engine(generator, tile_size=task.crop_size, batch_size=_BATCH_PAIRS, device=task.device, precision=precision)
+
+
+class Judge:
+    """Loads the generator once; each call judges the rows of one batch."""
+
+    def __init__(self, task: Task) -> None:
+        keep_freed_memory()
+        torch.set_num_threads(task.threads)
+        self._task = task
+        generator = load_generator(task.checkpoint)
+        self._engines = {"": _engine(task, generator)}
+        if task.compare_untrained:
+            self._engines[UNTRAINED] = _engine(task, build_generator(generator.config, seed=0))
+
+    def _cropped(self, rows: Sequence[Row]) -> Iterator[tuple[str, Array, Array]]:
+        """Yield (pair id, input, target); BadInput names a pair that is smaller than the crop."""
+        pairs = self._task.pairs
+        for pair in read_rows(pairs.groups, rows, pairs.load_size):
+            try:
+                sides = centre_crop(pair["a"], pair["b"], self._task.crop_size)
+            except BadInput as error:
+                raise BadInput(error.kind, f"pair {pair['pair_id']!r}: {error}") from None
+            yield pair["pair_id"], *(sides[::-1] if self._task.swap else sides)
+
+    def draw(self, rows: Sequence[Row]) -> list[Drawn]:
+        """Translate `rows`, to be looked at."""
+        drawn = []
+        for pair_id, image, target in self._cropped(rows):
+            drawn.append(Drawn(pair_id, image, self._engines[""](image[None])[0], target))
+        return drawn
+
+    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+        """Rows of (group, row) -> the same with `pair_id`, each metric, and each confusion matrix, flattened."""
+        rows = list(zip(batch["group"].tolist(), batch["row"].tolist(), strict=True))
+        judged: dict[str, Any] = dict(batch)
+        ids, inputs, targets = zip(*self._cropped(rows), strict=True)
+        judged["pair_id"] = list(ids)
+        wanted = torch.from_numpy(np.stack(targets))
+        for prefix, engine in self._engines.items():
+            outputs = torch.from_numpy(engine(np.stack(inputs)))
+            measured = measure(outputs, wanted, self._task.metrics, self._task.palette)
+            for name, values in measured.values.items():
+                judged[prefix + name] = values.numpy()
+            if measured.confusion is not None:
+                judged[prefix + "confusion"] = measured.confusion.flatten(1).numpy()
+        return judged

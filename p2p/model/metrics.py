@@ -1,0 +1,300 @@
+"""How far outputs are from their targets: one number per image, and one for the whole set.
+
+Images are (B, H, W, C) on the 0..255 scale, uint8 or float. Work happens on the device of the tensors, nothing here
+waits for it. Three separate steps, so that a metric over features of a network fits in as well:
+
+    features     what is measured of each image       error maps, palette classes
+    statistics   what is kept, and adds up            one number per image; a confusion matrix
+    metric       the number that is read              the mean; intersection over union
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from p2p.errors import UsageError
+
+Palette: TypeAlias = Sequence[Sequence[int]]
+"""RGB colours, 0..255."""
+
+PSNR_CAP = 100.0
+"""dB. Identical images have infinite PSNR; the cap keeps means finite. One level off in one value of a 256x256 RGB image
+is 101 dB, so nothing that differs visibly reaches it."""
+PIXEL_TOLERANCE = 10
+"""Levels of 255 that every channel of a pixel may be off for `pixel_accuracy`."""
+_PEAK = 255.0
+_SSIM_WINDOW, _SSIM_SIGMA, _SSIM_K1, _SSIM_K2 = 11, 1.5, 0.01, 0.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What a metric's name stands for."""
+
+    name: str
+    unit: str
+    """Of the value: `dB`, `share` (0..1), or nothing for a plain number."""
+    better: Literal["lower", "higher"]
+    meaning: str
+    """One line for a person."""
+    needs_palette: bool = False
+
+    def improves(self, new: float, old: float | None) -> bool:
+        """Whether `new` beats `old`; the first finite value beats None, and a NaN beats nothing."""
+        if math.isnan(new):
+            return False
+        if old is None or math.isnan(old):
+            return True
+        return new < old if self.better == "lower" else new > old
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(name="l1", unit="", better="lower", meaning="mean absolute difference, 0 (equal) to 1"),
+        Metric(name="psnr", unit="dB", better="higher", meaning="peak signal-to-noise ratio"),
+        Metric(name="ssim", unit="", better="higher", meaning="structural similarity, 1 for equal images"),
+        Metric(
+            name="pixel_accuracy",
+            unit="share",
+            better="higher",
+            meaning=f"share of pixels with every channel within {PIXEL_TOLERANCE} levels of 255",
+        ),
+        Metric(
+            name="palette_accuracy",
+            unit="share",
+            better="higher",
+            meaning="share of pixels whose nearest palette colour is the target's",
+            needs_palette=True,
+        ),
+        Metric(
+            name="palette_iou",
+            unit="share",
+            better="higher",
+            meaning="intersection over union of palette classes, mean over classes",
+            needs_palette=True,
+        ),
+    )
+}
+"""Every metric that can be computed, in the order of tables."""
+
+NEEDS_WEIGHTS: Mapping[str, str] = {
+    "lpips": "--lpips-weights",
+    "fid": "--inception-weights",
+    "kid": "--inception-weights",
+    "is": "--inception-weights",
+}
+"""Metrics over features of a pretrained network, and the option that will name its weights. Not computed yet."""
+
+
+def find_metric(name: str, option: str = "--metrics") -> Metric:
+    """The metric called `name` (`l1`) or `val_`+name (`val_l1`). Raises UsageError that names `option` and the choices."""
+    plain = name.removeprefix("val_")
+    if plain in NEEDS_WEIGHTS:
+        raise UsageError(
+            f"{option} {name}: this version does not compute {plain} yet; it needs a pretrained network "
+            f"({NEEDS_WEIGHTS[plain]}). Leave it out; available are {', '.join(METRICS)}"
+        )
+    if plain not in METRICS:
+        raise UsageError(f"{option} {name}: no such metric; available are {', '.join(METRICS)}")
+    return METRICS[plain]
+
+
+def default_metrics(has_palette: bool) -> tuple[str, ...]:
+    """Names of all metrics that can be computed, with or without a known palette."""
+    return tuple(name for name, metric in METRICS.items() if has_palette or not metric.needs_palette)
+
+
+# Features and statistics: (B, H, W, C) images -> one number per image
+
+
+def l1(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean |output - target| / 255 of each image, (B,) in [0, 1]. On a [-1, 1] scale the same error reads twice that."""
+    return (outputs.double() - targets.double()).abs().mean(dim=(1, 2, 3)) / _PEAK
+
+
+def psnr(outputs: Tensor, targets: Tensor) -> Tensor:
+    """10 log10(255² / mean squared error) of each image, (B,) in dB, at most `PSNR_CAP`."""
+    error = (outputs.double() - targets.double()).square().mean(dim=(1, 2, 3))
+    return (10.0 * torch.log10(_PEAK**2 / error)).clamp(max=PSNR_CAP)  # error 0 gives inf, which the clamp takes
+
+
+def _gaussian(size: int, like: Tensor) -> Tensor:
+    positions = torch.arange(size, dtype=like.dtype, device=like.device) - (size - 1) / 2
+    weights = torch.exp(-positions.square() / (2 * _SSIM_SIGMA**2))
+    return weights / weights.sum()
+
+
+def _smooth(planes: Tensor, window: int) -> Tensor:
+    """Gaussian mean over every window that lies wholly inside; (N, H, W) -> (N, H-w+1, W-w+1)."""
+    weights = _gaussian(window, planes)
+    height, width = planes.shape[-2] - window + 1, planes.shape[-1] - window + 1
+    # Shifted sums: both axes separately, in plain vector operations that any device and dtype has.
+    rows = sum(
+        (planes[:, i : i + height, :] * weights[i] for i in range(window)), start=torch.zeros_like(planes[:, :height])
+    )
+    return sum(
+        (rows[:, :, i : i + width] * weights[i] for i in range(window)), start=torch.zeros_like(rows[:, :, :width])
+    )
+
+
+def ssim(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Structural similarity of each image, (B,), mean over positions and channels.
+
+    Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity", IEEE TIP
+    13(4), 2004, equation 13: K1 = 0.01, K2 = 0.03, Gaussian 11x11 window of sigma 1.5, windows wholly inside the image.
+    The numbers of scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+    data_range=255, channel_axis=-1)`. An image side below 11 gets the largest odd window that fits.
+    """
+    batch, height, width, channels = outputs.shape
+    side = min(_SSIM_WINDOW, height, width)
+    window = side - 1 + side % 2
+    x, y = (
+        images.permute(0, 3, 1, 2).reshape(batch * channels, height, width).double() for images in (outputs, targets)
+    )
+    mean_x, mean_y = _smooth(x, window), _smooth(y, window)
+    var_x = _smooth(x * x, window) - mean_x * mean_x
+    var_y = _smooth(y * y, window) - mean_y * mean_y
+    covariance = _smooth(x * y, window) - mean_x * mean_y
+    c1, c2 = (_SSIM_K1 * _PEAK) ** 2, (_SSIM_K2 * _PEAK) ** 2
+    similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
+        (mean_x * mean_x + mean_y * mean_y + c1) * (var_x + var_y + c2)
+    )
+    return similarity.reshape(batch, -1).mean(dim=1)
+
+
+def pixel_accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Share of pixels whose every channel is within `PIXEL_TOLERANCE` levels of the target, (B,) in [0, 1].
+
+    The pixel accuracy of map translation in Isola et al., CVPR 2017, and the CycleGAN study that follows it: a pixel is
+    right if max |output - target| over its channels is at most a tolerance.
+    """
+    worst = (outputs.to(torch.float32) - targets.to(torch.float32)).abs().amax(dim=3)
+    return (worst <= PIXEL_TOLERANCE).double().mean(dim=(1, 2))
+
+
+def nearest_colour(images: Tensor, palette: Palette) -> Tensor:
+    """(B, H, W, 3) -> (B, H, W) int64, the index of the nearest palette colour in RGB distance; the lower index on a tie."""
+    colours = torch.tensor([list(colour) for colour in palette], dtype=torch.float32, device=images.device)
+    # |x - p|² without |x|², which is the same for every p; whole numbers below 2**24, so float32 is exact.
+    distances = colours.square().sum(dim=1) - 2 * images.to(torch.float32) @ colours.T
+    return distances.argmin(dim=3)
+
+
+def confusion(outputs: Tensor, targets: Tensor, palette: Palette) -> Tensor:
+    """(B, K, K) int64 pixel counts: row = the target's nearest palette colour, column = the output's."""
+    if outputs.shape[3] != 3:
+        raise ValueError(f"a palette names RGB colours, the images have {outputs.shape[3]} channels")
+    size = len(palette)
+    cells = nearest_colour(targets, palette) * size + nearest_colour(outputs, palette)
+    batch = cells.shape[0]
+    cells += torch.arange(batch, device=cells.device).view(-1, 1, 1) * size**2
+    return torch.bincount(cells.flatten(), minlength=batch * size**2).view(batch, size, size)
+
+
+# Metrics over confusion matrices, which add up over images
+
+
+def palette_accuracy(counts: Tensor) -> Tensor:
+    """(..., K, K) confusion -> (...) share of pixels on the diagonal, [0, 1]."""
+    return counts.diagonal(dim1=-2, dim2=-1).sum(dim=-1).double() / counts.sum(dim=(-2, -1)).double()
+
+
+def palette_iou(counts: Tensor) -> Tensor:
+    """(..., K, K) confusion -> (...) mean over classes of intersection / union, [0, 1].
+
+    Classes that neither output nor target has anywhere in these counts do not enter the mean (Everingham et al., "The
+    PASCAL visual object classes challenge", IJCV 2015, section 4.4; counts summed over the set, as there).
+    """
+    hits = counts.diagonal(dim1=-2, dim2=-1).double()
+    union = counts.sum(dim=-1).double() + counts.sum(dim=-2).double() - hits
+    present = union > 0
+    shares = torch.where(present, hits / union.clamp(min=1), torch.zeros_like(hits))
+    return shares.sum(dim=-1) / present.sum(dim=-1)
+
+
+_IMAGE_METRICS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": l1,
+    "psnr": psnr,
+    "ssim": ssim,
+    "pixel_accuracy": pixel_accuracy,
+}
+_CONFUSION_METRICS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "palette_accuracy": palette_accuracy,
+    "palette_iou": palette_iou,
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Statistics of one batch."""
+
+    values: dict[str, Tensor]
+    """Metric name -> (B,) float64."""
+    confusion: Tensor | None
+    """(B, K, K) int64 where a palette metric was asked for."""
+
+
+def measure(outputs: Tensor, targets: Tensor, names: Sequence[str], palette: Palette | None = None) -> Measured:
+    """Measure each image of a batch: (B, H, W, C) outputs and targets on the 0..255 scale, uint8 or float.
+
+    `palette_iou` of one image is the mean over the classes that image or its target has.
+    """
+    if outputs.shape != targets.shape or outputs.ndim != 4:
+        raise ValueError(
+            f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} must be (B, H, W, C) of equal shape"
+        )
+    counts = None
+    if any(METRICS[name].needs_palette for name in names):
+        if not palette:
+            raise ValueError("palette metrics need a palette")
+        counts = confusion(outputs, targets, palette)
+    values = {}
+    for name in names:
+        if name in _IMAGE_METRICS:
+            values[name] = _IMAGE_METRICS[name](outputs, targets)
+        else:
+            assert counts is not None
+            values[name] = _CONFUSION_METRICS[name](counts)
+    return Measured(values, counts)
+
+
+class Totals:
+    """Adds batches up to the metrics of a whole set: means over images, and palette metrics over all pixels."""
+
+    def __init__(self, names: Sequence[str], palette: Palette | None = None) -> None:
+        self.names, self.palette = tuple(names), palette
+        self.count = 0
+        self._sums: dict[str, Tensor] = {}
+        self._confusion: Tensor | None = None
+
+    def update(self, outputs: Tensor, targets: Tensor) -> Measured:
+        """Measure a batch (as `measure`) and add it; returns its statistics. Never waits for the device."""
+        measured = measure(outputs, targets, self.names, self.palette)
+        self.add(measured)
+        return measured
+
+    def add(self, measured: Measured) -> None:
+        """Add statistics measured elsewhere."""
+        self.count += len(next(iter(measured.values.values())))
+        for name, values in measured.values.items():
+            total = values.sum()
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+        if measured.confusion is not None:
+            counts = measured.confusion.sum(dim=0)
+            self._confusion = counts if self._confusion is None else self._confusion + counts
+
+    def result(self) -> dict[str, float]:
+        """Metric name -> value over everything added; empty if nothing was. Waits for the device."""
+        values = {}
+        for name in self._sums:
+            if name in _CONFUSION_METRICS and self._confusion is not None:
+                values[name] = float(_CONFUSION_METRICS[name](self._confusion))
+            else:
+                values[name] = float(self._sums[name]) / self.count
+        return values

@@ -1,0 +1,205 @@
+"""The report of an evaluation: how good, against what, and what good and bad look like."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from p2p.model.metrics import METRICS
+from p2p.reports.page import data_uri, number, percent, render
+from p2p.reports.sheets import as_rgb
+from p2p.reports.thumbnails import thumbnail
+from p2p.storage.filesystems import join
+from p2p.storage.images import Array
+
+_UNTRAINED = "untrained."
+_NO_VALUE = "n/a"
+_DIFFERENCE_GAIN = 2
+_QUALITY = 92  # the page is for judging pixels, so the encoder should leave few marks of its own
+_BINS = 24
+_NARROW = 1e-9  # a range that small against its values is one value and rounding
+
+_HEADLINES = {
+    "palette_accuracy": "of pixels get the right map class",
+    "pixel_accuracy": "of pixels have the right colour",
+}
+"""The metrics that a person understands at once, the best known first, and how to say them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """One pair with what the generator made of it: (H, W, 3) uint8 RGB each, of one size."""
+
+    pair_id: str
+    input: Array
+    output: Array
+    target: Array
+    values: dict[str, float]
+    """Metric name -> value of this image."""
+
+
+@dataclass(frozen=True)
+class _Headline:
+    value: str
+    words: str
+    untrained: str | None
+    shares: tuple[float, float | None]
+    """Of the trained and the untrained generator, in percent: lengths of bars."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    value: str
+    untrained: str | None
+    better: str
+    meaning: str
+    improved: bool | None
+    """Whether it beats the untrained generator; None where that is not known."""
+
+
+@dataclass(frozen=True)
+class _Bar:
+    height: float
+    title: str
+
+
+@dataclass(frozen=True)
+class _Histogram:
+    name: str
+    bars: list[_Bar]
+    low: str
+    high: str
+    median: str
+    median_at: float
+    """Place of the median between low, 0, and high, 1."""
+    unmeasured: int
+
+
+@dataclass(frozen=True)
+class _Card:
+    pair_id: str
+    pictures: list[tuple[str, Markup]]
+    values: list[tuple[str, str]]
+    small: bool
+
+
+def write_evaluation_report(
+    output_uri: str,
+    metrics: Mapping[str, Any],
+    groups: Mapping[str, Sequence[Judged]],
+    per_image: Mapping[str, Sequence[float | None]],
+    details: Mapping[str, Any],
+) -> str:
+    """Publish `report.html` below `output_uri`; returns its address.
+
+    metrics: metric name -> value over the whole set, `untrained.`+name -> the same of an untrained generator, and `n`,
+    the number of images. Values may be None or NaN.
+    groups: name of a group, such as `best` -> its examples, in the order of the page.
+    per_image: metric name -> one value per image.
+    details: what was evaluated, by name: checkpoint, data, split, direction...
+
+    Raises ValueError if an output and its target differ in size.
+    """
+    names = [name for name in metrics if name != "n" and not name.startswith(_UNTRAINED)]
+    rows = [_row(name, metrics) for name in names]
+    return render(
+        "evaluation.html",
+        join(output_uri, "report.html"),
+        n=metrics.get("n"),
+        headline=_headline(metrics),
+        rows=rows,
+        compares=any(row.untrained is not None for row in rows),
+        worse=[row.name for row in rows if row.improved is False],
+        histograms=[one for one in (_histogram(name, values) for name, values in per_image.items()) if one],
+        groups={name: [_card(judged) for judged in group] for name, group in groups.items() if group},
+        gain=_DIFFERENCE_GAIN,
+        details=details,
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _shown(name: str, value: Any) -> str:
+    """A metric's value with its unit, `n/a` where there is none."""
+    if not _is_number(value):
+        return _NO_VALUE
+    unit = METRICS[name].unit if name in METRICS else ""
+    if unit == "share":
+        # 99.98 % must not read 100.0 %: nothing but a perfect score does.
+        return percent(value, 2 if value != round(value) and not 0.0005 <= value < 0.9995 else 1)
+    return f"{number(float(value))} {unit}".rstrip()
+
+
+def _headline(metrics: Mapping[str, Any]) -> _Headline | None:
+    for name, words in _HEADLINES.items():
+        value, untrained = metrics.get(name), metrics.get(_UNTRAINED + name)
+        if value is not None and _is_number(value):
+            known = untrained is not None and _is_number(untrained)
+            return _Headline(
+                _shown(name, value),
+                words,
+                _shown(name, untrained) if known else None,
+                (100 * value, 100 * untrained if untrained is not None and known else None),
+            )
+    return None
+
+
+def _row(name: str, metrics: Mapping[str, Any]) -> _Row:
+    metric = METRICS.get(name)
+    value, untrained = metrics[name], metrics.get(_UNTRAINED + name)
+    comparable = metric is not None and _is_number(value) and _is_number(untrained)
+    return _Row(
+        name=name,
+        value=_shown(name, value),
+        untrained=_shown(name, untrained) if _UNTRAINED + name in metrics else None,
+        better={"higher": "↑ higher", "lower": "↓ lower"}[metric.better] if metric else "",
+        meaning=metric.meaning if metric else "",
+        improved=metric.improves(value, untrained) if metric and comparable else None,
+    )
+
+
+def _histogram(name: str, values: Sequence[float | None]) -> _Histogram | None:
+    """How the images spread over the values; None if there is no image with a value."""
+    finite = np.array([value for value in values if _is_number(value)], np.float64)
+    if not len(finite):
+        return None
+    low, high, median = float(finite.min()), float(finite.max()), float(np.median(finite))
+    if high - low <= _NARROW * max(abs(low), abs(high)):
+        counts, edges, median_at = np.zeros(_BINS + 1, np.int64), np.full(_BINS + 2, low), 0.5
+        counts[_BINS // 2] = len(finite)
+    else:
+        counts, edges = np.histogram(finite, bins=_BINS, range=(low, high))
+        median_at = (median - low) / (high - low)
+    bars = [
+        _Bar(
+            count / int(counts.max()),
+            f"{count} image{'' if count == 1 else 's'} from {_shown(name, edges[i])} to {_shown(name, edges[i + 1])}",
+        )
+        for i, count in enumerate(counts.tolist())
+    ]
+    return _Histogram(
+        name, bars, _shown(name, low), _shown(name, high), _shown(name, median), median_at, len(values) - len(finite)
+    )
+
+
+def _card(judged: Judged) -> _Card:
+    output, target = as_rgb(judged.output), as_rgb(judged.target)
+    if output.shape != target.shape:
+        raise ValueError(f"{judged.pair_id}: output {output.shape} and target {target.shape} must have one size")
+    apart = np.abs(output.astype(np.int16) - target.astype(np.int16))
+    difference = np.minimum(apart * _DIFFERENCE_GAIN, 255).astype(np.uint8)
+    images = {"input": judged.input, "output": output, "target": target, "difference": difference}
+    return _Card(
+        judged.pair_id,
+        [(name, data_uri(thumbnail(image), quality=_QUALITY)) for name, image in images.items()],
+        [(name, _shown(name, value)) for name, value in judged.values.items()],
+        max(output.shape) < 128,
+    )

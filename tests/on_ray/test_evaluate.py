@@ -1,0 +1,94 @@
+"""Pairs and a checkpoint in, figures, a table and a page out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from p2p.evaluation import EvaluateConfig, evaluate
+
+pytestmark = pytest.mark.ray
+
+PALETTE = [[242, 239, 233], [170, 211, 223], [200, 220, 170], [255, 255, 255]]
+SIDE, PAIRS = 64, 5
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, make_pairs) -> Path:
+    """A raw folder of combined pairs with a recorded palette, whose last row group is not full."""
+    folder = tmp_path_factory.mktemp("evaluate") / "pairs"
+    make_pairs(folder / "val", PAIRS, SIDE)
+    (folder / "dataset.json").write_text(json.dumps({"palette_a": None, "palette_b": PALETTE}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A generator that paints everything nearly white, whatever it sees: its figures are known beforehand."""
+    import torch
+
+    from p2p.model.checkpoint import save_checkpoint
+    from p2p.model.config import ModelConfig
+    from p2p.model.pix2pix import Pix2Pix
+
+    pix2pix = Pix2Pix(
+        ModelConfig(generator="unet_64", discriminator="patch_16", ngf=4, ndf=4, crop_size=SIDE, norm="none")
+    )
+    with torch.no_grad():
+        last = [parameter for name, parameter in pix2pix.generator.named_parameters() if name.endswith("bias")][-1]
+        for parameter in pix2pix.generator.parameters():
+            parameter.zero_()
+        last.fill_(10.0)
+    folder = tmp_path_factory.mktemp("checkpoint") / "epoch_0001"
+    save_checkpoint(str(folder), pix2pix, {"epoch": 1}, {})
+    return folder
+
+
+def test_figures_of_a_generator_that_paints_white(ray_cluster, run_cli, data, checkpoint, tmp_path):
+    from p2p.data.pairs import iter_pairs, open_pairs
+
+    words = ["--checkpoint", checkpoint, "--data", data, "--output", tmp_path, "--compare-untrained"]
+    outcome = run_cli(EvaluateConfig, evaluate, *words, "--precision", "fp32")
+    assert outcome.status == 0, outcome.stderr
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert outcome.summary is not None and outcome.summary["metrics"] == metrics
+    assert metrics["n"] == PAIRS
+
+    # Raw pairs are resized on reading and cropped in the middle; what is white of that is known without a generator.
+    load = open_pairs(str(data), "val").load_size
+    top = (load - SIDE) // 2
+    targets = [pair["b"][top : top + SIDE, top : top + SIDE].astype(int) for pair in iter_pairs(str(data), "val")]
+    nearest = [((t[:, :, None] - np.array(PALETTE)) ** 2).sum(-1).argmin(-1) for t in targets]
+    assert metrics["palette_accuracy"] == pytest.approx(np.mean([(classes == 3).mean() for classes in nearest]))
+    assert metrics["l1"] == pytest.approx(np.mean([np.abs(t - 255).mean() / 255 for t in targets]))
+    assert set(metrics) >= {"psnr", "ssim", "pixel_accuracy", "palette_iou", "untrained.palette_accuracy"}
+    assert metrics["untrained.l1"] != metrics["l1"]
+
+    table = pq.read_table(tmp_path / "per_image.parquet").to_pydict()
+    assert table["pair_id"] == [f"{index:04d}" for index in range(PAIRS)]
+    assert np.mean(table["l1"]) == pytest.approx(metrics["l1"])
+    assert "<html" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"--metrics": "l1,fid"}, "does not compute fid yet"),
+        ({"--metrics": "l2"}, "no such metric; available are l1"),
+        ({"--split": "test"}, "no pairs there"),
+        ({"--checkpoint": "/nowhere/run"}, "--checkpoint /nowhere/run: nothing is there"),
+        ({"--data": "/nowhere/pairs"}, "--data /nowhere/pairs: nothing is there"),
+        ({"--limit": "-1"}, "--limit -1"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(run_cli, data, checkpoint, tmp_path, options, complaint):
+    words = {"--checkpoint": checkpoint, "--data": data, "--output": tmp_path / "out", **options}
+    outcome = run_cli(EvaluateConfig, evaluate, *[word for option in words.items() for word in option])
+    assert outcome.status == 2
+    assert complaint in outcome.stderr and "Traceback" not in outcome.stderr
+    assert len(outcome.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
