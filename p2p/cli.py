@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,17 +15,11 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from p2p.documents import to_json
 from p2p.errors import P2PError, TooManyBadInputs, UsageError, redact
 
 Config = TypeVar("Config")
 Summary = Mapping[str, Any]
-
-
-def _parse_bool(words: list[str]) -> bool:
-    try:
-        return {"true": True, "false": False}[words[0].lower()]
-    except KeyError:
-        raise ValueError(f"{words[0]!r} is neither true nor false") from None
 
 
 TrueFalse = Annotated[
@@ -34,7 +28,7 @@ TrueFalse = Annotated[
     tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="true|false",
-        instance_from_str=_parse_bool,
+        instance_from_str=lambda words: words[0] == "true",
         is_instance=lambda value: isinstance(value, bool),
         str_from_instance=lambda value: [str(value).lower()],
         choices=("true", "false"),
@@ -67,11 +61,12 @@ def _words_of(name: str, value: Any, is_flag: bool) -> list[str]:
         if not isinstance(value, bool):
             raise UsageError(f"{option} in the config file is {value!r}; use true or false")
         return [option if value else option.replace("--", "--no-", 1)]
-    if isinstance(value, bool):
-        return [option, str(value).lower()]
+    if isinstance(value, dict):
+        raise UsageError(f"{option} in the config file is a {type(value).__name__}; options take plain values")
     if isinstance(value, list):
-        return [option, ",".join(map(str, value))]
-    return [option, str(value)]
+        value = ",".join(map(str, value))
+    # One word, so that a value that starts with a dash is not taken for an option.
+    return [f"{option}={str(value).lower() if isinstance(value, bool) else value}"]
 
 
 def _config_file_words(config_class: type, path: str) -> list[str]:
@@ -118,8 +113,12 @@ def parse(config_class: type[Config], words: Sequence[str]) -> Config:
     return tyro.cli(config_class, args=[*from_files, *rest], description=description)
 
 
-def _root_cause(error: BaseException) -> BaseException:
-    """Find the error a person can use below the wrappers that Ray puts around what a worker raised."""
+# How a traceback that Ray carries as text names an error of ours.
+_TOLD_IN_TEXT = re.compile(r"^p2p\.errors\.(\w+): (.+)$", re.MULTILINE)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield `error` and all that it wraps, nearest first."""
     seen: set[int] = set()
     queue: list[BaseException] = [error]
     while queue:
@@ -127,22 +126,44 @@ def _root_cause(error: BaseException) -> BaseException:
         if id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, P2PError):
-            return current
+        yield current
         failures = getattr(current, "worker_failures", None)
         inner = list(failures.values()) if isinstance(failures, dict) else []
         inner += [getattr(current, "cause", None), current.__cause__, current.__context__]
         queue += [candidate for candidate in inner if isinstance(candidate, BaseException)]
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """Find the error a person can use below the wrappers that Ray puts around what a worker raised."""
+    wrapped = list(_chain(error))
+    for current in wrapped:
+        # Ray's error for a task that raised a P2PError is also an instance of it, with a traceback for a message.
+        if isinstance(current, P2PError) and not isinstance(getattr(current, "cause", None), P2PError):
+            return current
+    for current in wrapped:  # Ray Data keeps only the text of what its tasks raised
+        told = _TOLD_IN_TEXT.search(str(current))
+        if told:
+            return UsageError(told[2]) if told[1] == UsageError.__name__ else P2PError(told[2])
     return error
 
 
 def _start_logging() -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(_RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("p2p")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to what sys.stderr is at that moment: a progress bar puts itself there, to keep lines above it whole."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)  # noqa: T201
+        except Exception:
+            self.handleError(record)
 
 
 class _RedactingFormatter(logging.Formatter):
@@ -165,7 +186,7 @@ def _stdout_for_the_summary_only() -> Iterator[int]:
 
 
 def _finish(summary: Summary, stdout: int) -> None:
-    os.write(stdout, (redact(json.dumps(summary, default=str)) + "\n").encode())
+    os.write(stdout, (redact(to_json(summary)) + "\n").encode())
 
 
 def run_job(config_class: type[Config], job: Callable[[Config], Summary], words: Sequence[str] | None = None) -> int:
@@ -187,7 +208,7 @@ def run_job(config_class: type[Config], job: Callable[[Config], Summary], words:
                 return error.exit_status
         return 0
     except SystemExit as stop:  # tyro has printed its help or its complaint
-        return int(stop.code or 0)
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
         log.error("interrupted; the same command continues where it stopped")
         return 130

@@ -92,6 +92,9 @@ class TooManyBadInputs(P2PError):
         super().__init__(message)
         self.summary = dict(summary)
 
+    def __reduce__(self) -> tuple[type[TooManyBadInputs], tuple[str, dict[str, Any]]]:
+        return type(self), (str(self), self.summary)
+
 
 def check_bad_fraction(bad: int, total: int, allowed: float, where: str, summary: Mapping[str, Any]) -> None:
     """Raise `TooManyBadInputs` if more than the share `allowed` (0..1) of `total` inputs were bad."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import uuid
@@ -17,11 +18,14 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from p2p.documents import to_json
 from p2p.errors import NotFound, P2PError, StorageError, UsageError
 
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
 _ATTEMPTS = 8
+_PREFLIGHT_ATTEMPTS = 2  # a wrong address should be told in seconds; while work runs, patience pays
+_BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs")
 _TEMPORARY = ".p2p-"
 _BAD_CREDENTIALS = (
     "InvalidAccessKeyId",
@@ -50,7 +54,7 @@ def is_remote(uri: str) -> bool:
     return "://" in uri and not uri.startswith("file://")
 
 
-def _options(uri: str) -> dict[str, Any]:
+def _options(uri: str, attempts: int) -> dict[str, Any]:
     scheme = urlsplit(uri).scheme if is_remote(uri) else "file"
     if scheme in ("s3", "s3a"):
         return {
@@ -59,16 +63,22 @@ def _options(uri: str) -> dict[str, Any]:
             "config_kwargs": {
                 "connect_timeout": _CONNECT_SECONDS,
                 "read_timeout": _READ_SECONDS,
-                "retries": {"max_attempts": _ATTEMPTS, "mode": "standard"},
+                "retries": {"max_attempts": attempts, "mode": "standard"},
             },
         }
     return {"auto_mkdir": True} if scheme == "file" else {}
 
 
-def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """`uri` -> (file system, path on it). Raises UsageError for a scheme nothing here can open."""
+def open_filesystem(uri: str, attempts: int = _ATTEMPTS) -> tuple[fsspec.AbstractFileSystem, str]:
+    """`uri` -> (file system, path on it). Raises UsageError for a scheme nothing here can open.
+
+    `attempts` is how often a request that a server did not answer is sent.
+    """
+    if is_remote(uri) and urlsplit(uri).password:
+        # An address is written into configurations, ledgers and reports; a password may stand in none of them.
+        raise UsageError(f"{uri}: give credentials through the environment, not in the address")
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri, **_options(uri))
+        filesystem, path = fsspec.core.url_to_fs(uri, **_options(uri, attempts))
     except (ValueError, ImportError) as error:
         raise UsageError(f"{uri}: cannot open this kind of address: {error}") from None
     return filesystem, path
@@ -94,8 +104,14 @@ def absolute(uri: str) -> str:
 
 def _explain(error: BaseException, uri: str) -> StorageError:
     chain = f"{type(error).__name__}: {error} {error.__cause__ or ''}"
-    if isinstance(error, FileNotFoundError) or "NoSuchBucket" in chain:
+    if "NoSuchBucket" in chain or "bucket does not exist" in chain:
+        return NotFound(f"{uri}: there is no such bucket")
+    if isinstance(error, FileNotFoundError):
         return NotFound(f"{uri}: nothing is there")
+    if isinstance(error, IsADirectoryError):
+        return StorageError(f"{uri}: is a folder, not a file")
+    if isinstance(error, (NotADirectoryError, FileExistsError)):
+        return StorageError(f"{uri}: a file lies where a folder is needed")
     if any(word in chain for word in _BAD_CREDENTIALS) or isinstance(error, PermissionError):
         what = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights" if is_remote(uri) else "check its mode"
         return StorageError(f"{uri}: access denied; {what}")
@@ -186,8 +202,8 @@ def read_json(uri: str) -> Any:
 
 
 def write_json(uri: str, document: Any) -> None:
-    """Publish `document` as indented JSON."""
-    write_bytes(uri, (json.dumps(document, indent=2, default=str) + "\n").encode())
+    """Publish `document` as indented JSON; numbers that are not finite become null."""
+    write_bytes(uri, (to_json(document, indent=2) + "\n").encode())
 
 
 def write_table(uri: str, table: pa.Table, row_group_size: int | None = None, compression: str = "NONE") -> None:
@@ -201,6 +217,8 @@ def remove(uri: str) -> None:
     """Delete a file or a whole folder; nothing there is fine."""
     with storage_errors(uri):
         filesystem, path = open_filesystem(uri)
+        if is_remote(uri):
+            path = glob.escape(path)  # these file systems would take `*` and `[` in a name for a pattern
         with contextlib.suppress(FileNotFoundError):
             filesystem.rm(path, recursive=True)
 
@@ -242,23 +260,36 @@ def list_files(uri: str, suffixes: Sequence[str] = ()) -> Iterator[FileInfo]:
 
 
 def require_readable(uri: str, option: str) -> None:
-    """Raise UsageError, naming `option`, unless something can be read at `uri`."""
+    """Raise UsageError, naming `option`, unless something can be read at `uri`. Answers in seconds."""
     try:
-        found = exists(uri)
-        if not found and is_remote(uri):
-            open_filesystem(uri)[0].ls(open_filesystem(uri)[1])  # tells a refusal from an absence
-    except (StorageError, OSError) as error:
-        raise UsageError(f"{option} {error if isinstance(error, StorageError) else _explain(error, uri)}") from None
-    if not found:
-        raise UsageError(f"{option} {uri}: nothing is there")
+        with storage_errors(uri):
+            filesystem, path = open_filesystem(uri, _PREFLIGHT_ATTEMPTS)
+            if filesystem.exists(path):
+                return
+            if is_remote(uri):
+                filesystem.ls(path)  # tells a refusal from an absence
+    except NotFound as error:
+        bucket = path.split("/", 1)[0]
+        if urlsplit(uri).scheme in _BUCKET_SCHEMES and bucket != path and not filesystem.exists(bucket):
+            raise UsageError(f"{option} {uri}: there is no bucket {bucket!r}") from None
+        raise UsageError(f"{option} {error}") from None
+    except StorageError as error:
+        raise UsageError(f"{option} {error}") from None
+    raise UsageError(f"{option} {uri}: nothing is there")
 
 
 def require_writable(uri: str, option: str) -> None:
-    """Raise UsageError, naming `option`, unless a file can be written below `uri`."""
+    """Raise UsageError, naming `option`, unless a file can be written below `uri`. Answers in seconds."""
     probe = join(uri, f"{_TEMPORARY}probe-{uuid.uuid4().hex}")
     try:
-        write_bytes(probe, b"")
-        remove(probe)
+        with storage_errors(uri):
+            if is_remote(uri):
+                filesystem, path = open_filesystem(probe, _PREFLIGHT_ATTEMPTS)
+                filesystem.pipe_file(path, b"")
+                filesystem.rm_file(path)
+            else:
+                write_bytes(probe, b"")
+                remove(probe)
     except StorageError as error:
         reason = str(error).replace(probe, uri)
         raise UsageError(f"{option} {reason}") from None

@@ -1,0 +1,36 @@
+"""The options of `jobs/benchmark.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from p2p.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Measure how close the jobs come to what the bare network does on the same machine, in the same run."""
+
+    output: str
+    """Folder or prefix for benchmark.json and summary.json."""
+    what: Literal["train", "translate", "data", "all"] = "all"
+    """Which part to measure."""
+    seconds: float = 30.0
+    """Seconds each single measurement lasts, after its warm-up."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the networks run; auto takes a GPU if there is one."""
+    batch_size: int | None = None
+    """Batch of the training measurements, in pairs. Default: 8 on a CPU, 64 on a GPU."""
+    source: str | None = None
+    """Combined pair images to measure on. Default: made pairs of 1200x600 from the embedded synthetic city."""
+    images: int = 200
+    """Images of the translation measurement."""
+
+    def __post_init__(self) -> None:
+        if self.seconds <= 0:
+            raise UsageError(f"--seconds {self.seconds:g}: must be above 0")
+        if self.images < 8:
+            raise UsageError(f"--images {self.images}: at least 8 are needed to measure anything")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"--batch-size {self.batch_size}: must be at least 1")

@@ -1,0 +1,69 @@
+"""Rates of what happens to images outside the networks: decoding, resizing, encoding, feeding."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from p2p.benchmark.networks import SIZE
+from p2p.data.feed import Feed, Part, Preparation
+from p2p.data.pairs import open_pairs
+from p2p.data.session import ray_session
+from p2p.storage.images import Array, decode, encode, split_halves
+from p2p.translation.windows import resize
+
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Codecs:
+    """Seconds per image on one core."""
+
+    decode: float
+    resize: float
+    encode: float
+
+
+def _seconds_each(step: Callable[[int], object], count: int, seconds: float) -> float:
+    started = time.perf_counter()
+    calls = 0
+    while calls < count or time.perf_counter() - started < seconds:
+        step(calls % count)
+        calls += 1
+    return (time.perf_counter() - started) / calls
+
+
+def codec_seconds(folder: str, seconds: float) -> Codecs:
+    """Time decoding, resizing the left half to the network's size, and PNG encoding of it, each for a third."""
+    torch.set_num_threads(1)
+    data = [path.read_bytes() for path in sorted(Path(folder).iterdir())[:16]]
+    halves: list[Array] = [split_halves(decode(one))[0] for one in data]
+    small: list[Array] = [resize(half, SIZE) for half in halves]
+    third = seconds / 3
+    return Codecs(
+        decode=_seconds_each(lambda index: decode(data[index]), len(data), third),
+        resize=_seconds_each(lambda index: resize(halves[index], SIZE), len(data), third),
+        encode=_seconds_each(lambda index: encode(small[index]), len(data), third),
+    )
+
+
+def feed_rate(pairs: str, crop_size: int, seconds: float) -> float:
+    """Pairs per second that the training feed delivers when nothing else runs."""
+    index = open_pairs(pairs, "train")
+
+    def plan() -> Iterator[Part]:
+        epoch = 0
+        while True:
+            epoch += 1
+            yield Part(index, epoch, _BATCH)
+
+    with ray_session(), Feed(plan(), Preparation(crop_size, 0, True, swap=False), largest_batch=_BATCH) as feed:
+        feed.wait()
+        started, seen = time.perf_counter(), 0
+        while time.perf_counter() - started < seconds:
+            seen += sum(len(batch) for batch in feed.batches())
+        return seen / (time.perf_counter() - started)

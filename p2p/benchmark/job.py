@@ -1,0 +1,226 @@
+"""The benchmark job: each part measured alone, then the whole job, then their ratio, in one run on one machine."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import logging
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from p2p.benchmark.config import BenchmarkConfig
+from p2p.benchmark.images import Codecs, codec_seconds, feed_rate
+from p2p.benchmark.networks import (
+    SIZE,
+    alone,
+    bare_update,
+    engine_rate,
+    fast_path_difference,
+    plain_forward,
+    plain_update,
+)
+from p2p.data.session import physical_cores
+from p2p.errors import UsageError
+from p2p.model.config import ModelConfig, Precision
+from p2p.model.engine import choose_precision
+from p2p.preparation import PrepareConfig, prepare
+from p2p.preparation.synthetic import city_pair
+from p2p.storage.filesystems import absolute, join, list_files, read_bytes, require_writable, write_json
+from p2p.storage.images import SUFFIXES
+from p2p.training import TrainConfig, train
+from p2p.translation import TranslateConfig, translate
+
+log = logging.getLogger("p2p")
+
+_LOAD_SIZE = 286
+_EPOCHS = 3
+_PAIRS = "pairs"
+_MADE_HEIGHT, _MADE_WIDTH = 600, 1200
+_JPEG_QUALITY = 90
+Row = dict[str, Any]
+
+
+def _device(wanted: str) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA GPU is visible here; pass --device auto or cpu")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _row(what: str, value: float, unit: str, **more: float) -> Row:
+    log.info("%s: %.4g %s", what, value, unit)
+    return {"what": what, "value": value, "unit": unit, **more}
+
+
+def _images(config: BenchmarkConfig, folder: Path) -> Path:
+    """A folder with the images to measure on: copies of --source's first, or made ones, as JPEG 1200x600."""
+    target = folder / "images"
+    target.mkdir()
+    if config.source is not None:
+        found = list(itertools.islice(list_files(absolute(config.source), SUFFIXES), config.images))
+        if len(found) < config.images:
+            raise UsageError(f"--source {config.source}: has {len(found)} images, --images asks for {config.images}")
+        for index, info in enumerate(found):
+            (target / f"{index:05d}-{Path(info.path).name}").write_bytes(read_bytes(info.uri))
+        return target
+    distinct = min(16, config.images)
+    for index in range(distinct):
+        aerial, drawn = city_pair(0, index, _MADE_HEIGHT, _MADE_WIDTH // 2)
+        combined = Image.new("RGB", (_MADE_WIDTH, _MADE_HEIGHT))
+        combined.paste(Image.fromarray(aerial), (0, 0))
+        combined.paste(Image.fromarray(drawn), (_MADE_WIDTH // 2, 0))
+        buffer = io.BytesIO()
+        combined.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+        for copy in range(index, config.images, distinct):
+            (target / f"{copy:05d}.jpg").write_bytes(buffer.getvalue())
+    return target
+
+
+def _train_rows(config: BenchmarkConfig, device: str, precision: Precision, folder: Path) -> list[Row]:
+    batch = config.batch_size or (64 if device == "cuda" else 8)
+    seconds = config.seconds
+    rows = []
+    for size in sorted({1, batch}):
+        plain = alone(plain_update, size, seconds, device)
+        bare = alone(bare_update, size, seconds, device, precision)
+        rows.append(_row(f"update, textbook float32, batch {size}", plain, "pairs/s"))
+        rows.append(_row(f"update, {precision}, batch {size}", bare, "pairs/s", ratio=bare / plain))
+    steps = max(2, round(seconds * bare / batch / (_EPOCHS - 1)))
+    whole = _train_job(batch, steps, device, precision, folder)
+    rows.append(_row(f"training job, {precision}, batch {batch}", whole, "pairs/s", ratio=whole / bare))
+    return rows
+
+
+def _train_job(batch: int, steps: int, device: str, precision: Precision, folder: Path) -> float:
+    """Pairs per second of `jobs/train.py` from its second epoch on, with everything it does between epochs."""
+    pairs, data = folder / _PAIRS, folder / "repeated"
+    count = len(list(pairs.glob("train/*.parquet")))
+    wanted = max(1, -(-steps * batch // max(1, _pairs_in(pairs))))
+    (data / "train").mkdir(parents=True)
+    for copy in range(wanted):
+        for number, part in enumerate(sorted(pairs.glob("train/*.parquet"))):
+            (data / "train" / f"part-{copy * count + number:05d}.parquet").hardlink_to(part)
+    run = folder / "run"
+    train(
+        TrainConfig(
+            data=str(data),
+            output=str(run),
+            batch_size=batch,
+            epochs=_EPOCHS,
+            epochs_decay=0,
+            checkpoint_every=_EPOCHS,
+            gpu="true" if device == "cuda" else "false",
+            precision=precision,
+        )
+    )
+    epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    images = epochs[-1]["images_seen"] - epochs[0]["images_seen"]
+    return float(images / sum(epoch["seconds"] for epoch in epochs[1:]))
+
+
+def _pairs_in(pairs: Path) -> int:
+    summary = json.loads((pairs / "summary.json").read_text())
+    return int(summary["pairs"]["train"])
+
+
+def _translate_rows(
+    config: BenchmarkConfig, device: str, precision: Precision, images: Path, folder: Path
+) -> list[Row]:
+    cores, seconds = physical_cores(), config.seconds
+    batch = 64 if device == "cuda" else 8
+    plain = alone(plain_forward, 1, seconds, device)
+    rows = [_row("network, textbook float32, batch 1", plain, "images/s")]
+    for size in (1, batch):
+        fast = alone(engine_rate, size, seconds, device, precision, 0)
+        rows.append(_row(f"network, {precision}, batch {size}", fast, "images/s", ratio=fast / plain))
+    codecs: Codecs = alone(codec_seconds, str(images), seconds)
+    for name, value in (("decode", codecs.decode), ("resize", codecs.resize), ("encode PNG", codecs.encode)):
+        rows.append(_row(f"{name}, one core", 1000 * value, "ms/image"))
+    limit = 1 / (1 / fast + (codecs.decode + codecs.resize + codecs.encode) / cores)
+    rows.append(_row(f"sum of the parts on {cores} cores", limit, "images/s"))
+    whole = _translate_job(device, precision, images, folder)
+    rows.append(_row("translation job", whole, "images/s", ratio=whole / limit))
+    difference = alone(fast_path_difference, device, precision)
+    rows.append(_row(f"{precision} against float32, mean absolute difference", difference, "levels of 255"))
+    return rows
+
+
+def _untrained_checkpoint(folder: Path) -> Path:
+    from p2p.model.checkpoint import save_checkpoint
+    from p2p.model.pix2pix import Pix2Pix
+
+    target = folder / "checkpoint"
+    save_checkpoint(str(target), Pix2Pix(ModelConfig()), {"epoch": 0}, {})
+    return target
+
+
+def _translate_job(device: str, precision: Precision, images: Path, folder: Path) -> float:
+    """Images per second of `jobs/translate.py` (left half, resized to the model's size, PNG in Parquet)."""
+    summary = translate(
+        TranslateConfig(
+            checkpoint=str(_untrained_checkpoint(folder)),
+            source=str(images),
+            output=str(folder / "translated"),
+            side="left",
+            size_mode="resize",
+            gpu="true" if device == "cuda" else "false",
+            precision=precision,
+        )
+    )
+    return float(summary["images_per_second"])
+
+
+def _print(rows: Sequence[Row]) -> None:
+    table = Table("what", "value", "unit", "ratio")
+    for row in rows:
+        ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
+        table.add_row(row["what"], f"{row['value']:.4g}", row["unit"], ratio)
+    Console(stderr=True, width=100).print(table)
+
+
+def _machine(device: str) -> dict[str, Any]:
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cores": physical_cores(),
+        "processor": platform.processor() or platform.machine(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "torch": torch.__version__,
+    }
+
+
+def run(config: BenchmarkConfig) -> dict[str, Any]:
+    """Do the whole benchmark; returns the summary."""
+    started = time.monotonic()
+    device = _device(config.device)
+    output = absolute(config.output)
+    require_writable(output, "--output")
+    precision = choose_precision("auto", device)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="p2p-benchmark-") as scratch:
+        folder = Path(scratch)
+        images = _images(config, folder)
+        pairs = folder / _PAIRS
+        if config.what != "translate":
+            prepare(PrepareConfig(source=str(images), output=str(pairs), load_size=_LOAD_SIZE))
+        if config.what in ("data", "all"):
+            rate = alone(feed_rate, str(pairs), SIZE, config.seconds)
+            rows.append(_row("pairs read, decoded and cropped for training", rate, "pairs/s"))
+        if config.what in ("train", "all"):
+            rows += _train_rows(config, device, precision, folder)
+        if config.what in ("translate", "all"):
+            rows += _translate_rows(config, device, precision, images, folder)
+    _print(rows)
+    result = {"machine": _machine(device), "precision": precision, "rows": rows}
+    write_json(join(output, "benchmark.json"), result)
+    summary = {**result, "seconds": round(time.monotonic() - started, 3)}
+    write_json(join(output, "summary.json"), summary)
+    return summary

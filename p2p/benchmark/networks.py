@@ -1,0 +1,121 @@
+"""Rates of the bare networks on tensors that are in memory already: what the jobs are measured against."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from p2p.model.allocator import keep_freed_memory
+from p2p.model.config import ModelConfig, Precision
+from p2p.model.engine import Engine
+from p2p.model.networks import build_discriminator, build_generator
+from p2p.model.pix2pix import Pix2Pix
+from p2p.model.tensors import to_model_range, to_uint8
+
+SIZE = 256
+Result = TypeVar("Result")
+
+
+def alone(measure: Callable[..., Result], *arguments: object) -> Result:
+    """Run `measure` in a process of its own: allocator settings and threads of one must not help or hurt the next."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
+
+
+def rate(step: Callable[[], object], per_call: int, seconds: float, device: str) -> float:
+    """Call `step` for `seconds` after three warm-up calls; returns `per_call` x calls per second."""
+
+    def synchronise() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    for _ in range(3):
+        step()
+    synchronise()
+    started = time.perf_counter()
+    calls = 0
+    while time.perf_counter() - started < seconds:
+        step()
+        calls += 1
+        if calls % 16 == 0:
+            synchronise()  # launches run ahead of the clock otherwise
+    synchronise()
+    return per_call * calls / (time.perf_counter() - started)
+
+
+def random_images(count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """(count, SIZE, SIZE, 3) uint8 noise, always the same."""
+    return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def plain_update(batch: int, seconds: float, device: str) -> float:
+    """Pairs per second of the textbook step: float32, NCHW, Adam as it comes, the C library's own allocator."""
+    config = ModelConfig()
+    generator = build_generator(config, seed=0).to(device)
+    discriminator = build_discriminator(config, seed=1).to(device)
+    adams = [torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999)) for network in (generator, discriminator)]
+    inputs, targets = (to_model_range(random_images(batch)).contiguous().to(device) for _ in range(2))
+
+    def cross_entropy(logits: torch.Tensor, label: float) -> torch.Tensor:
+        return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
+
+    def step() -> None:
+        outputs = generator(inputs)
+        discriminator.requires_grad_(True)
+        adams[1].zero_grad()
+        fake = cross_entropy(discriminator(torch.cat([inputs, outputs.detach()], 1)), 0.0)
+        real = cross_entropy(discriminator(torch.cat([inputs, targets], 1)), 1.0)
+        ((fake + real) * 0.5).backward()  # type: ignore[no-untyped-call]
+        adams[1].step()
+        discriminator.requires_grad_(False)
+        adams[0].zero_grad()
+        fooled = cross_entropy(discriminator(torch.cat([inputs, outputs], 1)), 1.0)
+        (fooled + 100 * F.l1_loss(outputs, targets)).backward()  # type: ignore[no-untyped-call]
+        adams[0].step()
+
+    return rate(step, batch, seconds, device)
+
+
+def bare_update(batch: int, seconds: float, device: str, precision: Precision) -> float:
+    """Pairs per second of `Pix2Pix.update` as the training job runs it, on tensors in memory."""
+    keep_freed_memory()
+    pix2pix = Pix2Pix(ModelConfig(precision=precision), device=device)
+    inputs, targets = (to_model_range(random_images(batch)).to(device) for _ in range(2))
+    return rate(lambda: pix2pix.update(inputs, targets), batch, seconds, device)
+
+
+@torch.inference_mode()
+def plain_forward(batch: int, seconds: float, device: str) -> float:
+    """Images per second of the textbook forward pass: float32, NCHW, nothing folded, evaluation mode."""
+    generator = build_generator(ModelConfig(), seed=0).to(device).eval()
+    inputs = to_model_range(random_images(batch)).contiguous().to(device)
+    return rate(lambda: generator(inputs), batch, seconds, device)
+
+
+def engine_rate(batch: int, seconds: float, device: str, precision: Precision, threads: int) -> float:
+    """Images per second of the engine, uint8 in and out; `threads` 0 leaves torch's own choice."""
+    keep_freed_memory()
+    if threads:
+        torch.set_num_threads(threads)
+    engine = Engine(
+        build_generator(ModelConfig(), seed=0), tile_size=SIZE, batch_size=batch, device=device, precision=precision
+    )
+    images = random_images(batch)
+    return rate(lambda: engine(images), batch, seconds, device)
+
+
+@torch.inference_mode()
+def fast_path_difference(device: str, precision: Precision) -> float:
+    """Mean absolute difference, in levels of 255, of the engine's outputs from the unfolded float32 network's."""
+    generator = build_generator(ModelConfig(), seed=0).eval()
+    images = random_images(8)
+    exact = to_uint8(generator(to_model_range(images))).numpy()
+    engine = Engine(generator, tile_size=SIZE, batch_size=8, device=device, precision=precision)
+    return float(np.abs(exact.astype(np.int16) - engine(images)).mean())

@@ -1,0 +1,215 @@
+"""What every test may use: a private S3 server, one small Ray, tiny pairs, and a job run as its process would."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+from PIL import Image
+
+# Ray's workers and the S3 clients copy the environment when they start, so all of it is set before either does.
+# Nothing here may reach a cluster, a bucket or an account of the person who runs the tests.
+for _name in ("RAY_ADDRESS", "AWS_PROFILE", "AWS_SESSION_TOKEN", "P2P_INCEPTION_WEIGHTS"):
+    os.environ.pop(_name, None)
+os.environ.update(
+    {
+        "AWS_ACCESS_KEY_ID": "AKIATESTSOFP2PONLY00",
+        "AWS_SECRET_ACCESS_KEY": "s3cr3t-of-the-p2p-tests-never-printed",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",  # nothing listens there; the fixture `s3_server` replaces it
+        "MPLBACKEND": "Agg",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    }
+)
+
+# The same examples every time, and no judgement of how long one takes: machines that run tests are busy.
+hypothesis.settings.register_profile(
+    "p2p",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=50,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("p2p")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in tests/on_ray is marked, so that `pytest -m "not ray"` is the quick part of the suite."""
+    for item in items:
+        if "on_ray" in item.path.parts:
+            item.add_marker(pytest.mark.ray)
+
+
+# The server is a process of its own, since a thread would share the interpreter lock with the test, and it ends when
+# its standard input closes, so that even a killed test run leaves nothing behind.
+_S3_SERVER = """
+import logging, sys
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(*server.get_host_and_port(), flush=True)
+sys.stdin.read()
+"""
+
+
+class S3Server:
+    """An S3 server on a free loopback port; `url` is its endpoint."""
+
+    def __init__(self, **environment: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _S3_SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        assert self._process.stdout is not None
+        host, port = self._process.stdout.readline().split()
+        self.url = f"http://{host}:{port}"
+
+    def stop(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@dataclass(frozen=True)
+class S3Place:
+    """A clean prefix in a bucket."""
+
+    bucket: str
+    prefix: str
+
+    def uri(self, *parts: str) -> str:
+        return "/".join([f"s3://{self.bucket}", self.prefix, *(part.strip("/") for part in parts)])
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """The server that AWS_ENDPOINT_URL names, in this process and in Ray's workers, with the bucket `p2p-tests`."""
+    import s3fs
+
+    server = S3Server()
+    os.environ["AWS_ENDPOINT_URL"] = server.url
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir("p2p-tests")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, request: pytest.FixtureRequest, tmp_path: Path) -> S3Place:
+    """`s3.uri("pairs", "train")` is an address below a prefix that only this test uses."""
+    return S3Place("p2p-tests", re.sub(r"[^\w]+", "-", request.node.name)[:60].strip("-") + "-" + tmp_path.name)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server: S3Server) -> Iterator[None]:
+    """One Ray for the whole test run, with more logical CPUs than a small machine has."""
+    from p2p.data.session import ray  # with the settings that Ray reads when it is imported
+
+    folder = tempfile.mkdtemp(prefix="p2p-ray-", dir="/tmp")  # short, since the paths of Ray's sockets are limited
+    ray.init(
+        address="local",
+        _temp_dir=folder,
+        num_cpus=8,
+        object_store_memory=256 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _drawing(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Aligned A, noisy and shaded, and B, flat colours: something a generator can learn in a few steps."""
+    palette = np.array([[242, 239, 233], [170, 211, 223], [200, 220, 170], [255, 255, 255]], np.uint8)
+    labels = np.zeros((size, size), np.int64)
+    for label in (1, 2, 3):
+        y, x = rng.integers(0, max(1, size * 3 // 4), 2)
+        height, width = rng.integers(max(1, size // 8), max(2, size // 2), 2)
+        labels[y : y + height, x : x + width] = label
+    b = palette[labels]
+    a = np.clip(b * 0.6 + rng.normal(0, 8, b.shape), 0, 255).astype(np.uint8)
+    return a, b
+
+
+@pytest.fixture(scope="session")
+def make_pairs() -> Callable[..., Path]:
+    """`make_pairs(folder, n, size, seed=0)` writes `n` combined images (A left, B right), 2*size by size, as PNG."""
+
+    def make(folder: Path | str, n: int, size: int = 32, seed: int = 0) -> Path:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for index in range(n):
+            halves = _drawing(np.random.default_rng([seed, index]), size)
+            Image.fromarray(np.concatenate(halves, axis=1)).save(folder / f"{index:04d}.png")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_image() -> Callable[..., bytes]:
+    """`make_image(height, width, format="PNG", seed=0, **save_options)` -> the encoded bytes of an RGB drawing."""
+
+    def make(height: int, width: int, format: str = "PNG", seed: int = 0, **options: Any) -> bytes:
+        image = _drawing(np.random.default_rng(seed), max(height, width))[0][:height, :width]
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format, **options)
+        return buffer.getvalue()
+
+    return make
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job's process leaves: its exit status, the JSON in its last stdout line (if any), and its output."""
+
+    status: int
+    summary: dict[str, Any] | None
+    stderr: str
+    stdout: str
+
+
+@pytest.fixture
+def run_cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """`run_cli(TrainConfig, train, "--data", …)` runs a job in this process and reads its real file descriptors."""
+    from p2p.cli import run_job
+
+    def run(config_class: type, job: Callable[[Any], Any], *words: object) -> Outcome:
+        capfd.readouterr()
+        status = run_job(config_class, job, [str(word) for word in words])
+        stdout, stderr = capfd.readouterr()
+        lines = stdout.splitlines()
+        summary = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else None
+        return Outcome(status, summary, stderr, stdout)
+
+    return run

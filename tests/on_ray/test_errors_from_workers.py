@@ -1,0 +1,62 @@
+"""What a worker raises reaches the user as the worker meant it, whatever Ray wraps around it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from p2p.errors import BadInput, P2PError, StorageError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkConfig:
+    """Work on something."""
+
+
+def raise_in_task(error: Exception) -> None:
+    import ray
+
+    @ray.remote
+    def task() -> None:
+        raise error
+
+    ray.get(task.remote())
+
+
+def raise_in_dataset(error: Exception) -> None:
+    from p2p.data.session import quiet_data_context, ray
+
+    def rows(batch: dict[str, Any]) -> dict[str, Any]:
+        raise error
+
+    quiet_data_context()
+    ray.data.range(1).map_batches(rows).materialize()
+
+
+@pytest.mark.parametrize("raise_in_worker", [raise_in_task, raise_in_dataset])
+@pytest.mark.parametrize(
+    "error, status",
+    [
+        (UsageError("--lr nan: give a number"), 2),
+        (StorageError("s3://bucket: access denied"), 1),
+        (BadInput("OddWidth", "17 wide"), 1),
+    ],
+)
+def test_an_error_of_a_worker_is_one_line(
+    ray_cluster: None, run_cli: Any, raise_in_worker: Any, error: P2PError, status: int
+) -> None:
+    outcome = run_cli(WorkConfig, lambda config: raise_in_worker(error))
+    assert (outcome.status, outcome.summary) == (status, None)
+    assert outcome.stderr.splitlines()[-1] == f"error: {error}"
+    assert "Traceback" not in outcome.stderr
+
+
+def test_a_secret_in_a_workers_error_is_taken_out(ray_cluster: None, run_cli: Any) -> None:
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    outcome = run_cli(WorkConfig, lambda config: raise_in_task(RuntimeError(f"cannot sign with {secret}")))
+    assert outcome.status == 1
+    assert "RuntimeError: cannot sign with ***" in outcome.stderr
+    assert secret not in outcome.stderr + outcome.stdout

@@ -1,0 +1,218 @@
+"""Addresses, listing, atomic publishing and one-line refusals, on the local disk and on other file systems."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2p.errors import NotFound, StorageError, UsageError
+from p2p.storage import filesystems
+from p2p.storage.filesystems import (
+    FileInfo,
+    absolute,
+    arrow_filesystem,
+    exists,
+    is_file,
+    is_remote,
+    join,
+    list_files,
+    list_names,
+    read_bytes,
+    read_json,
+    remove,
+    require_readable,
+    require_writable,
+    sweep_temporaries,
+    write_bytes,
+    write_json,
+    write_table,
+)
+
+NAMES = ["plain", "with space", "ünï", "a+b", "50%", "hash#mark", "a[1]", "*star", "日本", "q?x=1", "x" * 250]
+
+
+@pytest.fixture(params=["local", "file", "memory", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty address, once on each kind of file system."""
+    if request.param == "s3":
+        return str(request.getfixturevalue("s3").uri("place"))
+    return {"local": str(tmp_path), "file": tmp_path.as_uri(), "memory": f"memory:/{tmp_path}"}[request.param]
+
+
+def test_what_is_written_is_read_back_and_listed_under_its_own_address(place: str) -> None:
+    for index, name in enumerate(NAMES):
+        write_bytes(join(place, "deep", name), bytes([index]) * index)
+    assert list_names(join(place, "deep")) == sorted(NAMES)
+    found = list(list_files(place))
+    assert {file.path: file.size for file in found} == {f"deep/{name}": index for index, name in enumerate(NAMES)}
+    for file in found:
+        assert read_bytes(file.uri) == bytes([NAMES.index(file.path[5:])]) * file.size
+        assert list(list_files(file.uri)) == [FileInfo(file.path[5:], file.uri, file.size)]
+
+
+def test_a_file_is_a_file_a_folder_a_folder_and_nothing_nothing(place: str) -> None:
+    write_bytes(join(place, "folder/file"), b"x")
+    assert [is_file(join(place, name)) for name in ("folder/file", "folder", "none")] == [True, False, False]
+    assert [exists(join(place, name)) for name in ("folder/file", "folder", "none")] == [True, True, False]
+    require_readable(join(place, "folder"), "--data")
+    with pytest.raises(UsageError, match=r"--data .*none: nothing is there"):
+        require_readable(join(place, "none"), "--data")
+    with pytest.raises(NotFound, match="none: nothing is there"):
+        read_bytes(join(place, "none"))
+    assert list_names(join(place, "none")) == list(list_files(join(place, "none"))) == []
+
+
+def test_listing_goes_folder_by_folder_sorted_and_passes_by_what_is_hidden(place: str) -> None:
+    shown = ["b.PNG", "a.jpg", "2/z.png", "2/y.png", "10/x.png", "2/deeper/w.jpeg"]
+    hidden = [".hidden.png", "_SUCCESS", "_temporary/a.png", "2/.git/b.png"]
+    for name in [*shown, *hidden, "notes.txt"]:
+        write_bytes(join(place, name), b"")
+    suffixes = (".png", ".jpg", ".jpeg")
+    listed = ["a.jpg", "b.PNG", "10/x.png", "2/y.png", "2/z.png", "2/deeper/w.jpeg"]
+    assert [file.path for file in list_files(place, suffixes)] == listed
+    assert "notes.txt" in [file.path for file in list_files(place + "/")]
+
+
+def test_removing_takes_files_and_folders_and_minds_no_absence(place: str) -> None:
+    write_bytes(join(place, "kept"), b"")
+    write_bytes(join(place, "folder/file"), b"")
+    for name in ("folder", "none"):
+        remove(join(place, name))
+    assert [file.path for file in list_files(place)] == ["kept"]
+
+
+@pytest.mark.parametrize("odd", ["*", "a[1]", "b?", "[ab]*"])
+def test_removing_takes_no_name_for_a_pattern(place: str, odd: str) -> None:
+    others = ["a1/file", "b1/file", "ab/file"]
+    for name in [*others, f"{odd}/file", f"{odd}/deep/file"]:
+        write_bytes(join(place, name), b"")
+    remove(join(place, odd))
+    assert sorted(file.path for file in list_files(place)) == sorted(others)
+
+
+def test_writing_replaces_and_a_writable_address_is_left_as_it_was(place: str) -> None:
+    write_bytes(join(place, "file"), b"long before")
+    write_bytes(join(place, "file"), b"after")
+    require_writable(place, "--output")
+    assert read_bytes(join(place, "file")) == b"after"
+    assert [file.path for file in list_files(place)] == ["file"]
+
+
+def test_json_is_strict_and_a_document_that_is_none_says_so(place: str) -> None:
+    uri = join(place, "a.json")
+    write_json(uri, {"psnr": float("inf"), "loss": float("nan"), "epochs": (1, 2), "where": Path("a/b")})
+    assert read_json(uri) == {"psnr": None, "loss": None, "epochs": [1, 2], "where": "a/b"}
+    assert b"NaN" not in read_bytes(uri)
+    write_bytes(uri, b'{"half": ')
+    with pytest.raises(StorageError, match=r"a\.json: not valid JSON"):
+        read_json(uri)
+
+
+def test_arrow_reads_the_table_that_was_written(place: str) -> None:
+    table = pa.table({"pair_id": ["a", "b", "c"], "a": [b"1", b"22", b""]})
+    write_table(join(place, "part-00000.parquet"), table, row_group_size=2)
+    filesystem, path = arrow_filesystem(join(place, "part-00000.parquet"))
+    file = pq.ParquetFile(filesystem.open_input_file(path))
+    assert file.read() == table
+    assert file.num_row_groups == 2
+
+
+@given(parts=st.lists(st.text("abc/", min_size=1).filter(lambda part: part.strip("/")), max_size=4))
+@pytest.mark.parametrize("base", ["/", "/data", "data/", "s3://bucket", "s3://bucket/key/"])
+def test_join_puts_one_slash_between_parts(base: str, parts: list[str]) -> None:
+    joined = join(base, *parts)
+    assert joined.startswith(base.rstrip("/"))
+    assert joined[len(base.rstrip("/")) :] == "".join("/" + part.strip("/") for part in parts)
+
+
+def test_only_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert absolute("data") == str(tmp_path / "data")
+    assert absolute("~/data") == "/home/someone/data"
+    for uri in ("s3://bucket/key", "memory://a", "/data"):
+        assert absolute(uri) == uri
+    assert [is_remote(uri) for uri in ("/a", "a", "file:///a", "s3://a", "memory://a")] == [False] * 3 + [True] * 2
+
+
+@pytest.mark.parametrize("uri", ["nosuchscheme://a/b", "s4://bucket"])
+def test_an_address_nothing_can_open_is_a_usage_error(uri: str) -> None:
+    with pytest.raises(UsageError, match=f"{uri}: cannot open"):
+        require_readable(uri, "--data")
+
+
+def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
+    for check in (require_readable, require_writable):
+        with pytest.raises(UsageError, match="environment") as caught:
+            check("s3://me:pa55word@bucket/key", "--data")
+        assert "pa55word" not in str(caught.value)
+
+
+def test_a_file_in_the_way_of_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--output .*/file: a file lies where a folder is needed"):
+        require_writable(str(tmp_path / "file"), "--output")
+    with pytest.raises(StorageError, match="is a folder, not a file"):
+        read_bytes(str(tmp_path))
+    with pytest.raises(StorageError, match="folder"):
+        write_bytes(str(tmp_path), b"")
+
+
+def test_a_refusal_of_the_system_is_told(tmp_path: Path) -> None:
+    # /proc refuses everyone, the superuser too.
+    with pytest.raises(UsageError, match=r"--output /proc/p2p-test"):
+        require_writable("/proc/p2p-test", "--output")
+    with (
+        pytest.raises(StorageError, match="no space left"),
+        filesystems.storage_errors("/full/disk"),
+        open("/dev/full", "wb", buffering=0) as full,
+    ):
+        full.write(b"x")
+
+
+def test_a_broken_link_does_not_stop_a_listing(tmp_path: Path) -> None:
+    (tmp_path / "good.png").write_bytes(b"12")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    assert ("good.png", 2) in [(file.path, file.size) for file in list_files(str(tmp_path))]
+
+
+_WRITER = """
+import sys
+from p2p.storage.filesystems import write_bytes
+for value in range(256):
+    write_bytes(sys.argv[1], bytes([value]) * (8 << 20))
+    print(value, flush=True)
+"""
+
+
+def test_a_writer_killed_in_mid_write_leaves_the_whole_old_file_or_the_whole_new_one(tmp_path: Path) -> None:
+    target = tmp_path / "weights.bin"
+    for written in (1, 2, 3):
+        process = subprocess.Popen([sys.executable, "-c", _WRITER, str(target)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        for _ in range(written):
+            process.stdout.readline()
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        content = target.read_bytes()
+        assert content == content[:1] * (8 << 20)
+    assert list_names(str(tmp_path)) == [file.path for file in list_files(str(tmp_path))] == ["weights.bin"]
+    sweep_temporaries(str(tmp_path))
+    assert os.listdir(tmp_path) == ["weights.bin"]
+
+
+def test_a_failed_write_leaves_no_trace(tmp_path: Path) -> None:
+    data: Any = "text is not bytes"
+    with pytest.raises(TypeError):
+        write_bytes(str(tmp_path / "file"), data)
+    assert os.listdir(tmp_path) == []
