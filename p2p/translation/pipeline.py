@@ -34,7 +34,7 @@ _DECODED_PIXELS = 32 * 2**20  # 96 MB
 _WAITING_PIXELS = 16 * 2**20  # of images whose tiles wait for a batch to fill
 _PAD_BATCH_PIXELS = 2**20  # per forward pass where shapes vary
 _PUBLISHERS = 4
-_MOST_UNREADABLE_IN_A_ROW = 32
+_MOST_UNREADABLE_IN_A_ROW = 16
 _SECONDS_BETWEEN_REPORTS = 1.0
 
 
@@ -123,6 +123,7 @@ class Pipeline:
         self._read_inputs, self._declare_done = read_inputs, declare_done
         self._io_threads, self._codec_threads = io_threads, codec_threads
         self._stages = Stopwatch()
+        self._unreadable_in_a_row = 0
 
     def run(self, shards: Iterable[Shard]) -> Iterator[ShardReport]:
         """Translate `shards`; yield a report about once a second, and one for each shard when it is finished.
@@ -209,13 +210,12 @@ class Pipeline:
 
     def _readable(self, units: Iterable[list[_Job]]) -> Iterator[_Job]:
         """Pass the inputs on. One that cannot be read is bad; when none can, the storage is, and the work must stop."""
-        in_a_row = 0
         for unit in units:
             errors = [job.data for job in unit if isinstance(job.data, BadInput) and job.data.kind == FETCH_FAILED]
-            in_a_row = in_a_row + 1 if len(errors) == len(unit) else 0
-            if in_a_row >= _MOST_UNREADABLE_IN_A_ROW:
+            self._unreadable_in_a_row = self._unreadable_in_a_row + 1 if len(errors) == len(unit) else 0
+            if self._unreadable_in_a_row >= _MOST_UNREADABLE_IN_A_ROW:
                 raise StorageError(
-                    f"{in_a_row} reads in a row have failed, the last with: {errors[0]}; "
+                    f"{self._unreadable_in_a_row} reads in a row have failed, the last with: {errors[0]}; "
                     f"when the storage is well again, the same command continues"
                 )
             yield from unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -100,10 +101,11 @@ def translate_on_ray(config: TranslateConfig, work: Work, left: Remaining) -> Ou
             **resources,
         )
         dataset.context.target_max_block_size = 1  # every report travels at once instead of filling a block
-        rows = iter(dataset.iter_rows())
-        first = list(itertools.islice(rows, 1))  # only now has an actor begun; the rate must not count the start-up
-        with Progress("translate", total=left.images, unit="images", done_before=left.images_done) as progress:
-            return collect(itertools.chain(first, rows), progress)
+        # Closed on every way out: an execution that outlives its Ray starts another one, and never ends.
+        with contextlib.closing(iter(dataset.iter_rows())) as rows:  # type: ignore[type-var]
+            first = list(itertools.islice(rows, 1))  # only now has an actor begun; start-up is no part of the rate
+            with Progress("translate", total=left.images, unit="images", done_before=left.images_done) as progress:
+                return collect(itertools.chain(first, rows), progress)
 
 
 def collect(rows: Iterable[Mapping[str, Any]], progress: Progress) -> Outcome:

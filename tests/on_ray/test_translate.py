@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from p2p.errors import TooManyBadInputs
+from p2p.errors import P2PError, TooManyBadInputs
 from p2p.storage.filesystems import arrow_filesystem, list_files, list_names, read_bytes, write_bytes
 from p2p.translation import TranslateConfig, translate
 
@@ -91,14 +91,18 @@ def descendants(pid: int) -> Iterator[int]:
                 yield from descendants(int(child))
 
 
+def actors() -> list[int]:
+    """The processes of this test's Ray that hold a model."""
+    return [pid for pid in descendants(os.getpid()) if "ShardTranslator" in command_of(pid)]
+
+
 @contextlib.contextmanager
 def an_actor_dies_after(output: Path, shards: int, died: list[int]) -> Iterator[None]:
     """Kill -9 one of this process's actors once so many shards are done; notes how many were done then."""
 
     def kill() -> None:
         wait_for_shards(output, shards)
-        actor = next(pid for pid in descendants(os.getpid()) if "ShardTranslator" in command_of(pid))
-        os.kill(actor, signal.SIGKILL)
+        os.kill(actors()[0], signal.SIGKILL)
         died.append(len(list_names(str(output / "ledger"))))
 
     thread = threading.Thread(target=kill, daemon=True)
@@ -130,7 +134,7 @@ def test_a_killed_driver_is_continued_by_the_same_command(
     output = tmp_path / "out"
     words = ["--checkpoint", checkpoint, "--source", corpus, "--output", output, "--workers", "1"]
     with subprocess.Popen(
-        [sys.executable, str(JOB), *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, str(JOB), *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as driver:
         wait_for_shards(output, 2)
         os.kill(driver.pid, signal.SIGKILL)
@@ -140,6 +144,20 @@ def test_a_killed_driver_is_continued_by_the_same_command(
     assert (summary["images"], summary["failed"]) == (201, 1)
     assert summary["skipped"] >= 8 and summary["translated"] + summary["skipped"] == 200
     assert_each_input_once(output, corpus)
+
+
+def test_work_that_must_stop_is_told_in_a_line_and_leaves_no_actor(
+    ray_cluster: None, tmp_path: Path, checkpoint: str
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "list.csv").write_text("image_id,uri\n" + "".join(f"{number},folder.png\n" for number in range(100)))
+    with pytest.raises(P2PError, match="reads in a row have failed") as caught:
+        translate(config_of(checkpoint, tmp_path / "list.csv", tmp_path / "out", workers=1))
+    assert "\n" not in str(caught.value)
+    deadline = time.monotonic() + PATIENCE
+    while actors() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert actors() == []
 
 
 def test_a_bucket_to_a_bucket(ray_cluster: None, s3: Any, checkpoint: str, make_image: Callable[..., bytes]) -> None:
