@@ -23,9 +23,9 @@ class PrepareConfig:
     """
 
     source: str
-    """A folder or prefix of images, a .tar, .tar.gz, .tgz or .zip of one, a Parquet data set, all at a local path or
-    any fsspec address (s3://, gs://, http://, …), or synthetic:city?pairs=512&size=256&seed=0. Sub-folders train/,
-    val/ and test/ are splits by themselves."""
+    """A folder or prefix of images, a .tar, .tar.gz, .tgz or .zip of one, or a Parquet data set, at a local path or
+    any fsspec address (s3://, gs://, http:// …); or synthetic:city?pairs=512&size=256&seed=0 (size in pixels,
+    also WIDTHxHEIGHT; left out, the stored size). Folders train/, val/ and test/ in it are splits by themselves."""
     output: str
     """Folder or prefix that receives train/, val/, test/, errors/, dataset.json and summary.json. An earlier prepared
     data set there is replaced."""
