@@ -22,9 +22,9 @@ from ray.data import ExecutionResources
 
 from p2p.data.augment import centre_crop, jitter, stack
 from p2p.data.order import Row, Window, epoch_order, stored_order
-from p2p.data.pairs import Pairs, RowGroup, read_rows
+from p2p.data.pairs import Pair, Pairs, RowGroup, read_rows
 from p2p.data.session import quiet_data_context
-from p2p.errors import BadInput, P2PError
+from p2p.errors import BadInput
 from p2p.storage.images import Array
 
 _MOST_LANES = 24
@@ -75,25 +75,37 @@ def window_lanes(crop_size: int) -> int:
 
 
 def prepare_lane(batch: dict[str, Array], preparation: Preparation) -> dict[str, Array]:
-    """Read, decode and crop the rows that each lane in `batch` names -> `pairs` (N, 2, crop, crop, 3) uint8."""
+    """Read, decode and crop the rows that each lane in `batch` names.
+
+    Returns:
+        `pairs`, (N, 2, crop, crop, 3) uint8, and `problem`, N texts: empty, or what is wrong with a pair. Bad pairs are
+        told and not raised, since Ray keeps only the text of what a task raises.
+
+    """
+    size = preparation.crop_size
     prepared: list[Array] = []
+    problem = ""
     for text in batch["lane"]:
         lane = json.loads(str(text))
         groups = [RowGroup(**group) for group in lane["groups"]]
-        for pair in read_rows(groups, lane["rows"], lane["load_size"]):
-            a, b = (pair["b"], pair["a"]) if preparation.swap else (pair["a"], pair["b"])
-            size, pair_id = preparation.crop_size, pair["pair_id"]
-            try:
-                if lane["epoch"]:
-                    a, b = jitter(
-                        a, b, size, seed=preparation.seed, epoch=lane["epoch"], pair_id=pair_id, flip=preparation.flip
-                    )
-                else:
-                    a, b = centre_crop(a, b, size)
-            except BadInput as error:
-                raise BadInput(error.kind, f"pair {pair_id!r}: {error}") from None
-            prepared.append(stack(a, b))
-    return {"pairs": np.stack(prepared)}
+        try:
+            for pair in read_rows(groups, lane["rows"], lane["load_size"]):
+                prepared.append(_crop(pair, lane["epoch"], preparation))
+        except BadInput as error:
+            problem = str(error)
+            prepared += [np.zeros((2, size, size, 3), np.uint8)] * len(lane["rows"])
+    return {"pairs": np.stack(prepared), "problem": np.full(len(prepared), problem, dtype=object)}
+
+
+def _crop(pair: Pair, epoch: int, preparation: Preparation) -> Array:
+    sides = (pair["b"], pair["a"]) if preparation.swap else (pair["a"], pair["b"])
+    size, pair_id = preparation.crop_size, pair["pair_id"]
+    try:
+        if not epoch:
+            return stack(*centre_crop(*sides, size))
+        return stack(*jitter(*sides, size, seed=preparation.seed, epoch=epoch, pair_id=pair_id, flip=preparation.flip))
+    except BadInput as error:
+        raise BadInput(error.kind, f"pair {pair_id!r}: {error}") from None
 
 
 def describe_lane(part: Part, rows: tuple[Row, ...]) -> str:
@@ -113,6 +125,9 @@ def _rows_in_task_order(lanes: list[tuple[Part, tuple[Row, ...]]], preparation: 
     prepare = functools.partial(prepare_lane, preparation=preparation)
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(prepare, batch_size=None)
     for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+        problem = next(filter(None, batch["problem"]), None)
+        if problem is not None:
+            raise BadInput("BadPair", f"{problem}; jobs/prepare.py leaves bad pairs out and lists them")
         yield batch["pairs"]
 
 
@@ -186,7 +201,7 @@ class Feed:
                 if not self._run(windows):
                     return
         except BaseException as error:  # the training thread must hear of it
-            self._put(_End(_user_error(error)))
+            self._put(_End(error))
 
     def _windows_of(self, part: Part) -> Iterator[Window]:
         rank, world = self._rank, self._world
@@ -238,14 +253,3 @@ class Feed:
     def _flush(self) -> bool:
         batch, self._batch = self._batch, []
         return not batch or self._put(self._convert(np.stack(batch)))
-
-
-def _user_error(error: BaseException) -> BaseException:
-    """What a task raised on purpose, without Ray's wrapping."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, P2PError):
-            return cause
-        inner = getattr(cause, "cause", None)
-        cause = inner if isinstance(inner, BaseException) else cause.__cause__
-    return error

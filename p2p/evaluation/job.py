@@ -74,8 +74,11 @@ def _metrics(config: EvaluateConfig, palette: Palette | None) -> tuple[str, ...]
     return tuple(name for name in METRICS if name in config.metric_names)
 
 
-def _plan(config: EvaluateConfig) -> Task:
-    """Check every option against what is there; UsageError names the first that does not fit."""
+def _plan(config: EvaluateConfig) -> tuple[Task, str]:
+    """Check every option against what is there; UsageError names the first that does not fit.
+
+    Returns what the processes need to know, and the checkpoint's id.
+    """
     data, checkpoint, output = absolute(config.data), absolute(config.checkpoint), absolute(config.output)
     require_readable(data, "--data")
     generator = _load(checkpoint)
@@ -93,7 +96,7 @@ def _plan(config: EvaluateConfig) -> Task:
     palette = _palette(data, swap)
     metrics = _metrics(config, palette)
     require_writable(output, "--output")
-    return Task(
+    task = Task(
         checkpoint=checkpoint,
         pairs=pairs,
         swap=swap,
@@ -105,6 +108,7 @@ def _plan(config: EvaluateConfig) -> Task:
         threads=1,
         compare_untrained=config.compare_untrained,
     )
+    return task, generator.checkpoint_id
 
 
 def _rows(pairs: Pairs, limit: int) -> list[Row]:
@@ -148,7 +152,7 @@ def _totals(task: Task, results: Results, prefix: str) -> dict[str, float]:
     for row in results:
         counts = row.get(prefix + "confusion")
         side = len(task.palette or ())
-        confusion = None if counts is None else torch.as_tensor(counts).reshape(1, side, side)
+        confusion = None if counts is None else torch.tensor(counts).reshape(1, side, side)
         values = {name: torch.tensor([row[prefix + name]], dtype=torch.float64) for name in task.metrics}
         totals.add(Measured(values, confusion))
     return {prefix + name: value for name, value in totals.result().items()}
@@ -192,9 +196,8 @@ def _details(config: EvaluateConfig, task: Task, checkpoint_id: str) -> Mapping[
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Do the whole job; returns the summary."""
     started = time.monotonic()
-    task = _plan(config)
+    task, checkpoint_id = _plan(config)
     output = absolute(config.output)
-    checkpoint_id = _load(task.checkpoint).checkpoint_id
     results = _judge_on_ray(config, task, _rows(task.pairs, config.limit))
     prefixes = ["", UNTRAINED] if config.compare_untrained else [""]
     metrics: dict[str, Any] = {"n": len(results)}

@@ -24,8 +24,8 @@ Palette: TypeAlias = Sequence[Sequence[int]]
 """RGB colours, 0..255."""
 
 PSNR_CAP = 100.0
-"""dB. Identical images have infinite PSNR; the cap keeps means finite. One level off in one value of a 256x256 RGB image
-is 101 dB, so nothing that differs visibly reaches it."""
+"""dB. Identical images have infinite PSNR; the cap keeps means finite. One level off in one value of a 256x256 RGB
+image is 101 dB, so nothing that differs visibly reaches it."""
 PIXEL_TOLERANCE = 10
 """Levels of 255 that every channel of a pixel may be off for `pixel_accuracy`."""
 _PEAK = 255.0
@@ -93,7 +93,7 @@ NEEDS_WEIGHTS: Mapping[str, str] = {
 
 
 def find_metric(name: str, option: str = "--metrics") -> Metric:
-    """The metric called `name` (`l1`) or `val_`+name (`val_l1`). Raises UsageError that names `option` and the choices."""
+    """The metric called `name` (`l1`) or `val_`+name (`val_l1`). Raises UsageError: `option` and the choices."""
     plain = name.removeprefix("val_")
     if plain in NEEDS_WEIGHTS:
         raise UsageError(
@@ -114,7 +114,7 @@ def default_metrics(has_palette: bool) -> tuple[str, ...]:
 
 
 def l1(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean |output - target| / 255 of each image, (B,) in [0, 1]. On a [-1, 1] scale the same error reads twice that."""
+    """Mean |output - target| / 255 of each image, (B,) in [0, 1]; on a [-1, 1] scale it would read twice that."""
     return (outputs.double() - targets.double()).abs().mean(dim=(1, 2, 3)) / _PEAK
 
 
@@ -124,32 +124,33 @@ def psnr(outputs: Tensor, targets: Tensor) -> Tensor:
     return (10.0 * torch.log10(_PEAK**2 / error)).clamp(max=PSNR_CAP)  # error 0 gives inf, which the clamp takes
 
 
-def _gaussian(size: int, like: Tensor) -> Tensor:
-    positions = torch.arange(size, dtype=like.dtype, device=like.device) - (size - 1) / 2
-    weights = torch.exp(-positions.square() / (2 * _SSIM_SIGMA**2))
-    return weights / weights.sum()
+def _gaussian(size: int) -> list[float]:
+    weights = [math.exp(-((position - (size - 1) / 2) ** 2) / (2 * _SSIM_SIGMA**2)) for position in range(size)]
+    return [weight / sum(weights) for weight in weights]
 
 
 def _smooth(planes: Tensor, window: int) -> Tensor:
     """Gaussian mean over every window that lies wholly inside; (N, H, W) -> (N, H-w+1, W-w+1)."""
-    weights = _gaussian(window, planes)
-    height, width = planes.shape[-2] - window + 1, planes.shape[-1] - window + 1
-    # Shifted sums: both axes separately, in plain vector operations that any device and dtype has.
-    rows = sum(
-        (planes[:, i : i + height, :] * weights[i] for i in range(window)), start=torch.zeros_like(planes[:, :height])
-    )
-    return sum(
-        (rows[:, :, i : i + width] * weights[i] for i in range(window)), start=torch.zeros_like(rows[:, :, :width])
-    )
+    weights = _gaussian(window)
+    # Shifted sums in place, one axis after the other: on a CPU ten times as fast as a depthwise convolution.
+    height, width = planes.shape[1] - window + 1, planes.shape[2] - window + 1
+    columns = planes[:, :height] * weights[0]
+    for shift in range(1, window):
+        columns.add_(planes[:, shift : shift + height], alpha=weights[shift])
+    smooth = columns[:, :, :width] * weights[0]
+    for shift in range(1, window):
+        smooth.add_(columns[:, :, shift : shift + width], alpha=weights[shift])
+    return smooth
 
 
 def ssim(outputs: Tensor, targets: Tensor) -> Tensor:
     """Structural similarity of each image, (B,), mean over positions and channels.
 
-    Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity", IEEE TIP
-    13(4), 2004, equation 13: K1 = 0.01, K2 = 0.03, Gaussian 11x11 window of sigma 1.5, windows wholly inside the image.
-    The numbers of scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-    data_range=255, channel_axis=-1)`. An image side below 11 gets the largest odd window that fits.
+    Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity", IEEE
+    TIP 13(4), 2004, equation 13: K1 = 0.01, K2 = 0.03, Gaussian 11x11 window of sigma 1.5, windows wholly inside the
+    image. The numbers of scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, data_range=255, channel_axis=-1)`. An image side below 11 gets the largest odd window
+    that fits.
     """
     batch, height, width, channels = outputs.shape
     side = min(_SSIM_WINDOW, height, width)
@@ -179,7 +180,7 @@ def pixel_accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def nearest_colour(images: Tensor, palette: Palette) -> Tensor:
-    """(B, H, W, 3) -> (B, H, W) int64, the index of the nearest palette colour in RGB distance; the lower index on a tie."""
+    """(B, H, W, 3) -> (B, H, W) int64, index of the nearest palette colour by RGB distance; the lower on a tie."""
     colours = torch.tensor([list(colour) for colour in palette], dtype=torch.float32, device=images.device)
     # |x - p|² without |x|², which is the same for every p; whole numbers below 2**24, so float32 is exact.
     distances = colours.square().sum(dim=1) - 2 * images.to(torch.float32) @ colours.T

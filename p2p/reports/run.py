@@ -316,7 +316,10 @@ def write_run_report(run_uri: str) -> str:
         _read(run_uri, "latest.json"),
     )
     sheets, drawn = _load_sheets(run)
-    entries = [(kind, entry) for kind, entry in (("best", run.best), ("latest", run.latest)) if entry is not None]
+    if run.best is not None and run.best == run.latest:
+        entries = [("best and latest", run.best)]
+    else:
+        entries = [(kind, entry) for kind, entry in (("best", run.best), ("latest", run.latest)) if entry is not None]
     return render(
         "run.html",
         join(run_uri, "report.html"),
@@ -330,7 +333,7 @@ def write_run_report(run_uri: str) -> str:
         chosen=len(sheets),
         epochs_drawn=drawn,
         sections=_sections(run),
-        checkpoints=[{"kind": kind} for kind, _ in entries],
+        checkpoints=[kind for kind, _ in entries],
         checkpoint_rows=_checkpoint_rows([entry for _, entry in entries]),
         config=run.config,
     )

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.train import UserCallback
 
-from p2p.errors import P2PError
+from p2p.errors import P2PError, StorageError
 from p2p.progress import Progress
 
 log = logging.getLogger("p2p")
@@ -59,8 +59,10 @@ class LostWorkers(UserCallback):
         """Called by Ray after workers failed, before it starts them again."""
         del run_context
         for rank, error in sorted(worker_exceptions.items()):
-            reason = str(error).strip().splitlines() or [""]
-            self._board.say.remote(f"worker {rank} was lost: {type(error).__name__}: {reason[-1][:300]}")
+            if isinstance(error, P2PError) and not isinstance(error, StorageError):
+                continue  # ends the job, which says so
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].split(". ")[0]
+            self._board.say.remote(f"worker {rank} was lost: {reason[:300]}; starting the workers again")
 
 
 class ProgressThread:

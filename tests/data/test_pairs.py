@@ -114,5 +114,17 @@ def test_a_damaged_image_is_named(tmp_path):
         list(iter_pairs(str(tmp_path), "train"))
 
 
+def test_a_lane_with_a_bad_pair_tells_so_and_keeps_its_length(tmp_path, make_pairs):
+    make_pairs(tmp_path / "train", 3, size=20)
+    damaged = tmp_path / "train" / "0001.png"
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    pairs = open_pairs(str(tmp_path), "train", raw_load_size=16)
+    text = describe_lane(Part(pairs, epoch=1, batch_size=1), ((0, 0), (1, 0), (2, 0)))
+    out = prepare_lane({"lane": np.array([text], dtype=object)}, Preparation(8, seed=0, flip=True, swap=False))
+    assert len(out["pairs"]) >= 3
+    assert "pair '0001'" in out["problem"][0]
+    assert "damaged" in out["problem"][0]
+
+
 def test_windows_of_large_crops_hold_fewer_pairs():
     assert [window_lanes(crop) for crop in (64, 256, 512, 4096)] == [24, 24, 6, 1]

@@ -27,30 +27,43 @@ def data(tmp_path_factory, make_pairs) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """A generator that paints everything nearly white, whatever it sees: its figures are known beforehand."""
+def save_white(tmp_path_factory):
+    """Makes the checkpoint of a generator that paints everything nearly white: its figures are known beforehand."""
     import torch
 
     from p2p.model.checkpoint import save_checkpoint
     from p2p.model.config import ModelConfig
     from p2p.model.pix2pix import Pix2Pix
 
-    pix2pix = Pix2Pix(
-        ModelConfig(generator="unet_64", discriminator="patch_16", ngf=4, ndf=4, crop_size=SIDE, norm="none")
-    )
-    with torch.no_grad():
-        last = [parameter for name, parameter in pix2pix.generator.named_parameters() if name.endswith("bias")][-1]
-        for parameter in pix2pix.generator.parameters():
-            parameter.zero_()
-        last.fill_(10.0)
-    folder = tmp_path_factory.mktemp("checkpoint") / "epoch_0001"
-    save_checkpoint(str(folder), pix2pix, {"epoch": 1}, {})
-    return folder
+    def save(direction: str = "AtoB") -> Path:
+        small = {"generator": "unet_64", "discriminator": "patch_16", "ngf": 4, "ndf": 4, "norm": "none"}
+        pix2pix = Pix2Pix(ModelConfig(**small, crop_size=SIDE, direction=direction))
+        with torch.no_grad():
+            last = [parameter for name, parameter in pix2pix.generator.named_parameters() if name.endswith("bias")][-1]
+            for parameter in pix2pix.generator.parameters():
+                parameter.zero_()
+            last.fill_(10.0)
+        folder = tmp_path_factory.mktemp("checkpoint") / "epoch_0001"
+        save_checkpoint(str(folder), pix2pix, {"epoch": 1}, {})
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def checkpoint(save_white) -> Path:
+    return save_white()
+
+
+def middle_sides(data: Path, side: str) -> list[np.ndarray]:
+    """What is left of one side of every pair: raw pairs are resized on reading and cropped in the middle."""
+    from p2p.data.pairs import iter_pairs, open_pairs
+
+    top = (open_pairs(str(data), "val").load_size - SIDE) // 2
+    return [pair[side][top : top + SIDE, top : top + SIDE].astype(int) for pair in iter_pairs(str(data), "val")]
 
 
 def test_figures_of_a_generator_that_paints_white(ray_cluster, run_cli, data, checkpoint, tmp_path):
-    from p2p.data.pairs import iter_pairs, open_pairs
-
     words = ["--checkpoint", checkpoint, "--data", data, "--output", tmp_path, "--compare-untrained"]
     outcome = run_cli(EvaluateConfig, evaluate, *words, "--precision", "fp32")
     assert outcome.status == 0, outcome.stderr
@@ -58,10 +71,7 @@ def test_figures_of_a_generator_that_paints_white(ray_cluster, run_cli, data, ch
     assert outcome.summary is not None and outcome.summary["metrics"] == metrics
     assert metrics["n"] == PAIRS
 
-    # Raw pairs are resized on reading and cropped in the middle; what is white of that is known without a generator.
-    load = open_pairs(str(data), "val").load_size
-    top = (load - SIDE) // 2
-    targets = [pair["b"][top : top + SIDE, top : top + SIDE].astype(int) for pair in iter_pairs(str(data), "val")]
+    targets = middle_sides(data, "b")  # what is white of these is known without a generator
     nearest = [((t[:, :, None] - np.array(PALETTE)) ** 2).sum(-1).argmin(-1) for t in targets]
     assert metrics["palette_accuracy"] == pytest.approx(np.mean([(classes == 3).mean() for classes in nearest]))
     assert metrics["l1"] == pytest.approx(np.mean([np.abs(t - 255).mean() / 255 for t in targets]))
@@ -72,6 +82,23 @@ def test_figures_of_a_generator_that_paints_white(ray_cluster, run_cli, data, ch
     assert table["pair_id"] == [f"{index:04d}" for index in range(PAIRS)]
     assert np.mean(table["l1"]) == pytest.approx(metrics["l1"])
     assert "<html" in (tmp_path / "report.html").read_text()
+
+
+def test_the_checkpoint_knows_its_direction_and_an_option_overrules_it(
+    ray_cluster, run_cli, data, save_white, tmp_path
+):
+    backwards = save_white("BtoA")
+    for side, options in (("a", []), ("b", ["--direction", "AtoB"])):
+        words = ["--checkpoint", backwards, "--data", data, "--output", tmp_path / side, "--limit", "2", *options]
+        outcome = run_cli(EvaluateConfig, evaluate, *words, "--precision", "fp32")
+        assert outcome.status == 0, outcome.stderr
+        metrics = json.loads((tmp_path / side / "metrics.json").read_text())
+        assert metrics["n"] == 2
+        assert metrics["l1"] == pytest.approx(
+            np.mean([np.abs(t - 255).mean() / 255 for t in middle_sides(data, side)[:2]])
+        )
+        # Only B has a recorded palette, so only there are palette classes to compare.
+        assert ("palette_accuracy" in metrics) == (side == "b")
 
 
 @pytest.mark.parametrize(
