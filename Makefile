@@ -24,11 +24,11 @@ $(INSTALLED): constraints.txt pyproject.toml
 demo: install ## the whole product on the embedded data set, from nothing, into demo/
 	rm -rf $(DEMO)
 	@echo '== pairs of an aerial picture and its map, drawn by the embedded source'
-	$(BIN)/python jobs/prepare.py --source 'synthetic:city?pairs=384&seed=0' --load-size 143 \
-	  --val-fraction 0.1 --output $(DEMO)/pairs
-	@echo '== a generator learns to draw the map'
-	$(BIN)/python jobs/train.py --data $(DEMO)/pairs --output $(DEMO)/run --generator unet_128 --ngf 32 --ndf 32 \
-	  --crop-size 128 --batch-size 8 --epochs 6 --epochs-decay 6
+	$(BIN)/python jobs/prepare.py --source 'synthetic:city?pairs=800&seed=0' --load-size 256 \
+	  --val-fraction 0.08 --output $(DEMO)/pairs
+	@echo '== a small generator learns to draw the map'
+	$(BIN)/python jobs/train.py --data $(DEMO)/pairs --output $(DEMO)/run --generator unet_128 --ngf 24 --ndf 16 \
+	  --crop-size 128 --batch-size 8 --epochs 3 --epochs-decay 3 --lr 0.0007 --best-metric val_palette_accuracy
 	@echo '== how well it draws pairs it has never seen'
 	$(BIN)/python jobs/evaluate.py --checkpoint $(DEMO)/run --data $(DEMO)/pairs --split val --compare-untrained \
 	  --output $(DEMO)/evaluation

@@ -13,6 +13,8 @@ for _name, _value in {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # p2p shows its own progress
     "RAY_verbose_spill_logs": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every line twice
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a private Ray has no nodes to lose; clusters set their own
+    "RAY_worker_niceness": "0",  # at Ray's default of 15 its own helpers take turns from the networks
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # it also paces every start and end, 2 s at a time
 }.items():
     os.environ.setdefault(_name, _value)
