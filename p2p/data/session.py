@@ -12,6 +12,7 @@ for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # p2p shows its own progress
     "RAY_verbose_spill_logs": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ side prints advice for Ray's developers on the terminal as errors
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every line twice
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a private Ray has no nodes to lose; clusters set their own
     "RAY_worker_niceness": "0",  # at Ray's default of 15 its own helpers take turns from the networks
