@@ -202,6 +202,8 @@ class Feed:
                     return
         except BaseException as error:  # the training thread must hear of it
             self._put(_End(error))
+        finally:
+            self._started.set()  # nothing to feed is an answer too
 
     def _windows_of(self, part: Part) -> Iterator[Window]:
         rank, world = self._rank, self._world

@@ -100,12 +100,12 @@ def begin(output: str, settings: Settings, resume: Literal["auto", "never"]) -> 
 def _remove_translation(output: str) -> None:
     """Remove the files an earlier translation wrote and no others, the settings last: an interruption is no loss."""
     earlier = open_sink(output, Settings(**read_json(join(output, SETTINGS))))
+    remove(join(output, ledger.FOLDER))  # first: no shard may count as done whose outputs are going
     with ThreadPoolExecutor(_REMOVERS) as pool:
         for shard in plan.load_plan(output).shards:
             names = earlier.output_names(shard.index, [item.image_id for item in plan.read_inputs(shard)])
             list(pool.map(remove_file, (join(output, name) for name in names)))
-    for folder in (ledger.FOLDER, plan.FOLDER):
-        remove(join(output, folder))
+    remove(join(output, plan.FOLDER))
     if not is_remote(output):
         root = open_filesystem(output)[1]
         for top in (images.FOLDER, parquet.FOLDER):
