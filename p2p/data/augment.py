@@ -7,10 +7,10 @@ import hashlib
 import numpy as np
 
 from p2p.errors import BadInput
-from p2p.storage.images import Array
+from p2p.storage.images import Pixels
 
 
-def _check(image_a: Array, image_b: Array, crop_size: int) -> None:
+def _check(image_a: Pixels, image_b: Pixels, crop_size: int) -> None:
     height, width = image_a.shape[:2]
     if image_b.shape[:2] != (height, width):
         raise BadInput(
@@ -20,20 +20,20 @@ def _check(image_a: Array, image_b: Array, crop_size: int) -> None:
         raise BadInput("TooSmall", f"the pair is {width}x{height}, smaller than --crop-size {crop_size}")
 
 
-def _crop(image: Array, top: int, left: int, crop_size: int, mirror: bool) -> Array:
+def _crop(image: Pixels, top: int, left: int, crop_size: int, mirror: bool) -> Pixels:
     window = image[top : top + crop_size, left : left + crop_size]
     return window[:, ::-1] if mirror else window
 
 
 def jitter(
-    image_a: Array, image_b: Array, crop_size: int, *, seed: int, epoch: int, pair_id: str, flip: bool = True
-) -> tuple[Array, Array]:
-    """Crop both (H, W, 3) images to the same random window and, with `flip`, mirror both in half of the cases.
+    image_a: Pixels, image_b: Pixels, crop_size: int, *, seed: int, epoch: int, pair_id: str, flip: bool = True
+) -> tuple[Pixels, Pixels]:
+    """Crop both (H, W, C) images to the same random window and, with `flip`, mirror both in half of the cases.
 
     The choice is a hash of (seed, epoch, pair_id), so it is the same on any number of workers and after any restart.
 
     Returns:
-        Two (crop_size, crop_size, 3) views.
+        Two (crop_size, crop_size, C) views.
 
     Raises:
         BadInput: the sides differ in size, or are smaller than the crop.
@@ -48,14 +48,17 @@ def jitter(
     return _crop(image_a, top, left, crop_size, mirror), _crop(image_b, top, left, crop_size, mirror)
 
 
-def centre_crop(image_a: Array, image_b: Array, crop_size: int) -> tuple[Array, Array]:
-    """The middle (crop_size, crop_size, 3) window of both images; raises BadInput as `jitter` does."""
+def centre_crop(image_a: Pixels, image_b: Pixels, crop_size: int) -> tuple[Pixels, Pixels]:
+    """The middle (crop_size, crop_size, C) window of both images; raises BadInput as `jitter` does."""
     _check(image_a, image_b, crop_size)
     height, width = image_a.shape[:2]
     top, left = (height - crop_size) // 2, (width - crop_size) // 2
     return _crop(image_a, top, left, crop_size, False), _crop(image_b, top, left, crop_size, False)
 
 
-def stack(image_a: Array, image_b: Array) -> Array:
-    """Two (H, W, 3) images -> one contiguous (2, H, W, 3) array."""
-    return np.stack([image_a, image_b])
+def join_sides(image: Pixels, target: Pixels) -> Pixels:
+    """Two images of one depth, (H, W, C) and (H, W, C') -> one contiguous row of all their values."""
+    joined = np.empty(image.size + target.size, image.dtype)
+    joined[: image.size].reshape(image.shape)[...] = image
+    joined[image.size :].reshape(target.shape)[...] = target
+    return joined

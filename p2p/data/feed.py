@@ -20,12 +20,13 @@ import numpy as np
 import ray.data
 from ray.data import ExecutionResources
 
-from p2p.data.augment import centre_crop, jitter, stack
-from p2p.data.order import Row, Window, epoch_order, stored_order
-from p2p.data.pairs import Pair, Pairs, RowGroup, read_rows
+from p2p.data.augment import centre_crop, jitter, join_sides
+from p2p.data.order import LANE_ROWS, Row, Window, epoch_order, stored_order
+from p2p.data.pairs import Formats, Pair, Pairs, RowGroup, read_rows
 from p2p.data.session import quiet_data_context
 from p2p.errors import BadInput
-from p2p.storage.images import Array
+from p2p.storage.images import Pixels
+from p2p.storage.pixels import RGB
 
 _MOST_LANES = 24
 """Divisible by 2, 3, 4, 6, 8 and 12 ranks, which then share no row group."""
@@ -45,6 +46,21 @@ class Preparation:
     flip: bool
     swap: bool
     """True puts B first: the input is B, the target A (direction BtoA)."""
+    formats: Formats = (RGB, RGB)
+    """Channels and depth in which A and B are read; one depth for both."""
+
+    @property
+    def pair_bytes(self) -> int:
+        """Of one training pair in memory."""
+        return self.crop_size**2 * sum(wanted.bytes_per_pixel for wanted in self.formats)
+
+    def sides(self, batch: Any) -> tuple[Any, Any]:
+        """(N, values) array or tensor of pairs -> inputs (N, crop, crop, C) and targets (N, crop, crop, C'), views."""
+        channels = [wanted.channels for wanted in self.formats][:: -1 if self.swap else 1]
+        size = self.crop_size
+        inputs = size * size * channels[0]
+        shapes = [(len(batch), size, size, count) for count in channels]
+        return batch[:, :inputs].reshape(shapes[0]), batch[:, inputs:].reshape(shapes[1])
 
 
 @dataclass(frozen=True)
@@ -68,42 +84,45 @@ class _End:
     error: BaseException | None = None
 
 
-def window_lanes(crop_size: int) -> int:
+def window_lanes(pair_bytes: int) -> int:
     """Lanes of a window: as many as keep its decoded pairs, which wait in memory, below a third of a gigabyte."""
-    lane_bytes = 32 * 6 * crop_size**2
+    lane_bytes = LANE_ROWS * pair_bytes
     return next((n for n in (_MOST_LANES, 12, 8, 6, 4, 2) if n * lane_bytes <= _WINDOW_BYTES), 1)
 
 
-def prepare_lane(batch: dict[str, Array], preparation: Preparation) -> dict[str, Array]:
+def prepare_lane(batch: dict[str, Pixels], preparation: Preparation) -> dict[str, Pixels]:
     """Read, decode and crop the rows that each lane in `batch` names.
 
     Returns:
-        `pairs`, (N, 2, crop, crop, 3) uint8, and `problem`, N texts: empty, or what is wrong with a pair. Bad pairs are
-        told and not raised, since Ray keeps only the text of what a task raises.
+        `pairs`, (N, values): the input's crop and then the target's, which `Preparation.sides` takes apart, and
+        `problem`, N texts: empty, or what is wrong with a pair. Bad pairs are told and not raised, since Ray keeps only
+        the text of what a task raises.
 
     """
-    size = preparation.crop_size
-    prepared: list[Array] = []
+    prepared: list[Pixels] = []
     problem = ""
     for text in batch["lane"]:
         lane = json.loads(str(text))
         groups = [RowGroup(**group) for group in lane["groups"]]
         try:
-            for pair in read_rows(groups, lane["rows"], lane["load_size"]):
+            for pair in read_rows(groups, lane["rows"], lane["load_size"], preparation.formats):
                 prepared.append(_crop(pair, lane["epoch"], preparation))
         except BadInput as error:
             problem = str(error)
-            prepared += [np.zeros((2, size, size, 3), np.uint8)] * len(lane["rows"])
+            dtype = preparation.formats[0].dtype
+            blank = np.zeros(preparation.pair_bytes // dtype.itemsize, dtype)
+            prepared += [blank] * len(lane["rows"])
     return {"pairs": np.stack(prepared), "problem": np.full(len(prepared), problem, dtype=object)}
 
 
-def _crop(pair: Pair, epoch: int, preparation: Preparation) -> Array:
+def _crop(pair: Pair, epoch: int, preparation: Preparation) -> Pixels:
     sides = (pair["b"], pair["a"]) if preparation.swap else (pair["a"], pair["b"])
     size, pair_id = preparation.crop_size, pair["pair_id"]
     try:
         if not epoch:
-            return stack(*centre_crop(*sides, size))
-        return stack(*jitter(*sides, size, seed=preparation.seed, epoch=epoch, pair_id=pair_id, flip=preparation.flip))
+            return join_sides(*centre_crop(*sides, size))
+        seed, flip = preparation.seed, preparation.flip
+        return join_sides(*jitter(*sides, size, seed=seed, epoch=epoch, pair_id=pair_id, flip=flip))
     except BadInput as error:
         raise BadInput(error.kind, f"pair {pair_id!r}: {error}") from None
 
@@ -116,8 +135,8 @@ def describe_lane(part: Part, rows: tuple[Row, ...]) -> str:
     return json.dumps({"epoch": part.epoch, "groups": groups, "rows": own_rows, "load_size": part.pairs.load_size})
 
 
-def _rows_in_task_order(lanes: list[tuple[Part, tuple[Row, ...]]], preparation: Preparation) -> Iterator[Array]:
-    """Run one Ray Data execution over `lanes`; yield (n, 2, crop, crop, 3) arrays, their rows in the lanes' order."""
+def _rows_in_task_order(lanes: list[tuple[Part, tuple[Row, ...]]], preparation: Preparation) -> Iterator[Pixels]:
+    """Run one Ray Data execution over `lanes`; yield (n, values) arrays, their rows in the lanes' order."""
     context = quiet_data_context()
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=2 * _WINDOW_BYTES)
@@ -140,7 +159,7 @@ class Feed:
         largest_batch: the largest batch size in `plan`; decides how many batches are kept ready.
         rank: this worker's number.
         world: number of workers.
-        convert: applied to each (n, 2, crop, crop, 3) uint8 batch in the feeding thread, such as pinning it.
+        convert: applied to each (n, values) batch in the feeding thread, such as pinning it.
 
     """
 
@@ -152,13 +171,13 @@ class Feed:
         largest_batch: int,
         rank: int = 0,
         world: int = 1,
-        convert: Callable[[Array], Any] = lambda batch: batch,
+        convert: Callable[[Pixels], Any] = lambda batch: batch,
     ) -> None:
         self._plan, self._preparation, self._convert = plan, preparation, convert
         self._rank, self._world = rank, world
-        batch_bytes = largest_batch * 6 * preparation.crop_size**2
+        batch_bytes = largest_batch * preparation.pair_bytes
         self._ready: queue.Queue[Any] = queue.Queue(max(2, min(_MOST_READY, _READY_BYTES // batch_bytes)))
-        self._batch: list[Array] = []
+        self._batch: list[Pixels] = []
         self._started, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._fill, name="p2p-feed", daemon=True)
 
@@ -213,7 +232,7 @@ class Feed:
             part.pairs.group_rows,
             seed=self._preparation.seed,
             epoch=part.epoch,
-            lanes=window_lanes(self._preparation.crop_size),
+            lanes=window_lanes(self._preparation.pair_bytes),
             rank=rank,
             world=world,
             skip=part.skip,

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from p2p.data.order import Row
 from p2p.errors import BadInput, NotFound, UsageError
-from p2p.storage import images
+from p2p.storage import images, pixels
 from p2p.storage.filesystems import (
     is_remote,
     join,
@@ -24,7 +24,8 @@ from p2p.storage.filesystems import (
     read_bytes,
     storage_errors,
 )
-from p2p.storage.images import Array
+from p2p.storage.images import Pixels
+from p2p.storage.pixels import RGB, PixelFormat
 
 SPLITS = ("train", "val", "test")
 ROW_GROUP_PAIRS = 32
@@ -40,6 +41,8 @@ PAIR_SCHEMA = pa.schema(
     ]
 )
 _COLUMNS = ["pair_id", "a", "b"]
+Formats = tuple[PixelFormat, PixelFormat]
+"""How A and B are to be read."""
 _FOOTER_READERS = 16
 
 
@@ -59,11 +62,11 @@ class RowGroup:
 
 
 class Pair(TypedDict):
-    """One decoded pair: `a` and `b` are (H, W, 3) uint8 RGB."""
+    """One decoded pair: `a` and `b` are (H, W, C) uint8 or uint16."""
 
     pair_id: str
-    a: Array
-    b: Array
+    a: Pixels
+    b: Pixels
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ def _nothing_there(uri: str, split: str) -> str:
 def _check_raw(group: RowGroup) -> None:
     """Tell photographs from combined pairs by the first image, before any work starts."""
     try:
-        width, height = images.image_size(read_bytes(group.uri))
+        width, height = pixels.image_size(read_bytes(group.uri))
     except BadInput as error:
         raise UsageError(f"{group.uri}: {error}; jobs/prepare.py leaves bad images out and lists them") from None
     if width % 2 or width < height:
@@ -195,16 +198,19 @@ def _check_raw(group: RowGroup) -> None:
 def _first_size(group: RowGroup) -> tuple[int, int]:
     with _open_parquet(group.uri) as parquet:
         data = parquet.read_row_group(group.number, columns=["a"]).column("a")[0].as_py()
-    return images.image_size(data)
+    return pixels.image_size(data)
 
 
-def read_rows(groups: Sequence[RowGroup], rows: Sequence[Row], load_size: int) -> Iterator[Pair]:
+def read_rows(
+    groups: Sequence[RowGroup], rows: Sequence[Row], load_size: int, formats: Formats = (RGB, RGB)
+) -> Iterator[Pair]:
     """Decode the wanted `rows`, in their order; each row group among them is fetched once.
 
     Args:
         groups: what the first numbers in `rows` count into.
         rows: (row group, row inside it).
         load_size: as `Pairs.load_size`.
+        formats: channels and depth in which A and B are wanted.
 
     Raises:
         BadInput: a stored image cannot be decoded; names the pair.
@@ -214,7 +220,7 @@ def read_rows(groups: Sequence[RowGroup], rows: Sequence[Row], load_size: int) -
     for number, row in rows:
         group = groups[number]
         if group.number < 0:
-            yield _read_raw(group, load_size)
+            yield _read_raw(group, load_size, formats)
             continue
         if number not in tables:
             with _open_parquet(group.uri) as parquet:
@@ -222,36 +228,40 @@ def read_rows(groups: Sequence[RowGroup], rows: Sequence[Row], load_size: int) -
         columns = tables[number]
         pair_id = columns["pair_id"][row]
         decode = functools.partial(_decode, pair_id, group.uri)
-        yield Pair(pair_id=pair_id, a=decode(columns["a"][row]), b=decode(columns["b"][row]))
+        yield Pair(pair_id=pair_id, a=decode(columns["a"][row], formats[0]), b=decode(columns["b"][row], formats[1]))
 
 
-def _decode(pair_id: str, uri: str, data: bytes) -> Array:
+def _decode(pair_id: str, uri: str, data: bytes, wanted: PixelFormat) -> Pixels:
     try:
-        return images.decode(data)
+        return pixels.decode(data, wanted)
     except BadInput as error:
         raise BadInput(error.kind, f"pair {pair_id!r} in {uri}: {error}") from None
 
 
-def _read_raw(group: RowGroup, load_size: int) -> Pair:
-    halves = images.split_halves(_decode(group.pair_id, group.uri, read_bytes(group.uri)))
-    side_a, side_b = (images.resize(half, load_size, load_size) for half in halves)
+def _read_raw(group: RowGroup, load_size: int, formats: Formats) -> Pair:
+    data = read_bytes(group.uri)
+    wholes = {wanted: _decode(group.pair_id, group.uri, data, wanted) for wanted in set(formats)}
+    side_a, side_b = (
+        images.resize(images.split_halves(wholes[wanted])[half], load_size, load_size)
+        for half, wanted in enumerate(formats)
+    )
     return Pair(pair_id=group.pair_id, a=side_a, b=side_b)
 
 
-def iter_pairs(uri: str, split: str, *, limit: int | None = None) -> Iterator[Pair]:
+def iter_pairs(uri: str, split: str, *, limit: int | None = None, formats: Formats = (RGB, RGB)) -> Iterator[Pair]:
     """Yield the (first `limit`) decoded pairs of a split in stored order, in this process, a row group in memory.
 
     Raises what `open_pairs` and `read_rows` do.
     """
-    yield from first_pairs(open_pairs(uri, split), limit)
+    yield from first_pairs(open_pairs(uri, split), limit, formats)
 
 
-def first_pairs(pairs: Pairs, limit: int | None = None) -> Iterator[Pair]:
+def first_pairs(pairs: Pairs, limit: int | None = None, formats: Formats = (RGB, RGB)) -> Iterator[Pair]:
     """As `iter_pairs`, of an index that is open already."""
     remaining = len(pairs) if limit is None else limit
     for number, group in enumerate(pairs.groups):
         count = min(group.rows, remaining)
         if count <= 0:
             return
-        yield from read_rows(pairs.groups, [(number, row) for row in range(count)], pairs.load_size)
+        yield from read_rows(pairs.groups, [(number, row) for row in range(count)], pairs.load_size, formats)
         remaining -= count

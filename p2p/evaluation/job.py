@@ -12,6 +12,7 @@ import pyarrow as pa
 import ray.data
 import torch
 
+from p2p.data.description import Description, formats_for, read_description
 from p2p.data.order import Row
 from p2p.data.pairs import Pairs, open_pairs
 from p2p.data.session import available_cores, available_gpus, physical_cores, quiet_data_context, ray_session
@@ -19,20 +20,20 @@ from p2p.errors import CheckpointError, NotFound, UsageError
 from p2p.evaluation.config import EvaluateConfig
 from p2p.evaluation.judge import UNTRAINED, Judge, Task
 from p2p.model.checkpoint import load_generator
+from p2p.model.config import Direction, ModelConfig
 from p2p.model.metrics import METRICS, Measured, Palette, Totals, default_metrics, find_metric
 from p2p.model.networks import Generator
 from p2p.progress import Progress
 from p2p.reports.evaluation import Judged, write_evaluation_report
 from p2p.storage.filesystems import (
     absolute,
-    exists,
     join,
-    read_json,
     require_readable,
     require_writable,
     write_json,
     write_table,
 )
+from p2p.storage.pixels import RGB
 
 _CHUNK_PAIRS = 32
 _EXAMPLES = 3
@@ -55,13 +56,6 @@ def _open(config: EvaluateConfig, data: str) -> Pairs:
         raise UsageError(f"--data {error}") from None
 
 
-def _palette(data: str, swap: bool) -> Palette | None:
-    """The target side's colours, where the data set records them."""
-    described = read_json(join(data, "dataset.json")) if exists(join(data, "dataset.json")) else {}
-    palette: Palette | None = described.get("palette_a" if swap else "palette_b")
-    return palette
-
-
 def _metrics(config: EvaluateConfig, palette: Palette | None) -> tuple[str, ...]:
     if not config.metric_names:
         return default_metrics(has_palette=bool(palette))
@@ -74,6 +68,16 @@ def _metrics(config: EvaluateConfig, palette: Palette | None) -> tuple[str, ...]
     return tuple(name for name in METRICS if name in config.metric_names)
 
 
+def _require_channels(
+    config: EvaluateConfig, model: ModelConfig, description: Description, direction: Direction
+) -> None:
+    try:
+        description.require(direction, model.input_image_channels, model.output_channels)
+    except UsageError as error:
+        channels = f"from {model.input_image_channels} to {model.output_channels} channels"
+        raise UsageError(f"--checkpoint {config.checkpoint}: translates {channels}, but {error}") from None
+
+
 def _plan(config: EvaluateConfig) -> tuple[Task, str]:
     """Check every option against what is there; UsageError names the first that does not fit.
 
@@ -83,23 +87,24 @@ def _plan(config: EvaluateConfig) -> tuple[Task, str]:
     require_readable(data, "--data")
     generator = _load(checkpoint)
     model = generator.config
-    if (model.input_channels, model.output_channels) != (3, 3):
-        channels = f"{model.input_channels} -> {model.output_channels}"
-        raise UsageError(f"--checkpoint {config.checkpoint}: translates {channels} channels; pairs are RGB")
     pairs = _open(config, data)
     if pairs.smallest_side < model.crop_size:
         raise UsageError(
             f"--data {config.data}: its smallest pair has a side of {pairs.smallest_side} pixels, this generator works "
             f"on {model.crop_size}; prepare the pairs with --load-size {model.crop_size} or more"
         )
-    swap = (config.direction or model.direction) == "BtoA"
-    palette = _palette(data, swap)
+    direction = config.direction or model.direction
+    swap = direction == "BtoA"
+    description = read_description(data)
+    _require_channels(config, model, description, direction)
+    palette = description.sides(direction)[1].palette if model.output_channels == RGB.channels else None
     metrics = _metrics(config, palette)
     require_writable(output, "--output")
     task = Task(
         checkpoint=checkpoint,
         pairs=pairs,
         swap=swap,
+        formats=formats_for(model, swap),
         crop_size=model.crop_size,
         metrics=metrics,
         palette=palette,

@@ -11,14 +11,14 @@ import torch
 
 from p2p.data.augment import centre_crop
 from p2p.data.order import Row
-from p2p.data.pairs import Pairs, read_rows
+from p2p.data.pairs import Formats, Pairs, read_rows
 from p2p.errors import BadInput
 from p2p.model.allocator import keep_freed_memory
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, choose_precision
 from p2p.model.metrics import Palette, measure
 from p2p.model.networks import Generator, build_generator
-from p2p.storage.images import Array
+from p2p.storage.images import Pixels
 
 _BATCH_PAIRS = 8
 UNTRAINED = "untrained."
@@ -33,6 +33,8 @@ class Task:
     pairs: Pairs
     swap: bool
     """Whether B is the input."""
+    formats: Formats
+    """Channels and depth in which A and B are read."""
     crop_size: int
     metrics: tuple[str, ...]
     palette: Palette | None
@@ -44,16 +46,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One pair and what the generator made of it: (H, W, 3) uint8 each."""
+    """One pair and what the generator made of it: (H, W, C) uint8 or uint16 each."""
 
     pair_id: str
-    input: Array
-    output: Array
-    target: Array
+    input: Pixels
+    output: Pixels
+    target: Pixels
 
 
 def _engine(task: Task, generator: Generator) -> Engine:
-    precision = choose_precision(task.precision, task.device)
+    precision = choose_precision(task.precision, task.device, generator.config.bits)
     return Engine(generator, tile_size=task.crop_size, batch_size=_BATCH_PAIRS, device=task.device, precision=precision)
 
 
@@ -69,10 +71,10 @@ class Judge:
         if task.compare_untrained:
             self._engines[UNTRAINED] = _engine(task, build_generator(generator.config, seed=0))
 
-    def _cropped(self, rows: Sequence[Row]) -> Iterator[tuple[str, Array, Array]]:
+    def _cropped(self, rows: Sequence[Row]) -> Iterator[tuple[str, Pixels, Pixels]]:
         """Yield (pair id, input, target); BadInput names a pair that is smaller than the crop."""
         pairs = self._task.pairs
-        for pair in read_rows(pairs.groups, rows, pairs.load_size):
+        for pair in read_rows(pairs.groups, rows, pairs.load_size, self._task.formats):
             try:
                 sides = centre_crop(pair["a"], pair["b"], self._task.crop_size)
             except BadInput as error:

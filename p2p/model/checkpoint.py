@@ -112,6 +112,9 @@ _ARCHITECTURE = (
     "discriminator",
     "input_channels",
     "output_channels",
+    "bits",
+    "input_encoding",
+    "input_palette",
     "ngf",
     "ndf",
     "norm",
@@ -162,7 +165,8 @@ def _in_run(run: str, which: str) -> ResolvedCheckpoint:
 def load_generator(uri: str, *, device: str | torch.device = "cpu") -> Generator:
     """The generator behind any `--checkpoint` address, in eval mode: (B, C, H, W) float in [-1, 1] to the same.
 
-    It has `config` (a ModelConfig) and `checkpoint_id`. Files are read without unpickling code, every name and shape is
+    Its `encode` makes that of images, be they colours or label maps for a generator that takes class planes. It has
+    `config` (a ModelConfig) and `checkpoint_id`. Files are read without unpickling code, every name and shape is
     checked. Raises CheckpointError, naming the first thing that does not fit.
     """
     uri = str(uri)
@@ -224,7 +228,7 @@ def _read_meta(folder_uri: str) -> dict[str, Any]:
 def _config_of(values: Mapping[str, Any], uri: str) -> ModelConfig:
     try:
         return ModelConfig.from_dict(values)
-    except (UsageError, TypeError) as error:
+    except (UsageError, TypeError, ValueError) as error:
         raise CheckpointError(f"{uri}: its model description is not usable: {error}") from None
 
 

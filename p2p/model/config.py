@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from p2p.errors import UsageError
 
@@ -21,7 +21,12 @@ UNET_DOWNS: dict[str, int] = {"unet_64": 6, "unet_128": 7, "unet_256": 8, "unet_
 RESNET_BLOCKS: dict[str, int] = {"resnet_6": 6, "resnet_9": 9}
 PATCH_LAYERS: dict[str, int] = {"patch_16": 1, "patch_70": 3, "patch_286": 5}
 """Strided convolutions of each patch discriminator; the name is its receptive field in pixels."""
+MAX_PALETTE = 32
+"""Colours of an image that still count as classes; what is drawn in more is a picture."""
+Palette: TypeAlias = tuple[tuple[int, int, int], ...]
+"""RGB colours, 0..255; a class is its place."""
 _RESNET_STRIDE = 4
+_ONE_HOT = "onehot:"
 
 
 def generator_stride(generator: str) -> int:
@@ -36,6 +41,28 @@ def smallest_crop(discriminator: str) -> int:
     return 3 << PATCH_LAYERS[discriminator]
 
 
+def as_palette(colours: Sequence[Sequence[int]] | None) -> Palette | None:
+    """Colours as JSON holds them -> a palette. Raises UsageError unless each is three numbers from 0 to 255."""
+    if colours is None:
+        return None
+    palette = tuple((int(red), int(green), int(blue)) for red, green, blue in colours)
+    if not all(0 <= value <= 255 for colour in palette for value in colour):
+        raise UsageError(f"palette {list(palette)}: colours are three numbers from 0 to 255")
+    return palette
+
+
+def class_planes(input_encoding: str) -> int:
+    """`onehot:12` -> 12 class planes; `colour` -> 0. Raises UsageError for anything else."""
+    count = input_encoding.removeprefix(_ONE_HOT)
+    if input_encoding == "colour":
+        return 0
+    if input_encoding.startswith(_ONE_HOT) and count.isdecimal() and 2 <= int(count) <= MAX_PALETTE:
+        return int(count)
+    raise UsageError(
+        f"--input-encoding {input_encoding}: use colour, or onehot:2 to onehot:{MAX_PALETTE} for N classes"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """One model: its two networks, its objective, and what its inputs are. Written into every checkpoint."""
@@ -45,9 +72,15 @@ class ModelConfig:
     discriminator: DiscriminatorName = "patch_70"
     """Network that judges input and output together, by its receptive field in pixels."""
     input_channels: int = 3
-    """Channels of the input image."""
+    """Channels that the generator takes: those of the input image, or its class planes."""
     output_channels: int = 3
     """Channels of the output image."""
+    bits: Literal[8, 16] = 8
+    """Of every value of input and output images."""
+    input_encoding: str = "colour"
+    """colour, or onehot:N: the input is an RGB label map, given to the networks as N planes of 0 and 1."""
+    input_palette: Palette | None = None
+    """The colour of each class, in the order of planes; planes beyond it stay 0. For onehot only."""
     ngf: int = 64
     """Filters of the generator's first layer."""
     ndf: int = 64
@@ -76,6 +109,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         self._check_words()
         self._check_numbers()
+        self._check_encoding()
         self._check_sizes()
 
     def _check_words(self) -> None:
@@ -86,10 +120,28 @@ class ModelConfig:
             "gan_mode": GanMode,
             "direction": Direction,
             "precision": Precision,
+            "bits": Literal[8, 16],
         }
         for name, words in allowed.items():
             if getattr(self, name) not in get_args(words):
-                raise UsageError(f"{_option(name)} {getattr(self, name)!r}: use one of {', '.join(get_args(words))}")
+                raise UsageError(
+                    f"{_option(name)} {getattr(self, name)!r}: use one of {', '.join(map(str, get_args(words)))}"
+                )
+
+    def _check_encoding(self) -> None:
+        planes = class_planes(self.input_encoding)
+        colours = len(self.input_palette or ())
+        if planes and not 1 <= colours <= planes:
+            raise UsageError(
+                f"--input-encoding {self.input_encoding}: the palette has {colours} colours, not 1 to {planes}"
+            )
+        if planes and self.input_channels != planes:
+            raise UsageError(
+                f"--input-channels {self.input_channels}: --input-encoding {self.input_encoding} makes {planes}; "
+                "leave --input-channels out"
+            )
+        if not planes and self.input_palette is not None:
+            raise UsageError("--input-encoding colour: takes no palette")
 
     def _check_numbers(self) -> None:
         for name in ("input_channels", "output_channels", "ngf", "ndf", "crop_size"):
@@ -129,6 +181,11 @@ class ModelConfig:
         """Pixels of which both sides of the generator's input must be a multiple."""
         return generator_stride(self.generator)
 
+    @property
+    def input_image_channels(self) -> int:
+        """Channels of the images that are read as inputs; of a label map given as class planes its three colours."""
+        return self.input_channels if self.input_palette is None else 3
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return dataclasses.asdict(self)
@@ -139,7 +196,8 @@ class ModelConfig:
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise UsageError(f"model configuration has unknown fields: {', '.join(unknown)}")
-        return cls(**values)
+        palette = values.get("input_palette")
+        return cls(**{**values, "input_palette": as_palette(palette)})
 
 
 def _option(name: str) -> str:

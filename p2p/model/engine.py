@@ -1,4 +1,4 @@
-"""The generator as it is run over many tiles: uint8 in, uint8 out, one fixed batch shape."""
+"""The generator as it is run over many tiles: pixels in, pixels out, one fixed batch shape."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from p2p.errors import UsageError
 from p2p.model.config import Precision
 from p2p.model.networks import Generator
-from p2p.model.tensors import as_tensor, to_model_range, to_uint8
+from p2p.model.tensors import InputEncoder, as_tensor, to_pixels
+from p2p.storage.images import Depth, Pixels
 
-Array = npt.NDArray[np.uint8]
 NormMode = Literal["running", "batch"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -31,10 +31,15 @@ def choose_device(gpu: str) -> torch.device:
     return torch.device("cuda" if gpu != "false" and torch.cuda.is_available() else "cpu")
 
 
-def choose_precision(precision: str, device: str | torch.device) -> Precision:
-    """`--precision auto|fp32|bf16` -> what to use: `auto` takes bf16 where the device computes in it natively."""
+def choose_precision(precision: str, device: str | torch.device, bits: int = 8) -> Precision:
+    """`--precision auto|fp32|bf16` -> what to use.
+
+    `auto` takes bf16 where the device computes in it natively, but not for images of 16 `bits`: it has 8 of its own.
+    """
     if precision != "auto":
         return "bf16" if precision == "bf16" else "fp32"
+    if bits == 16:
+        return "fp32"
     if torch.device(device).type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if _cpu_has_bf16() else "fp32"
@@ -47,7 +52,7 @@ def _cpu_has_bf16() -> bool:
 
 
 class Engine:
-    """Runs a generator on uint8 tiles in batches of one fixed size.
+    """Runs a generator on tiles, uint8 or uint16 as its model's `bits` say, in batches of one fixed size.
 
     norm_mode "running": batch norm uses its running statistics and is folded into the convolutions.
     norm_mode "batch": each tile is normalised by its own statistics (what the paper does at test time with batches of
@@ -78,11 +83,14 @@ class Engine:
                 f"pass --tile-size {max(1, round(tile_size / generator.stride)) * generator.stride}"
             )
         self.stride = generator.stride
-        self.input_channels = generator.config.input_channels
+        self.input_channels = generator.config.input_image_channels
         self.output_channels = generator.config.output_channels
+        self.dtype = np.dtype(np.uint16 if generator.config.bits == 16 else np.uint8)
         self.tile_size = tile_size
         self.batch_size = batch_size
         self.device = torch.device(device)
+        self._encode = InputEncoder(generator.config, self.device)
+        self._bits = generator.config.bits
         self._dtype = _DTYPES[precision]
         self._seed = seed
         network = copy.deepcopy(generator).cpu().eval().requires_grad_(False)
@@ -100,35 +108,35 @@ class Engine:
         other.batch_size = batch_size
         return other
 
-    def __call__(self, tiles: Array, keys: Sequence[str] | None = None) -> Array:
-        """(B, T, T, C_in) uint8, any B -> (B, T, T, C_out) uint8. `keys`, one a tile, are needed with dropout."""
+    def __call__(self, tiles: npt.NDArray[Depth], keys: Sequence[str] | None = None) -> npt.NDArray[Depth]:
+        """(B, T, T, C_in), any B -> (B, T, T, C_out) of the same depth. `keys`, one a tile, are needed with dropout."""
         self._check(tiles, keys)
-        outputs = np.empty((*tiles.shape[:3], self.output_channels), np.uint8)
+        outputs = np.empty((*tiles.shape[:3], self.output_channels), self.dtype)
         for start in range(0, len(tiles), self.batch_size):
             batch = tiles[start : start + self.batch_size]
             outputs[start : start + len(batch)] = self._run(batch, keys[start : start + len(batch)] if keys else ())
         return outputs
 
     @torch.inference_mode()
-    def _run(self, tiles: Array, keys: Sequence[str]) -> Array:
+    def _run(self, tiles: Pixels, keys: Sequence[str]) -> Pixels:
         count = len(tiles)
         if count < self.batch_size:  # kernels, and with them the rounding, are chosen by shape
-            tiles = np.concatenate([tiles, np.zeros((self.batch_size - count, *tiles.shape[1:]), np.uint8)])
+            tiles = np.concatenate([tiles, np.zeros((self.batch_size - count, *tiles.shape[1:]), self.dtype)])
         for layer, module in enumerate(self._noise):
             module.seeds = [_noise_seed(self._seed, key, layer) for key in keys]
         batch = as_tensor(tiles).to(self.device, non_blocking=True)
-        outputs = self._network(to_model_range(batch).to(self._dtype))
-        return to_uint8(outputs[:count]).cpu().numpy()
+        outputs = self._network(self._encode(batch).to(self._dtype))
+        return to_pixels(outputs[:count], self._bits).cpu().numpy()
 
-    def _check(self, tiles: Array, keys: Sequence[str] | None) -> None:
+    def _check(self, tiles: Pixels, keys: Sequence[str] | None) -> None:
         height, width = tiles.shape[1:3] if tiles.ndim == 4 else (0, 0)
         wanted = self.tile_size or f"a multiple of {self.stride}"
         fits = (
             height == width == self.tile_size if self.tile_size else not (height % self.stride or width % self.stride)
         )
-        if tiles.ndim != 4 or tiles.shape[3] != self.input_channels or tiles.dtype != np.uint8 or not fits:
+        if tiles.ndim != 4 or tiles.shape[3] != self.input_channels or tiles.dtype != self.dtype or not fits:
             raise ValueError(
-                f"tiles must be (B, H, W, {self.input_channels}) uint8 with sides {wanted}, "
+                f"tiles must be (B, H, W, {self.input_channels}) {self.dtype} with sides {wanted}, "
                 f"these are {tiles.shape} {tiles.dtype}"
             )
         if self._noise and keys is None:

@@ -1,6 +1,7 @@
 """How far outputs are from their targets: one number per image, and one for the whole set.
 
-Images are (B, H, W, C) on the 0..255 scale, uint8 or float. Work happens on the device of the tensors, nothing here
+Images are (B, H, W, C) on the 0..255 scale, uint8 or float; `measure` brings uint16 onto it, so that every number here
+is relative to the full range of either depth. Work happens on the device of the tensors, nothing here
 waits for it. Three separate steps, so that a metric over features of a network fits in as well:
 
     features     what is measured of each image       error maps, palette classes
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from p2p.errors import UsageError
+from p2p.model.tensors import nearest_colour, to_levels
 
 Palette: TypeAlias = Sequence[Sequence[int]]
 """RGB colours, 0..255."""
@@ -179,20 +181,13 @@ def pixel_accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     return (worst <= PIXEL_TOLERANCE).double().mean(dim=(1, 2))
 
 
-def nearest_colour(images: Tensor, palette: Palette) -> Tensor:
-    """(B, H, W, 3) -> (B, H, W) int64, index of the nearest palette colour by RGB distance; the lower on a tie."""
-    colours = torch.tensor([list(colour) for colour in palette], dtype=torch.float32, device=images.device)
-    # |x - p|² without |x|², which is the same for every p; whole numbers below 2**24, so float32 is exact.
-    distances = colours.square().sum(dim=1) - 2 * images.to(torch.float32) @ colours.T
-    return distances.argmin(dim=3)
-
-
 def confusion(outputs: Tensor, targets: Tensor, palette: Palette) -> Tensor:
     """(B, K, K) int64 pixel counts: row = the target's nearest palette colour, column = the output's."""
     if outputs.shape[3] != 3:
         raise ValueError(f"a palette names RGB colours, the images have {outputs.shape[3]} channels")
     size = len(palette)
-    cells = nearest_colour(targets, palette) * size + nearest_colour(outputs, palette)
+    colours = torch.tensor([list(colour) for colour in palette], dtype=torch.float32, device=outputs.device)
+    cells = nearest_colour(targets, colours) * size + nearest_colour(outputs, colours)
     batch = cells.shape[0]
     cells += torch.arange(batch, device=cells.device).view(-1, 1, 1) * size**2
     return torch.bincount(cells.flatten(), minlength=batch * size**2).view(batch, size, size)
@@ -242,7 +237,7 @@ class Measured:
 
 
 def measure(outputs: Tensor, targets: Tensor, names: Sequence[str], palette: Palette | None = None) -> Measured:
-    """Measure each image of a batch: (B, H, W, C) outputs and targets on the 0..255 scale, uint8 or float.
+    """Measure each image of a batch: (B, H, W, C) outputs and targets, uint8 or float on the 0..255 scale, or uint16.
 
     `palette_iou` of one image is the mean over the classes that image or its target has.
     """
@@ -250,6 +245,7 @@ def measure(outputs: Tensor, targets: Tensor, names: Sequence[str], palette: Pal
         raise ValueError(
             f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} must be (B, H, W, C) of equal shape"
         )
+    outputs, targets = to_levels(outputs), to_levels(targets)
     counts = None
     if any(METRICS[name].needs_palette for name in names):
         if not palette:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from p2p.errors import UsageError
 from p2p.model.config import PATCH_LAYERS, RESNET_BLOCKS, UNET_DOWNS, ModelConfig
+from p2p.model.tensors import InputEncoder
+from p2p.storage.images import Pixels
 
 Norm = Literal["batch", "instance", "none"]
 
@@ -56,6 +58,11 @@ class Generator(nn.Module):
     """Set by `build_generator` and `load_generator`."""
     checkpoint_id: str
     """Set by `load_generator`: the first 16 hex digits of the file's SHA-256."""
+
+    def encode(self, images: Pixels | Tensor) -> Tensor:
+        """(B, H, W, C) uint8 or uint16 images, as `config` has them -> what `forward` takes, on the images' device."""
+        device = images.device if isinstance(images, Tensor) else "cpu"
+        return InputEncoder(self.config, device)(images)
 
 
 class Discriminator(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from p2p.model.config import ModelConfig
 from p2p.model.losses import GanObjective, gradient_penalty
 from p2p.model.networks import build_discriminator, build_generator
+from p2p.model.tensors import InputEncoder
 
 _BETA2 = 0.999
 _FUSED_ADAM = ("cpu", "cuda")
@@ -65,6 +66,8 @@ class Pix2Pix:
     ) -> None:
         self.config = config
         self.device = torch.device(device)
+        self.encode = InputEncoder(config, self.device)
+        """Images as files hold them -> the `inputs` of `update`."""
         self.generator = build_generator(config, seed=seed)
         self.discriminator = build_discriminator(config, seed=seed + 1)
         for network in (self.generator, self.discriminator):
@@ -88,7 +91,7 @@ class Pix2Pix:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def update(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """One step on (B, C, H, W) float `inputs` and `targets` in [-1, 1].
+        """One step on (B, C, H, W) float `inputs` and `targets` in [-1, 1] (class planes: 0 and 1).
 
         Returns detached 0-d float32 tensors on the device, so that nothing waits for it: `g_gan`, `g_l1` (weighted by
         lambda_l1), `d_real`, `d_fake`. The networks' mode (train or eval) is left as it is.

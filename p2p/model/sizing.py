@@ -1,6 +1,7 @@
 """How an image of any size meets a network that wants certain sizes: cut into tiles, resized, or padded.
 
-Each plan turns one (H, W, C) uint8 image into (N, h, w, C) network inputs and (N, h, w, C') outputs into (H, W, C').
+Each plan turns one (H, W, C) uint8 or uint16 image into (N, h, w, C) network inputs of the same depth, and
+(N, h, w, C') outputs into (H, W, C').
 """
 
 from __future__ import annotations
@@ -9,13 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
 from p2p.scenes.tiling import TilePlan, reflect_to
+from p2p.storage.images import Pixels, resize
 
-Array = npt.NDArray[np.uint8]
 SizeMode = Literal["tile", "resize", "pad"]
 
 
@@ -28,11 +25,11 @@ class ImagePlan(Protocol):
 
     def __len__(self) -> int: ...
 
-    def split(self, image: Array) -> Array:
-        """(H, W, C) uint8 -> (N, h, w, C) uint8."""
+    def split(self, image: Pixels) -> Pixels:
+        """(H, W, C) -> (N, h, w, C)."""
 
-    def join(self, tiles: Iterable[Array]) -> Array:
-        """(N, h, w, C) uint8 -> (H, W, C) uint8."""
+    def join(self, tiles: Iterable[Pixels]) -> Pixels:
+        """(N, h, w, C) -> (H, W, C)."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +48,14 @@ class ResizePlan:
     def __len__(self) -> int:
         return 1
 
-    def split(self, image: Array) -> Array:
-        """(H, W, C) uint8 -> (1, T, T, C) uint8."""
-        return _resize(image, self.tile_size, self.tile_size)[None]
+    def split(self, image: Pixels) -> Pixels:
+        """(H, W, C) -> (1, T, T, C)."""
+        return resize(image, self.tile_size, self.tile_size)[None]
 
-    def join(self, tiles: Iterable[Array]) -> Array:
-        """(1, T, T, C) uint8 -> (H, W, C) uint8."""
+    def join(self, tiles: Iterable[Pixels]) -> Pixels:
+        """(1, T, T, C) -> (H, W, C)."""
         (tile,) = tiles
-        return _resize(tile, self.height, self.width)
+        return resize(tile, self.height, self.width)
 
 
 @dataclass(frozen=True)
@@ -77,12 +74,12 @@ class PadPlan:
     def __len__(self) -> int:
         return 1
 
-    def split(self, image: Array) -> Array:
-        """(H, W, C) uint8 -> (1, h, w, C) uint8."""
+    def split(self, image: Pixels) -> Pixels:
+        """(H, W, C) -> (1, h, w, C)."""
         return reflect_to(image, *self.tile_shape)[None]
 
-    def join(self, tiles: Iterable[Array]) -> Array:
-        """(1, h, w, C) uint8 -> (H, W, C) uint8."""
+    def join(self, tiles: Iterable[Pixels]) -> Pixels:
+        """(1, h, w, C) -> (H, W, C)."""
         (tile,) = tiles
         return tile[: self.height, : self.width]
 
@@ -94,13 +91,3 @@ def plan_image(height: int, width: int, *, size_mode: SizeMode, tile_size: int, 
     if size_mode == "pad":
         return PadPlan(height, width, stride)
     return TilePlan(height, width, tile_size, overlap)
-
-
-def _resize(image: Array, height: int, width: int) -> Array:
-    if image.shape[:2] == (height, width):
-        return image
-    size = (width, height)
-    if image.shape[2] == 3:
-        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(image, 2, 0)]
-    return np.stack([np.asarray(plane.resize(size, Image.Resampling.BICUBIC)) for plane in planes], axis=2)

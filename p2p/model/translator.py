@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from p2p.errors import UsageError
+from p2p.errors import BadInput, UsageError
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, NormMode, choose_device, choose_precision
 from p2p.model.sizing import SizeMode, plan_image
+from p2p.storage.images import Pixels
+from p2p.storage.pixels import PixelFormat, to_format
 
 if TYPE_CHECKING:
     import torch
 
-Array = npt.NDArray[np.uint8]
-
 _BATCH_SIZE = 8
 _OVERLAP = 64
-_PIL_MODES = {1: "L", 3: "RGB"}
+_PIL_FORMATS = {PixelFormat(1), PixelFormat(2), PixelFormat(3), PixelFormat(4), PixelFormat(1, 16)}
+"""That a PIL image can have: its modes L, LA, RGB, RGBA and I;16."""
 
 
 class Translator:
@@ -62,7 +62,7 @@ class Translator:
             tile_size=None if size_mode == "pad" else self.tile_size,
             batch_size=_BATCH_SIZE,
             device=chosen,
-            precision=choose_precision(precision, chosen),
+            precision=choose_precision(precision, chosen, self.generator.config.bits),
             norm_mode=norm_mode,
             dropout=dropout,
             seed=seed,
@@ -84,38 +84,49 @@ class Translator:
     @overload
     def __call__(self, image: Image.Image, key: str = ...) -> Image.Image: ...
     @overload
-    def __call__(self, image: Array, key: str = ...) -> Array: ...
+    def __call__(self, image: Pixels, key: str = ...) -> Pixels: ...
 
-    def __call__(self, image: Image.Image | Array, key: str = "") -> Image.Image | Array:
+    def __call__(self, image: Image.Image | Pixels, key: str = "") -> Image.Image | Pixels:
         """Translate one image.
 
-        A PIL image of any 8-bit mode is read as RGB (L for a one-channel generator) and gives a PIL image of the same
-        size, RGB or L by the generator's output channels. An (H, W, C_in) uint8 array gives an (H, W, C_out) one.
+        A PIL image of any mode is read with the channels and depth of the generator's inputs, as files are, and gives a
+        PIL image of the same size, of mode L, LA, RGB, RGBA or I;16 (16-bit gray) by the generator's outputs. An
+        (H, W, C) array, uint8 or for a 16-bit generator uint16, gives an (H, W, C') array of the same type. For a
+        generator of class planes both are label maps in the colours it was trained on.
         `key` names the image where dropout is on: seed and key decide the noise. Raises UsageError for other inputs.
         """
+        config = self.generator.config
+        wanted = PixelFormat(config.input_image_channels, config.bits)
         if isinstance(image, Image.Image):
-            mode = _pil_mode(self.generator.config.input_channels, "in")
-            result_mode = _pil_mode(self.generator.config.output_channels, "out")
-            if image.mode.startswith(("I", "F")):
-                raise UsageError(f"a PIL image of mode {image.mode} has more than 8 bits; convert it to RGB or L first")
-            pixels = np.asarray(image.convert(mode))
-            output = self._translate(pixels[..., None] if pixels.ndim == 2 else pixels, key)
-            return Image.fromarray(output[..., 0] if result_mode == "L" else output)
-        channels = self.generator.config.input_channels
-        if image.ndim != 3 or image.shape[2] != channels or image.dtype != np.uint8 or not image.size:
+            _require_pil(wanted, "in")
+            _require_pil(PixelFormat(config.output_channels, config.bits), "out")
+            output = self._translate(_from_pil(image, wanted), key)
+            return Image.fromarray(output[..., 0] if config.output_channels == 1 else output)
+        if image.ndim != 3 or image.shape[2] != wanted.channels or image.dtype != wanted.dtype or not image.size:
             raise UsageError(
-                f"expected an (H, W, {channels}) uint8 array of at least one pixel, got {image.shape} {image.dtype}"
+                f"expected an (H, W, {wanted.channels}) {wanted.dtype} array of at least one pixel, "
+                f"got {image.shape} {image.dtype}"
             )
         return self._translate(image, key)
 
-    def _translate(self, image: Array, key: str) -> Array:
+    def _translate(self, image: Pixels, key: str) -> Pixels:
         plan = self._plan(*image.shape[:2])
         engine = self._many if len(plan) > _BATCH_SIZE // 2 else self._one
         keys = [f"{key}#{index}" for index in range(len(plan))]
         return np.ascontiguousarray(plan.join(engine(plan.split(image), keys)))
 
 
-def _pil_mode(channels: int, direction: str) -> str:
-    if channels not in _PIL_MODES:
-        raise UsageError(f"the generator has {channels} channels {direction}; give and take arrays, not PIL images")
-    return _PIL_MODES[channels]
+def _from_pil(image: Image.Image, wanted: PixelFormat) -> Pixels:
+    if image.mode.startswith(("I", "F")) and wanted.bits == 8:
+        raise UsageError(f"a PIL image of mode {image.mode} has more than 8 bits; convert it to RGB or L first")
+    try:
+        return to_format(image, wanted)
+    except BadInput as error:
+        raise UsageError(f"a PIL image of mode {image.mode}: {error}") from None
+
+
+def _require_pil(pixels: PixelFormat, direction: str) -> None:
+    if pixels not in _PIL_FORMATS:
+        raise UsageError(
+            f"the generator has {pixels.channels} channels of {pixels.bits} bits {direction}; give and take arrays"
+        )

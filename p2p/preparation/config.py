@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from p2p.errors import UsageError
+from p2p.storage.pixels import RGB, PixelFormat, parse_format
 
 SYNTHETIC = "synthetic:"
 _LARGEST_SIDE = 65_535  # what a JPEG can hold
@@ -37,6 +38,11 @@ class PrepareConfig:
     images, masks and images, input and target), else combined."""
     load_size: int = 286
     """Stored height and width of both sides, pixels (square, bicubic); 0 keeps each pair's own size, losslessly."""
+    pixels_a: str = "3x8"
+    """Channels x bits in which side A is stored: 3x8 is RGB; 1x8 or 1x16 is gray, 4x8 RGB with alpha, 12x16 twelve
+    bands (up to 16, of a multi-band TIFF). Anything but 3x8 is stored without loss."""
+    pixels_b: str = "3x8"
+    """As --pixels-a, for side B."""
     val_fraction: float = 0.0
     """Share, 0 to 1, of the pairs outside split folders that goes to val, chosen by a hash of the pair's id."""
     max_bad_fraction: float = 0.0
@@ -48,6 +54,10 @@ class PrepareConfig:
             raise UsageError(
                 f"--load-size {self.load_size}: must be 0 (keep each pair's own size) to {_LARGEST_SIDE}; try 286"
             )
+        for option, written in (("--pixels-a", self.pixels_a), ("--pixels-b", self.pixels_b)):
+            parse_format(written, option)
+            if self.source.startswith(SYNTHETIC) and written != str(RGB):
+                raise UsageError(f"{option} {written}: a synthetic source draws 3x8; leave the option out")
         for option, share in (("--val-fraction", self.val_fraction), ("--max-bad-fraction", self.max_bad_fraction)):
             if not (math.isfinite(share) and 0 <= share <= 1):
                 raise UsageError(f"{option} {share}: must be a share from 0 to 1, such as 0.1")
@@ -62,6 +72,11 @@ class PrepareConfig:
             parse_synthetic(self.source)
         if self.output.startswith(SYNTHETIC):
             raise UsageError(f"--output {self.output}: not a place to write to")
+
+    @property
+    def formats(self) -> tuple[PixelFormat, PixelFormat]:
+        """How A and B are stored."""
+        return parse_format(self.pixels_a, "--pixels-a"), parse_format(self.pixels_b, "--pixels-b")
 
 
 @dataclass(frozen=True)

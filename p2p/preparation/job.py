@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from p2p.data.pairs import SPLITS, part_name
+from p2p.data.description import Description, Side, write_description
+from p2p.data.pairs import SPLITS, Formats, part_name
 from p2p.errors import UsageError, check_bad_fraction
+from p2p.model.config import Palette as Classes
+from p2p.model.config import as_palette
 from p2p.preparation.config import SYNTHETIC, PrepareConfig, parse_synthetic
 from p2p.preparation.locations import Drawing, Fetcher
 from p2p.preparation.pairing import Pairing, PairRef, choose_split, pair_one_source, pair_two_sources
@@ -160,7 +163,7 @@ def _say_what_was_found(pairing: Pairing, config: PrepareConfig) -> None:
         )
 
 
-def _write_batch(batch: pa.Table, *, output: str, load_size: int, chunks: list[Any]) -> pa.Table:
+def _write_batch(batch: pa.Table, *, output: str, load_size: int, formats: Formats, chunks: list[Any]) -> pa.Table:
     """The Ray Data task: pickled shards in, pickled reports out; the pairs themselves go straight to storage."""
 
     def chunk(number: int) -> memoryview:
@@ -171,11 +174,13 @@ def _write_batch(batch: pa.Table, *, output: str, load_size: int, chunks: list[A
     reports = []
     for pickled in batch.column("shard").to_pylist():
         shard: Shard = pickle.loads(pickled)
-        reports.append(pickle.dumps(write_shard(shard, output, load_size, Fetcher(chunk))))
+        reports.append(pickle.dumps(write_shard(shard, output, load_size, Fetcher(chunk), formats)))
     return pa.table({"report": pa.array(reports, pa.binary())})
 
 
-def _reports(shards: list[Shard], output: str, load_size: int, chunks: list[Any]) -> Iterator[ShardReport]:
+def _reports(
+    shards: list[Shard], output: str, load_size: int, formats: Formats, chunks: list[Any]
+) -> Iterator[ShardReport]:
     import ray.data
 
     from p2p.data.session import quiet_data_context
@@ -186,7 +191,7 @@ def _reports(shards: list[Shard], output: str, load_size: int, chunks: list[Any]
         _write_batch,  # type: ignore[arg-type]  # Ray's types know no keyword arguments
         batch_size=1,
         batch_format="pyarrow",
-        fn_kwargs={"output": output, "load_size": load_size, "chunks": chunks},
+        fn_kwargs={"output": output, "load_size": load_size, "formats": formats, "chunks": chunks},
     )
     for row in dataset.iter_rows():
         yield pickle.loads(row["report"])
@@ -201,29 +206,28 @@ def _write(
     palette_b: Palette = frozenset()
     shards = cut_into_shards(pairing.pairs)
     with Progress("preparing", total=len(pairing.pairs), unit="pairs") as progress:
-        for report in _reports(shards, output, config.load_size, chunks):
+        for report in _reports(shards, output, config.load_size, config.formats, chunks):
             counts[report.split] += report.pairs
             bad += report.bad
             palette_a = merge_palettes(palette_a, report.palette_a)
             palette_b = merge_palettes(palette_b, report.palette_b)
             progress.advance(report.pairs + len(report.bad), f"{len(bad)} bad" if bad else "")
     _write_errors(output, bad)
-    fixed = list(PALETTE.values()) if source.startswith(SYNTHETIC) else None
-    dataset = {
-        "load_size": config.load_size,
-        "palette_a": _listed(palette_a),
-        "palette_b": fixed or _listed(palette_b),
-        "layout": pairing.layout,
-        "source": source,
-    }
-    write_json(join(output, "dataset.json"), dataset)
+    fixed = as_palette(list(PALETTE.values())) if source.startswith(SYNTHETIC) else None
+    described = Description(
+        output,
+        Side(config.formats[0], _listed(palette_a)),
+        Side(config.formats[1], fixed or _listed(palette_b)),
+        config.load_size,
+    )
+    write_description(described, layout=pairing.layout, source=source)
     summary = {"pairs": counts, "bad": len(bad), "seconds": round(time.monotonic() - started, 3)}
     write_json(join(output, "summary.json"), summary)
     return summary
 
 
-def _listed(palette: Palette) -> list[list[int]] | None:
-    return [list(colour) for colour in sorted(palette)] if palette else None
+def _listed(palette: Palette) -> Classes | None:
+    return tuple(sorted(palette)) if palette else None
 
 
 def _write_errors(output: str, bad: list[BadRow]) -> None:

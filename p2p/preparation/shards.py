@@ -8,25 +8,27 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from p2p.data.pairs import PAIR_SCHEMA, ROW_GROUP_PAIRS, part_name
+from p2p.data.pairs import PAIR_SCHEMA, ROW_GROUP_PAIRS, Formats, part_name
 from p2p.errors import BadInput
+from p2p.model.config import MAX_PALETTE
 from p2p.preparation.locations import Drawing, Fetcher, File, Location
 from p2p.preparation.pairing import PairRef
 from p2p.preparation.sources import BadRow
 from p2p.preparation.synthetic import city_pair
-from p2p.storage import images
+from p2p.storage import images, pixels
 from p2p.storage.filesystems import is_remote, join, write_table
-from p2p.storage.images import Array
+from p2p.storage.images import Array, Pixels
+from p2p.storage.pixels import RGB
 
 MAX_PART_PAIRS = 1024
 _MAX_PART_BYTES = 128 * 2**20
 _PARTS_AIMED_AT = 256
 _FETCHING_THREADS = 16  # an object store answers slowly, but many at once
 _LABEL_COLOURS = 256  # a picture of at most so many colours is drawn, not photographed: kept lossless
-MAX_PALETTE = 32
 _SAME_SHAPE = 0.01  # how far two aspect ratios may differ, relatively, and still show the same place
 
 Colour = tuple[int, int, int]
@@ -78,31 +80,33 @@ def cut_into_shards(pairs: Sequence[PairRef]) -> list[Shard]:
 class Side:
     """One side of a pair: its pixels, and its original bytes where a file holds just it."""
 
-    pixels: Array
+    image: Pixels
     original: bytes = b""
 
     @property
     def size(self) -> str:
         """`WIDTHxHEIGHT`, for messages."""
-        return f"{self.pixels.shape[1]}x{self.pixels.shape[0]}"
+        return f"{self.image.shape[1]}x{self.image.shape[0]}"
 
 
-def write_shard(shard: Shard, output: str, load_size: int, fetch: Fetcher) -> ShardReport:
+def write_shard(
+    shard: Shard, output: str, load_size: int, fetch: Fetcher, formats: Formats = (RGB, RGB)
+) -> ShardReport:
     """Publish `OUTPUT/<split>/part-<number>.parquet`, or nothing if every pair is bad."""
     report = ShardReport(shard.split)
     rows: list[dict[str, Any]] = []
     for pair, fetched in _fetch_all(shard.pairs, fetch):
         where = pair.a.uri
         try:
-            sides = [Side(pixels) for pixels in _draw(pair.a)] if isinstance(pair.a, Drawing) else []
-            for location, data in fetched:
+            sides = [Side(image) for image in _draw(pair.a)] if isinstance(pair.a, Drawing) else []
+            for (location, data), wanted in zip(fetched, formats, strict=False):
                 where = location.uri
                 if isinstance(data, BadInput):
                     raise data
-                sides.append(Side(images.decode(data), data))
+                sides.append(Side(pixels.decode(data, wanted), data))
             where = pair.a.uri
             if len(sides) == 1:
-                sides = [Side(half) for half in images.split_halves(sides[0].pixels)]
+                sides = _halves(sides[0], formats)
             rows.append(_row(pair, sides[0], sides[1], load_size, report))
         except BadInput as error:
             report.bad.append(BadRow(where, error.kind, str(error)))
@@ -111,6 +115,12 @@ def write_shard(shard: Shard, output: str, load_size: int, fetch: Fetcher) -> Sh
         write_table(join(output, shard.split, part_name(shard.number)), table, row_group_size=ROW_GROUP_PAIRS)
     report.pairs = len(rows)
     return report
+
+
+def _halves(whole: Side, formats: Formats) -> list[Side]:
+    """A and B of a combined image that was read as A is."""
+    image_b = whole.image if formats[0] == formats[1] else pixels.decode(whole.original, formats[1])
+    return [Side(images.split_halves(whole.image)[0]), Side(images.split_halves(image_b)[1])]
 
 
 def _draw(where: Drawing) -> tuple[Array, Array]:
@@ -145,9 +155,9 @@ def _fetch_all(pairs: Sequence[PairRef], fetch: Fetcher) -> Iterator[tuple[PairR
 
 def _check_sizes(pair: PairRef, a: Side, b: Side, load_size: int) -> None:
     """Raise BadInput unless both sides can show the same place."""
-    if a.pixels.shape == b.pixels.shape:
+    if a.image.shape[:2] == b.image.shape[:2]:
         return
-    aspect_a, aspect_b = (side.pixels.shape[1] / side.pixels.shape[0] for side in (a, b))
+    aspect_a, aspect_b = (side.image.shape[1] / side.image.shape[0] for side in (a, b))
     same_shape = abs(aspect_a / aspect_b - 1) <= _SAME_SHAPE
     if same_shape and load_size:
         return
@@ -160,7 +170,7 @@ def _check_sizes(pair: PairRef, a: Side, b: Side, load_size: int) -> None:
 
 def _row(pair: PairRef, a: Side, b: Side, load_size: int, report: ShardReport) -> dict[str, Any]:
     _check_sizes(pair, a, b, load_size)
-    height, width = (load_size, load_size) if load_size else a.pixels.shape[:2]
+    height, width = (load_size, load_size) if load_size else a.image.shape[:2]
     stored_a, colours_a = _store(a, load_size)
     stored_b, colours_b = _store(b, load_size)
     report.palette_a = merge_palettes(report.palette_a, colours_a)
@@ -184,26 +194,23 @@ def merge_palettes(left: Palette, right: Palette) -> Palette:
 
 def _store(side: Side, load_size: int) -> tuple[bytes, Palette]:
     """Encode one side at its stored size. Returns the bytes and the colours it had before resizing."""
+    resized = images.resize(side.image, load_size, load_size) if load_size else side.image
+    if side.image.dtype != np.uint8 or side.image.shape[2] != RGB.channels:
+        return pixels.encode(resized), None
     # Stops counting at the limit, so a photograph costs next to nothing.
-    counted = Image.fromarray(side.pixels).getcolors(_LABEL_COLOURS)
+    counted = Image.fromarray(side.image).getcolors(_LABEL_COLOURS)
     colours: Palette = None
     if counted and len(counted) <= MAX_PALETTE:
         colours = frozenset(cast(Colour, colour) for _, colour in counted)
-    resized = images.resize(side.pixels, load_size, load_size) if load_size else side.pixels
-    if resized is side.pixels and _is_plain(side.original):
+    if resized is side.image and _is_plain(side.original):
         return side.original, colours
     lossless = not load_size or counted is not None
-    return images.encode(resized, "png" if lossless else "jpeg"), colours
+    return images.encode(cast(Array, resized), "png" if lossless else "jpeg"), colours
 
 
 def _is_plain(data: bytes) -> bool:
     """Whether any reader makes the same RGB pixels of these bytes: no palette, alpha, depth or orientation to mind."""
-    if not data:
+    if not data.startswith((b"\xff\xd8\xff", b"\x89PNG")):
         return False
     with Image.open(io.BytesIO(data)) as image:
-        return (
-            image.format in ("JPEG", "PNG")
-            and image.mode == "RGB"
-            and "transparency" not in image.info
-            and not image.getexif()
-        )
+        return image.mode == "RGB" and "transparency" not in image.info and not image.getexif()

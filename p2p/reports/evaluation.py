@@ -15,7 +15,7 @@ from p2p.reports.page import data_uri, number, percent, render
 from p2p.reports.sheets import as_rgb
 from p2p.reports.thumbnails import thumbnail
 from p2p.storage.filesystems import join
-from p2p.storage.images import Array
+from p2p.storage.images import Pixels
 
 _UNTRAINED = "untrained."
 _NO_VALUE = "n/a"
@@ -33,12 +33,12 @@ _HEADLINES = {
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """One pair with what the generator made of it: (H, W, 3) uint8 RGB each, of one size."""
+    """One pair with what the generator made of it: (H, W, C) uint8 or uint16 each, of one size."""
 
     pair_id: str
-    input: Array
-    output: Array
-    target: Array
+    input: Pixels
+    output: Pixels
+    target: Pixels
     values: dict[str, float]
     """Metric name -> value of this image."""
 

@@ -7,23 +7,26 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from p2p.storage.images import Array
+from p2p.storage.images import Array, Pixels
 
 _GAP = 8
 _PAPER, _INK = (255, 255, 255), (40, 44, 52)
 _FONT_SHARE, _SMALLEST_FONT, _LARGEST_FONT = 0.075, 11, 22
 
 
-def as_rgb(image: Array) -> Array:
-    """(H, W), (H, W, 1) or (H, W, C >= 3) uint8 -> (H, W, 3): gray repeated, further channels left out."""
+def as_rgb(image: Pixels) -> Array:
+    """(H, W) or (H, W, C) uint8 or uint16 -> (H, W, 3) uint8, to look at.
+
+    Gray is repeated (and what stands beside it in two channels left out), of more than three channels the first are
+    shown, of 16 bits the upper eight: black is 0 and white 65535.
+    """
     planes = image if image.ndim == 3 else image[:, :, None]
-    if planes.shape[2] < 3:
-        planes = np.repeat(planes[:, :, :1], 3, axis=2)
-    return np.ascontiguousarray(planes[:, :, :3])
+    planes = planes[:, :, :3] if planes.shape[2] >= 3 else np.repeat(planes[:, :, :1], 3, axis=2)
+    return np.ascontiguousarray(planes >> 8 if planes.dtype == np.uint16 else planes).astype(np.uint8, copy=False)
 
 
-def contact_sheet(columns: Sequence[str], rows: Sequence[Sequence[Array]]) -> Array:
-    """Lay out `rows` of uint8 images under `columns` labels -> (H, W, 3) uint8 RGB.
+def contact_sheet(columns: Sequence[str], rows: Sequence[Sequence[Pixels]]) -> Array:
+    """Lay out `rows` of images (as `as_rgb` takes them) under `columns` labels -> (H, W, 3) uint8 RGB.
 
     Every cell is as large as the largest image; smaller ones are centred, none is scaled. ValueError for an empty
     sheet or a row of another length than `columns`.

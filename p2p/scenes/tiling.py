@@ -8,18 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from p2p.errors import UsageError
 
-Array = npt.NDArray[np.uint8]
+Array = npt.NDArray[Any]
+"""Of uint8 or uint16; what comes back has the type of what was given."""
 Floats = npt.NDArray[np.float32]
 
 _UNIT = 2**15
 """Horizontal blend weights are whole numbers that sum to this. Weight times uint8 then stays below 2**24, where float32
-adds exactly, so the order in which tiles arrive cannot change a bit of the result."""
+adds exactly, so the order in which tiles arrive cannot change a bit of the result; uint16 is added in float64."""
+
+_SUMS = {1: np.float32, 2: np.float64}
 
 
 def reflect_to(image: Array, height: int, width: int) -> Array:
@@ -135,11 +139,11 @@ class TilePlan:
         return (self.tile(image, index) for index in range(len(self)))
 
     def split(self, image: Array) -> Array:
-        """(height, width, C) uint8 -> (N, T, T, C) uint8."""
+        """(height, width, C) -> (N, T, T, C)."""
         return np.stack(list(self.tiles(image)))
 
     def join(self, tiles: Iterable[Array]) -> Array:
-        """(N, T, T, C) uint8 or the tiles one by one, in order -> (height, width, C) uint8."""
+        """(N, T, T, C) or the tiles one by one, in order -> (height, width, C)."""
         stitcher = Stitcher(self)
         for index, tile in enumerate(tiles):
             stitcher.add(index, tile)
@@ -153,7 +157,7 @@ class TilePlan:
 class Stitcher:
     """Blends tiles, in any order, into one image.
 
-    Beside the result it holds one strip of float32 for each row of tiles that has begun but not ended: two when tiles
+    Beside the result it holds one strip of floats for each row of tiles that has begun but not ended: two when tiles
     come in order. The result does not depend on the order.
     """
 
@@ -163,15 +167,15 @@ class Stitcher:
         across = _axis_weights(plan.columns, size, plan.width, overlap)
         self._across = _whole_weights(across, plan.columns, size, plan.width)
         self._down = (_axis_weights(plan.rows, size, plan.height, overlap) / _UNIT).astype(np.float32)
-        self._strips: dict[int, Floats] = {}
+        self._strips: dict[int, npt.NDArray[np.floating]] = {}
         self._seen: set[int] = set()
         self._missing = [len(plan.columns)] * len(plan.rows)
         self._next_row = 0
-        self._carry: Floats | None = None
+        self._carry: npt.NDArray[np.floating] | None = None
         self._image: Array | None = None
 
     def add(self, index: int, tile: Array) -> None:
-        """Take tile `index`, (T, T, C) uint8. Each tile once; its memory may be reused afterwards."""
+        """Take tile `index`, (T, T, C) uint8 or uint16. Each tile once; its memory may be reused afterwards."""
         plan = self.plan
         size = plan.tile_size
         if index in self._seen or not 0 <= index < len(plan):
@@ -181,13 +185,14 @@ class Stitcher:
         self._seen.add(index)
         row, column = divmod(index, len(plan.columns))
         if self._image is None:
-            self._image = np.empty((plan.height, plan.width, tile.shape[2]), np.uint8)
+            self._image = np.empty((plan.height, plan.width, tile.shape[2]), tile.dtype)
         height, width = min(size, plan.height), min(size, plan.width)
         if row not in self._strips:
-            self._strips[row] = np.zeros((height, plan.width, tile.shape[2]), np.float32)
+            self._strips[row] = np.zeros((height, plan.width, tile.shape[2]), _SUMS[tile.dtype.itemsize])
         x = plan.columns[column]
         weights = self._across[column, :width, None]
-        self._strips[row][:, x : x + width] += tile[:height, :width] * weights
+        strip = self._strips[row]
+        strip[:, x : x + width] += np.multiply(tile[:height, :width], weights, dtype=strip.dtype)
         self._missing[row] -= 1
         while self._next_row < len(plan.rows) and not self._missing[self._next_row]:
             self._finish_row(self._next_row)
@@ -203,21 +208,23 @@ class Stitcher:
         closed = rows[row + 1] - rows[row] if row + 1 < len(rows) else strip.shape[0]
         assert self._image is not None
         finished = np.rint(strip[:closed])
-        self._image[rows[row] : rows[row] + closed] = np.clip(finished, 0, 255, out=finished)
+        self._image[rows[row] : rows[row] + closed] = np.clip(
+            finished, 0, np.iinfo(self._image.dtype).max, out=finished
+        )
         self._carry = strip[closed:].copy() if row + 1 < len(rows) else None
 
     def result(self) -> Array:
-        """(height, width, C) uint8, once every tile has come."""
+        """(height, width, C), once every tile has come."""
         if self._image is None or self._next_row < len(self.plan.rows):
             raise ValueError(f"only {len(self._seen)} of {len(self.plan)} tiles have come")
         return self._image
 
 
 def split(image: Array, plan: TilePlan) -> Array:
-    """(H, W, C) uint8 -> (N, T, T, C) uint8."""
+    """(H, W, C) -> (N, T, T, C)."""
     return plan.split(image)
 
 
 def stitch(tiles: Iterable[Array], plan: TilePlan) -> Array:
-    """(N, T, T, C) uint8, or the tiles one by one in order -> (H, W, C) uint8; `stitch(split(x)) == x`."""
+    """(N, T, T, C), or the tiles one by one in order -> (H, W, C); `stitch(split(x)) == x`."""
     return plan.join(tiles)

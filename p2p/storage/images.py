@@ -1,6 +1,6 @@
 """Encoded image bytes <-> uint8 arrays. One place decides what alpha, 16 bit, palettes and orientation mean.
 
-Every decoded image is (H, W, 3) uint8 RGB:
+Every image decoded here is (H, W, 3) uint8 RGB (`p2p.storage.pixels` reads other channels and depths):
 
 - palette images take their palette's colours; gray is repeated three times; CMYK is converted;
 - alpha is dropped, the stored colours stay (as pix2pix's own tools do);
@@ -10,9 +10,11 @@ Every decoded image is (H, W, 3) uint8 RGB:
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from p2p.errors import BadInput
 
 Array = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8 | np.uint16]
+Depth = TypeVar("Depth", bound=np.uint8 | np.uint16)
 ImageFormat = Literal["png", "jpeg", "webp"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -30,10 +34,11 @@ EXTENSIONS: dict[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 MAX_PIXELS = 178_956_970
 """Pillow's own warning level; larger headers are refused before anything is decoded."""
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # the JPEG plugin opens MPO too
-_PNG_LEVEL = 1  # a level-6 file is 10 % smaller and takes three times as long
+PNG_LEVEL = 1  # a level-6 file is 10 % smaller and takes three times as long
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Look at the header only. Raises BadInput for what is no image, or too large a one."""
     if not data:
         raise BadInput("EmptyFile", "the file has zero bytes")
     try:
@@ -46,15 +51,19 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise BadInput("TooManyPixels", f"the header claims more than the {max_pixels} pixels allowed") from None
     except Exception as error:  # Pillow's plugins raise anything on a damaged header
         raise BadInput("DamagedImage", f"its header cannot be read: {error}") from None
-    width, height = image.size
+    check_size(*image.size, max_pixels)
+    return image
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raise BadInput if an image has more than `max_pixels` pixels."""
     if width * height > max_pixels:
         raise BadInput("TooManyPixels", f"{width}x{height} is more than the {max_pixels} pixels allowed")
-    return image
 
 
 def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Encoded bytes -> (width, height) as stored, from the header alone. Raises BadInput."""
-    return _open(data, max_pixels).size
+    return open_image(data, max_pixels).size
 
 
 def _decode_plain_jpeg(data: bytes, max_pixels: int) -> Array | None:
@@ -70,12 +79,17 @@ def _decode_plain_jpeg(data: bytes, max_pixels: int) -> Array | None:
         return None
 
 
+def sixteen_bits(image: Image.Image) -> npt.NDArray[np.uint16]:
+    """A Pillow image of mode I;16, I or F -> (H, W) uint16. Raises BadInput if its values are no such numbers."""
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F" or values.max(initial=0) > 65535 or values.min(initial=0) < 0:
+        raise BadInput("UnsupportedPixels", f"pixels of mode {image.mode} are not 8 or 16 bit")
+    return values.astype(np.uint16)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image).astype(np.float64)
-        if image.mode == "F" or values.max(initial=0) > 65535 or values.min(initial=0) < 0:
-            raise BadInput("UnsupportedPixels", f"pixels of mode {image.mode} are not 8 or 16 bit")
-        image = Image.fromarray((values.astype(np.uint32) >> 8).astype(np.uint8))
+        image = Image.fromarray((sixteen_bits(image) >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -84,13 +98,20 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Array:
     fast = _decode_plain_jpeg(data, max_pixels)
     if fast is not None:
         return fast
-    image = _open(data, max_pixels)
-    try:
+    image = open_image(data, max_pixels)
+    with damage_told():
         image.load()
         return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+
+
+@contextlib.contextmanager
+def damage_told() -> Iterator[None]:
+    """Make BadInput of whatever an image library raises inside: on damaged data that is anything."""
+    try:
+        yield
     except BadInput:
         raise
-    except Exception as error:  # Pillow's plugins raise anything on damaged data
+    except Exception as error:
         raise BadInput("DamagedImage", f"the image is cut off or damaged: {error}") from None
 
 
@@ -101,21 +122,32 @@ def encode(image: Array, format: ImageFormat = "png", quality: int = 95) -> byte
         return simplejpeg.encode_jpeg(image, quality, "RGB", "444")  # type: ignore[no-any-return]
     buffer = io.BytesIO()
     if format == "png":
-        Image.fromarray(image).save(buffer, "PNG", compress_level=_PNG_LEVEL)
+        Image.fromarray(image).save(buffer, "PNG", compress_level=PNG_LEVEL)
     else:
         Image.fromarray(image).save(buffer, "WEBP", quality=quality)
     return buffer.getvalue()
 
 
-def resize(image: Array, height: int, width: int) -> Array:
-    """(H, W, 3) uint8 -> (height, width, 3) uint8, bicubic with antialiasing."""
+def resize(image: npt.NDArray[Depth], height: int, width: int) -> npt.NDArray[Depth]:
+    """(H, W, C) uint8 or uint16 -> (height, width, C) of the same depth, bicubic with antialiasing."""
     if image.shape[:2] == (height, width):
         return image
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return _bicubic(Image.fromarray(image), height, width)
+    # Channel by channel, since Pillow weighs the colours of four with the last.
+    planes = [np.ascontiguousarray(image[:, :, channel]) for channel in range(image.shape[2])]
+    if image.dtype == np.uint8:
+        return np.stack([_bicubic(Image.fromarray(plane), height, width) for plane in planes], axis=2)
+    resized = [_bicubic(Image.fromarray(plane.astype(np.float32)), height, width) for plane in planes]
+    return np.stack(resized, axis=2).round().clip(0, np.iinfo(image.dtype).max).astype(image.dtype)
 
 
-def split_halves(image: Array) -> tuple[Array, Array]:
-    """(H, 2W, 3) -> A, the left half, and B, the right half. Raises BadInput for an odd width."""
+def _bicubic(image: Image.Image, height: int, width: int) -> npt.NDArray[Any]:
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def split_halves(image: npt.NDArray[Depth]) -> tuple[npt.NDArray[Depth], npt.NDArray[Depth]]:
+    """(H, 2W, C) -> A, the left half, and B, the right half. Raises BadInput for an odd width."""
     width = image.shape[1]
     if width % 2:
         raise BadInput("OddWidth", f"a combined image must have an even width to be halved, this one is {width} wide")

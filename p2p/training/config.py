@@ -8,7 +8,18 @@ from typing import Any, Literal
 
 from p2p.cli import TrueFalse
 from p2p.errors import UsageError
-from p2p.model.config import Direction, DiscriminatorName, GanMode, GeneratorName, ModelConfig, NormName, Precision
+from p2p.model.config import (
+    Direction,
+    DiscriminatorName,
+    GanMode,
+    GeneratorName,
+    ModelConfig,
+    NormName,
+    Palette,
+    Precision,
+    class_planes,
+)
+from p2p.storage.pixels import MOST_CHANNELS, RGB
 
 _FREE_TO_CHANGE = frozenset(
     (
@@ -64,6 +75,13 @@ class TrainConfig:
     """Adversarial loss; vanilla is the paper's cross-entropy."""
     label_smoothing: float = 0.0
     """The discriminator's label of real pairs is 1 minus this (vanilla and lsgan)."""
+    input_channels: int = 0
+    """Channels of the input images, 1 to 16; 1 of a colour data set is its luma. 0: what the data set says, else 3."""
+    output_channels: int = 0
+    """Channels of the target images, as for the inputs."""
+    input_encoding: str = "colour"
+    """colour: as the pixels are. onehot:N: the inputs are label maps of at most N colours, which jobs/prepare.py
+    recorded as their palette; the networks get one plane of 0 and 1 for each."""
     generator: GeneratorName = "unet_256"
     """Generator; unet_N halves an image log2(N) times and needs crops that are multiples of N."""
     ngf: int = 64
@@ -103,7 +121,19 @@ class TrainConfig:
             self._at_least(name, 0)
         if self.last_epoch < 1:
             raise UsageError("--epochs 0 --epochs-decay 0: there is nothing to train; give one of them at least 1")
-        self.model("fp32")  # its options are checked by their owner
+        for name in ("input_channels", "output_channels"):
+            self._at_least(name, 0)
+            if getattr(self, name) > MOST_CHANNELS:
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option} {getattr(self, name)}: must be at most {MOST_CHANNELS}")
+        planes = class_planes(self.input_encoding)
+        if planes and self.input_channels not in (0, 3):
+            raise UsageError(
+                f"--input-channels {self.input_channels}: --input-encoding {self.input_encoding} makes {planes} planes "
+                "of RGB label maps; leave --input-channels out"
+            )
+        # The other options are checked by their owner. What the palette is, only the data set knows.
+        self.model("fp32", input_palette=((0, 0, 0),))
         if not self.best_metric.startswith("val_"):
             raise UsageError(f"--best-metric {self.best_metric}: must be a validation metric, such as val_l1")
 
@@ -112,11 +142,18 @@ class TrainConfig:
         if value < least:
             raise UsageError(f"--{name.replace('_', '-')} {value:g}: must be at least {least}")
 
-    def model(self, precision: Precision) -> ModelConfig:
-        """The networks and objective that these options describe."""
+    def model(
+        self, precision: Precision, bits: Literal[8, 16] = 8, input_palette: Palette | None = None
+    ) -> ModelConfig:
+        """The networks and objective that these options describe, for images of `bits` and, one-hot, that palette."""
+        planes = class_planes(self.input_encoding)
         own = {field.name for field in dataclasses.fields(self)}
         shared = {field.name for field in dataclasses.fields(ModelConfig)} & own - {"precision"}
-        return ModelConfig(**{name: getattr(self, name) for name in shared}, precision=precision)
+        values = {name: getattr(self, name) for name in shared}
+        values["input_channels"] = planes or self.input_channels or RGB.channels
+        values["output_channels"] = self.output_channels or RGB.channels
+        palette = input_palette if planes else None
+        return ModelConfig(**values, precision=precision, bits=bits, input_palette=palette)
 
     @property
     def last_epoch(self) -> int:

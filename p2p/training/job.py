@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any
+from typing import Any, Literal
 
+from p2p.data.description import read_description
 from p2p.data.order import pairs_per_rank
 from p2p.data.pairs import Pairs, open_pairs
 from p2p.errors import NotFound, UsageError
+from p2p.model.config import class_planes
 from p2p.storage.filesystems import absolute, join, read_json, require_readable, require_writable
+from p2p.storage.pixels import RGB
 from p2p.training.config import TrainConfig
 from p2p.training.health import findings
 from p2p.training.position import Position, remaining_images
@@ -25,8 +28,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
     config = dataclasses.replace(config, data=absolute(config.data), output=absolute(config.output))
     require_readable(config.data, "--data")
     require_writable(config.output, "--output")
+    config, data = _settle_pixels(config)
     train, val = _open(config)
-    data = _describe_data(config)
     folder = RunFolder(config.output)
     finished = _continue_or_start(folder, config, len(train))
     if finished is not None:
@@ -66,25 +69,40 @@ def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
     return train, val
 
 
-def _describe_data(config: TrainConfig) -> dict[str, Any]:
-    """What a checkpoint should know about its data set, such as the palettes of its inputs and targets."""
-    try:
-        described: dict[str, Any] = read_json(join(config.data, "dataset.json"))
-    except NotFound:
-        described = {}
-    side_in, side_out = ("a", "b") if config.direction == "AtoB" else ("b", "a")
-    palette = described.get(f"palette_{side_out}")
+def _settle_pixels(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
+    """Fill in the channels that are left to the data set; returns also what a checkpoint should know about the data.
+
+    Raises UsageError where the data set cannot be read as the options say.
+    """
+    description = read_description(config.data)
+    inputs, targets = description.sides(config.direction)
+    config = dataclasses.replace(
+        config,
+        input_channels=config.input_channels or inputs.pixels.channels,
+        output_channels=config.output_channels or targets.pixels.channels,
+    )
+    description.require(config.direction, config.input_channels, config.output_channels)
+    if class_planes(config.input_encoding) and inputs.palette is None:
+        raise UsageError(
+            f"--input-encoding {config.input_encoding}: jobs/prepare.py has recorded no palette for the inputs in "
+            f"{config.data} (32 colours at most); prepare them from lossless label maps, or use --input-encoding colour"
+        )
+    palette = targets.palette if config.output_channels == RGB.channels else None
     if config.best_metric.startswith("val_palette_") and not palette:
         raise UsageError(
             f"--best-metric {config.best_metric}: the targets in {config.data} have no palette; use val_l1, val_psnr, "
             "val_ssim or val_pixel_accuracy"
         )
-    return {
+    bits: Literal[8, 16] = 16 if 16 in (inputs.pixels.bits, targets.pixels.bits) else 8
+    config.model("fp32", bits, inputs.palette)  # tells what does not fit
+    data = {
         "uri": config.data,
-        "load_size": described.get("load_size"),
-        "input_palette": described.get(f"palette_{side_in}"),
+        "load_size": description.load_size,
+        "input_palette": inputs.palette,
         "target_palette": palette,
+        "bits": bits,
     }
+    return config, data
 
 
 def _position(folder: RunFolder) -> Position:

@@ -15,7 +15,7 @@ from p2p.data.feed import Preparation
 from p2p.data.pairs import Pairs, first_pairs
 from p2p.model.metrics import Measured, Palette, Totals, default_metrics, find_metric, measure
 from p2p.model.pix2pix import Pix2Pix
-from p2p.model.tensors import to_model_range, to_uint8
+from p2p.model.tensors import to_pixels
 from p2p.reports.sheets import contact_sheet
 from p2p.storage.images import Array, encode
 from p2p.training.run_folder import MetricsRow
@@ -35,11 +35,11 @@ def _evaluating(pix2pix: Pix2Pix) -> Iterator[None]:
 
 
 def _translate(pix2pix: Pix2Pix, inputs: Tensor) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, H, W, 3) uint8."""
-    bf16 = pix2pix.config.precision == "bf16"
+    """(B, H, W, C) uint8 or uint16 -> (B, H, W, C') of the same depth."""
+    encoded, bf16 = pix2pix.encode(inputs), pix2pix.config.precision == "bf16"
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
-        outputs = pix2pix.generator(to_model_range(inputs))
-    return to_uint8(outputs)
+        outputs = pix2pix.generator(encoded)
+    return to_pixels(outputs, pix2pix.config.bits)
 
 
 def average_statistics(pix2pix: Pix2Pix, world: int) -> None:
@@ -66,14 +66,18 @@ def _to_cpu(measured: Measured) -> Measured:
     return Measured(values, None if counts is None else counts.sum(dim=0, keepdim=True).cpu())
 
 
-def validate(pix2pix: Pix2Pix, batches: Iterable[Tensor], palette: Palette | None, world: int) -> dict[str, float]:
-    """Metrics (`val_l1`, ...) over every rank's `batches` of (B, 2, H, W, 3) uint8 pairs; equal on all ranks."""
+def validate(
+    pix2pix: Pix2Pix, batches: Iterable[tuple[Tensor, Tensor]], palette: Palette | None, world: int
+) -> dict[str, float]:
+    """Metrics (`val_l1`, ...) over every rank's `batches` of inputs and targets on the device; equal on all ranks.
+
+    Inputs are (B, H, W, C) uint8 or uint16, targets (B, H, W, C') of the same depth.
+    """
     names = default_metrics(has_palette=bool(palette))
     measured: list[Measured] = []
     with _evaluating(pix2pix):
-        for batch in batches:
-            pairs = batch.to(pix2pix.device, non_blocking=True)
-            measured.append(measure(_translate(pix2pix, pairs[:, 0]), pairs[:, 1], names, palette))
+        for inputs, targets in batches:
+            measured.append(measure(_translate(pix2pix, inputs), targets, names, palette))
     totals = Totals(names, palette)
     for one in _gather([_to_cpu(one) for one in measured], world):
         totals.add(one)
@@ -107,7 +111,7 @@ class Samples:
     def __init__(self, pairs: Pairs, preparation: Preparation) -> None:
         sides = [
             centre_crop(pair["a"], pair["b"], preparation.crop_size)[:: -1 if preparation.swap else 1]
-            for pair in first_pairs(pairs, _SAMPLES)
+            for pair in first_pairs(pairs, _SAMPLES, preparation.formats)
         ]
         self._inputs = np.stack([side[0] for side in sides])
         self._targets = np.stack([side[1] for side in sides])

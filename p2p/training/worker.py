@@ -16,6 +16,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from p2p.data.description import formats_for
 from p2p.data.feed import Feed, Part, Preparation
 from p2p.data.pairs import Pairs
 from p2p.data.session import physical_cores
@@ -25,7 +26,7 @@ from p2p.model.checkpoint import load_trainer, save_checkpoint
 from p2p.model.engine import choose_precision
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.tensors import to_model_range
-from p2p.storage.images import Array
+from p2p.storage.images import Pixels
 from p2p.training.config import TrainConfig
 from p2p.training.health import findings, not_finite
 from p2p.training.judgement import Samples, average_statistics, epochs_without_improvement, is_best, validate
@@ -79,7 +80,13 @@ class _Worker:
         # Ray sets OMP_NUM_THREADS to the CPUs a worker asks for, which here is only what placement needs.
         torch.set_num_threads(max(1, physical_cores() // context.get_local_world_size()))
         torch.backends.cudnn.benchmark = True
-        model = self.config.model(choose_precision(self.config.precision, self.device))
+        bits = task.data["bits"]
+        precision = choose_precision(self.config.precision, self.device, bits)
+        model = self.config.model(precision, bits, task.data["input_palette"])
+        swap = model.direction == "BtoA"
+        self.preparation = Preparation(
+            model.crop_size, self.config.seed, self.config.flip, swap, formats_for(model, swap)
+        )
         wrap = self._data_parallel if self.world > 1 else None
         self.pix2pix = Pix2Pix(model, seed=self.config.seed, device=self.device, wrap=wrap)
         self.run = RunFolder(self.config.output)
@@ -97,7 +104,7 @@ class _Worker:
         config = self.config
         with ExitStack() as stack:
             if self.rank == 0:
-                self.samples = Samples(self.task.val or self.task.train, self._preparation())
+                self.samples = Samples(self.task.val or self.task.train, self.preparation)
                 self.scalars = stack.enter_context(Scalars(config.output, self.position.step))
             feed = stack.enter_context(self._feed())
             remaining = list(legs(config, len(self.task.train), self.position))
@@ -109,7 +116,8 @@ class _Worker:
                 row = self._train_leg(feed, leg)
                 average_statistics(self.pix2pix, self.world)
                 if self.task.val is not None:
-                    row |= validate(self.pix2pix, feed.batches(), self.task.data["target_palette"], self.world)
+                    pairs = map(self._to_device, feed.batches())
+                    row |= validate(self.pix2pix, pairs, self.task.data["target_palette"], self.world)
                 row["seconds"] = self.position.seconds + time.monotonic() - started
                 started = time.monotonic()
                 stop = self._record(row, leg, last=leg is remaining[-1])
@@ -132,7 +140,7 @@ class _Worker:
             inputs, targets = self._to_device(next(batches))
             waited += time.monotonic() - asked
             self._seed_noise(position.step)
-            step_losses = self.pix2pix.update(to_model_range(inputs), to_model_range(targets))
+            step_losses = self.pix2pix.update(self.pix2pix.encode(inputs), to_model_range(targets))
             self.sums += torch.stack([step_losses[name] for name in LOSSES]) * len(inputs)
             seen = len(inputs) * self.world
             position = replace(
@@ -191,10 +199,6 @@ class _Worker:
             self._say(f"continuing after step {position.step} from {latest['checkpoint']}")
         return position
 
-    def _preparation(self) -> Preparation:
-        config = self.config
-        return Preparation(config.crop_size, config.seed, config.flip, swap=config.direction == "BtoA")
-
     def _feed(self) -> Feed:
         validation_batch = max(self.config.batch_size, _SMALLEST_VALIDATION_BATCH)
 
@@ -206,7 +210,7 @@ class _Worker:
 
         return Feed(
             plan(),
-            self._preparation(),
+            self.preparation,
             largest_batch=validation_batch,
             rank=self.rank,
             world=self.world,
@@ -215,14 +219,13 @@ class _Worker:
 
     # Steps
 
-    def _pin(self, batch: Array) -> Tensor:
+    def _pin(self, batch: Pixels) -> Tensor:
         tensor = torch.from_numpy(batch)
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
     def _to_device(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 2, H, W, 3) uint8 -> inputs and targets, both (B, H, W, 3) uint8, on the device."""
-        batch = batch.to(self.device, non_blocking=True)
-        return batch[:, 0], batch[:, 1]
+        """(B, values) -> inputs and targets, (B, H, W, C) uint8 or uint16 each, on the device."""
+        return self.preparation.sides(batch.to(self.device, non_blocking=True))
 
     def _seed_noise(self, step: int) -> None:
         """Make dropout a function of (seed, step, rank), so that no generator's state has to be saved."""

@@ -91,10 +91,10 @@ def _read_model(uri: str) -> _Model:
     except (CheckpointError, StorageError) as error:
         raise UsageError(f"--checkpoint {error}") from None
     config = generator.config
-    if config.input_channels not in (1, 3) or config.output_channels not in (1, 3):
+    if config.input_image_channels not in (1, 3) or config.output_channels not in (1, 3) or config.bits != 8:
         raise UsageError(
-            f"--checkpoint {uri}: a generator from {config.input_channels} to {config.output_channels} channels; "
-            f"images of 1 or 3 can be translated"
+            f"--checkpoint {uri}: a generator from {config.input_image_channels} to {config.output_channels} channels "
+            f"of {config.bits} bits; this job translates images of 1 or 3 of 8 bits, p2p.Translator any"
         )
     # The folder rather than the run: what is `best` may change while actors start.
     pinned = resolved.folder_uri or resolved.generator_uri

@@ -99,10 +99,10 @@ def test_a_lane_becomes_input_and_target_crops(prepared, swap):
     pairs = open_pairs(prepared, "train")
     text = describe_lane(Part(pairs, epoch=1, batch_size=1), ((3, 2), (0, 1), (3, 0)))
     assert len(json.loads(text)["groups"]) == 2
-    out = prepare_lane({"lane": np.array([text], dtype=object)}, Preparation(8, seed=0, flip=True, swap=swap))["pairs"]
-    assert out.shape == (3, 2, 8, 8, 3)
-    assert out.dtype == np.uint8
-    values = out[:, :, 0, 0, 0].tolist()
+    preparation = Preparation(8, seed=0, flip=True, swap=swap)
+    sides = preparation.sides(prepare_lane({"lane": np.array([text], dtype=object)}, preparation)["pairs"])
+    assert all(side.shape == (3, 8, 8, 3) and side.dtype == np.uint8 for side in sides)
+    values = np.stack([side[:, 0, 0, 0] for side in sides], axis=1).tolist()
     assert values == ([[112, 12], [101, 1], [110, 10]] if swap else [[12, 112], [1, 101], [10, 110]])
 
 
@@ -127,4 +127,4 @@ def test_a_lane_with_a_bad_pair_tells_so_and_keeps_its_length(tmp_path, make_pai
 
 
 def test_windows_of_large_crops_hold_fewer_pairs():
-    assert [window_lanes(crop) for crop in (64, 256, 512, 4096)] == [24, 24, 6, 1]
+    assert [window_lanes(6 * crop**2) for crop in (64, 256, 512, 4096)] == [24, 24, 6, 1]

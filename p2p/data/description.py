@@ -1,0 +1,86 @@
+"""What a prepared data set says of itself in `dataset.json`, and what a model can read of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2p.errors import NotFound, UsageError
+from p2p.model.config import Direction, ModelConfig, Palette, as_palette
+from p2p.storage.filesystems import join, read_json, write_json
+from p2p.storage.pixels import RGB, PixelFormat, parse_format
+
+_FILE = "dataset.json"
+
+
+@dataclass(frozen=True)
+class Side:
+    """A or B of every pair."""
+
+    pixels: PixelFormat = RGB
+    palette: Palette | None = None
+    """All the colours it has, where they are few enough to be classes."""
+
+    def __post_init__(self) -> None:
+        if self.palette is not None and self.pixels != RGB:
+            raise ValueError(f"a palette names RGB colours, the images have {self.pixels}")
+
+
+@dataclass(frozen=True)
+class Description:
+    """Both sides; a raw folder, which says nothing, is read as RGB."""
+
+    uri: str
+    a: Side = field(default_factory=Side)
+    b: Side = field(default_factory=Side)
+    load_size: int | None = None
+    """Side in pixels of every image; 0 where pairs keep their own size."""
+
+    def sides(self, direction: Direction) -> tuple[Side, Side]:
+        """Input and target."""
+        return (self.a, self.b) if direction == "AtoB" else (self.b, self.a)
+
+    def require(self, direction: Direction, input_channels: int, output_channels: int) -> None:
+        """Raise UsageError unless every image can be read with so many channels, none of them invented."""
+        wanted = (input_channels, output_channels)
+        for option, side, channels in zip(("input", "output"), self.sides(direction), wanted, strict=True):
+            has = side.pixels.channels
+            if channels != has and not {channels, has} <= {1, 3}:
+                letter = "a" if side is self.a else "b"
+                raise UsageError(
+                    f"--{option}-channels {channels}: the {option} images in {self.uri} have {has}; use that, or "
+                    f"prepare them again with --pixels-{letter} {channels}x{side.pixels.bits}"
+                )
+
+
+def read_description(uri: str) -> Description:
+    """Of the data set at `uri`. Raises StorageError and UsageError if the file is not as prepare writes it."""
+    try:
+        said: Mapping[str, Any] = read_json(join(uri, _FILE))
+    except NotFound:
+        return Description(uri)
+
+    def side(name: str) -> Side:
+        return Side(
+            parse_format(said.get(f"pixels_{name}") or str(RGB), f"{join(uri, _FILE)}: pixels_{name}"),
+            as_palette(said.get(f"palette_{name}")),
+        )
+
+    return Description(uri, side("a"), side("b"), said.get("load_size"))
+
+
+def write_description(description: Description, **more: str) -> None:
+    """Publish it as dataset.json, with what else is worth knowing."""
+    sides = {"a": description.a, "b": description.b}
+    document: dict[str, Any] = {"load_size": description.load_size}
+    for name, side in sides.items():
+        document[f"palette_{name}"] = None if side.palette is None else [list(colour) for colour in side.palette]
+        document[f"pixels_{name}"] = str(side.pixels)
+    write_json(join(description.uri, _FILE), document | more)
+
+
+def formats_for(model: ModelConfig, swap: bool) -> tuple[PixelFormat, PixelFormat]:
+    """How `model` wants sides A and B to be read; `swap` says that B is the input."""
+    wanted = (PixelFormat(model.input_image_channels, model.bits), PixelFormat(model.output_channels, model.bits))
+    return wanted[::-1] if swap else wanted
