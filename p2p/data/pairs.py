@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p2p.data.order import Row
-from p2p.errors import BadInput, NotFound, UsageError
+from p2p.errors import BadInput, NotFound, StorageError, UsageError
 from p2p.storage import images
 from p2p.storage.filesystems import (
     is_remote,
@@ -22,6 +22,7 @@ from p2p.storage.filesystems import (
     list_names,
     open_filesystem,
     read_bytes,
+    read_json,
     storage_errors,
 )
 from p2p.storage.images import Array
@@ -41,6 +42,14 @@ PAIR_SCHEMA = pa.schema(
 )
 _COLUMNS = ["pair_id", "a", "b"]
 _FOOTER_READERS = 16
+
+
+_LOAD_SHARE = 286 / 256
+
+
+def raw_load_size(crop_size: int) -> int:
+    """Side in pixels to which raw images are resized for crops of `crop_size`: the paper's proportion, 286 to 256."""
+    return round(crop_size * _LOAD_SHARE)
 
 
 def part_name(number: int) -> str:
@@ -168,6 +177,24 @@ def open_pairs(uri: str, split: str, *, raw_load_size: int = 286) -> Pairs:
         raise NotFound(f"{join(uri, split)}: its parts hold no pairs")
     sides = [side for _, known in read for side in known] or [min(_first_size(found[0]))]
     return Pairs(uri, split, found, 0, min(sides))
+
+
+def describe(uri: str) -> dict[str, Any]:
+    """What dataset.json in `uri` records of its pairs, such as their palettes; empty for a raw folder.
+
+    Raises:
+        UsageError: it is there and is no JSON object.
+
+    """
+    try:
+        described = read_json(join(uri, "dataset.json"))
+    except NotFound:
+        return {}
+    except StorageError as error:
+        raise UsageError(f"--data {error}; prepare the data set again") from None
+    if not isinstance(described, dict):
+        raise UsageError(f"--data {join(uri, 'dataset.json')}: expected a JSON object; prepare the data set again")
+    return described
 
 
 def _nothing_there(uri: str, split: str) -> str:

@@ -13,7 +13,7 @@ import ray.data
 import torch
 
 from p2p.data.order import Row
-from p2p.data.pairs import Pairs, open_pairs
+from p2p.data.pairs import Pairs, describe, open_pairs, raw_load_size
 from p2p.data.session import available_cores, available_gpus, physical_cores, quiet_data_context, ray_session
 from p2p.errors import CheckpointError, NotFound, UsageError
 from p2p.evaluation.config import EvaluateConfig
@@ -25,14 +25,12 @@ from p2p.progress import Progress
 from p2p.reports.evaluation import Judged, write_evaluation_report
 from p2p.storage.filesystems import (
     absolute,
-    exists,
     join,
-    read_json,
     require_readable,
-    require_writable,
     write_json,
     write_table,
 )
+from p2p.storage.outputs import require_output
 
 _CHUNK_PAIRS = 32
 _EXAMPLES = 3
@@ -48,17 +46,16 @@ def _load(checkpoint: str) -> Generator:
         raise UsageError(f"--checkpoint {error}") from None
 
 
-def _open(config: EvaluateConfig, data: str) -> Pairs:
+def _open(config: EvaluateConfig, data: str, crop_size: int) -> Pairs:
     try:
-        return open_pairs(data, config.split)
+        return open_pairs(data, config.split, raw_load_size=raw_load_size(crop_size))
     except NotFound as error:
         raise UsageError(f"--data {error}") from None
 
 
 def _palette(data: str, swap: bool) -> Palette | None:
     """The target side's colours, where the data set records them."""
-    described = read_json(join(data, "dataset.json")) if exists(join(data, "dataset.json")) else {}
-    palette: Palette | None = described.get("palette_a" if swap else "palette_b")
+    palette: Palette | None = describe(data).get("palette_a" if swap else "palette_b")
     return palette
 
 
@@ -86,7 +83,7 @@ def _plan(config: EvaluateConfig) -> tuple[Task, str]:
     if (model.input_channels, model.output_channels) != (3, 3):
         channels = f"{model.input_channels} -> {model.output_channels}"
         raise UsageError(f"--checkpoint {config.checkpoint}: translates {channels} channels; pairs are RGB")
-    pairs = _open(config, data)
+    pairs = _open(config, data, model.crop_size)
     if pairs.smallest_side < model.crop_size:
         raise UsageError(
             f"--data {config.data}: its smallest pair has a side of {pairs.smallest_side} pixels, this generator works "
@@ -95,7 +92,7 @@ def _plan(config: EvaluateConfig) -> tuple[Task, str]:
     swap = (config.direction or model.direction) == "BtoA"
     palette = _palette(data, swap)
     metrics = _metrics(config, palette)
-    require_writable(output, "--output")
+    require_output(output, "--output", "an evaluation")
     task = Task(
         checkpoint=checkpoint,
         pairs=pairs,

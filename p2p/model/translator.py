@@ -11,7 +11,7 @@ from PIL import Image
 from p2p.errors import UsageError
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, NormMode, choose_device, choose_precision
-from p2p.model.sizing import SizeMode, plan_image
+from p2p.model.sizing import SizeMode, default_overlap, plan_image
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.uint8]
 
 _BATCH_SIZE = 8
-_OVERLAP = 64
 _PIL_MODES = {1: "L", 3: "RGB"}
 
 
@@ -31,7 +30,7 @@ class Translator:
     size_mode: tile (overlapping tiles, blended), resize (to one tile and back) or pad (reflection to the network's
     stride, cropped back).
     tile_size: pixels; the size trained on unless given.
-    overlap: pixels; 64, or a quarter of a small tile, unless given.
+    overlap: pixels; `default_overlap` unless given.
     norm_mode, dropout, seed: as for Engine.
     Raises UsageError and CheckpointError.
     """
@@ -55,7 +54,7 @@ class Translator:
         self.checkpoint_id = self.generator.checkpoint_id
         self.size_mode: SizeMode = size_mode
         self.tile_size = self.generator.config.crop_size if tile_size is None else tile_size
-        self.overlap = min(_OVERLAP, self.tile_size // 4) if overlap is None else overlap
+        self.overlap = default_overlap(self.tile_size) if overlap is None else overlap
         chosen = choose_device("auto") if device == "auto" else device
         many = Engine(
             self.generator,

@@ -7,24 +7,23 @@ import logging
 from typing import Any
 
 from p2p.data.order import pairs_per_rank
-from p2p.data.pairs import Pairs, open_pairs
+from p2p.data.pairs import Pairs, describe, open_pairs, raw_load_size
 from p2p.errors import NotFound, UsageError
-from p2p.storage.filesystems import absolute, join, read_json, require_readable, require_writable
+from p2p.storage.filesystems import absolute, join, read_json, require_readable
+from p2p.storage.outputs import require_output
 from p2p.training.config import TrainConfig
 from p2p.training.health import findings
 from p2p.training.position import Position, remaining_images
 from p2p.training.run_folder import RunFolder
 
 log = logging.getLogger("p2p")
-_LOAD_SHARE = 286 / 256
-"""Raw images are resized to this multiple of the crop, the paper's proportion."""
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train as `config` says; returns the summary."""
     config = dataclasses.replace(config, data=absolute(config.data), output=absolute(config.output))
     require_readable(config.data, "--data")
-    require_writable(config.output, "--output")
+    require_output(config.output, "--output", "a run")
     train, val = _open(config)
     data = _describe_data(config)
     folder = RunFolder(config.output)
@@ -44,7 +43,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
 
 def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
-    load_size = round(config.crop_size * _LOAD_SHARE)
+    load_size = raw_load_size(config.crop_size)
     try:
         train = open_pairs(config.data, config.split, raw_load_size=load_size)
     except NotFound as error:
@@ -68,10 +67,7 @@ def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
 
 def _describe_data(config: TrainConfig) -> dict[str, Any]:
     """What a checkpoint should know about its data set, such as the palettes of its inputs and targets."""
-    try:
-        described: dict[str, Any] = read_json(join(config.data, "dataset.json"))
-    except NotFound:
-        described = {}
+    described = describe(config.data)
     side_in, side_out = ("a", "b") if config.direction == "AtoB" else ("b", "a")
     palette = described.get(f"palette_{side_out}")
     if config.best_metric.startswith("val_palette_") and not palette:

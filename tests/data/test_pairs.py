@@ -1,11 +1,12 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from p2p.data.feed import Part, Preparation, describe_lane, prepare_lane, window_lanes
-from p2p.data.pairs import PAIR_SCHEMA, first_pairs, iter_pairs, open_pairs, part_name, read_rows
+from p2p.data.pairs import PAIR_SCHEMA, describe, first_pairs, iter_pairs, open_pairs, part_name, read_rows
 from p2p.errors import BadInput, NotFound, UsageError
 from p2p.storage.filesystems import write_table
 from p2p.storage.images import encode
@@ -128,3 +129,11 @@ def test_a_lane_with_a_bad_pair_tells_so_and_keeps_its_length(tmp_path, make_pai
 
 def test_windows_of_large_crops_hold_fewer_pairs():
     assert [window_lanes(crop) for crop in (64, 256, 512, 4096)] == [24, 24, 6, 1]
+
+
+def test_a_damaged_description_is_the_users_to_mend(tmp_path: Path) -> None:
+    assert describe(str(tmp_path)) == {}
+    for text in ("{", "[]"):
+        (tmp_path / "dataset.json").write_text(text)
+        with pytest.raises(UsageError, match=r"--data .*dataset\.json.*prepare the data set again"):
+            describe(str(tmp_path))
