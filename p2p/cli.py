@@ -192,7 +192,7 @@ def _finish(summary: Summary, stdout: int) -> None:
 def run_job(config_class: type[Config], job: Callable[[Config], Summary], words: Sequence[str] | None = None) -> int:
     """Parse, run `job`, print its summary as the last stdout line. Returns the exit status.
 
-    0 done; 1 failed; 2 wrong usage, found before work started; 3 done, but too many inputs were bad; 130 interrupted.
+    0 done; 1 failed or interrupted; 2 wrong usage, found before work started; 3 done, but too many inputs were bad.
     A user's mistake is one line on stderr; only a defect of p2p itself shows a traceback.
     """
     _start_logging()
@@ -210,8 +210,8 @@ def run_job(config_class: type[Config], job: Callable[[Config], Summary], words:
     except SystemExit as stop:  # tyro has printed its help or its complaint
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
-        log.error("interrupted; the same command continues where it stopped")
-        return 130
+        log.error("interrupted; the same command goes on from what is finished")
+        return 1
     except Exception as error:  # the process border
         cause = _root_cause(error)
         if not isinstance(cause, P2PError):

@@ -241,7 +241,7 @@ sys.exit(run_job(Config, job))
 """
 
 
-def test_control_c_is_one_line_and_exit_status_130() -> None:
+def test_control_c_is_one_line_and_exit_status_1() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", _INTERRUPTED],
         stdin=subprocess.PIPE,
@@ -253,6 +253,6 @@ def test_control_c_is_one_line_and_exit_status_130() -> None:
     assert process.stderr.readline() == "working\n"
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
-    assert (process.returncode, stdout) == (130, "")
+    assert (process.returncode, stdout) == (1, "")
     assert len(stderr.splitlines()) == 1
     assert "interrupted" in stderr

@@ -13,8 +13,8 @@ from p2p.benchmark.networks import SIZE
 from p2p.data.feed import Feed, Part, Preparation
 from p2p.data.pairs import open_pairs
 from p2p.data.session import ray_session
+from p2p.model.sizing import resize
 from p2p.storage.images import Array, decode, encode, split_halves
-from p2p.translation.windows import resize
 
 _BATCH = 8
 
@@ -42,11 +42,11 @@ def codec_seconds(folder: str, seconds: float) -> Codecs:
     torch.set_num_threads(1)
     data = [path.read_bytes() for path in sorted(Path(folder).iterdir())[:16]]
     halves: list[Array] = [split_halves(decode(one))[0] for one in data]
-    small: list[Array] = [resize(half, SIZE) for half in halves]
+    small: list[Array] = [resize(half, SIZE, SIZE) for half in halves]
     third = seconds / 3
     return Codecs(
         decode=_seconds_each(lambda index: decode(data[index]), len(data), third),
-        resize=_seconds_each(lambda index: resize(halves[index], SIZE), len(data), third),
+        resize=_seconds_each(lambda index: resize(halves[index], SIZE, SIZE), len(data), third),
         encode=_seconds_each(lambda index: encode(small[index]), len(data), third),
     )
 

@@ -35,8 +35,9 @@ from p2p.model.config import ModelConfig, Precision
 from p2p.model.engine import choose_precision
 from p2p.preparation import PrepareConfig, prepare
 from p2p.preparation.synthetic import city_pair
-from p2p.storage.filesystems import absolute, join, list_files, read_bytes, require_writable, write_json
+from p2p.storage.filesystems import absolute, join, list_files, read_bytes, write_json
 from p2p.storage.images import SUFFIXES
+from p2p.storage.outputs import require_output
 from p2p.training import TrainConfig, train
 from p2p.translation import TranslateConfig, translate
 
@@ -202,7 +203,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     started = time.monotonic()
     device = _device(config.device)
     output = absolute(config.output)
-    require_writable(output, "--output")
+    require_output(output, "--output", "a benchmark")
     precision = choose_precision("auto", device)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="p2p-benchmark-") as scratch:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from p2p.errors import NotFound, UsageError
+from p2p.errors import NotFound, StorageError, UsageError
 from p2p.model.config import Direction, ModelConfig, Palette, as_palette
 from p2p.storage.filesystems import join, read_json, write_json
 from p2p.storage.pixels import RGB, PixelFormat, parse_format
@@ -55,19 +54,24 @@ class Description:
 
 
 def read_description(uri: str) -> Description:
-    """Of the data set at `uri`. Raises StorageError and UsageError if the file is not as prepare writes it."""
+    """What the data set at `uri` says. Raises UsageError if its file is not as jobs/prepare.py writes it."""
+    address = join(uri, _FILE)
     try:
-        said: Mapping[str, Any] = read_json(join(uri, _FILE))
+        said = read_json(address)
+        if not isinstance(said, dict):
+            raise UsageError(f"{address}: expected a JSON object")
+        sides = [
+            Side(
+                parse_format(str(said.get(f"pixels_{name}", RGB)), f"{address}: pixels_{name}"),
+                as_palette(said.get(f"palette_{name}")),
+            )
+            for name in ("a", "b")
+        ]
     except NotFound:
         return Description(uri)
-
-    def side(name: str) -> Side:
-        return Side(
-            parse_format(said.get(f"pixels_{name}") or str(RGB), f"{join(uri, _FILE)}: pixels_{name}"),
-            as_palette(said.get(f"palette_{name}")),
-        )
-
-    return Description(uri, side("a"), side("b"), said.get("load_size"))
+    except (StorageError, UsageError, TypeError, ValueError) as error:
+        raise UsageError(f"--data {error}; prepare the data set again") from None
+    return Description(uri, sides[0], sides[1], said.get("load_size"))
 
 
 def write_description(description: Description, **more: str) -> None:

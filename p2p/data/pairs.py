@@ -46,6 +46,14 @@ Formats = tuple[PixelFormat, PixelFormat]
 _FOOTER_READERS = 16
 
 
+_LOAD_SHARE = 286 / 256
+
+
+def raw_load_size(crop_size: int) -> int:
+    """Side in pixels to which raw images are resized for crops of `crop_size`: the paper's proportion, 286 to 256."""
+    return round(crop_size * _LOAD_SHARE)
+
+
 def part_name(number: int) -> str:
     """The file name of the part with this number, from 0."""
     return f"part-{number:05d}.parquet"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 # Read by Ray at import, so they stand before it. Each can be overridden from outside.
 for _name, _value in {
@@ -23,9 +25,12 @@ for _name, _value in {
 import ray  # noqa: E402
 import ray.data  # noqa: E402
 
+from p2p.errors import UsageError  # noqa: E402
+
 # Ray places work by logical CPUs. A small machine lends more than it has, else readers and workers starve each other.
 _LOGICAL_CPUS_PER_CORE = 2
 _MIN_LOGICAL_CPUS = 4
+_ANSWER_SECONDS = 5
 
 
 def physical_cores() -> int:
@@ -59,12 +64,15 @@ _PRIVATE = "p2p-private"
 
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
-    """Ray is running inside. A private Ray started here is stopped at the end; one found running is left alone."""
+    """Ray is running inside. A private Ray started here is stopped at the end; one found running is left alone.
+
+    Raises UsageError where `RAY_ADDRESS` names no cluster that can be joined.
+    """
     if ray.is_initialized():
         yield
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        _join_cluster(os.environ["RAY_ADDRESS"])
     else:
         ray.init(
             address="local",
@@ -78,6 +86,21 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _join_cluster(address: str) -> None:
+    """Connect to the cluster that RAY_ADDRESS names, or raise UsageError: what is there depends on who set it."""
+    place = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        if place.port:  # Ray itself tries for two minutes before it says that nobody listens
+            socket.create_connection((place.hostname, place.port), _ANSWER_SECONDS).close()
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(
+            f"RAY_ADDRESS {address}: cannot join a Ray cluster there ({reason}). Check that it runs and that its "
+            "token is at hand (RAY_AUTH_MODE, RAY_AUTH_TOKEN), or unset RAY_ADDRESS to use this machine alone"
+        ) from None
 
 
 def quiet_data_context() -> ray.data.DataContext:

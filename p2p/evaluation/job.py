@@ -14,7 +14,7 @@ import torch
 
 from p2p.data.description import Description, formats_for, read_description
 from p2p.data.order import Row
-from p2p.data.pairs import Pairs, open_pairs
+from p2p.data.pairs import Pairs, open_pairs, raw_load_size
 from p2p.data.session import available_cores, available_gpus, physical_cores, quiet_data_context, ray_session
 from p2p.errors import CheckpointError, NotFound, UsageError
 from p2p.evaluation.config import EvaluateConfig
@@ -29,10 +29,10 @@ from p2p.storage.filesystems import (
     absolute,
     join,
     require_readable,
-    require_writable,
     write_json,
     write_table,
 )
+from p2p.storage.outputs import require_output
 from p2p.storage.pixels import RGB
 
 _CHUNK_PAIRS = 32
@@ -49,9 +49,9 @@ def _load(checkpoint: str) -> Generator:
         raise UsageError(f"--checkpoint {error}") from None
 
 
-def _open(config: EvaluateConfig, data: str) -> Pairs:
+def _open(config: EvaluateConfig, data: str, crop_size: int) -> Pairs:
     try:
-        return open_pairs(data, config.split)
+        return open_pairs(data, config.split, raw_load_size=raw_load_size(crop_size))
     except NotFound as error:
         raise UsageError(f"--data {error}") from None
 
@@ -87,7 +87,7 @@ def _plan(config: EvaluateConfig) -> tuple[Task, str]:
     require_readable(data, "--data")
     generator = _load(checkpoint)
     model = generator.config
-    pairs = _open(config, data)
+    pairs = _open(config, data, model.crop_size)
     if pairs.smallest_side < model.crop_size:
         raise UsageError(
             f"--data {config.data}: its smallest pair has a side of {pairs.smallest_side} pixels, this generator works "
@@ -99,7 +99,7 @@ def _plan(config: EvaluateConfig) -> tuple[Task, str]:
     _require_channels(config, model, description, direction)
     palette = description.sides(direction)[1].palette if model.output_channels == RGB.channels else None
     metrics = _metrics(config, palette)
-    require_writable(output, "--output")
+    require_output(output, "--output", "an evaluation")
     task = Task(
         checkpoint=checkpoint,
         pairs=pairs,

@@ -10,7 +10,7 @@ from PIL import Image
 from p2p.errors import BadInput, UsageError
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, NormMode, choose_device, choose_precision
-from p2p.model.sizing import SizeMode, plan_image
+from p2p.model.sizing import SizeMode, default_overlap, plan_image
 from p2p.storage.images import Pixels
 from p2p.storage.pixels import PixelFormat, to_format
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 _BATCH_SIZE = 8
-_OVERLAP = 64
 _PIL_FORMATS = {PixelFormat(1), PixelFormat(2), PixelFormat(3), PixelFormat(4), PixelFormat(1, 16)}
 """That a PIL image can have: its modes L, LA, RGB, RGBA and I;16."""
 
@@ -31,7 +30,7 @@ class Translator:
     size_mode: tile (overlapping tiles, blended), resize (to one tile and back) or pad (reflection to the network's
     stride, cropped back).
     tile_size: pixels; the size trained on unless given.
-    overlap: pixels; 64, or a quarter of a small tile, unless given.
+    overlap: pixels; `default_overlap` unless given.
     norm_mode, dropout, seed: as for Engine.
     Raises UsageError and CheckpointError.
     """
@@ -55,7 +54,7 @@ class Translator:
         self.checkpoint_id = self.generator.checkpoint_id
         self.size_mode: SizeMode = size_mode
         self.tile_size = self.generator.config.crop_size if tile_size is None else tile_size
-        self.overlap = min(_OVERLAP, self.tile_size // 4) if overlap is None else overlap
+        self.overlap = default_overlap(self.tile_size) if overlap is None else overlap
         chosen = choose_device("auto") if device == "auto" else device
         many = Engine(
             self.generator,
@@ -92,7 +91,7 @@ class Translator:
         A PIL image of any mode is read with the channels and depth of the generator's inputs, as files are, and gives a
         PIL image of the same size, of mode L, LA, RGB, RGBA or I;16 (16-bit gray) by the generator's outputs. An
         (H, W, C) array, uint8 or for a 16-bit generator uint16, gives an (H, W, C') array of the same type. For a
-        generator of class planes both are label maps in the colours it was trained on.
+        generator of class planes the input is a label map in the colours it was trained on.
         `key` names the image where dropout is on: seed and key decide the noise. Raises UsageError for other inputs.
         """
         config = self.generator.config

@@ -30,10 +30,10 @@ from p2p.storage.filesystems import (
     list_names,
     remove,
     require_readable,
-    require_writable,
     write_json,
     write_table,
 )
+from p2p.storage.outputs import require_output
 
 if TYPE_CHECKING:
     import ray
@@ -63,7 +63,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     # A compressed tar cannot be listed without reading all of it, which waits until Ray can take its images.
     streamed = any(kind_of(address) == "stream" for address, _ in addresses)
     pairing = None if streamed else _find_pairs(config, source, source_b, [])
-    require_writable(output, "--output")
+    require_output(output, "--output", "a prepared data set")
 
     from p2p.data.session import ray_session
 

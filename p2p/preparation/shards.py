@@ -210,7 +210,7 @@ def _store(side: Side, load_size: int) -> tuple[bytes, Palette]:
 
 def _is_plain(data: bytes) -> bool:
     """Whether any reader makes the same RGB pixels of these bytes: no palette, alpha, depth or orientation to mind."""
-    if not data.startswith((b"\xff\xd8\xff", b"\x89PNG")):
+    if not data.startswith((b"\xff\xd8\xff", b"\x89PNG")) or pixels.is_deep_png(data):
         return False
     with Image.open(io.BytesIO(data)) as image:
         return image.mode == "RGB" and "transparency" not in image.info and not image.getexif()

@@ -19,7 +19,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from p2p.documents import to_json
-from p2p.errors import NotFound, P2PError, StorageError, UsageError
+from p2p.errors import NotFound, P2PError, StorageError, UsageError, redact
 
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
@@ -74,8 +74,8 @@ def open_filesystem(uri: str, attempts: int = _ATTEMPTS) -> tuple[fsspec.Abstrac
 
     `attempts` is how often a request that a server did not answer is sent.
     """
-    if is_remote(uri) and urlsplit(uri).password:
-        # An address is written into configurations, ledgers and reports; a password may stand in none of them.
+    if is_remote(uri) and redact(uri) != uri:
+        # An address is written into configurations, ledgers and reports; a secret may stand in none of them.
         raise UsageError(f"{uri}: give credentials through the environment, not in the address")
     try:
         filesystem, path = fsspec.core.url_to_fs(uri, **_options(uri, attempts))

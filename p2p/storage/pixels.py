@@ -4,6 +4,7 @@ What `p2p.storage.images` does for RGB, for everything else; its rules hold here
 
 - asked for 1 channel, colours become luma (ITU-R BT.601); asked for 3, gray is repeated;
 - alpha is a channel where 2 (gray and alpha) or 4 (RGB and alpha) are asked for, and dropped where 1 or 3 are;
+- PNGs of 16 bits in more than one channel are only read with 8;
 - 8 bits become 16 by v * 257, which keeps black and white where they are; 16 become 8 by keeping the upper eight.
 """
 
@@ -27,7 +28,7 @@ _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH, _PNG_COLOUR = 24, 25  # places of bit depth and colour type in the header
 _MIN_IS_BLACK, _RGB = 1, 2  # TIFF's photometric interpretations that are plain numbers
-_DEFLATE = "zlib"
+_COMPRESSIONS = (1, 8, 32946)  # none, and deflate under both of its numbers
 _PILLOW_READS = {(1, 8), (1, 16), (3, 8)}
 _LUMA = np.array([19595, 38470, 7471], np.uint32)  # of 2**16; the numbers Pillow has for 8 bit
 
@@ -75,7 +76,7 @@ def decode(data: bytes, wanted: PixelFormat = RGB, max_pixels: int = MAX_PIXELS)
     """
     if wanted == RGB and not _is_for_tifffile(data):
         return images.decode(data, max_pixels)
-    return _as_wanted(*_decode_as_stored(data, max_pixels), wanted)
+    return _as_wanted(*_decode_as_stored(data, max_pixels, wanted.bits), wanted)
 
 
 def to_format(image: Image.Image, wanted: PixelFormat) -> Pixels:
@@ -106,7 +107,7 @@ def encode(image: Pixels) -> bytes:
         np.ascontiguousarray(image),
         photometric="minisblack",
         planarconfig="contig",
-        compression=_DEFLATE,
+        compression=8,
         predictor=True,
         metadata=None,
     )
@@ -148,8 +149,11 @@ def _to_depth(pixels: Pixels, bits: int) -> Pixels:
     return pixels if bits == 16 else (pixels >> 8).astype(np.uint8)
 
 
-def _decode_as_stored(data: bytes, max_pixels: int) -> tuple[Pixels, int]:
-    """The image in its own channels and depth, and how many of the channels are colours (the rest is alpha)."""
+def _decode_as_stored(data: bytes, max_pixels: int, bits: int) -> tuple[Pixels, int]:
+    """The image in its own channels and, where 16 `bits` are wanted, depth; and how many channels are colours.
+
+    What is no colour is alpha.
+    """
     if _is_for_tifffile(data):
         pixels = _decode_tiff(data, max_pixels)
         return pixels, pixels.shape[2]
@@ -157,8 +161,9 @@ def _decode_as_stored(data: bytes, max_pixels: int) -> tuple[Pixels, int]:
         return images.decode(data, max_pixels), 3
     image = images.open_image(data, max_pixels)  # knows the limits, whoever decodes
     if data[:8] == _PNG and data[_PNG_DEPTH] == 16 and data[_PNG_COLOUR]:
-        pixels = _decode_deep_png(data)
-        return pixels, pixels.shape[2] - 1 + pixels.shape[2] % 2
+        raise BadInput(
+            "UnsupportedPixels", "a PNG of 16 bits in more than one channel is read as 3x8 only; store a TIFF"
+        )
     with images.damage_told():
         image.load()
         return _values_of(ImageOps.exif_transpose(image))
@@ -175,16 +180,9 @@ def _values_of(image: Image.Image) -> tuple[Pixels, int]:
     return pixels.reshape(*pixels.shape[:2], -1), 1 if image.mode in ("L", "LA") else 3
 
 
-def _decode_deep_png(data: bytes) -> Pixels:
-    """16-bit gray with alpha, RGB or RGBA, of which Pillow keeps eight bits. -> (H, W, C) uint16."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_png
-
-    with images.damage_told():
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        planes = decode_png(encoded, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
-    pixels: Pixels = np.ascontiguousarray(planes.permute(1, 2, 0).numpy())
-    return pixels
+def is_deep_png(data: bytes) -> bool:
+    """Whether this is a PNG of 16 bits in more than one channel, of which Pillow keeps eight."""
+    return data[:8] == _PNG and data[_PNG_DEPTH : _PNG_COLOUR + 1] > b"\x10\x00"
 
 
 def _is_for_tifffile(data: bytes) -> bool:
@@ -221,12 +219,13 @@ def _decode_tiff(data: bytes, max_pixels: int) -> Pixels:
             raise BadInput("DamagedImage", "the image is cut off")  # the library would fill the rest with zeros
         try:
             found = page.asarray()
-        except ValueError as error:
-            if "requires" in str(error):  # a codec that is not installed
-                raise BadInput(
-                    "UnsupportedPixels", f"its compression is not read here ({error}); store it with deflate or none"
-                ) from None
-            raise
+        except (ValueError, KeyError) as error:
+            if page.compression in _COMPRESSIONS:
+                raise
+            name = getattr(page.compression, "name", page.compression)
+            raise BadInput(
+                "UnsupportedPixels", f"compression {name} is not read here; store it with deflate"
+            ) from error
         planar = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and channels > 1
         shaped = found.reshape((channels, height, width) if planar else (height, width, channels))
         orientation = page.tags.valueof("Orientation", 1)

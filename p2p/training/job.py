@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from p2p.data.description import read_description
 from p2p.data.order import pairs_per_rank
-from p2p.data.pairs import Pairs, open_pairs
+from p2p.data.pairs import Pairs, open_pairs, raw_load_size
 from p2p.errors import NotFound, UsageError
 from p2p.model.config import class_planes
-from p2p.storage.filesystems import absolute, join, read_json, require_readable, require_writable
+from p2p.storage.filesystems import absolute, join, read_json, require_readable
+from p2p.storage.outputs import require_output
 from p2p.storage.pixels import RGB
 from p2p.training.config import TrainConfig
 from p2p.training.health import findings
@@ -19,16 +20,14 @@ from p2p.training.position import Position, remaining_images
 from p2p.training.run_folder import RunFolder
 
 log = logging.getLogger("p2p")
-_LOAD_SHARE = 286 / 256
-"""Raw images are resized to this multiple of the crop, the paper's proportion."""
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train as `config` says; returns the summary."""
     config = dataclasses.replace(config, data=absolute(config.data), output=absolute(config.output))
     require_readable(config.data, "--data")
-    require_writable(config.output, "--output")
     config, data = _settle_pixels(config)
+    require_output(config.output, "--output", "a run")
     train, val = _open(config)
     folder = RunFolder(config.output)
     finished = _continue_or_start(folder, config, len(train))
@@ -47,7 +46,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
 
 def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
-    load_size = round(config.crop_size * _LOAD_SHARE)
+    load_size = raw_load_size(config.crop_size)
     try:
         train = open_pairs(config.data, config.split, raw_load_size=load_size)
     except NotFound as error:

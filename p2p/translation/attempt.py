@@ -89,15 +89,18 @@ def _option(field: str) -> str:
     return "--checkpoint" if field == "checkpoint_id" else "--" + field.replace("_", "-")
 
 
-def begin(output: str, settings: Settings, resume: Literal["auto", "never"]) -> None:
-    """Make `output` ready: sweep what killed writers left, start over if asked to, note the settings."""
+def exists_translation(output: str) -> bool:
+    """Whether an earlier attempt has left something in `output`."""
+    return exists(join(output, SETTINGS))
+
+
+def begin(output: str, settings: Settings) -> None:
+    """Make `output` ready: sweep what killed writers left, note the settings."""
     sweep_temporaries(output)
-    if resume == "never" and exists(join(output, SETTINGS)):
-        _remove_translation(output)
     write_json(join(output, SETTINGS), settings.to_dict())
 
 
-def _remove_translation(output: str) -> None:
+def remove_translation(output: str) -> None:
     """Remove the files an earlier translation wrote and no others, the settings last: an interruption is no loss."""
     earlier = open_sink(output, Settings(**read_json(join(output, SETTINGS))))
     remove(join(output, ledger.FOLDER))  # first: no shard may count as done whose outputs are going

@@ -43,8 +43,8 @@ class TranslateConfig:
     pad: same size out, in one piece, reflect-padded to what the network divides by."""
     tile_size: int = 0
     """Pixels on a tile's side. 0: the size of the crops the model was trained on, 256 for most."""
-    overlap: int = 64
-    """Pixels that neighbouring tiles share (at most half of an automatic tile size)."""
+    overlap: int | None = None
+    """Pixels that neighbouring tiles share. Default: 64, or a quarter of a tile smaller than 256."""
     image_column: str = "auto"
     """Parquet column with image bytes. auto: `image`, `bytes`, the input side of prepared pairs, or the only one."""
     batch_size: int = 0
@@ -82,12 +82,14 @@ class TranslateConfig:
             raise UsageError(f"--format {self.format} is not available in this version; use parquet, png, jpeg or webp")
         self._require_range("quality", 1, 100)
         self._require_range("max_bad_fraction", 0, 1)
-        for option in ("batch_size", "workers", "overlap", "tile_size", "limit", "price_per_hour", "seed"):
+        for option in ("batch_size", "workers", "tile_size", "limit", "price_per_hour", "seed"):
             self._require_range(option, 0, math.inf)
         self._require_range("max_pixels", 1, math.inf)
         if self.tile_size and self.tile_size < _MIN_TILE:
             raise UsageError(f"--tile-size {self.tile_size} is too small; use the model's size (0) or a multiple of it")
-        if self.tile_size and self.overlap >= self.tile_size:
+        if self.overlap is not None and self.overlap < 0:
+            raise UsageError(f"--overlap {self.overlap} must be 0 or more")
+        if self.tile_size and self.overlap is not None and self.overlap >= self.tile_size:
             raise UsageError(
                 f"--overlap {self.overlap} must be smaller than --tile-size {self.tile_size}; "
                 f"--overlap {self.tile_size // 4} is usual"

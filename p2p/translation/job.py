@@ -5,33 +5,43 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from p2p.data.session import physical_cores
 from p2p.errors import CheckpointError, P2PError, StorageError, UsageError, check_bad_fraction
+from p2p.model.sizing import default_overlap
 from p2p.storage.filesystems import (
     absolute,
     is_file,
     is_remote,
     join,
     require_readable,
-    require_writable,
     sweep_temporaries,
     write_json,
 )
+from p2p.storage.outputs import require_output
 from p2p.translation import ledger
 from p2p.translation.actor import Work
-from p2p.translation.attempt import Remaining, begin, remaining, require_apart, require_same_settings
+from p2p.translation.attempt import (
+    Remaining,
+    begin,
+    exists_translation,
+    remaining,
+    remove_translation,
+    require_apart,
+    require_same_settings,
+)
 from p2p.translation.codec import Codec
 from p2p.translation.config import Settings, TranslateConfig
 from p2p.translation.corpus import Corpus, open_corpus
 from p2p.translation.examples import Reader
 from p2p.translation.fetching import Fetcher
 from p2p.translation.ledger import Totals
-from p2p.translation.plan import extend_plan
-from p2p.translation.pool import ACTORS_PER_GPU, Outcome, on_gpu, translate_on_ray
-from p2p.translation.sinks import open_sink
+from p2p.translation.plan import Plan, extend_plan, load_plan, require_unique
+from p2p.translation.pool import ACTORS_PER_GPU, Outcome, on_gpu, ray_workforce
+from p2p.translation.sinks import Sink, open_sink
 
 log = logging.getLogger("p2p")
 
@@ -40,7 +50,9 @@ _LOCAL_IO_THREADS, _REMOTE_IO_THREADS = 4, 16
 _EXAMPLES = 12
 
 
-WorkThrough = Callable[[TranslateConfig, Work, Remaining], Outcome]
+WorkThrough = Callable[[Work, Remaining], Outcome]
+Workforce = Callable[[TranslateConfig], AbstractContextManager[WorkThrough]]
+"""Who does the shards. Entering it raises UsageError if what the options ask for is not there."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +64,10 @@ class _Model:
     input_side: str
 
 
-def run(config: TranslateConfig, work_through: WorkThrough = translate_on_ray) -> dict[str, Any]:
+def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[str, Any]:
     """Translate `config.source`; returns the summary. Raises UsageError before work, TooManyBadInputs after it.
 
-    `work_through` does the shards that remain, each to its end, and tells what it knows of them.
+    `workforce` does the shards that remain, each to its end, and tells what it knows of them.
     """
     started = time.monotonic()
     source, output = absolute(config.source), absolute(config.output)
@@ -71,14 +83,28 @@ def run(config: TranslateConfig, work_through: WorkThrough = translate_on_ray) -
     if config.dry_run:
         return _dry_run(config, corpus, work)
     require_same_settings(output, settings, config.resume)
-    require_writable(output, "--output")
-    begin(output, settings, config.resume)
+    require_output(output, "--output", "a translation")
     sink = open_sink(output, settings)
-    left = remaining(output, extend_plan(output, corpus, sink.name_of, config.limit), config.limit)
-    if left.done:
-        log.info("%d of %d images were done by an earlier attempt", left.images_done, left.images)
-    outcome = work_through(config, work, left) if left.shards else Outcome()
+    with workforce(config) as work_through:
+        # From here on nothing is wrong with the options, so what an earlier attempt left may go.
+        if config.resume == "never" and exists_translation(output):
+            require_unique(corpus, sink.name_of, config.limit)
+            remove_translation(output)
+        begin(output, settings)
+        left = remaining(output, _planned(output, corpus, sink, config.limit), config.limit)
+        if left.done:
+            log.info("%d of %d images were done by an earlier attempt", left.images_done, left.images)
+        outcome = work_through(work, left) if left.shards else Outcome()
     return _finish(config, work, left, outcome, started)
+
+
+def _planned(output: str, corpus: Corpus, sink: Sink, limit: int) -> Plan:
+    try:
+        return extend_plan(output, corpus, sink.name_of, limit)
+    except UsageError:
+        if not load_plan(output).shards:  # nothing was begun, so other settings must be free to follow
+            remove_translation(output)
+        raise
 
 
 def _read_model(uri: str) -> _Model:
@@ -118,13 +144,24 @@ def _settings(config: TranslateConfig, source: str, corpus: Corpus, model: _Mode
         side=config.side,
         size_mode=config.size_mode,
         tile_size=tile_size,
-        overlap=config.overlap if config.tile_size else min(config.overlap, tile_size // 2),
+        overlap=_overlap(config, tile_size),
         image_column=corpus.image_column,
         norm_mode=config.norm_mode,
         dropout=config.dropout,
         seed=config.seed,
         precision=config.precision,
     )
+
+
+def _overlap(config: TranslateConfig, tile_size: int) -> int:
+    if config.overlap is None:
+        return default_overlap(tile_size)
+    if config.size_mode == "tile" and config.overlap >= tile_size:
+        raise UsageError(
+            f"--overlap {config.overlap} must be smaller than this model's tiles of {tile_size} pixels; "
+            f"leave it out for {default_overlap(tile_size)}"
+        )
+    return config.overlap
 
 
 def _work(config: TranslateConfig, output: str, settings: Settings, corpus: Corpus, model: _Model) -> Work:

@@ -10,6 +10,7 @@ each other.
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -118,13 +119,19 @@ def extend_plan(output: str, corpus: Corpus, name_of: Callable[[str], str], limi
             writer.add(group)
         writer.flush()
         for hashes, what in ((np.concatenate([ids, *writer.ids]), "id"), (np.concatenate([names, *writer.names]), "")):
-            _require_unique(output, hashes, what, name_of)
+            _require_no_twins(output, hashes, what, name_of)
     except BaseException:
         for uri in writer.parts:
             remove(uri)
         raise
     shards += writer.shards
     return Plan(tuple(shards), sum(shard.rows for shard in shards))
+
+
+def require_unique(corpus: Corpus, name_of: Callable[[str], str], limit: int = 0) -> None:
+    """Raise UsageError as `extend_plan` would for an empty output, and write nothing there."""
+    with tempfile.TemporaryDirectory(prefix="p2p-plan-") as scratch:
+        extend_plan(scratch, corpus, name_of, limit)
 
 
 def _listed(corpus: Corpus, limit: int) -> Iterator[Input]:
@@ -217,7 +224,7 @@ class _PlanWriter:
         self._waiting = []
 
 
-def _require_unique(output: str, hashes: Hashes, what: str, name_of: Callable[[str], str]) -> None:
+def _require_no_twins(output: str, hashes: Hashes, what: str, name_of: Callable[[str], str]) -> None:
     ordered = np.sort(hashes)
     twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not len(twice):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,8 +58,6 @@ def on_gpu(work: Work, batch_size: int, cores: int) -> Work:
 def _sized(config: TranslateConfig, work: Work, shards: int) -> tuple[Work, int, dict[str, Any]]:
     """Fit the pool to the cluster: the work of each actor, how many actors, what each asks of Ray."""
     gpus, cores = available_gpus(), available_cores()
-    if config.gpu == "true" and not gpus:
-        raise UsageError("--gpu true: the cluster has no GPU; pass --gpu auto or false")
     if gpus and config.gpu != "false":
         actors = min(config.workers or ACTORS_PER_GPU * gpus, shards)
         per_gpu = math.ceil(actors / gpus)
@@ -80,32 +79,40 @@ def _chains(shards: Sequence[Shard], actors: int) -> list[list[Shard]]:
     return chains
 
 
-def translate_on_ray(config: TranslateConfig, work: Work, left: Remaining) -> Outcome:
-    """Let a pool of actors do every shard of `left`. Raises UsageError if the cluster lacks what was asked for."""
+@contextlib.contextmanager
+def ray_workforce(config: TranslateConfig) -> Iterator[Callable[[Work, Remaining], Outcome]]:
+    """Ray is running inside. Raises UsageError if the cluster cannot be joined or lacks what was asked for."""
     with ray_session():
-        work, actors, resources = _sized(config, work, len(left.shards))
-        log.info("translating %d images on %d %s processes", left.images - left.images_done, actors, work.device)
-        quiet_data_context()
-        columns = ("index", "manifest_uri", "row_group", "rows")
-        blocks = [
-            pa.table({name: [getattr(shard, name) for shard in chain] for name in columns})
-            for chain in _chains(left.shards, actors)
-        ]
-        dataset = ray.data.from_arrow(blocks).map_batches(
-            ShardTranslator,
-            fn_constructor_kwargs={"work": work},
-            batch_size=None,
-            compute=ray.data.ActorPoolStrategy(
-                min_size=1, max_size=actors, initial_size=actors, max_tasks_in_flight_per_actor=2
-            ),
-            **resources,
-        )
-        dataset.context.target_max_block_size = 1  # every report travels at once instead of filling a block
-        # Closed on every way out: an execution that outlives its Ray starts another one, and never ends.
-        with contextlib.closing(iter(dataset.iter_rows())) as rows:  # type: ignore[type-var]
-            first = list(itertools.islice(rows, 1))  # only now has an actor begun; start-up is no part of the rate
-            with Progress("translate", total=left.images, unit="images", done_before=left.images_done) as progress:
-                return collect(itertools.chain(first, rows), progress)
+        if config.gpu == "true" and not available_gpus():
+            raise UsageError("--gpu true: the cluster has no GPU; pass --gpu auto or false")
+        yield functools.partial(_translate_on_ray, config)
+
+
+def _translate_on_ray(config: TranslateConfig, work: Work, left: Remaining) -> Outcome:
+    """Let a pool of actors do every shard of `left`."""
+    work, actors, resources = _sized(config, work, len(left.shards))
+    log.info("translating %d images on %d %s processes", left.images - left.images_done, actors, work.device)
+    quiet_data_context()
+    columns = ("index", "manifest_uri", "row_group", "rows")
+    blocks = [
+        pa.table({name: [getattr(shard, name) for shard in chain] for name in columns})
+        for chain in _chains(left.shards, actors)
+    ]
+    dataset = ray.data.from_arrow(blocks).map_batches(
+        ShardTranslator,
+        fn_constructor_kwargs={"work": work},
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=actors, initial_size=actors, max_tasks_in_flight_per_actor=2
+        ),
+        **resources,
+    )
+    dataset.context.target_max_block_size = 1  # every report travels at once instead of filling a block
+    # Closed on every way out: an execution that outlives its Ray starts another one, and never ends.
+    with contextlib.closing(iter(dataset.iter_rows())) as rows:  # type: ignore[type-var]
+        first = list(itertools.islice(rows, 1))  # only now has an actor begun; start-up is no part of the rate
+        with Progress("translate", total=left.images, unit="images", done_before=left.images_done) as progress:
+            return collect(itertools.chain(first, rows), progress)
 
 
 def collect(rows: Iterable[Mapping[str, Any]], progress: Progress) -> Outcome:

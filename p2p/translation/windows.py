@@ -7,10 +7,9 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from p2p.errors import BadInput
-from p2p.model.sizing import PadPlan
+from p2p.model.sizing import PadPlan, resize
 from p2p.scenes.tiling import Stitcher, TilePlan, reflect_to
 from p2p.translation.config import SizeMode
 
@@ -102,7 +101,7 @@ class SizePolicy:
         """(H, W, C) uint8 -> its windows."""
         height, width = image.shape[:2]
         if self.size_mode == "resize":
-            return WholeWindow(resize(image, self.tile_size), (self.tile_size, self.tile_size))
+            return WholeWindow(resize(image, self.tile_size, self.tile_size), (self.tile_size, self.tile_size))
         if self.size_mode == "pad":
             shape = PadPlan(height, width, self.stride).tile_shape
             if shape[0] * shape[1] > _MOST_PAD_PIXELS:
@@ -112,15 +111,3 @@ class SizePolicy:
                 )
             return WholeWindow(reflect_to(image, *shape), (height, width))
         return TileWindows(image, self.tile_size, self.overlap)
-
-
-def resize(image: Array, size: int) -> Array:
-    """(H, W, C) uint8 -> (size, size, C) uint8, bicubic with antialiasing.
-
-    Within one level of Pillow's result in one value of 600, in a sixth of its time.
-    """
-    if image.shape[:2] == (size, size):
-        return image
-    planes = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
-    resized = torch.nn.functional.interpolate(planes, (size, size), mode="bicubic", antialias=True)
-    return resized[0].permute(1, 2, 0).contiguous().numpy()

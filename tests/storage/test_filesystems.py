@@ -151,10 +151,19 @@ def test_an_address_nothing_can_open_is_a_usage_error(uri: str) -> None:
         require_readable(uri, "--data")
 
 
-def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://me:pa55word@bucket/key",
+        "https://pa55word@example.org/pairs",
+        "https://example.org/a.zip?X-Amz-Signature=pa55word",
+        "https://example.org/a.zip?part=1&sig=pa55word",
+    ],
+)
+def test_a_secret_in_an_address_is_refused_and_not_repeated(address: str) -> None:
     for check in (require_readable, require_writable):
         with pytest.raises(UsageError, match="environment") as caught:
-            check("s3://me:pa55word@bucket/key", "--data")
+            check(address, "--data")
         assert "pa55word" not in str(caught.value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Quiet:
         pass
 
 
-def in_this_process(config: TranslateConfig, work: Work, left: Remaining) -> Outcome:
+def in_this_process(work: Work, left: Remaining) -> Outcome:
     columns = ("index", "manifest_uri", "row_group", "rows")
     batch = {name: np.array([getattr(shard, name) for shard in left.shards]) for name in columns}
     rows = ({"report": row["report"][0]} for row in ShardTranslator(work)(batch))
@@ -44,7 +45,7 @@ def in_this_process(config: TranslateConfig, work: Work, left: Remaining) -> Out
 def translate(checkpoint: str, source: Path | str, output: Path | str, **options: Any) -> dict[str, Any]:
     options = {"precision": "fp32", "batch_size": 4, **options}
     config = TranslateConfig(checkpoint=checkpoint, source=str(source), output=str(output), **options)
-    return run(config, in_this_process)
+    return run(config, lambda _: nullcontext(in_this_process))
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +204,8 @@ def test_an_interrupted_translation_ends_with_every_input_once(
 ) -> None:
     source = write(tmp_path / "in", {f"{number:03d}.png": make_image(64, 64, seed=number) for number in range(40)})
 
-    def dies_half_way(config: TranslateConfig, work: Work, left: Remaining) -> Outcome:
-        in_this_process(config, work, Remaining(left.shards[:2], left.done))
+    def dies_half_way(work: Work, left: Remaining) -> Outcome:
+        in_this_process(work, Remaining(left.shards[:2], left.done))
         (tmp_path / "out" / "data" / ".p2p-left-behind").write_bytes(b"half a file")
         # A shard whose data was published, but whose ledger was not.
         (tmp_path / "out" / "ledger" / "shard-00001.parquet").unlink()
@@ -212,14 +213,14 @@ def test_an_interrupted_translation_ends_with_every_input_once(
 
     config = TranslateConfig(checkpoint=checkpoint, source=str(source), output=str(tmp_path / "out"), precision="fp32")
     with pytest.raises(KeyboardInterrupt):
-        run(config, dies_half_way)
+        run(config, lambda _: nullcontext(dies_half_way))
     write(source, {"late.png": make_image(64, 64, seed=99)})
-    summary = run(config, in_this_process)
+    summary = run(config, lambda _: nullcontext(in_this_process))
     assert (summary["images"], summary["translated"], summary["skipped"], summary["failed"]) == (41, 33, 8, 0)
     names = {path.name for path in source.iterdir()}
     assert outputs(tmp_path / "out").keys() == names == ledger(tmp_path / "out").keys()
     assert temporaries(tmp_path / "out") == []
-    again = run(config, in_this_process)
+    again = run(config, lambda _: nullcontext(in_this_process))
     assert (again["translated"], again["skipped"]) == (0, 41)
 
 
@@ -302,3 +303,45 @@ def test_mistakes_are_told_before_any_work(tmp_path: Path, checkpoint: str, make
     assert "did not make it" in refused(checkpoint, source, out)
     assert "did not make it" in refused(checkpoint, source, out, resume="never")
     assert os.listdir(out) == ["data"]
+
+
+def test_starting_over_deletes_nothing_until_every_option_is_right(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    source = write(tmp_path / "in", {"a.jpg": make_image(64, 64), "b.png": make_image(64, 64)})
+    out = tmp_path / "out"
+    translate(checkpoint, source, out)
+
+    def content() -> dict[str, bytes]:
+        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    before = content()
+    assert "--tile-size 100" in refused(checkpoint, source, out, resume="never", tile_size=100)
+    write(source, {"a.png": make_image(64, 64)})  # as a.jpg it would become a.png
+    assert "both be written as" in refused(checkpoint, source, out, resume="never", format="png")
+
+    def no_cluster(config: TranslateConfig) -> Any:
+        raise UsageError("--gpu true: the cluster has no GPU")
+
+    config = TranslateConfig(checkpoint=checkpoint, source=str(source), output=str(out), resume="never")
+    with pytest.raises(UsageError, match="no GPU"):
+        run(config, no_cluster)
+    assert content() == before
+
+
+def test_a_first_attempt_that_is_refused_binds_nobody(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    source = write(tmp_path / "in", {"a.jpg": make_image(64, 64), "a.png": make_image(64, 64)})
+    out = tmp_path / "out"
+    assert "use --format parquet" in refused(checkpoint, source, out, format="png")
+    assert translate(checkpoint, source, out, format="parquet")["translated"] == 2
+
+
+def test_results_of_another_job_are_never_overwritten(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    source = write(tmp_path / "in", {"a.png": make_image(64, 64)})
+    run_folder = write(tmp_path / "run", {"latest.json": b"{}", "summary.json": b"of the run"})
+    assert "holds a run (latest.json)" in refused(checkpoint, source, run_folder)
+    assert sorted(os.listdir(run_folder)) == ["latest.json", "summary.json"]

@@ -1,0 +1,48 @@
+"""What a data set says of itself, and what can be read of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from p2p.data.description import Description, Side, formats_for, read_description, write_description
+from p2p.errors import UsageError
+from p2p.model.config import ModelConfig
+from p2p.storage.pixels import RGB, PixelFormat
+
+PALETTE = ((0, 0, 0), (255, 0, 0))
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    written = Description(str(tmp_path), Side(RGB, PALETTE), Side(PixelFormat(12, 16)), 286)
+    write_description(written, layout="folders")
+    assert read_description(str(tmp_path)) == written
+
+
+def test_a_raw_folder_is_rgb_without_palettes(tmp_path: Path) -> None:
+    assert read_description(str(tmp_path)) == Description(str(tmp_path), Side(RGB), Side(RGB))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"pixels_a": "0x8"}', '{"pixels_a": 3}', '{"palette_b": [[1, 2]]}'])
+def test_a_damaged_description_is_the_users_to_mend(tmp_path: Path, text: str) -> None:
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(UsageError, match=r"--data .*prepare the data set again"):
+        read_description(str(tmp_path))
+
+
+def test_gray_and_colour_can_be_had_of_each_other_and_nothing_else_is_invented() -> None:
+    data = Description("pairs", Side(PixelFormat(12, 16)), Side(RGB))
+    data.require("AtoB", 12, 3)
+    data.require("AtoB", 12, 1)
+    data.require("BtoA", 1, 12)
+    with pytest.raises(UsageError, match=r"--input-channels 3: .* in pairs have 12; .* --pixels-a 3x16"):
+        data.require("AtoB", 3, 3)
+    with pytest.raises(UsageError, match=r"--output-channels 4: .* have 3; .* --pixels-b 4x8"):
+        data.require("AtoB", 12, 4)
+
+
+def test_a_model_says_how_its_pairs_are_read() -> None:
+    onehot = ModelConfig(input_channels=5, input_encoding="onehot:5", input_palette=PALETTE, output_channels=1, bits=16)
+    assert formats_for(onehot, swap=False) == (PixelFormat(3, 16), PixelFormat(1, 16))
+    assert formats_for(onehot, swap=True) == (PixelFormat(1, 16), PixelFormat(3, 16))
