@@ -58,9 +58,7 @@ def class_planes(input_encoding: str) -> int:
         return 0
     if input_encoding.startswith(_ONE_HOT) and count.isdecimal() and 2 <= int(count) <= MAX_PALETTE:
         return int(count)
-    raise UsageError(
-        f"--input-encoding {input_encoding}: use colour, or onehot:2 to onehot:{MAX_PALETTE} for N classes"
-    )
+    raise UsageError(f"--input-encoding {input_encoding}: use colour, or onehot:N for 2 to {MAX_PALETTE} classes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +130,9 @@ class ModelConfig:
         planes = class_planes(self.input_encoding)
         colours = len(self.input_palette or ())
         if planes and not 1 <= colours <= planes:
-            raise UsageError(
-                f"--input-encoding {self.input_encoding}: the palette has {colours} colours, not 1 to {planes}"
-            )
+            has = f"a palette of {colours} colours" if colours else "no palette"
+            way_out = f"onehot:{colours} or more" if 0 < colours <= MAX_PALETTE else "colour"
+            raise UsageError(f"--input-encoding {self.input_encoding}: the inputs have {has}; use {way_out}")
         if planes and self.input_channels != planes:
             raise UsageError(
                 f"--input-channels {self.input_channels}: --input-encoding {self.input_encoding} makes {planes}; "

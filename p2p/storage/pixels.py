@@ -160,10 +160,8 @@ def _decode_as_stored(data: bytes, max_pixels: int, bits: int) -> tuple[Pixels, 
     if data[:3] == b"\xff\xd8\xff":
         return images.decode(data, max_pixels), 3
     image = images.open_image(data, max_pixels)  # knows the limits, whoever decodes
-    if data[:8] == _PNG and data[_PNG_DEPTH] == 16 and data[_PNG_COLOUR]:
-        raise BadInput(
-            "UnsupportedPixels", "a PNG of 16 bits in more than one channel is read as 3x8 only; store a TIFF"
-        )
+    if bits == 16 and is_deep_png(data):
+        raise BadInput("UnsupportedPixels", "a PNG of 16 bits in more than one channel is read with 8; store a TIFF")
     with images.damage_told():
         image.load()
         return _values_of(ImageOps.exif_transpose(image))

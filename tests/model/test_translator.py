@@ -64,6 +64,40 @@ def test_a_one_channel_generator_takes_and_gives_gray(tmp_path):
         assert translator(picture(9, 8, 1)).shape == (9, 8, 1)
 
 
+@pytest.mark.parametrize("size_mode", ["tile", "resize", "pad"])
+def test_many_channels_of_16_bit_come_back_in_the_same_size_and_depth(tmp_path, size_mode):
+    checkpoint = make_checkpoint(tmp_path, input_channels=12, output_channels=2, bits=16)
+    translator = p2p.Translator(checkpoint, device="cpu", size_mode=size_mode)
+    output = translator(picture(70, 90, 12).astype(np.uint16) * 257)
+    assert output.shape == (70, 90, 2) and output.dtype == np.uint16 and output.max() > 255
+    with pytest.raises(UsageError, match=r"expected an \(H, W, 12\) uint16 array"):
+        translator(picture(70, 90, 12))
+    with pytest.raises(UsageError, match="12 channels of 16 bits in; give and take arrays"):
+        translator(Image.fromarray(picture(9, 8)))
+
+
+def test_a_16_bit_gray_generator_takes_and_gives_16_bit_gray_images(tmp_path):
+    translator = p2p.Translator(make_checkpoint(tmp_path, input_channels=1, output_channels=1, bits=16), device="cpu")
+    deep = picture(9, 8, 1).astype(np.uint16) * 257
+    image = translator(Image.fromarray(deep[..., 0]))
+    assert image.mode == "I;16" and np.array_equal(np.asarray(image), translator(deep)[..., 0])
+    # An 8-bit image shows the same, so it is translated the same.
+    assert np.array_equal(np.asarray(translator(Image.fromarray(picture(9, 8, 1)[..., 0]))), np.asarray(image))
+
+
+def test_label_maps_are_translated_as_the_classes_they_show(tmp_path):
+    palette = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
+    onehot = {"input_channels": 4, "input_encoding": "onehot:4", "input_palette": palette}
+    translator = p2p.Translator(make_checkpoint(tmp_path, **onehot), device="cpu")
+    clean = np.array(palette, np.uint8)[np.random.default_rng(0).integers(0, 3, (70, 90))]
+    noise = np.random.default_rng(1).integers(-20, 21, clean.shape)
+    expected = translator(clean)
+    assert np.array_equal(translator(np.clip(clean + noise, 0, 255).astype(np.uint8)), expected)
+    indexed = Image.fromarray(clean).convert("P", palette=Image.Palette.ADAPTIVE, colors=3)
+    assert np.array_equal(np.asarray(translator(indexed)), expected)
+    assert not np.array_equal(translator(np.ascontiguousarray(clean[:, ::-1])), expected)
+
+
 def test_noise_is_reproducible_by_seed_and_key(checkpoint):
     translator = p2p.Translator(checkpoint, device="cpu", dropout=True)
     pixels = picture(100, 100)

@@ -35,6 +35,15 @@ def test_gray_and_many_channels_become_rgb() -> None:
     assert (as_rgb(gray) == gray[:, :, None]).all() and (as_rgb(gray[:, :, None]) == gray[:, :, None]).all()
     many = np.arange(30, dtype=np.uint8).reshape(2, 3, 5)
     assert (as_rgb(many) == many[:, :, :3]).all()
+    two = np.arange(12, dtype=np.uint8).reshape(2, 3, 2)
+    assert (as_rgb(two) == two[:, :, :1]).all()
+
+
+def test_16_bits_are_shown_by_their_upper_eight() -> None:
+    deep = np.array([0, 255, 256, 32768, 65535], np.uint16).reshape(1, 5)
+    shown = as_rgb(deep)
+    assert shown.dtype == np.uint8 and shown.shape == (1, 5, 3)
+    assert shown[0, :, 0].tolist() == [0, 0, 1, 128, 255]
 
 
 @pytest.mark.parametrize("rows", [[], [[]], [[np.zeros((2, 2, 3), np.uint8)]]])

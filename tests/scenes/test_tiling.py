@@ -32,6 +32,21 @@ def test_tiles_of_any_image_stitch_back_to_it_exactly(height, width, tile):
     assert np.array_equal(stitch(tiles, plan), image)
 
 
+@settings(max_examples=40, deadline=None)
+@given(height=SIDES, width=SIDES, overlap=st.integers(0, 23), data=st.randoms(use_true_random=False))
+def test_16_bit_tiles_stitch_back_exactly_in_any_order(height, width, overlap, data):
+    plan = TilePlan(height, width, 24, overlap if height * width < 5000 else 8)
+    image = picture(height, width, 2).astype(np.uint16) * 257
+    tiles = split(image, plan)
+    order = list(range(len(plan)))
+    data.shuffle(order)
+    stitcher = Stitcher(plan)
+    for index in order:
+        stitcher.add(index, tiles[index])
+    assert stitcher.result().dtype == np.uint16
+    assert np.array_equal(stitcher.result(), image)
+
+
 @settings(max_examples=60, deadline=None)
 @given(height=SIDES, width=SIDES, tile=TILES)
 def test_windows_cover_the_image_with_at_least_the_overlap_and_stay_inside(height, width, tile):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,17 @@ def tiff(image: Noise, **options: Any) -> bytes:
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, image, **{"photometric": "minisblack", "planarconfig": "contig", **options})
     return buffer.getvalue()
+
+
+def deep_png(values: Noise) -> bytes:
+    """RGB of 16 bit, which Pillow does not write."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    rows = b"".join(b"\x00" + row.astype(">u2").tobytes() for row in values)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def kind_of(data: bytes, wanted: PixelFormat, **options: Any) -> str:
@@ -118,12 +131,18 @@ def test_channels_that_are_not_there_are_not_invented() -> None:
     bands = tiff(noise(5, 5, 12, 16))
     with pytest.raises(BadInput, match=r"12 channels of 16 bits .* --pixels-a \(or --pixels-b\) 12x16"):
         decode(bands, RGB)
-    assert (
-        kind_of(bands, PixelFormat(1))
-        == kind_of(saved(Image.fromarray(noise(5, 5, 3))), PixelFormat(4))
-        == "WrongChannels"
-    )
+    assert kind_of(bands, PixelFormat(1)) == "WrongChannels"
+    assert kind_of(saved(Image.fromarray(noise(5, 5, 3))), PixelFormat(4)) == "WrongChannels"
+
+
+def test_what_cannot_be_read_without_loss_is_refused() -> None:
     assert kind_of(tiff(noise(5, 5, 17)), PixelFormat(16)) == "UnsupportedPixels"
+    compression = struct.pack("<HHI", 259, 3, 1)
+    lzw = tiff(noise(5, 5, 4, 16), byteorder="<").replace(compression + b"\1", compression + b"\5")
+    assert kind_of(lzw, PixelFormat(4, 16)) == "UnsupportedPixels"
+    with pytest.raises(BadInput, match="read with 8; store a TIFF"):
+        decode(deep_png(noise(5, 4, 3, 16)), PixelFormat(3, 16))
+    assert decode(deep_png(noise(5, 4, 3, 16)), PixelFormat(1)).shape == (5, 4, 1)
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
