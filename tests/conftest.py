@@ -149,6 +149,16 @@ def ray_cluster(s3_server: S3Server) -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def train_in_this_process(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train's local mode: the same job and training loop, without the seconds that a worker process costs."""
+    import ray.train
+
+    from p2p.training import launch
+
+    monkeypatch.setattr(launch, "_resources", lambda config: ray.train.ScalingConfig(num_workers=0))
+
+
 def _drawing(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Aligned A, noisy and shaded, and B, flat colours: something a generator can learn in a few steps."""
     palette = np.array([[242, 239, 233], [170, 211, 223], [200, 220, 170], [255, 255, 255]], np.uint8)

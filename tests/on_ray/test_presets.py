@@ -98,21 +98,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], 
     return run
 
 
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray Train's local mode: the same job and loop, without a worker process to start for each preset."""
-    import ray.train
-
-    from p2p.training import launch
-
-    monkeypatch.setattr(launch, "_resources", lambda config: ray.train.ScalingConfig(num_workers=0))
-
-
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_trains_on_what_its_comment_asks_for(
     preset: Path,
     prepared: Callable[[list[str]], str],
-    in_this_process: None,
+    train_in_this_process: None,
     run_cli: Callable[..., Any],
     tmp_path: Path,
 ) -> None:

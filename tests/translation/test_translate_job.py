@@ -345,3 +345,35 @@ def test_results_of_another_job_are_never_overwritten(
     run_folder = write(tmp_path / "run", {"latest.json": b"{}", "summary.json": b"of the run"})
     assert "holds a run (latest.json)" in refused(checkpoint, source, run_folder)
     assert sorted(os.listdir(run_folder)) == ["latest.json", "summary.json"]
+
+
+def saved_checkpoint(folder: Path, **model: Any) -> str:
+    config = ModelConfig(generator="unet_64", discriminator="patch_16", ngf=4, ndf=4, crop_size=64, **model)
+    save_checkpoint(str(folder), Pix2Pix(config, seed=0), {"epoch": 1}, {})
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"input_channels": 1},
+        {"input_channels": 4, "input_encoding": "onehot:4", "input_palette": ((0, 0, 0), (255, 0, 0), (255, 255, 255))},
+    ],
+)
+def test_gray_inputs_and_label_maps_are_ordinary_files(
+    tmp_path: Path, make_image: Callable[..., bytes], model: dict[str, Any]
+) -> None:
+    checkpoint = saved_checkpoint(tmp_path / "model", **model)
+    data = make_image(70, 90)
+    translate(checkpoint, write(tmp_path / "in", {"x.png": data}), tmp_path / "out")
+    pixels = Image.fromarray(decode(data))
+    expected = np.asarray(Translator(checkpoint, device="cpu", precision="fp32")(pixels))
+    assert np.abs(outputs(tmp_path / "out")["x.png"].astype(int) - expected).max() <= 1
+
+
+def test_what_this_job_does_not_translate_is_said_at_once(tmp_path: Path, make_image: Callable[..., bytes]) -> None:
+    source = write(tmp_path / "in", {"x.png": make_image(8, 8)})
+    for model in ({"input_channels": 12}, {"bits": 16}):
+        checkpoint = saved_checkpoint(tmp_path / "model", **model)
+        with pytest.raises(UsageError, match=r"--checkpoint .* p2p\.Translator any"):
+            translate(checkpoint, source, tmp_path / "out")
