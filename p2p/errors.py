@@ -3,7 +3,8 @@
 P2PError                 exit status 1
 ├── UsageError           exit status 2: wrong options, found before any work starts
 ├── StorageError         a file system, bucket or disk said no
-│   └── NotFound         nothing lies at that address
+│   ├── NotFound         nothing lies at that address
+│   └── KeysRefused      the credentials are missing, wrong or expired: nothing at all can be read or written with them
 ├── CheckpointError      a checkpoint cannot be read, or is of another kind
 ├── BadInput             one input of many is bad; becomes a row in `errors/` or `ledger/`
 ├── TrainingStopped      training cannot go on (numbers no longer finite, too many lost workers)
@@ -62,6 +63,10 @@ class StorageError(P2PError):
 
 class NotFound(StorageError):
     """Nothing lies at that address."""
+
+
+class KeysRefused(StorageError):
+    """The credentials themselves are missing, wrong or expired."""
 
 
 class CheckpointError(P2PError):

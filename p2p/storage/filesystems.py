@@ -19,7 +19,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from p2p.documents import to_json
-from p2p.errors import NotFound, P2PError, StorageError, UsageError, redact
+from p2p.errors import KeysRefused, NotFound, P2PError, StorageError, UsageError, redact
 
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
@@ -27,16 +27,17 @@ _ATTEMPTS = 8
 _PREFLIGHT_ATTEMPTS = 2  # a wrong address should be told in seconds; while work runs, patience pays
 _BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs")
 _TEMPORARY = ".p2p-"
-_BAD_CREDENTIALS = (
+_REFUSED_KEYS = (
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
     "ExpiredToken",
+    "InvalidToken",
     "NoCredentials",
     "PartialCredentials",
-    "AccessDenied",
-    "Forbidden",
     "Unable to locate credentials",
+    "Bad Request",  # all that S3 says of an expired token where an answer has no body
 )
+_DENIED = ("AccessDenied", "Forbidden")
 _UNREACHABLE = ("ConnectorError", "EndpointConnection", "ConnectTimeout", "ConnectionRefused", "NameResolution")
 
 
@@ -60,6 +61,8 @@ def _options(uri: str, attempts: int) -> dict[str, Any]:
         return {
             # A cached listing would hide what another process wrote a moment ago.
             "use_listings_cache": False,
+            # Threads here read side by side; within one object it would cost a HEAD before every GET.
+            "max_concurrency": 1,
             "config_kwargs": {
                 "connect_timeout": _CONNECT_SECONDS,
                 "read_timeout": _READ_SECONDS,
@@ -112,7 +115,13 @@ def _explain(error: BaseException, uri: str) -> StorageError:
         return StorageError(f"{uri}: is a folder, not a file")
     if isinstance(error, (NotADirectoryError, FileExistsError)):
         return StorageError(f"{uri}: a file lies where a folder is needed")
-    if any(word in chain for word in _BAD_CREDENTIALS) or isinstance(error, PermissionError):
+    refused = next((word for word in _REFUSED_KEYS if word in chain), None)
+    if refused:
+        return KeysRefused(
+            f"{uri}: access denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN: the "
+            f"credentials are missing, wrong or expired ({refused})"
+        )
+    if any(word in chain for word in _DENIED) or isinstance(error, PermissionError):
         what = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights" if is_remote(uri) else "check its mode"
         return StorageError(f"{uri}: access denied; {what}")
     if any(word in chain for word in _UNREACHABLE):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from p2p.errors import BadInput, NotFound, StorageError
+from p2p.errors import BadInput, KeysRefused, NotFound, StorageError
 from p2p.storage.filesystems import arrow_filesystem, open_filesystem, storage_errors
 from p2p.translation.inputs import WHOLE_FILE, Input
 
@@ -46,7 +46,7 @@ class Fetcher:
                 yield unit
 
     def fetch(self, unit: Sequence[Input]) -> list[Fetched]:
-        """The bytes of each input of a unit, or why there are none."""
+        """The bytes of each input of a unit, or why there are none. Raises KeysRefused: no input is bad for that."""
         first = unit[0]
         try:
             with storage_errors(first.source_uri):
@@ -60,6 +60,8 @@ class Fetcher:
                 return [_cut(data, item.offset - start, item.size) for item in unit]
         except NotFound:
             return [BadInput("NotFound", "the file was listed but is no longer there")] * len(unit)
+        except KeysRefused:
+            raise
         except StorageError as error:
             return [BadInput(FETCH_FAILED, str(error))] * len(unit)
 
