@@ -180,3 +180,25 @@ def open_corpus(uri: str, image_column: str = "auto", input_side: str = "a") -> 
         files = [file.uri for file in list_files(uri, (".parquet",))]
         return ParquetCorpus.open(uri, files, image_column, input_side)
     return TarCorpus(uri) if kind == ".tar" else FolderCorpus(uri)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The inputs of another corpus that have certain ids."""
+
+    corpus: Corpus
+    ids: frozenset[str]
+
+    @property
+    def smallest_shard(self) -> int:
+        """As in the whole corpus."""
+        return self.corpus.smallest_shard
+
+    @property
+    def image_column(self) -> str:
+        """As in the whole corpus."""
+        return self.corpus.image_column
+
+    def items(self) -> Iterator[Input]:
+        """The chosen inputs, in the order of the whole corpus."""
+        return (item for item in self.corpus.items() if item.image_id in self.ids)

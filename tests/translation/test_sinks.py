@@ -21,6 +21,7 @@ SETTINGS = Settings(
     format="parquet",
     image_format="png",
     quality=95,
+    png_level=0,
     side="whole",
     size_mode="tile",
     tile_size=64,
