@@ -12,32 +12,35 @@ from p2p.scenes.tiling import TilePlan
 
 Array = npt.NDArray[np.uint8]
 
+_AWAY = (-4, 4)
+"""Where to look for comparison, in pixels from a border. Near, since blending two tiles makes all between their borders
+smoother; a multiple of 4, since the stride-2 layers of a generator leave a pattern that repeats so."""
 _STRIP = 512  # rows looked at together, so that a large scene is not copied
 
 
 @dataclass(frozen=True)
 class Seams:
-    """Sums over steps from one pixel to the next: those across a tile's border, and all others of the same image."""
+    """Sums over steps from one pixel to the next: those across a tile's border, and others beside them."""
 
     across: float = 0.0
     across_count: int = 0
-    elsewhere: float = 0.0
-    elsewhere_count: int = 0
+    beside: float = 0.0
+    beside_count: int = 0
 
     def __add__(self, other: Seams) -> Seams:
         return Seams(
             self.across + other.across,
             self.across_count + other.across_count,
-            self.elsewhere + other.elsewhere,
-            self.elsewhere_count + other.elsewhere_count,
+            self.beside + other.beside,
+            self.beside_count + other.beside_count,
         )
 
     @property
     def score(self) -> float | None:
-        """Mean absolute step across borders over that elsewhere: 1 where borders cannot be told, None without any."""
-        if not self.across_count or not self.elsewhere:
+        """Mean absolute step across borders over that beside them: 1 where borders cannot be told, None without any."""
+        if not self.across_count or not self.beside:
             return None
-        return (self.across / self.across_count) / (self.elsewhere / self.elsewhere_count)
+        return (self.across / self.across_count) / (self.beside / self.beside_count)
 
 
 def _borders(starts: Iterable[int], tile_size: int, size: int) -> list[int]:
@@ -47,7 +50,7 @@ def _borders(starts: Iterable[int], tile_size: int, size: int) -> list[int]:
 
 
 def measure_seams(output: Array, tiling: tuple[int, int]) -> Seams:
-    """(H, W, C) uint8, made of tiles of `tiling` (tile size, overlap) -> its steps across borders and elsewhere."""
+    """(H, W, C) uint8, made of tiles of `tiling` (tile size, overlap) -> its steps across borders and beside them."""
     height, width = output.shape[:2]
     plan = TilePlan(height, width, *tiling)
     down, right = np.zeros(max(0, height - 1)), np.zeros(max(0, width - 1))
@@ -58,8 +61,10 @@ def measure_seams(output: Array, tiling: tuple[int, int]) -> Seams:
     seams = Seams()
     for steps, starts, length, across in ((down, plan.rows, height, width), (right, plan.columns, width, height)):
         borders = _borders(starts, tiling[0], length)
-        if borders:  # an axis without a border would only dilute the comparison
-            inside, values = float(steps[borders].sum()), across * output.shape[2]
-            others = (len(steps) - len(borders)) * values
-            seams += Seams(inside, len(borders) * values, float(steps.sum()) - inside, others)
+        beside = [place + away for place in borders for away in _AWAY if 0 <= place + away < len(steps)]
+        beside = [place for place in beside if place not in borders]
+        values = across * output.shape[2]
+        seams += Seams(
+            float(steps[borders].sum()), len(borders) * values, float(steps[beside].sum()), len(beside) * values
+        )
     return seams
