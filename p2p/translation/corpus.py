@@ -27,7 +27,7 @@ from p2p.storage.filesystems import (
     storage_errors,
 )
 from p2p.storage.images import SUFFIXES
-from p2p.translation.inputs import Input
+from p2p.translation.inputs import Input, printable
 from p2p.translation.packed import ParquetCorpus, TarCorpus, find_image_column, read_schema
 
 _MANIFESTS = (".txt", ".csv")
@@ -201,4 +201,4 @@ class Selection:
 
     def items(self) -> Iterator[Input]:
         """The chosen inputs, in the order of the whole corpus."""
-        return (item for item in self.corpus.items() if item.image_id in self.ids)
+        return (item for item in self.corpus.items() if printable(item.image_id) in self.ids)

@@ -105,6 +105,30 @@ def test_any_size_comes_back_the_same_size_and_as_the_python_api_translates_it(
         assert np.abs(found[name].astype(int) - expected).max() <= 1
 
 
+@pytest.mark.parametrize("format", ["parquet", "webdataset", "jpeg"])
+def test_names_of_any_bytes_are_translated_and_stay_inside(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], format: Any
+) -> None:
+    names = [
+        b"\xff\xc3(.png",
+        b"new\nline.png",
+        "ü b.png".encode(),
+        b"\\x41.png",
+        b"x..png.png",
+        b"a::b.png",
+        b"%2E.png",
+    ]
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in names:
+        (source / os.fsdecode(name)).write_bytes(make_image(64, 64))
+    summary = translate(checkpoint, source, tmp_path / "out", format=format)
+    assert (summary["translated"], summary["failed"]) == (len(names), 0)
+    assert "\\xff\\xc3(.png" in ledger(tmp_path / "out")
+    assert len(outputs(tmp_path / "out")) == len(names)
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+
+
 def test_resize_gives_the_models_size(tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]) -> None:
     source = write(tmp_path / "in", {f"{h}x{w}.png": make_image(h, w) for h, w in SIZES})
     translate(checkpoint, source, tmp_path / "out", size_mode="resize")
