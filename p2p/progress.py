@@ -28,14 +28,17 @@ def format_duration(seconds: float) -> str:
 class Progress:
     """Counts `unit`s of work done out of `total` (None where it is not known).
 
-    The rate counts this attempt only: work an earlier attempt did goes into `done_before`.
+    The rate counts this attempt only: work an earlier attempt did goes into `done_before`. `seconds_before` tells how
+    long ago the work began whose first units are counted now.
     """
 
-    def __init__(self, label: str, *, total: int | None, unit: str, done_before: int = 0) -> None:
+    def __init__(
+        self, label: str, *, total: int | None, unit: str, done_before: int = 0, seconds_before: float = 0.0
+    ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done = self._done_before = done_before
-        self._started = time.monotonic()
-        self._last_line = self._started
+        self._last_line = time.monotonic()
+        self._started = self._last_line - seconds_before
         self._bar: RichProgress | None = None
 
     def __enter__(self) -> Progress:

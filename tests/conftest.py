@@ -274,3 +274,16 @@ def browse(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         return values
 
     return run
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of_64(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small untrained generator for tiles of 64 pixels."""
+    from p2p.model.checkpoint import save_checkpoint
+    from p2p.model.config import ModelConfig
+    from p2p.model.pix2pix import Pix2Pix
+
+    folder = str(tmp_path_factory.mktemp("checkpoint"))
+    config = ModelConfig(generator="unet_64", discriminator="patch_16", ngf=4, ndf=4, crop_size=64)
+    save_checkpoint(folder, Pix2Pix(config, seed=0), {"epoch": 1}, {})
+    return folder

@@ -52,6 +52,12 @@ def test_the_rate_counts_this_attempt_only(clock: Clock) -> None:
     assert done.describe("1 failed") == "translate: 80/100 (80%) images, 2.0 images/s, ETA 10 s  1 failed"
 
 
+def test_work_that_began_before_it_was_counted_has_no_absurd_rate(clock: Clock) -> None:
+    done = Progress("translate", total=4, unit="images", seconds_before=2.0)
+    done.advance(4)
+    assert done.rate == pytest.approx(2)
+
+
 def test_without_a_total_there_is_no_share_and_no_eta(clock: Clock) -> None:
     done = Progress("list", total=None, unit="files")
     clock.now += 2

@@ -57,9 +57,11 @@ def _device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _row(what: str, value: float, unit: str, **more: float) -> Row:
+def _row(what: str, value: float, unit: str, against: Row | None = None) -> Row:
+    """A line of the table; `against` is the row that `ratio` compares it with."""
     log.info("%s: %.4g %s", what, value, unit)
-    return {"what": what, "value": value, "unit": unit, **more}
+    row = {"what": what, "value": value, "unit": unit}
+    return row if against is None else {**row, "ratio": value / against["value"], "against": against["what"]}
 
 
 def _images(config: BenchmarkConfig, folder: Path) -> Path:
@@ -91,13 +93,13 @@ def _train_rows(config: BenchmarkConfig, device: str, precision: Precision, fold
     seconds = config.seconds
     rows = []
     for size in sorted({1, batch}):
-        plain = alone(plain_update, size, seconds, device)
-        bare = alone(bare_update, size, seconds, device, precision)
-        rows.append(_row(f"update, textbook float32, batch {size}", plain, "pairs/s"))
-        rows.append(_row(f"update, {precision}, batch {size}", bare, "pairs/s", ratio=bare / plain))
-    steps = max(2, round(seconds * bare / batch / (_EPOCHS - 1)))
+        plain = _row(f"update, textbook float32, batch {size}", alone(plain_update, size, seconds, device), "pairs/s")
+        rate = alone(bare_update, size, seconds, device, precision)
+        bare = _row(f"bare update, {precision}, batch {size}", rate, "pairs/s", plain)
+        rows += [plain, bare]
+    steps = max(2, round(seconds * bare["value"] / batch / (_EPOCHS - 1)))
     whole = _train_job(batch, steps, device, precision, folder)
-    rows.append(_row(f"training job, {precision}, batch {batch}", whole, "pairs/s", ratio=whole / bare))
+    rows.append(_row(f"training job, {precision}, batch {batch}", whole, "pairs/s", bare))
     return rows
 
 
@@ -138,19 +140,22 @@ def _translate_rows(
 ) -> list[Row]:
     cores, seconds = physical_cores(), config.seconds
     batch = 64 if device == "cuda" else 8
-    plain = alone(plain_forward, 1, seconds, device)
-    rows = [_row("network, textbook float32, batch 1", plain, "images/s")]
+    plain = _row("network, textbook float32, batch 1", alone(plain_forward, 1, seconds, device), "images/s")
+    rows = [plain]
     for size in (1, batch):
-        fast = alone(engine_rate, size, seconds, device, precision, 0)
-        rows.append(_row(f"network, {precision}, batch {size}", fast, "images/s", ratio=fast / plain))
+        rate = alone(engine_rate, size, seconds, device, precision, 0)
+        bare = _row(f"bare network, {precision}, batch {size}", rate, "images/s", plain)
+        rows.append(bare)
     codecs: Codecs = alone(codec_seconds, str(images), seconds)
     for name, value in (("decode", codecs.decode), ("resize", codecs.resize), ("encode PNG", codecs.encode)):
         rows.append(_row(f"{name}, one core", 1000 * value, "ms/image"))
-    limit = 1 / (1 / fast + (codecs.decode + codecs.resize + codecs.encode) / cores)
-    rows.append(_row(f"sum of the parts on {cores} cores", limit, "images/s"))
+    parts = 1 / (1 / bare["value"] + (codecs.decode + codecs.resize + codecs.encode) / cores)
+    limit = _row(f"sum of the parts on {cores} cores", parts, "images/s", bare)
+    rows.append(limit)
     whole = _translate_job(device, precision, images, folder)
-    rows.append(_row("translation job", whole, "images/s", ratio=whole / limit))
-    difference = alone(fast_path_difference, device, precision)
+    rows.append(_row("translation job", whole, "images/s", bare))
+    rows.append(_row("translation job", whole, "images/s", limit))
+    difference = alone(fast_path_difference, str(images), device, precision)
     rows.append(_row(f"{precision} against float32, mean absolute difference", difference, "levels of 255"))
     return rows
 
@@ -181,11 +186,11 @@ def _translate_job(device: str, precision: Precision, images: Path, folder: Path
 
 
 def _print(rows: Sequence[Row]) -> None:
-    table = Table("what", "value", "unit", "ratio")
+    table = Table("what", "value", "unit", "ratio", "of")
     for row in rows:
         ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
-        table.add_row(row["what"], f"{row['value']:.4g}", row["unit"], ratio)
-    Console(stderr=True, width=100).print(table)
+        table.add_row(row["what"], f"{row['value']:.4g}", row["unit"], ratio, row.get("against", ""))
+    Console(stderr=True, width=140).print(table)
 
 
 def _machine(device: str) -> dict[str, Any]:

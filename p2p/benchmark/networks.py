@@ -6,20 +6,25 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from p2p.model.allocator import keep_freed_memory
 from p2p.model.config import ModelConfig, Precision
 from p2p.model.engine import Engine
 from p2p.model.networks import build_discriminator, build_generator
 from p2p.model.pix2pix import Pix2Pix
+from p2p.model.sizing import resize
 from p2p.model.tensors import to_model_range, to_uint8
+from p2p.storage.images import decode, split_halves
 
 SIZE = 256
+_COMPARED = 8
 Result = TypeVar("Result")
 
 
@@ -112,10 +117,21 @@ def engine_rate(batch: int, seconds: float, device: str, precision: Precision, t
 
 
 @torch.inference_mode()
-def fast_path_difference(device: str, precision: Precision) -> float:
-    """Mean absolute difference, in levels of 255, of the engine's outputs from the unfolded float32 network's."""
+def fast_path_difference(folder: str, device: str, precision: Precision) -> float:
+    """Mean absolute difference, in levels of 255, of the engine's outputs from the unfolded float32 network's.
+
+    On the left halves of the images in `folder`. The network is drawn at random, its outputs stretched over the whole
+    range as a trained one's are: near the middle gray of fresh weights any precision would look exact.
+    """
     generator = build_generator(ModelConfig(), seed=0).eval()
-    images = random_images(8)
+    paths = sorted(Path(folder).iterdir())[:_COMPARED]
+    images = np.stack([resize(split_halves(decode(path.read_bytes()))[0], SIZE, SIZE) for path in paths])
+    last = next(layer for layer in reversed(list(generator.modules())) if isinstance(layer, nn.ConvTranspose2d))
+    logits: list[torch.Tensor] = []
+    hook = last.register_forward_hook(lambda layer, inputs, output: logits.append(output))
+    generator(to_model_range(images))
+    hook.remove()
+    last.weight.mul_(1.0 / logits[0].std())
     exact = to_uint8(generator(to_model_range(images))).numpy()
-    engine = Engine(generator, tile_size=SIZE, batch_size=8, device=device, precision=precision)
+    engine = Engine(generator, tile_size=SIZE, batch_size=_COMPARED, device=device, precision=precision)
     return float(np.abs(exact.astype(np.int16) - engine(images)).mean())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
-from typing import Literal
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,16 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from p2p.errors import UsageError
 from p2p.model.config import Precision
+from p2p.model.lanes import CudaLane
 from p2p.model.networks import Generator
+from p2p.model.packing import pack_weights
 from p2p.model.tensors import InputEncoder, as_tensor, to_pixels
 from p2p.storage.images import Depth, Pixels
 
 NormMode = Literal["running", "batch"]
+Taken = Callable[[], npt.NDArray[Any]]
+"""Waits for a batch that is on its way and returns it: (B, H, W, C_out)."""
+_LANES = 2  # one computes while the other's tiles travel
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -60,7 +66,8 @@ class Engine:
     nor on its neighbours, nor on how full the batch is.
     dropout: the paper's test-time noise, drawn for each tile from `seed` and the tile's key alone.
     tile_size: side of the tiles in pixels; None takes any shape whose sides are multiples of the generator's stride.
-    The generator given is not changed.
+    A fixed tile size is quicker: bfloat16 weights are packed for the CPU, a GPU replays a recorded graph.
+    The generator given is not changed. Not to be called from several threads at once.
     """
 
     def __init__(
@@ -101,32 +108,79 @@ class Engine:
             self._noise = [module for module in network.modules() if isinstance(module, _KeyedDropout)]
         network.to(device=self.device, dtype=self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._network = network
+        self._lanes: deque[CudaLane] = deque()
+        if self.device.type == "cpu" and precision == "bf16" and tile_size is not None:
+            pack_weights(network, batch_size, generator.config.input_channels, tile_size)
 
     def with_batch_size(self, batch_size: int) -> Engine:
         """The same engine, sharing its weights, with another batch size."""
         other = copy.copy(self)
         other.batch_size = batch_size
+        other._lanes = deque()
         return other
+
+    @property
+    def in_flight(self) -> int:
+        """Batches that may be started before the first of them is taken; more would wait for each other."""
+        return _LANES if self._takes_lanes else 1
+
+    @property
+    def _takes_lanes(self) -> bool:
+        # Noise is drawn on the CPU in the middle of the network, which no graph can hold.
+        return self.device.type == "cuda" and self.tile_size is not None and not self._noise and self._bits == 8
+
+    def start(self, tiles: npt.NDArray[Depth], keys: Sequence[str] | None = None) -> Taken:
+        """Send at most `batch_size` tiles on their way; returns what waits for them.
+
+        To be called in the order of starts. On a CPU they are done when this returns. No more than `in_flight` may be
+        under way.
+        """
+        self._check(tiles, keys)
+        if len(tiles) > self.batch_size:
+            raise ValueError(f"{len(tiles)} tiles are more than the batch size of {self.batch_size}")
+        if not self._takes_lanes:
+            outputs = self._run(tiles, keys or ())
+            return lambda: outputs
+        if len(self._lanes) < _LANES:
+            shape = (self.batch_size, *tiles.shape[1:])
+            self._lanes.append(CudaLane(self._forward, shape, self.device))
+        lane = self._lanes[-1]
+        self._lanes.rotate(1)
+        lane.start(np.ascontiguousarray(tiles))
+        return lane.take
 
     def __call__(self, tiles: npt.NDArray[Depth], keys: Sequence[str] | None = None) -> npt.NDArray[Depth]:
         """(B, T, T, C_in), any B -> (B, T, T, C_out) of the same depth. `keys`, one a tile, are needed with dropout."""
         self._check(tiles, keys)
         outputs = np.empty((*tiles.shape[:3], self.output_channels), self.dtype)
-        for start in range(0, len(tiles), self.batch_size):
-            batch = tiles[start : start + self.batch_size]
-            outputs[start : start + len(batch)] = self._run(batch, keys[start : start + len(batch)] if keys else ())
+        for start, batch in self._batches(tiles, keys):
+            outputs[start : start + len(batch)] = batch
         return outputs
 
-    @torch.inference_mode()
+    def _batches(self, tiles: Pixels, keys: Sequence[str] | None) -> Iterator[tuple[int, Pixels]]:
+        """Yield (index of its first tile, outputs) of every batch, keeping as many under way as may be."""
+        under_way: deque[tuple[int, Taken]] = deque()
+        for start in range(0, len(tiles), self.batch_size):
+            if len(under_way) == self.in_flight:
+                first, take = under_way.popleft()
+                yield first, take()
+            part = slice(start, start + self.batch_size)
+            under_way.append((start, self.start(tiles[part], keys[part] if keys else None)))
+        for first, take in under_way:
+            yield first, take()
+
     def _run(self, tiles: Pixels, keys: Sequence[str]) -> Pixels:
         count = len(tiles)
         if count < self.batch_size:  # kernels, and with them the rounding, are chosen by shape
             tiles = np.concatenate([tiles, np.zeros((self.batch_size - count, *tiles.shape[1:]), self.dtype)])
         for layer, module in enumerate(self._noise):
             module.seeds = [_noise_seed(self._seed, key, layer) for key in keys]
-        batch = as_tensor(tiles).to(self.device, non_blocking=True)
-        outputs = self._network(self._encode(batch).to(self._dtype))
-        return to_pixels(outputs[:count], self._bits).cpu().numpy()
+        return self._forward(as_tensor(tiles).to(self.device, non_blocking=True))[:count].cpu().numpy()
+
+    @torch.inference_mode()
+    def _forward(self, tiles: Tensor) -> Tensor:
+        """(B, H, W, C_in) -> (B, H, W, C_out) of the same depth, on the engine's device."""
+        return to_pixels(self._network(self._encode(tiles).to(self._dtype)), self._bits)
 
     def _check(self, tiles: Pixels, keys: Sequence[str] | None) -> None:
         height, width = tiles.shape[1:3] if tiles.ndim == 4 else (0, 0)

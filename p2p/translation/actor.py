@@ -6,24 +6,26 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from p2p.errors import CheckpointError, P2PError
+from p2p.errors import BadInput, CheckpointError, P2PError
 from p2p.model.allocator import keep_freed_memory
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, choose_precision
 from p2p.storage.filesystems import exists
 from p2p.translation.codec import Codec
 from p2p.translation.config import Settings
+from p2p.translation.deaths import DECODE_SECONDS, PROCESS_ENDED, Deadline, Note, begin_note, begun_shards
 from p2p.translation.fetching import Fetcher
 from p2p.translation.inputs import Input
-from p2p.translation.ledger import LedgerRow, ledger_uri, write_ledger
-from p2p.translation.pipeline import Pipeline
+from p2p.translation.ledger import LedgerRow, ledger_uri, read_kept, write_ledger
+from p2p.translation.passage import ShardReport
+from p2p.translation.pipeline import Pipeline, ShardBooks
 from p2p.translation.plan import Shard, read_inputs
 from p2p.translation.sinks import Sink, open_sink
 from p2p.translation.windows import SizePolicy
@@ -45,12 +47,7 @@ class Work:
     io_threads: int
 
 
-def make_pipeline(
-    work: Work,
-    sink: Sink,
-    read_inputs: Callable[[Shard], list[Input]],
-    declare_done: Callable[[int, Sequence[LedgerRow]], None],
-) -> Pipeline:
+def make_pipeline(work: Work, sink: Sink, books: ShardBooks) -> Pipeline:
     """Load the model and put the pipeline around it. Raises CheckpointError."""
     settings = work.settings
     generator = load_generator(work.generator_uri)
@@ -69,13 +66,13 @@ def make_pipeline(
     return Pipeline(
         network=engine,
         policy=SizePolicy(settings.size_mode, settings.tile_size, settings.overlap, engine.stride),
-        codec=Codec(settings.side, work.max_pixels, settings.image_format, settings.quality),
+        codec=Codec(settings.side, work.max_pixels, settings.image_format, settings.quality, settings.png_level),
         fetcher=Fetcher(work.image_column),
         sink=sink,
-        read_inputs=read_inputs,
-        declare_done=declare_done,
+        books=books,
         io_threads=work.io_threads,
         codec_threads=work.codec_threads,
+        deadline=Deadline(DECODE_SECONDS),
     )
 
 
@@ -90,23 +87,63 @@ class ShardTranslator:
         keep_freed_memory()
         torch.set_num_threads(work.torch_threads)
         self._work = work
-        sink = open_sink(work.output, work.settings)
-        self._pipeline = make_pipeline(work, sink, self._read_inputs, functools.partial(write_ledger, work.output))
+        self._notes: dict[int, Note] = {}
+        self._pipeline: Pipeline | None = None
 
     def __call__(self, batch: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[dict[str, list[str]]]:
         """Yield reports as JSON, the first when work begins; each has `at`, this machine's clock in seconds.
 
-        What must stop the whole job (a full disk, a bucket that refuses) is the last report, `stopped`: raised here, it
-        would reach the user below pages of Ray's tracebacks.
+        What must stop the whole job (a full disk, a bucket that refuses, too little memory) is the last report,
+        `stopped`: raised here, it would reach the user below pages of Ray's tracebacks.
         """
-        yield _row({})
         rows = zip(*(batch[field.name].tolist() for field in dataclasses.fields(Shard)), strict=True)
         try:
-            for report in self._pipeline.run(Shard(*row) for row in rows):
+            if self._pipeline is None:
+                self._pipeline = make_pipeline(
+                    self._work, open_sink(self._work.output, self._work.settings), self._books()
+                )
+            yield _row({})
+            for report in self._translate(self._pipeline, [Shard(*row) for row in rows]):
                 yield _row(dataclasses.asdict(report))
         except P2PError as error:
             yield _row({"stopped": str(error)})
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            reason = str(error).split(". ")[0] or "out of memory"
+            advice = f"{reason}; pass a smaller --batch-size (now {self._work.batch_size}), a smaller --tile-size"
+            yield _row({"stopped": f"{advice} or fewer --workers. The same command continues"})
+
+    def _translate(self, pipeline: Pipeline, shards: list[Shard]) -> Iterator[ShardReport]:
+        """All shards in one flow, except those at which a process has ended: these go image by image."""
+        begun = begun_shards(self._work.output)
+        yield from pipeline.run(shard for shard in shards if shard.index not in begun)
+        for shard in shards:
+            if shard.index in begun:
+                yield from pipeline.run([shard], one_by_one=True)
+
+    def _books(self) -> ShardBooks:
+        output = self._work.output
+        return ShardBooks(self._read_inputs, self._declare_done, functools.partial(read_kept, output), self._take_up)
 
     def _read_inputs(self, shard: Shard) -> list[Input]:
         """Nothing for a shard that was finished before this call was made again, after its first process had died."""
-        return [] if exists(ledger_uri(self._work.output, shard.index)) else read_inputs(shard)
+        if exists(ledger_uri(self._work.output, shard.index)):
+            return []
+        self._notes[shard.index] = begin_note(self._work.output, shard.index)
+        return read_inputs(shard)
+
+    def _declare_done(self, shard: int, rows: Sequence[LedgerRow]) -> None:
+        write_ledger(self._work.output, shard, rows)
+        self._notes.pop(shard).remove()
+
+    def _take_up(self, shard: int, position: int) -> None:
+        """Called for every image; only those of a suspected shard are noted."""
+        note = self._notes[shard]
+        if note.is_new:
+            return
+        if note.is_bad(position):
+            raise BadInput(
+                PROCESS_ENDED,
+                f"the process that worked on it ended each time: a crash, a hang of more than {DECODE_SECONDS:g} s, or "
+                f"more memory than there is",
+            )
+        note.take_up(position)

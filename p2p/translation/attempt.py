@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from p2p.errors import UsageError
+from p2p.errors import StorageError, UsageError
 from p2p.storage.filesystems import (
+    absolute,
     exists,
     is_remote,
     join,
@@ -19,14 +20,16 @@ from p2p.storage.filesystems import (
     sweep_temporaries,
     write_json,
 )
-from p2p.translation import ledger, plan
-from p2p.translation.config import Settings
+from p2p.translation import deaths, ledger, plan
+from p2p.translation.config import Settings, TranslateConfig
+from p2p.translation.corpus import Corpus, Selection
 from p2p.translation.plan import Plan, Shard
 from p2p.translation.sinks import images, open_sink, parquet
 from p2p.translation.sinks.staging import remove_file
 
 SETTINGS = "settings.json"
 _FOLDERS = (parquet.FOLDER, images.FOLDER, ledger.FOLDER, plan.FOLDER)
+_PASSING_FOLDERS = (deaths.FOLDER, ledger.RETRY_FOLDER)  # there only while work is going on
 _FILES = (SETTINGS, "summary.json", "report.html")
 _REMOVERS = 16
 
@@ -69,20 +72,28 @@ def require_same_settings(output: str, settings: Settings, resume: Literal["auto
                 f"choose an empty folder"
             )
         return
+    before = _read_settings(output).to_dict()
     if resume == "never":
         return
-    before = read_json(join(output, SETTINGS))
     now = settings.to_dict()
-    names = [name for name in now if not isinstance(before, dict) or before.get(name) != now[name]]
+    names = [name for name in now if before[name] != now[name]]
     if names:
-        told = "; ".join(
-            f"{_option(name)} was {before.get(name) if isinstance(before, dict) else '?'}, is {now[name]}"
-            for name in names
-        )
+        told = "; ".join(f"{_option(name)} was {before[name]}, is {now[name]}" for name in names)
         raise UsageError(
             f"--output {output} holds a translation made with other settings ({told}); "
             f"choose another --output, or --resume never to remove it and start over"
         )
+
+
+def _read_settings(output: str) -> Settings:
+    """What the translation in `output` was made with. Raises UsageError for what this version did not write."""
+    uri = join(output, SETTINGS)
+    try:
+        return Settings(**read_json(uri))
+    except (TypeError, StorageError):
+        raise UsageError(
+            f"--output {output}: its {SETTINGS} was not written by this version of p2p; choose another --output"
+        ) from None
 
 
 def _option(field: str) -> str:
@@ -97,18 +108,37 @@ def exists_translation(output: str) -> bool:
 def begin(output: str, settings: Settings) -> None:
     """Make `output` ready: sweep what killed writers left, note the settings."""
     sweep_temporaries(output)
+    deaths.forgive(output)
     write_json(join(output, SETTINGS), settings.to_dict())
+
+
+def select_failed(corpus: Corpus, config: TranslateConfig, output: str) -> Corpus:
+    """`--only-failed`: the inputs to plan for. Raises UsageError where the ledger holds no failure of this corpus.
+
+    For the ledger of the output itself that is every input: the plan has them already.
+    """
+    if not config.only_failed or ledger.is_ledger_of(config.only_failed, output):
+        return corpus
+    try:
+        ids = ledger.read_failed_ids(absolute(config.only_failed))
+    except StorageError as error:
+        raise UsageError(f"--only-failed {error}") from None
+    chosen = Selection(corpus, frozenset(ids))
+    if next(iter(chosen.items()), None) is None:
+        raise UsageError(f"--only-failed {config.only_failed}: none of its {len(ids)} failed inputs is in --source")
+    return chosen
 
 
 def remove_translation(output: str) -> None:
     """Remove the files an earlier translation wrote and no others, the settings last: an interruption is no loss."""
-    earlier = open_sink(output, Settings(**read_json(join(output, SETTINGS))))
+    earlier = open_sink(output, _read_settings(output))
     remove(join(output, ledger.FOLDER))  # first: no shard may count as done whose outputs are going
     with ThreadPoolExecutor(_REMOVERS) as pool:
         for shard in plan.load_plan(output).shards:
             names = earlier.output_names(shard.index, [item.image_id for item in plan.read_inputs(shard)])
             list(pool.map(remove_file, (join(output, name) for name in names)))
-    remove(join(output, plan.FOLDER))
+    for folder in (*_PASSING_FOLDERS, plan.FOLDER):
+        remove(join(output, folder))
     if not is_remote(output):
         root = open_filesystem(output)[1]
         for top in (images.FOLDER, parquet.FOLDER):
@@ -117,6 +147,15 @@ def remove_translation(output: str) -> None:
                     os.rmdir(folder)
     for name in reversed(_FILES):
         remove_file(join(output, name))
+
+
+def tidy(output: str) -> None:
+    """Remove what is there only while work is going on, if it no longer is."""
+    finished = ledger.done_shards(output)
+    for folder in _PASSING_FOLDERS:
+        numbers = (int("".join(filter(str.isdigit, name))) for name in list_names(join(output, folder)))
+        if finished.issuperset(numbers):
+            remove(join(output, folder))
 
 
 def remaining(output: str, whole: Plan, limit: int) -> Remaining:

@@ -21,6 +21,7 @@ class Codec:
     max_pixels: int
     image_format: ImageFormat
     quality: int
+    png_level: int
 
     def decode(self, data: bytes) -> Array:
         """Encoded bytes -> (H, W, 3) uint8 of the chosen side. Raises BadInput."""
@@ -32,4 +33,6 @@ class Codec:
 
     def encode(self, image: Array) -> bytes:
         """(H, W, 1 or 3) uint8 -> encoded bytes."""
-        return encode(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image, self.image_format, self.quality)
+        if image.shape[2] == 1:
+            image = np.repeat(image, 3, axis=2)
+        return encode(image, self.image_format, self.quality, self.png_level)

@@ -27,7 +27,7 @@ from p2p.storage.filesystems import (
     storage_errors,
 )
 from p2p.storage.images import SUFFIXES
-from p2p.translation.inputs import Input
+from p2p.translation.inputs import Input, printable
 from p2p.translation.packed import ParquetCorpus, TarCorpus, find_image_column, read_schema
 
 _MANIFESTS = (".txt", ".csv")
@@ -180,3 +180,25 @@ def open_corpus(uri: str, image_column: str = "auto", input_side: str = "a") -> 
         files = [file.uri for file in list_files(uri, (".parquet",))]
         return ParquetCorpus.open(uri, files, image_column, input_side)
     return TarCorpus(uri) if kind == ".tar" else FolderCorpus(uri)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The inputs of another corpus that have certain ids."""
+
+    corpus: Corpus
+    ids: frozenset[str]
+
+    @property
+    def smallest_shard(self) -> int:
+        """As in the whole corpus."""
+        return self.corpus.smallest_shard
+
+    @property
+    def image_column(self) -> str:
+        """As in the whole corpus."""
+        return self.corpus.image_column
+
+    def items(self) -> Iterator[Input]:
+        """The chosen inputs, in the order of the whole corpus."""
+        return (item for item in self.corpus.items() if printable(item.image_id) in self.ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 from typing import Any
 
 from p2p.progress import format_duration
@@ -11,6 +12,7 @@ from p2p.translation.actor import Work, make_pipeline
 from p2p.translation.config import TranslateConfig
 from p2p.translation.corpus import Corpus
 from p2p.translation.inputs import Input
+from p2p.translation.pipeline import ShardBooks
 from p2p.translation.plan import Shard
 from p2p.translation.sinks import Record
 
@@ -53,6 +55,9 @@ class _Nowhere:
     def add(self, record: Record) -> str:
         return ""
 
+    def keep(self, image_ids: Collection[str]) -> set[str]:
+        return set()
+
     def fail(self, image_id: str) -> None:
         pass
 
@@ -67,7 +72,8 @@ def estimate(config: TranslateConfig, corpus: Corpus, work: Work, processes: int
     """Time a sample in this process and scale it to `processes`. Returns and logs the estimate."""
     count, chosen = sample(corpus, config.limit)
     held = [chosen[:1], chosen]  # the first image pays for memory and kernels
-    pipeline = make_pipeline(work, _Nowhere(), lambda shard: held[shard.index], lambda shard, rows: None)
+    books = ShardBooks(lambda shard: held[shard.index], lambda shard, rows: None)
+    pipeline = make_pipeline(work, _Nowhere(), books)
     list(pipeline.run([Shard(0, "", 0, 1)]))
     started = time.monotonic()
     reports = [report for report in pipeline.run([Shard(1, "", 0, len(chosen))]) if report.finished]

@@ -21,6 +21,8 @@ from p2p.translation.config import OutputFormat
 from p2p.translation.fetching import Fetcher
 from p2p.translation.ledger import ledger_uri
 from p2p.translation.plan import Shard, read_inputs
+from p2p.translation.seams import Seams, measure_seams
+from p2p.translation.sinks.webdataset import read_records
 
 Array = npt.NDArray[np.uint8]
 
@@ -28,11 +30,12 @@ _LONGEST_SIDE = 384
 
 
 class Pair(NamedTuple):
-    """Thumbnails, (h, w, 3) uint8, of one input and its output."""
+    """Thumbnails, (h, w, 3) uint8, of one input and its output, and what the whole output says of its seams."""
 
     image_id: str
     input: Array
     output: Array
+    seams: Seams
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Reader:
     format: OutputFormat
     fetcher: Fetcher
     codec: Codec
+    tiling: tuple[int, int] | None
+    """Tile size and overlap in pixels, where outputs are put together from tiles."""
 
     def examples(self, shards: Sequence[Shard], count: int) -> list[Pair]:
         """Up to `count` pairs, from shards spread evenly over the corpus; the same every time.
@@ -68,10 +73,14 @@ class Reader:
             image = _output(row["output_uri"], row["image_id"], self.format)
             (data,) = self.fetcher.fetch([items[row["image_id"]]])
             if image is not None and isinstance(data, bytes):
-                yield Pair(row["image_id"], _thumbnail(self.codec.decode(data)), _thumbnail(decode(image)))
+                output = decode(image, self.codec.max_pixels)
+                seams = measure_seams(output, self.tiling) if self.tiling else Seams()
+                yield Pair(row["image_id"], _thumbnail(self.codec.decode(data)), _thumbnail(output), seams)
 
 
 def _output(uri: str, image_id: str, format: OutputFormat) -> bytes | None:
+    if format == "webdataset":
+        return next((record.image for record in read_records(uri) if record.image_id == image_id), None)
     if format != "parquet":
         return read_bytes(uri)
     filesystem, path = arrow_filesystem(uri)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 
 from p2p.errors import BadInput, KeysRefused, NotFound, StorageError
 from p2p.storage.filesystems import arrow_filesystem, open_filesystem, storage_errors
-from p2p.translation.inputs import WHOLE_FILE, Input
+from p2p.translation.inputs import WHOLE_FILE, Input, on_disk, printable
 
 _RANGE_BYTES = 8 * 2**20  # neighbours in a tar are read together up to this
 _ROWS_AT_ONCE = 32
@@ -53,6 +54,8 @@ class Fetcher:
                 if first.row_group != WHOLE_FILE:
                     return self._fetch_rows(unit)
                 filesystem, path = self._locate(first.source_uri)
+                if "\\x" in path and not os.path.lexists(path) and os.path.lexists(on_disk(path)):
+                    path = on_disk(path)
                 if first.offset == WHOLE_FILE:
                     return [bytes(filesystem.cat_file(path))] * len(unit)
                 start, end = first.offset, max(item.offset + item.size for item in unit)
@@ -63,7 +66,7 @@ class Fetcher:
         except KeysRefused:
             raise
         except StorageError as error:
-            return [BadInput(FETCH_FAILED, str(error))] * len(unit)
+            return [BadInput(FETCH_FAILED, printable(str(error)))] * len(unit)
 
     def _locate(self, uri: str) -> tuple[Any, str]:
         """File system and path. Addresses are not parsed again for each file: `::` or `#` in a name mean nothing."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import NamedTuple
 
 WHOLE_FILE = -1
+_ESCAPED_BYTE = re.compile(r"\\x([0-9a-f]{2})")
 
 
 class Input(NamedTuple):
@@ -22,3 +25,15 @@ class Input(NamedTuple):
     """Row group of a Parquet file."""
     row: int = WHOLE_FILE
     """Row inside that row group."""
+
+
+def printable(name: str) -> str:
+    r"""A file's name with each byte that is no UTF-8 written like `\xff`: Parquet and JSON hold UTF-8 only."""
+    if name.isascii():
+        return name
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def on_disk(name: str) -> str:
+    """The name of which `printable` made this one."""
+    return _ESCAPED_BYTE.sub(lambda byte: os.fsdecode(bytes.fromhex(byte[1])), name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -32,15 +32,18 @@ from p2p.translation.attempt import (
     remove_translation,
     require_apart,
     require_same_settings,
+    select_failed,
+    tidy,
 )
 from p2p.translation.codec import Codec
-from p2p.translation.config import Settings, TranslateConfig
+from p2p.translation.config import PACKED, Settings, TranslateConfig
 from p2p.translation.corpus import Corpus, open_corpus
-from p2p.translation.examples import Reader
+from p2p.translation.examples import Pair, Reader
 from p2p.translation.fetching import Fetcher
 from p2p.translation.ledger import Totals
 from p2p.translation.plan import Plan, extend_plan, load_plan, require_unique
 from p2p.translation.pool import ACTORS_PER_GPU, Outcome, on_gpu, ray_workforce
+from p2p.translation.seams import Seams
 from p2p.translation.sinks import Sink, open_sink
 
 log = logging.getLogger("p2p")
@@ -78,6 +81,7 @@ def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[s
     corpus = open_corpus(source, config.image_column, model.input_side)
     if next(iter(corpus.items()), None) is None:
         raise UsageError(f"--source {source}: holds no images")
+    corpus = select_failed(corpus, config, output)
     settings = _settings(config, source, corpus, model)
     work = _work(config, output, settings, corpus, model)
     if config.dry_run:
@@ -91,6 +95,8 @@ def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[s
             require_unique(corpus, sink.name_of, config.limit)
             remove_translation(output)
         begin(output, settings)
+        if config.only_failed and ledger.is_ledger_of(config.only_failed, output):
+            ledger.reopen_failed(output)
         left = remaining(output, _planned(output, corpus, sink, config.limit), config.limit)
         if left.done:
             log.info("%d of %d images were done by an earlier attempt", left.images_done, left.images)
@@ -139,8 +145,9 @@ def _settings(config: TranslateConfig, source: str, corpus: Corpus, model: _Mode
         source=source,
         checkpoint_id=model.checkpoint_id,
         format=config.format,
-        image_format=config.image_format if config.format == "parquet" else config.format,  # type: ignore[arg-type]
+        image_format=config.image_format if config.format in PACKED else config.format,  # type: ignore[arg-type]
         quality=config.quality,
+        png_level=config.png_level,
         side=config.side,
         size_mode=config.size_mode,
         tile_size=tile_size,
@@ -203,12 +210,13 @@ def _finish(config: TranslateConfig, work: Work, left: Remaining, outcome: Outco
     if missing:
         raise P2PError(f"{len(missing)} shards were not finished; the same command does what is missing")
     totals = ledger.read_totals(output, (shard.index for shard in left.done))
-    skipped = totals.translated
+    skipped = totals.translated + outcome.kept
     late = ledger.read_totals(output, untold)
     translated = outcome.translated + late.translated
     for part in (late, ledger.read_totals(output, outcome.with_failures)):
         totals.add(part)
     sweep_temporaries(output)
+    tidy(output)
     rate = translated / outcome.seconds if outcome.seconds else 0.0
     busy = sum(outcome.stages.values()) or 1.0
     seconds = time.monotonic() - started
@@ -226,21 +234,26 @@ def _finish(config: TranslateConfig, work: Work, left: Remaining, outcome: Outco
         "output_bytes": outcome.output_bytes,
         "output": output,
     }
-    summary["report"] = _write_report(work, left, summary, totals)
+    pairs = _examples(work, left)
+    if work.settings.size_mode == "tile":
+        score = sum((pair.seams for pair in pairs), Seams()).score
+        summary["seam_score"] = None if score is None else round(score, 3)
+    summary["report"] = _write_report(work, pairs, summary, totals)
     write_json(join(output, "summary.json"), summary)
     check_bad_fraction(totals.failed, left.images, config.max_bad_fraction, join(output, ledger.FOLDER), summary)
     return summary
 
 
-def _write_report(work: Work, left: Remaining, summary: dict[str, Any], totals: Totals) -> str:
+def _examples(work: Work, left: Remaining) -> list[Pair]:
+    settings = work.settings
+    codec = Codec(settings.side, work.max_pixels, settings.image_format, settings.quality, settings.png_level)
+    tiling = (settings.tile_size, settings.overlap) if settings.size_mode == "tile" else None
+    reader = Reader(work.output, settings.format, Fetcher(work.image_column), codec, tiling)
+    return reader.examples(sorted((*left.done, *left.shards), key=lambda shard: shard.index), _EXAMPLES)
+
+
+def _write_report(work: Work, pairs: Sequence[Pair], summary: dict[str, Any], totals: Totals) -> str:
     from p2p.reports.translation import Example, write_translation_report
 
-    settings = work.settings
-    codec = Codec(settings.side, work.max_pixels, settings.image_format, settings.quality)
-    shards = sorted((*left.done, *left.shards), key=lambda shard: shard.index)
-    reader = Reader(work.output, settings.format, Fetcher(work.image_column), codec)
-    examples = [
-        Example(image_id=pair.image_id, input=pair.input, output=pair.output)
-        for pair in reader.examples(shards, _EXAMPLES)
-    ]
-    return write_translation_report(work.output, summary, examples, totals.failures, settings.to_dict())
+    examples = [Example(image_id=pair.image_id, input=pair.input, output=pair.output) for pair in pairs]
+    return write_translation_report(work.output, summary, examples, totals.failures, work.settings.to_dict())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,9 +13,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from p2p.storage.filesystems import arrow_filesystem, join, list_names, storage_errors, write_table
+from p2p.storage.filesystems import (
+    absolute,
+    arrow_filesystem,
+    exists,
+    is_file,
+    join,
+    list_names,
+    remove,
+    storage_errors,
+    write_table,
+)
 
 FOLDER = "ledger"
+RETRY_FOLDER = "retry"
+"""Ledgers of shards whose failures are tried again, until the new ledger is written."""
 LEDGER_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("image_id", "status", "error", "message", "output_uri")],
 )
@@ -66,10 +79,14 @@ def write_ledger(output: str, shard: int, rows: Sequence[LedgerRow]) -> None:
     write_table(ledger_uri(output, shard), pa.table([list(values) for values in columns], schema=LEDGER_SCHEMA))
 
 
-def _read_totals(uri: str) -> Totals:
+def _read(uri: str) -> pa.Table:
     filesystem, path = arrow_filesystem(uri)
     with storage_errors(uri):
-        table = pq.read_table(path, filesystem=filesystem)
+        return pq.read_table(path, filesystem=filesystem, schema=LEDGER_SCHEMA)
+
+
+def _read_totals(uri: str) -> Totals:
+    table = _read(uri)
     failed = table.filter(pc.equal(table["status"], "failed"))
     failures = failed.select(["image_id", "error", "message"]).slice(0, MAX_FAILURES_KEPT).to_pylist()
     return Totals(len(table) - len(failed), len(failed), failures)
@@ -82,3 +99,54 @@ def read_totals(output: str, shards: Iterable[int]) -> Totals:
         for part in pool.map(_read_totals, (ledger_uri(output, shard) for shard in sorted(shards))):
             totals.add(part)
     return totals
+
+
+def _retry_uri(output: str, shard: int) -> str:
+    return join(output, RETRY_FOLDER, os.path.basename(ledger_uri(output, shard)))
+
+
+def read_kept(output: str, shard: int) -> dict[str, LedgerRow]:
+    """Rows of a reopened shard that stay as they are, by image id; none for a shard that never was done."""
+    uri = _retry_uri(output, shard)
+    if not exists(uri):
+        return {}
+    rows = [LedgerRow(**row) for row in _read(uri).to_pylist()]
+    return {row.image_id: row for row in rows if row.status == "translated"}
+
+
+def reopen_failed(output: str) -> int:
+    """Let every shard with failures count as not done; what it translated is remembered. Returns how many there are.
+
+    A shard's old ledger is copied before it is removed, so that an interruption loses neither.
+    """
+
+    def reopen(shard: int) -> bool:
+        table = _read(ledger_uri(output, shard))
+        if "failed" not in table["status"].to_pylist():
+            return False
+        write_table(_retry_uri(output, shard), table)
+        remove(ledger_uri(output, shard))
+        return True
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return sum(pool.map(reopen, sorted(done_shards(output))))
+
+
+def is_ledger_of(uri: str, output: str) -> bool:
+    """Whether `--only-failed uri` means the ledger of `output`."""
+    return absolute(uri).rstrip("/") in (output.rstrip("/"), join(output, FOLDER))
+
+
+def read_failed_ids(uri: str) -> set[str]:
+    """Ids of the inputs that failed, from an output, its ledger folder or one file of it. Raises StorageError."""
+    uris = [uri]
+    if not is_file(uri):
+        folder = join(uri, FOLDER) if list_names(join(uri, FOLDER)) else uri
+        uris = [join(folder, name) for name in list_names(folder) if name.endswith(".parquet")]
+
+    def failed(uri: str) -> Iterator[str]:
+        table = _read(uri)
+        yield from table.filter(pc.equal(table["status"], "failed"))["image_id"].to_pylist()
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return {image_id for ids in pool.map(failed, uris) for image_id in ids}

@@ -6,11 +6,11 @@ published when its last image has come out. Memory is bounded by the windows bel
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,91 +18,46 @@ from PIL import Image
 
 from p2p.errors import BadInput, StorageError
 from p2p.storage.images import image_size
+from p2p.translation.batching import Batcher, Network
 from p2p.translation.codec import Codec
-from p2p.translation.fetching import FETCH_FAILED, Fetched, Fetcher
+from p2p.translation.fetching import FETCH_FAILED, Fetcher
 from p2p.translation.flow import Stopwatch, ahead
 from p2p.translation.inputs import Input
 from p2p.translation.ledger import LedgerRow
+from p2p.translation.passage import Job, OpenShard, ShardReport
 from p2p.translation.plan import Shard
-from p2p.translation.sinks import Record, ShardWriter, Sink
-from p2p.translation.windows import SizePolicy, Windows
+from p2p.translation.sinks import Record, Sink
+from p2p.translation.windows import SizePolicy
 
 Array = npt.NDArray[np.uint8]
 
 _FETCHED_BYTES = 64 * 2**20
 _DECODED_PIXELS = 32 * 2**20  # 96 MB
-_WAITING_PIXELS = 16 * 2**20  # of images whose tiles wait for a batch to fill
-_PAD_BATCH_PIXELS = 2**20  # per forward pass where shapes vary
 _PUBLISHERS = 4
 _MOST_UNREADABLE_IN_A_ROW = 16
 _SECONDS_BETWEEN_REPORTS = 1.0
 
 
-class Network(Protocol):
-    """The part of `p2p.model.engine.Engine` that is used here."""
+@dataclass(frozen=True)
+class ShardBooks:
+    """What is written down of shards: their inputs, what earlier attempts made of them, that they are done."""
 
-    batch_size: int
-    input_channels: int
-
-    def __call__(self, tiles: Array, keys: list[str]) -> Array:
-        """(B, h, w, C) uint8 -> (B, h, w, C') uint8."""
-
-    def with_batch_size(self, batch_size: int) -> Network:
-        """The same with another fixed batch."""
-
-
-@dataclass
-class ShardReport:
-    """How far a shard is; `finished` once its ledger lies in the output."""
-
-    shard: int
-    images: int = 0
-    finished: bool = False
-    translated: int = 0
-    failed: int = 0
-    pixels: int = 0
-    output_bytes: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class _OpenShard:
-    report: ShardReport
-    writer: ShardWriter
-    rows: list[LedgerRow | None]
-
-
-@dataclass
-class _Job:
-    """One image on its way through."""
-
-    shard: _OpenShard
-    position: int
-    item: Input
-    data: Fetched
-    pixels: int = 0
-    windows: Windows | None = None
-    answered: int = 0
-    encoded: bytes = b""
-    size: tuple[int, int] = (0, 0)
-    seconds: float = 0.0
-    stages: list[tuple[str, float]] = field(default_factory=list)
-
-    def spend(self, stage: str, started: float) -> None:
-        seconds = time.perf_counter() - started
-        self.seconds += seconds
-        self.stages.append((stage, seconds))
-
-    def fail(self, error: BadInput) -> None:
-        self.data, self.windows = error, None
+    read_inputs: Callable[[Shard], list[Input]]
+    """What a shard holds; nothing if it is done."""
+    declare_done: Callable[[int, Sequence[LedgerRow]], None]
+    """Called with a shard's number and ledger when all its outputs are in place."""
+    read_kept: Callable[[int], dict[str, LedgerRow]] = lambda shard: {}
+    """Ledger rows, by image id, that stay as they are when a shard's failures are tried again."""
+    take_up: Callable[[int, int], None] = lambda shard, position: None
+    """Called with shard and position before an image is touched, where images go through one by one. May raise BadInput
+    to forbid it."""
 
 
 class Pipeline:
     """Translates shards with one network.
 
-    read_inputs tells what a shard holds, nothing if it is done. declare_done is called with its number and ledger when
-    all its outputs are in place. io_threads read ahead. codec_threads decode and encode beside the network; 0 does both
-    in the calling thread, which is quickest where the network itself uses the core.
+    io_threads read ahead. codec_threads decode and encode beside the network; 0 does both in the calling thread, which
+    is quickest where the network itself uses the core. `deadline` is entered wherever an image is decoded.
     """
 
     def __init__(
@@ -113,27 +68,30 @@ class Pipeline:
         codec: Codec,
         fetcher: Fetcher,
         sink: Sink,
-        read_inputs: Callable[[Shard], list[Input]],
-        declare_done: Callable[[int, Sequence[LedgerRow]], None],
+        books: ShardBooks,
         io_threads: int,
         codec_threads: int,
+        deadline: contextlib.AbstractContextManager[None] | None = None,
     ) -> None:
         self._network, self._policy, self._codec = network, policy, codec
         self._fetcher, self._sink = fetcher, sink
-        self._read_inputs, self._declare_done = read_inputs, declare_done
+        self._books = books
+        self._deadline = deadline or contextlib.nullcontext()
         self._io_threads, self._codec_threads = io_threads, codec_threads
         self._stages = Stopwatch()
         self._unreadable_in_a_row = 0
 
-    def run(self, shards: Iterable[Shard]) -> Iterator[ShardReport]:
+    def run(self, shards: Iterable[Shard], one_by_one: bool = False) -> Iterator[ShardReport]:
         """Translate `shards`; yield a report about once a second, and one for each shard when it is finished.
 
+        one_by_one: no image is touched before the one before it is through, so that it is known which one does harm.
         Raises StorageError if outputs cannot be written. What is bad about an input goes into the ledger.
         """
-        io = ThreadPoolExecutor(self._io_threads, thread_name_prefix="fetch")
-        codec = ThreadPoolExecutor(self._codec_threads, thread_name_prefix="codec") if self._codec_threads else None
+        io = None if one_by_one else ThreadPoolExecutor(self._io_threads, thread_name_prefix="fetch")
+        threaded = self._codec_threads and not one_by_one
+        codec = ThreadPoolExecutor(self._codec_threads, thread_name_prefix="codec") if threaded else None
         publishers = ThreadPoolExecutor(_PUBLISHERS, thread_name_prefix="publish")
-        open_shards: list[_OpenShard] = []
+        open_shards: list[OpenShard] = []
         try:
             yield from self._publish(self._jobs(shards, open_shards, io, codec), publishers)
         finally:
@@ -145,8 +103,8 @@ class Pipeline:
                     shard.writer.discard()
 
     def _jobs(
-        self, shards: Iterable[Shard], open_shards: list[_OpenShard], io: Executor, codec: Executor | None
-    ) -> Iterator[_Job]:
+        self, shards: Iterable[Shard], open_shards: list[OpenShard], io: Executor | None, codec: Executor | None
+    ) -> Iterator[Job]:
         def wait(seconds: float) -> None:
             self._stages.add("wait", seconds)
 
@@ -170,9 +128,10 @@ class Pipeline:
             most_weight=_DECODED_PIXELS,
             waited=wait,
         )
+        batcher = Batcher(self._network, self._policy, lambda: self._stages, one_by_one=io is None)
         return ahead(
             self._encode,
-            self._translate(decoded),
+            batcher.run(decoded),
             codec,
             count=window,
             weigh=lambda job: job.pixels,
@@ -180,27 +139,33 @@ class Pipeline:
             waited=wait,
         )
 
-    def _units(self, shards: Iterable[Shard], open_shards: list[_OpenShard], io: Executor) -> Iterator[list[_Job]]:
-        def read(shard: Shard) -> tuple[Shard, list[Input]]:
-            return shard, self._read_inputs(shard)
+    def _units(self, shards: Iterable[Shard], open_shards: list[OpenShard], io: Executor | None) -> Iterator[list[Job]]:
+        def read(shard: Shard) -> tuple[Shard, list[Input], dict[str, LedgerRow]]:
+            inputs = self._books.read_inputs(shard)
+            return shard, inputs, self._books.read_kept(shard.index) if inputs else {}
 
-        for shard, inputs in ahead(read, shards, io, count=2):
+        for shard, inputs, before in ahead(read, shards, io, count=2):
             if not inputs:
                 continue
             writer = self._sink.open_shard(shard.index)
-            state = _OpenShard(ShardReport(shard.index), writer, [None] * len(inputs))
+            kept = writer.keep(before) if before else set()
+            rows = [before[item.image_id] if item.image_id in kept else None for item in inputs]
+            report = ShardReport(shard.index, images=len(rows) - rows.count(None))
+            report.kept = report.images
+            state = OpenShard(report, writer, rows)
             open_shards[:] = [*(other for other in open_shards if not other.report.finished), state]
-            position = 0
-            for unit in self._fetcher.units(inputs):
-                yield [_Job(state, position + number, item, b"") for number, item in enumerate(unit)]
-                position += len(unit)
+            positions = [position for position, row in enumerate(rows) if row is None]
+            where = iter(positions)
+            for unit in self._fetcher.units([inputs[position] for position in positions]):
+                yield [Job(state, next(where), item, b"") for item in unit]
 
-    def _fetch(self, unit: list[_Job]) -> list[_Job]:
+    def _fetch(self, unit: list[Job]) -> list[Job]:
         started = time.perf_counter()
         for job, data in zip(unit, self._fetcher.fetch([job.item for job in unit]), strict=True):
             job.data = data
             if isinstance(data, bytes):
                 try:  # the header alone, so that decoding can be kept within bounds
+                    self._books.take_up(job.shard.report.shard, job.position)
                     width, height = image_size(data, self._codec.max_pixels)
                     job.pixels = width * height
                 except BadInput as error:
@@ -208,7 +173,7 @@ class Pipeline:
         unit[0].stages.append(("fetch", time.perf_counter() - started))
         return unit
 
-    def _readable(self, units: Iterable[list[_Job]]) -> Iterator[_Job]:
+    def _readable(self, units: Iterable[list[Job]]) -> Iterator[Job]:
         """Pass the inputs on. One that cannot be read is bad; when none can, the storage is, and the work must stop."""
         for unit in units:
             errors = [job.data for job in unit if isinstance(job.data, BadInput) and job.data.kind == FETCH_FAILED]
@@ -220,11 +185,13 @@ class Pipeline:
                 )
             yield from unit
 
-    def _decode(self, job: _Job) -> _Job:
+    def _decode(self, job: Job) -> Job:
         if isinstance(job.data, bytes):
             started = time.perf_counter()
             try:
-                image = self._codec.decode(job.data)
+                self._books.take_up(job.shard.report.shard, job.position)
+                with self._deadline:
+                    image = self._codec.decode(job.data)
                 if self._network.input_channels == 1:
                     image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
                 job.data = b""
@@ -234,50 +201,7 @@ class Pipeline:
             job.spend("decode", started)
         return job
 
-    def _translate(self, jobs: Iterable[_Job]) -> Iterator[_Job]:
-        """Fill batches of equal shape from whatever comes; yield an image when its last window is answered."""
-        waiting: dict[tuple[int, int], list[tuple[_Job, int]]] = {}
-        for job in jobs:
-            if job.windows is None:
-                yield job
-                continue
-            shape = job.windows.shape
-            batch = waiting.setdefault(shape, [])
-            for index in range(len(job.windows)):
-                batch.append((job, index))
-                if len(batch) >= self._batch_size(shape):
-                    yield from self._forward(shape, waiting.pop(shape))
-                    batch = waiting.setdefault(shape, [])
-            while sum(len(entry) * height * width for (height, width), entry in waiting.items()) > _WAITING_PIXELS:
-                oldest = next(shape for shape, entry in waiting.items() if entry)
-                yield from self._forward(oldest, waiting.pop(oldest))
-        for shape, batch in waiting.items():
-            if batch:
-                yield from self._forward(shape, batch)
-
-    def _batch_size(self, shape: tuple[int, int]) -> int:
-        """Fixed where every window has one shape; elsewhere it follows from the shape alone, as results must."""
-        if self._policy.size_mode != "pad":
-            return self._network.batch_size
-        return max(1, min(self._network.batch_size, _PAD_BATCH_PIXELS // (shape[0] * shape[1])))
-
-    def _forward(self, shape: tuple[int, int], batch: list[tuple[_Job, int]]) -> Iterator[_Job]:
-        started = time.perf_counter()
-        tiles = np.stack([job.windows.tile(index) for job, index in batch if job.windows is not None])
-        size = self._batch_size(shape)
-        network = self._network if size == self._network.batch_size else self._network.with_batch_size(size)
-        outputs = network(tiles, [f"{job.item.image_id}#{index}" for job, index in batch])
-        for (job, index), output in zip(batch, outputs, strict=True):
-            assert job.windows is not None
-            job.windows.add(index, output)
-            job.answered += 1
-        seconds = time.perf_counter() - started
-        self._stages.add("network", seconds)
-        for job, _ in batch:
-            job.seconds += seconds / len(batch)
-        yield from {id(job): job for job, _ in batch if job.windows and job.answered == len(job.windows)}.values()
-
-    def _encode(self, job: _Job) -> _Job:
+    def _encode(self, job: Job) -> Job:
         if job.windows is not None:
             started = time.perf_counter()
             image = job.windows.result()
@@ -287,7 +211,7 @@ class Pipeline:
             job.spend("encode", started)
         return job
 
-    def _publish(self, jobs: Iterable[_Job], publishers: Executor) -> Iterator[ShardReport]:
+    def _publish(self, jobs: Iterable[Job], publishers: Executor) -> Iterator[ShardReport]:
         publishing: list[Future[ShardReport]] = []
         last_report = time.monotonic()
         for job in jobs:
@@ -302,7 +226,7 @@ class Pipeline:
         for future in publishing:
             yield self._finished(future)
 
-    def _record(self, job: _Job) -> None:
+    def _record(self, job: Job) -> None:
         shard, item = job.shard, job.item
         for stage, seconds in job.stages:
             self._stages.add(stage, seconds)
@@ -321,10 +245,10 @@ class Pipeline:
         self._stages.add("publish", time.perf_counter() - started)
         shard.rows[job.position] = LedgerRow(item.image_id, "translated", output_uri=uri)
 
-    def _finish(self, shard: _OpenShard) -> ShardReport:
+    def _finish(self, shard: OpenShard) -> ShardReport:
         started = time.perf_counter()
         shard.report.output_bytes = shard.writer.publish()
-        self._declare_done(shard.report.shard, [row for row in shard.rows if row is not None])
+        self._books.declare_done(shard.report.shard, [row for row in shard.rows if row is not None])
         shard.report.finished = True
         shard.report.seconds = {"publish": time.perf_counter() - started}
         return shard.report

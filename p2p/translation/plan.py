@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from p2p.errors import UsageError
 from p2p.storage.filesystems import arrow_filesystem, join, list_names, remove, storage_errors, write_bytes
 from p2p.translation.corpus import Corpus
-from p2p.translation.inputs import Input
+from p2p.translation.inputs import Input, printable
 
 FOLDER = "manifest"
 MANIFEST_SCHEMA = pa.schema(
@@ -138,7 +138,7 @@ def _listed(corpus: Corpus, limit: int) -> Iterator[Input]:
     for number, item in enumerate(corpus.items()):
         if limit and number >= limit:
             return
-        yield item
+        yield item._replace(image_id=printable(item.image_id), source_uri=printable(item.source_uri))
 
 
 def _unknown(items: Iterator[Input], known: Hashes) -> Iterator[Input]:

@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,8 @@ class Outcome:
 
     told: set[int] = field(default_factory=set)
     translated: int = 0
+    kept: int = 0
+    """Translated by an earlier attempt, in shards whose failures were tried again."""
     with_failures: set[int] = field(default_factory=set)
     pixels: int = 0
     output_bytes: int = 0
@@ -111,7 +114,10 @@ def _translate_on_ray(config: TranslateConfig, work: Work, left: Remaining) -> O
     # Closed on every way out: an execution that outlives its Ray starts another one, and never ends.
     with contextlib.closing(iter(dataset.iter_rows())) as rows:  # type: ignore[type-var]
         first = list(itertools.islice(rows, 1))  # only now has an actor begun; start-up is no part of the rate
-        with Progress("translate", total=left.images, unit="images", done_before=left.images_done) as progress:
+        began = max(0.0, time.time() - json.loads(first[0]["report"])["at"]) if first else 0.0
+        with Progress(
+            "translate", total=left.images, unit="images", done_before=left.images_done, seconds_before=began
+        ) as progress:
             return collect(itertools.chain(first, rows), progress)
 
 
@@ -137,6 +143,7 @@ def collect(rows: Iterable[Mapping[str, Any]], progress: Progress) -> Outcome:
         if report["finished"] and shard not in outcome.told:
             outcome.told.add(shard)
             outcome.translated += report["translated"]
+            outcome.kept += report["kept"]
             if report["failed"]:
                 outcome.with_failures.add(shard)
             outcome.pixels += report["pixels"]

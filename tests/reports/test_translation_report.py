@@ -48,6 +48,12 @@ def failure(name: str, kind: str, message: str = "why") -> dict[str, str]:
     return {"image_id": name, "error": kind, "message": message}
 
 
+def test_the_seam_score_is_shown_where_there_is_one(tmp_path: Path) -> None:
+    assert "seam score 1.013" in text_of(write(tmp_path, {**SUMMARY, "seam_score": 1.0131}))
+    for none in (SUMMARY, {**SUMMARY, "seam_score": None}):
+        assert "seam score" not in text_of(write(tmp_path, none))
+
+
 def test_the_figures_of_the_summary_stand_on_the_page(tmp_path: Path) -> None:
     text = text_of(write(tmp_path, settings={"tile_size": 256, "dropout": False, "checkpoint_id": "3f9ab1c2d4e5f607"}))
     for words in (

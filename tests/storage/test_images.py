@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms
 
 from p2p.errors import BadInput
+from p2p.storage import images
 from p2p.storage.images import decode, encode, image_size, resize, split_halves
 
 RGB = np.random.default_rng(0).integers(0, 256, (13, 17, 3), dtype=np.uint8)
@@ -50,6 +51,22 @@ def test_lossy_formats_come_back_near_and_of_the_same_size(format: Any, height: 
     back = decode(encode(image, format, quality=95))
     assert back.shape == image.shape
     assert np.abs(back.astype(int) - image).mean() < 6
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 300), (300, 1), (17, 31), (257, 255)])
+def test_every_png_level_brings_back_every_pixel(height: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    for image in (noise, noise // 64, np.full_like(noise, 7)):
+        for level in (0, 1, 9):
+            data = encode(image, "png", png_level=level)
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), image)
+    monkeypatch.setattr(images, "fpng", None)  # as where it has no wheel
+    assert encode(noise, "png", png_level=0) == encode(noise, "png", png_level=1)
+
+
+def test_a_higher_png_level_is_smaller() -> None:
+    sizes = [len(encode(SMOOTH, "png", png_level=level)) for level in (0, 1, 9)]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[2]
 
 
 def test_a_higher_quality_is_nearer() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2p.translation.config import Settings
-from p2p.translation.sinks import ImagesSink, ParquetSink, Record
+from p2p.translation.sinks import ImagesSink, ParquetSink, Record, WebDatasetSink
 from p2p.translation.sinks.images import image_name
+from p2p.translation.sinks.webdataset import read_records
 
 SETTINGS = Settings(
     source="/corpus",
@@ -21,6 +23,7 @@ SETTINGS = Settings(
     format="parquet",
     image_format="png",
     quality=95,
+    png_level=0,
     side="whole",
     size_mode="tile",
     tile_size=64,
@@ -122,6 +125,46 @@ def test_hostile_names_stay_inside_and_apart(tmp_path: Path) -> None:
     for name in HOSTILE:
         path = tmp_path / "out" / "images" / sink.name_of(name)
         assert path.read_bytes() == (name.encode("utf-8", "surrogatepass") or b"-")
+
+
+def test_hostile_names_stay_inside_their_file_and_apart(tmp_path: Path) -> None:
+    for sink in (ParquetSink(str(tmp_path / "parquet"), SETTINGS), WebDatasetSink(str(tmp_path / "tar"), SETTINGS)):
+        names = [name for name in HOSTILE if name != "\udcff.png" or isinstance(sink, WebDatasetSink)]
+        writer = sink.open_shard(0)
+        for name in names:
+            writer.add(record(name))
+        writer.publish()
+    assert sorted(os.listdir(tmp_path)) == ["parquet", "tar"]
+    assert files(tmp_path) == ["parquet/data/part-00000.parquet", "tar/data/part-00000.tar"]
+    assert [found.image_id for found in read_records(str(tmp_path / "tar" / "data" / "part-00000.tar"))] == HOSTILE
+    with tarfile.open(tmp_path / "tar" / "data" / "part-00000.tar") as tar:
+        members = tar.getnames()
+        tar.extractall(tmp_path / "unpacked", filter="data")  # refuses whatever would leave the folder
+    assert len(set(members)) == len(members) == 2 * len(HOSTILE)
+
+
+def test_a_tar_pairs_each_image_with_what_is_known_of_it(tmp_path: Path) -> None:
+    sink = WebDatasetSink(str(tmp_path), SETTINGS)
+    tars = []
+    for _ in range(2):
+        writer = sink.open_shard(3)
+        for name in ("a/b.c.jpg", "a/d.jpg", "ä e.png"):
+            writer.add(record(name, name.encode()))
+        assert writer.publish() == (tmp_path / "data" / "part-00003.tar").stat().st_size
+        tars.append((tmp_path / "data" / "part-00003.tar").read_bytes())
+    assert tars[0] == tars[1], "equal images make equal tars"
+    with tarfile.open(tmp_path / "data" / "part-00003.tar") as tar:
+        content = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    assert list(content) == [
+        *("a/b%2Ec.png", "a/b%2Ec.json"),
+        *("a/d.png", "a/d.json"),
+        *("ä e.png", "ä e.json"),
+    ]
+    assert content["a/b%2Ec.png"] == b"a/b.c.jpg"
+    known = json.loads(content["a/d.json"])
+    assert (known["image_id"], known["width"], known["checkpoint_id"]) == ("a/d.jpg", 3, SETTINGS.checkpoint_id)
+    sink.open_shard(3).publish()
+    assert files(tmp_path) == []
 
 
 @settings(max_examples=200, deadline=None)

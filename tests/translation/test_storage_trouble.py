@@ -19,9 +19,6 @@ import pytest
 import s3fs
 
 from p2p.errors import P2PError
-from p2p.model.checkpoint import save_checkpoint
-from p2p.model.config import ModelConfig
-from p2p.model.pix2pix import Pix2Pix
 from p2p.storage.filesystems import arrow_filesystem, list_files, write_bytes
 from p2p.translation import TranslateConfig
 from p2p.translation.actor import ShardTranslator, Work
@@ -160,17 +157,9 @@ def in_this_process(work: Work, left: Remaining) -> Outcome:
     return collect(rows, Quiet())  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("checkpoint"))
-    config = ModelConfig(generator="unet_64", discriminator="patch_16", ngf=4, ndf=4, crop_size=64)
-    save_checkpoint(folder, Pix2Pix(config, seed=0), {"epoch": 1}, {})
-    return folder
-
-
 @pytest.fixture
 def translate(
-    s3: Any, proxy: Proxy, checkpoint: str, make_image: Callable[..., bytes]
+    s3: Any, proxy: Proxy, checkpoint_of_64: str, make_image: Callable[..., bytes]
 ) -> Callable[..., dict[str, Any]]:
     """Translates sixteen images from the bucket to the bucket."""
     for number in range(IMAGES):
@@ -178,7 +167,7 @@ def translate(
 
     def translate(**options: Any) -> dict[str, Any]:
         config = TranslateConfig(
-            checkpoint=checkpoint, source=s3.uri("in"), output=s3.uri("out"), precision="fp32", **options
+            checkpoint=checkpoint_of_64, source=s3.uri("in"), output=s3.uri("out"), precision="fp32", **options
         )
         return run(config, lambda _: nullcontext(in_this_process))
 

@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from p2p.errors import P2PError, TooManyBadInputs, UsageError
 from p2p.model.checkpoint import save_checkpoint
 from p2p.model.config import ModelConfig
+from p2p.model.engine import Engine
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.translator import Translator
 from p2p.storage.images import decode
@@ -26,6 +28,7 @@ from p2p.translation.actor import ShardTranslator, Work
 from p2p.translation.attempt import Remaining
 from p2p.translation.job import run
 from p2p.translation.pool import Outcome, collect
+from p2p.translation.sinks.webdataset import read_records
 
 
 class Quiet:
@@ -48,12 +51,9 @@ def translate(checkpoint: str, source: Path | str, output: Path | str, **options
     return run(config, lambda _: nullcontext(in_this_process))
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("checkpoint"))
-    config = ModelConfig(generator="unet_64", discriminator="patch_16", ngf=4, ndf=4, crop_size=64)
-    save_checkpoint(folder, Pix2Pix(config, seed=0), {"epoch": 1}, {})
-    return folder
+@pytest.fixture
+def checkpoint(checkpoint_of_64: str) -> str:
+    return checkpoint_of_64
 
 
 def ledger(output: Path) -> dict[str, dict[str, str]]:
@@ -65,6 +65,11 @@ def ledger(output: Path) -> dict[str, dict[str, str]]:
 
 def outputs(output: Path) -> dict[str, np.ndarray]:
     """Decoded images by id (Parquet) or relative name."""
+    tars = sorted((output / "data").glob("*.tar"))
+    if tars:
+        records = [record for tar in tars for record in read_records(str(tar))]
+        assert len({record.image_id for record in records}) == len(records)
+        return {record.image_id: decode(record.image) for record in records}
     if (output / "data").exists():
         table = pa.concat_tables([pq.read_table(path) for path in sorted((output / "data").iterdir())])
         assert len(set(table["image_id"].to_pylist())) == len(table), "an image stands in the output twice"
@@ -102,6 +107,30 @@ def test_any_size_comes_back_the_same_size_and_as_the_python_api_translates_it(
         assert found[name].shape == expected.shape
         # Kernels may round differently for another batch size; nothing else may differ.
         assert np.abs(found[name].astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("format", ["parquet", "webdataset", "jpeg"])
+def test_names_of_any_bytes_are_translated_and_stay_inside(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], format: Any
+) -> None:
+    names = [
+        b"\xff\xc3(.png",
+        b"new\nline.png",
+        "ü b.png".encode(),
+        b"\\x41.png",
+        b"x..png.png",
+        b"a::b.png",
+        b"%2E.png",
+    ]
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in names:
+        (source / os.fsdecode(name)).write_bytes(make_image(64, 64))
+    summary = translate(checkpoint, source, tmp_path / "out", format=format)
+    assert (summary["translated"], summary["failed"]) == (len(names), 0)
+    assert "\\xff\\xc3(.png" in ledger(tmp_path / "out")
+    assert len(outputs(tmp_path / "out")) == len(names)
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
 
 
 def test_resize_gives_the_models_size(tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]) -> None:
@@ -188,11 +217,14 @@ def test_every_format_and_every_source_gives_the_same_pixels(
     images = {f"{number}.png": make_image(64, 80, seed=number) for number in range(3)}
     source = write(tmp_path / "in", images)
     translate(checkpoint, source, tmp_path / "parquet")
-    translate(checkpoint, source, tmp_path / "png", format="png")
+    translate(checkpoint, source, tmp_path / "png", format="png", png_level=6)
+    translate(checkpoint, source, tmp_path / "tar", format="webdataset")
+    translate(checkpoint, tmp_path / "tar" / "data", tmp_path / "of_tar", format="png")  # its images are a corpus too
+    assert len(outputs(tmp_path / "of_tar")) == 3
     pq.write_table(pa.table({"id": list(images), "image": list(images.values())}), tmp_path / "set.parquet")
     translate(checkpoint, tmp_path / "set.parquet", tmp_path / "again", format="png")
     first = outputs(tmp_path / "parquet")
-    for other in ("png", "again"):
+    for other in ("png", "again", "tar"):
         found = outputs(tmp_path / other)
         assert found.keys() == first.keys() and all(np.array_equal(found[name], first[name]) for name in first)
     rows = ledger(tmp_path / "png")
@@ -279,6 +311,116 @@ def test_one_unreadable_input_is_bad_but_unreadable_storage_stops_the_work(
     with pytest.raises(P2PError, match="reads in a row have failed"):
         translate(checkpoint, many, tmp_path / "stopped", max_bad_fraction=1.0)
     assert temporaries(tmp_path / "stopped") == []
+
+
+@pytest.mark.parametrize("format", ["parquet", "webdataset", "png"])
+def test_only_what_failed_is_tried_again(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], format: Any
+) -> None:
+    good = {f"{number:02d}.png": make_image(64, 64, seed=number) for number in range(20)}
+    source = write(tmp_path / "in", {**good, "03.png": b"", "11.png": b"no image"})
+    out = tmp_path / "out"
+    options = {"format": format, "max_bad_fraction": 1.0}
+    assert translate(checkpoint, source, out, **options)["failed"] == 2
+    before = outputs(out)
+    for name in set(good) - {"03.png"}:  # whoever read these again would fail
+        (source / name).write_bytes(b"")
+    (source / "03.png").write_bytes(good["03.png"])
+    summary = translate(checkpoint, source, out, only_failed=str(out / "ledger"), **options)
+    assert (summary["images"], summary["translated"], summary["failed"], summary["skipped"]) == (20, 1, 1, 18)
+    rows = ledger(out)
+    assert rows.keys() == good.keys()
+    assert {name: row["error"] for name, row in rows.items() if row["status"] == "failed"} == {"11.png": "EmptyFile"}
+    after = outputs(out)
+    assert len(after) == 19 and all(np.array_equal(after[name], image) for name, image in before.items())
+    write(source, good)
+    summary = translate(checkpoint, source, out, only_failed=str(out), **options)
+    assert (summary["translated"], summary["failed"], summary["skipped"]) == (1, 0, 19)
+    again = translate(checkpoint, source, out, only_failed=str(out), **options)
+    assert (again["translated"], again["failed"], again["skipped"]) == (0, 0, 20)
+    assert len(ledger(out)) == len(outputs(out)) == 20
+    assert not (out / "retry").exists() and not (out / "attempts").exists()
+
+
+@pytest.mark.parametrize("again", [{}, {"only_failed": "out"}])
+def test_an_interrupted_retry_is_ended_by_either_command(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], again: dict[str, str]
+) -> None:
+    good = {f"{number:02d}.png": make_image(64, 64, seed=number) for number in range(20)}
+    source = write(tmp_path / "in", {**good, "01.png": b"", "11.png": b"", "19.png": b""})
+    out = tmp_path / "out"
+    options = {"max_bad_fraction": 1.0, "precision": "fp32"}
+    translate(checkpoint, source, out, **options)
+    for name in set(good) - {"01.png", "11.png", "19.png"}:
+        (source / name).write_bytes(b"")
+    for name in ("01.png", "11.png"):
+        (source / name).write_bytes(good[name])
+
+    def dies_half_way(work: Work, left: Remaining) -> Outcome:
+        in_this_process(work, Remaining(left.shards[:2], left.done))
+        (out / "ledger" / "shard-00001.parquet").unlink()  # its data was published, its ledger was not
+        raise KeyboardInterrupt
+
+    config = {"checkpoint": checkpoint, "source": str(source), "output": str(out), **options}
+    with pytest.raises(KeyboardInterrupt):
+        run(TranslateConfig(**config, only_failed=str(out)), lambda _: nullcontext(dies_half_way))  # type: ignore[arg-type]
+    again = {name: str(tmp_path / value) for name, value in again.items()}
+    run(TranslateConfig(**config, **again), lambda _: nullcontext(in_this_process))  # type: ignore[arg-type]
+    rows = ledger(out)
+    assert rows.keys() == good.keys()
+    assert [name for name, row in rows.items() if row["status"] == "failed"] == ["19.png"]
+    assert outputs(out).keys() == good.keys() - {"19.png"}
+
+
+def test_failures_can_be_tried_again_into_another_output(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    source = write(tmp_path / "in", {"a.png": make_image(64, 64), "b.png": b"", "c.png": b"x"})
+    translate(checkpoint, source, tmp_path / "first", max_bad_fraction=1.0)
+    write(source, {"b.png": make_image(64, 64), "c.png": make_image(64, 64)})
+    failed = str(tmp_path / "first" / "ledger")
+    for skipped in (0, 2):
+        summary = translate(checkpoint, source, tmp_path / "second", only_failed=failed)
+        assert (summary["images"], summary["translated"], summary["skipped"]) == (2, 2 - skipped, skipped)
+    assert ledger(tmp_path / "second").keys() == outputs(tmp_path / "second").keys() == {"b.png", "c.png"}
+    message = refused(checkpoint, source, tmp_path / "third", only_failed=str(tmp_path / "second"))
+    assert message.startswith("--only-failed ") and "none of its 0 failed inputs" in message
+    assert not (tmp_path / "third").exists()
+
+
+def test_too_little_memory_is_told_with_what_to_do(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a capacity of …")
+
+    monkeypatch.setattr(Engine, "start", no_memory)
+    source = write(tmp_path / "in", {"a.png": make_image(64, 64)})
+    with pytest.raises(P2PError, match=r"^CUDA out of memory; pass a smaller --batch-size \(now 4\)"):
+        translate(checkpoint, source, tmp_path / "out")
+    monkeypatch.undo()
+    assert translate(checkpoint, source, tmp_path / "out")["translated"] == 1
+
+
+@pytest.mark.parametrize("content", ["{}", '{"format": "png", "colour": 1}', "[]", "no JSON"])
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_settings_of_another_version_are_told_and_nothing_is_removed(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], content: str, resume: Any
+) -> None:
+    source = write(tmp_path / "in", {"a.png": make_image(64, 64)})
+    out = write(tmp_path / "out", {"settings.json": content.encode(), "data/part-00000.parquet": b"old"})
+    assert "not written by this version" in refused(checkpoint, source, out, resume=resume)
+    assert (out / "settings.json").read_text() == content and (out / "data" / "part-00000.parquet").exists()
+
+
+def test_tiled_outputs_have_a_seam_score_and_others_do_not(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    source = write(tmp_path / "in", {f"{number}.png": make_image(200, 220, seed=number) for number in range(3)})
+    assert translate(checkpoint, source, tmp_path / "tile")["seam_score"] > 0
+    small = write(tmp_path / "small", {"a.png": make_image(60, 60)})
+    assert translate(checkpoint, small, tmp_path / "one")["seam_score"] is None
+    assert "seam_score" not in translate(checkpoint, source, tmp_path / "resize", size_mode="resize")
 
 
 def refused(checkpoint: str, source: Path | str, output: Path | str, **options: Any) -> str:

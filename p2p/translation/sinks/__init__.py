@@ -7,12 +7,15 @@ from p2p.translation.config import Settings
 from p2p.translation.sinks.images import ImagesSink
 from p2p.translation.sinks.parquet import ParquetSink
 from p2p.translation.sinks.records import Record, ShardWriter, Sink
+from p2p.translation.sinks.webdataset import WebDatasetSink
 
-__all__ = ["ImagesSink", "ParquetSink", "Record", "ShardWriter", "Sink", "open_sink"]
+__all__ = ["ImagesSink", "ParquetSink", "Record", "ShardWriter", "Sink", "WebDatasetSink", "open_sink"]
 
 
 def open_sink(output: str, settings: Settings) -> Sink:
     """The sink for `--format`, writing below `output`."""
     if settings.format == "parquet":
         return ParquetSink(output, settings)
+    if settings.format == "webdataset":
+        return WebDatasetSink(output, settings)
     return ImagesSink(output, EXTENSIONS[settings.format])

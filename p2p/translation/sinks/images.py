@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -85,6 +86,10 @@ class ImagesShardWriter:
         while self._held > _WAITING_BYTES or (self._waiting and self._waiting[0][0].done()):
             self._settle()
         return uri
+
+    def keep(self, image_ids: Collection[str]) -> set[str]:
+        """Files of their own stay where they are."""
+        return set(image_ids)
 
     def fail(self, image_id: str) -> None:
         """Remove the file that an interrupted attempt may have written."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from p2p.storage.filesystems import join
+from p2p.storage.filesystems import arrow_filesystem, exists, join, storage_errors
 from p2p.translation.config import Settings
 from p2p.translation.sinks.records import Record
 from p2p.translation.sinks.staging import StagedFile, remove_file
@@ -26,6 +27,7 @@ DATA_SCHEMA = pa.schema(
         ("milliseconds", pa.float32()),
     ]
 )
+_ROWS_AT_ONCE = 16
 _ROW_GROUP_BYTES = 16 * 2**20  # one request's worth for a reader, and all that is held back in memory
 
 
@@ -72,6 +74,20 @@ class ParquetShardWriter:
         if self._held >= _ROW_GROUP_BYTES:
             self._flush()
         return self._uri
+
+    def keep(self, image_ids: Collection[str]) -> set[str]:
+        """Copy their rows from the file that this one will replace."""
+        kept: set[str] = set()
+        if not exists(self._uri):
+            return kept
+        filesystem, path = arrow_filesystem(self._uri)
+        with storage_errors(self._uri), pq.ParquetFile(path, filesystem=filesystem) as file:
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(Record._fields)):
+                for row in batch.to_pylist():
+                    if row["image_id"] in image_ids and row["image_id"] not in kept:
+                        self.add(Record(**row))
+                        kept.add(row["image_id"])
+        return kept
 
     def fail(self, image_id: str) -> None:
         """A row that is not written is nowhere."""

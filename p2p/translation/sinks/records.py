@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple, Protocol
 
 
@@ -22,6 +23,9 @@ class ShardWriter(Protocol):
 
     def add(self, record: Record) -> str:
         """Write one image, perhaps later; returns the address it will have."""
+
+    def keep(self, image_ids: Collection[str]) -> set[str]:
+        """Take over what an earlier attempt has published of these; returns those that are there. Called first."""
 
     def fail(self, image_id: str) -> None:
         """Note that an input has no output: remove what an earlier, interrupted attempt may have left of it."""

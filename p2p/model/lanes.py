@@ -1,0 +1,69 @@
+"""Batches on their way through a CUDA device: copied in, computed and copied out without anybody waiting in between."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from p2p.model.tensors import as_tensor
+
+log = logging.getLogger("p2p")
+
+Array = npt.NDArray[np.uint8]
+_WARM_UP_CALLS = 3
+
+
+class CudaLane:
+    """One batch in flight on a stream of its own; while it computes, another lane's copies run.
+
+    `compute` maps the (B, H, W, C) uint8 batch on the device to a (B, H, W, C') uint8 one. It is recorded as a CUDA
+    graph, with the kernels that are quickest for this shape, and from then on started by a single call.
+    """
+
+    def __init__(self, compute: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._host_in = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
+        self._device_in = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream), torch.backends.cudnn.flags(benchmark=True):
+            for _ in range(_WARM_UP_CALLS):
+                outputs = compute(self._device_in)
+        self._stream.synchronize()
+        self._graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
+        self._compute = compute
+        try:
+            with torch.cuda.graph(self._graph, stream=self._stream), torch.backends.cudnn.flags(benchmark=True):
+                outputs = compute(self._device_in)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            log.info("the network is not recorded as a CUDA graph, it runs slower: %s", str(error).split("\n")[0])
+            self._graph = None
+        self._device_out = outputs
+        self._host_out = torch.empty(outputs.shape, dtype=torch.uint8, pin_memory=True)
+        self._count = 0
+
+    def start(self, tiles: Array) -> None:
+        """Send up to B tiles on their way. `take` must have been called for the batch before."""
+        self._count = len(tiles)
+        self._host_in[: self._count] = as_tensor(tiles)
+        self._host_in[self._count :] = 0
+        with torch.cuda.stream(self._stream):
+            self._device_in.copy_(self._host_in, non_blocking=True)
+            if self._graph is not None:
+                self._graph.replay()
+            else:
+                self._device_out = self._compute(self._device_in)
+            self._host_out.copy_(self._device_out, non_blocking=True)
+            self._arrived.record(self._stream)
+
+    def take(self) -> Array:
+        """Wait for the batch: as many (H, W, C') uint8 tiles as were started, copied out of the lane."""
+        self._arrived.synchronize()
+        return self._host_out[: self._count].numpy().copy()

@@ -1,0 +1,76 @@
+"""Batches under way: whatever the network's pace, every image gets its own windows back."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from p2p.translation.batching import Batcher
+from p2p.translation.flow import Stopwatch
+from p2p.translation.inputs import Input
+from p2p.translation.ledger import LedgerRow
+from p2p.translation.passage import Job, OpenShard, ShardReport
+from p2p.translation.windows import SizePolicy
+
+Array = np.ndarray
+
+
+class Inverting:
+    """255 - x. Like a GPU's: a batch is computed only when it is taken, and only so many may be under way."""
+
+    input_channels = 3
+
+    def __init__(self, batch_size: int, in_flight: int) -> None:
+        self.batch_size, self.in_flight = batch_size, in_flight
+        self.started: deque[Array] = deque()
+
+    def start(self, tiles: Array, keys: list[str]) -> Callable[[], Array]:
+        assert len(tiles) == len(keys) <= self.batch_size
+        self.started.append(tiles)
+        assert len(self.started) <= self.in_flight, "more batches are under way than there are buffers"
+
+        def take() -> Array:
+            assert self.started.popleft() is tiles, "batches are taken in the order of their starts"
+            return 255 - tiles
+
+        return take
+
+    def with_batch_size(self, batch_size: int) -> Inverting:
+        raise AssertionError("tiles have one shape")
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_every_image_comes_out_whole_and_no_more_batches_are_under_way_than_allowed(
+    in_flight: int, one_by_one: bool
+) -> None:
+    policy = SizePolicy("tile", 16, 4, 16)
+    shard = OpenShard(ShardReport(0), None, [])  # type: ignore[arg-type]
+    images = [np.random.default_rng(n).integers(0, 256, (10 + 9 * n, 20, 3), dtype=np.uint8) for n in range(7)]
+    taken: list[int] = []
+
+    def jobs() -> Iterator[Job]:
+        for number, image in enumerate(images):
+            taken.append(number)
+            yield Job(shard, number, Input(str(number), ""), b"", windows=policy(image))
+
+    stages = Stopwatch()
+    found = {}
+    for job in Batcher(Inverting(4, in_flight), policy, lambda: stages, one_by_one).run(jobs()):
+        if one_by_one:
+            assert taken[-1] == job.position, "no image is looked at before the one before it is through"
+        assert job.windows is not None
+        found[job.position] = job.windows.result()
+    assert all(np.array_equal(found[number], 255 - image) for number, image in enumerate(images))
+    assert len(found) == 7 and stages.seconds["network"] > 0
+
+
+def test_an_image_that_failed_passes_by() -> None:
+    shard = OpenShard(ShardReport(0), None, [LedgerRow("a", "failed")])  # type: ignore[arg-type]
+    job = Job(shard, 0, Input("a", ""), b"")
+    stages = Stopwatch()
+    batcher = Batcher(Inverting(4, 1), SizePolicy("tile", 16, 4, 16), lambda: stages, False)
+    assert list(batcher.run([job])) == [job]

@@ -1,0 +1,120 @@
+"""Inputs that end their process: found, failed, and the rest done."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from p2p.errors import P2PError
+from p2p.translation.deaths import FOLDER, begin_note, begun_shards, forgive
+
+# A stand-in for Ray: each attempt at the shards is a process of its own, and one that dies is followed by another. Some
+# images kill it, or hang while Python is locked, as a defect in a decoder's C code would.
+RUN = """
+import ctypes, os, signal, sys
+from contextlib import nullcontext
+import numpy as np
+from p2p.translation import TranslateConfig, actor, codec
+from p2p.translation.job import run
+from p2p.translation.pool import Outcome
+
+decode = codec.decode
+def dangerous(data, *rest):
+    if b"KILLS" in data:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if b"HANGS" in data:
+        ctypes.PyDLL(None).sleep(300)
+    return decode(data, *rest)
+codec.decode = dangerous
+actor.DECODE_SECONDS = 1.0
+
+def in_processes(work, left):
+    columns = ("index", "manifest_uri", "row_group", "rows")
+    batch = {name: np.array([getattr(shard, name) for shard in left.shards]) for name in columns}
+    for attempt in range(20):
+        pid = os.fork()
+        if not pid:
+            list(actor.ShardTranslator(work)(batch))
+            os._exit(0)
+        if os.waitpid(pid, 0)[1] == 0:
+            print("processes", attempt + 1)
+            return Outcome()
+    sys.exit("for ever")
+
+checkpoint, source, output = sys.argv[1:]
+config = TranslateConfig(checkpoint=checkpoint, source=source, output=output, precision="fp32", max_bad_fraction=1.0)
+summary = run(config, lambda _: nullcontext(in_processes))
+print(summary["translated"], summary["failed"])
+"""
+
+
+def test_inputs_that_end_their_process_fail_and_the_others_do_not(
+    tmp_path: Path, checkpoint_of_64: str, make_image: Callable[..., bytes]
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for number in range(20):
+        (source / f"{number:02d}.png").write_bytes(make_image(64, 70, seed=number))
+    (source / "03.png").write_bytes(make_image(64, 64) + b"KILLS")
+    (source / "12.png").write_bytes(make_image(64, 64) + b"HANGS")
+    output = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, checkpoint_of_64, str(source), str(output)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "18 2"
+    rows = [row for path in (output / "ledger").iterdir() for row in pq.read_table(path).to_pylist()]
+    assert sorted(row["image_id"] for row in rows) == sorted(path.name for path in source.iterdir())
+    failed = {row["image_id"]: row["error"] for row in rows if row["status"] == "failed"}
+    assert failed == {"03.png": "ProcessEnded", "12.png": "ProcessEnded"}
+    translated = pq.read_table(output / "data")["image_id"].to_pylist()
+    assert len(translated) == len(set(translated)) == 18
+    assert not (output / FOLDER).exists()
+
+
+def test_a_shard_whose_processes_end_at_no_image_stops_the_job(tmp_path: Path) -> None:
+    begin_note(str(tmp_path), 7)
+    with pytest.raises(P2PError, match=r"shard 7.*--workers"):
+        for _ in range(10):
+            begin_note(str(tmp_path), 7)
+    assert begun_shards(str(tmp_path)) == {7}
+
+
+def test_a_position_is_bad_after_two_ends_at_it(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    begin_note(output, 0)
+    for ends in range(3):
+        note = begin_note(output, 0)
+        assert note.is_bad(4) == (ends == 2) and not note.is_bad(3)
+        for position in (3, 3, 4):
+            note.take_up(position)
+    note.remove()
+    assert begun_shards(output) == set()
+
+
+def test_stopping_a_job_is_no_images_fault(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    for _ in range(5):  # every time a person stops it at the same image
+        begin_note(output, 0)
+        begin_note(output, 0).take_up(2)
+        forgive(output)
+        assert begun_shards(output) == set()
+    begin_note(output, 1)
+    for _ in range(2):
+        begin_note(output, 1).take_up(2)
+    forgive(output)
+    assert json.loads((tmp_path / FOLDER / "shard-00001.json").read_text())["ends"] == {"2": 1}
+    note = begin_note(output, 1)
+    assert not note.is_bad(2) and note.ends == {2: 1} and note.unexplained == 0
