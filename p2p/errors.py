@@ -85,7 +85,14 @@ class BadInput(P2PError):
 
 
 class TrainingStopped(P2PError):
-    """Training cannot go on; what was saved before is intact."""
+    """Training cannot go on; what was saved before is intact. `finding`, if any, is what the report says about it."""
+
+    def __init__(self, message: str, finding: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.finding = finding
+
+    def __reduce__(self) -> tuple[type[TrainingStopped], tuple[str, Mapping[str, Any] | None]]:
+        return type(self), (str(self), self.finding)
 
 
 class TooManyBadInputs(P2PError):

@@ -156,7 +156,7 @@ def train_in_this_process(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) ->
 
     from p2p.training import launch
 
-    monkeypatch.setattr(launch, "_resources", lambda config: ray.train.ScalingConfig(num_workers=0))
+    monkeypatch.setattr(launch, "resources", lambda config: ray.train.ScalingConfig(num_workers=0))
 
 
 def _drawing(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:

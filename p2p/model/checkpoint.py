@@ -2,6 +2,8 @@
 
     CHECKPOINT/generator.safetensors  discriminator.safetensors  trainer.safetensors  trainer.json  meta.json
 
+`generator.safetensors` is what everything translates and evaluates with. Where training keeps a moving average it is
+the average, and the weights that training goes on with lie beside it in `generator_without_ema.safetensors`.
 `meta.json` is written last and removed first: a folder without it is no checkpoint.
 """
 
@@ -24,12 +26,14 @@ from torch import Tensor, nn
 from p2p.errors import CheckpointError, NotFound, StorageError, UsageError
 from p2p.model.config import ModelConfig
 from p2p.model.legacy import infer_config, plain_weights
+from p2p.model.moments import MOMENT
 from p2p.model.networks import Generator, empty_generator
 from p2p.model.pix2pix import Pix2Pix, State
 from p2p.storage.filesystems import exists, join, read_bytes, read_json, remove, write_bytes, write_json
 
 FORMAT = "p2p-checkpoint-1"
 GENERATOR, DISCRIMINATOR = "generator.safetensors", "discriminator.safetensors"
+WITHOUT_EMA = "generator_without_ema.safetensors"
 TRAINER, TRAINER_JSON, META = "trainer.safetensors", "trainer.json", "meta.json"
 CHECKPOINTS = "checkpoints"
 """Folder of a run that holds its checkpoints."""
@@ -37,7 +41,7 @@ BEST, LATEST = "best.json", "latest.json"
 """Files of a run that name a checkpoint: {"checkpoint": "checkpoints/epoch_0010", ...}."""
 
 _MODEL_KEY = "p2p.model"
-_FRAGMENT = re.compile(r"(.+)#(latest|best|epoch_\d+)")
+_FRAGMENT = re.compile(rf"(.+)#(latest|best|{MOMENT})")
 _ID_DIGITS = 16
 
 
@@ -69,8 +73,10 @@ def save_checkpoint(
     remove(join(folder_uri, META))
     state = pix2pix.state()
     model = pix2pix.config.to_dict()
-    generator = _to_bytes(state.generator, model)
+    generator = _to_bytes(state.average or state.generator, model)
     write_bytes(join(folder_uri, GENERATOR), generator)
+    if state.average:
+        write_bytes(join(folder_uri, WITHOUT_EMA), _to_bytes(state.generator, {**model, "ema_images": 0}))
     write_bytes(join(folder_uri, DISCRIMINATOR), _to_bytes(state.discriminator, model))
     write_bytes(join(folder_uri, TRAINER), _to_bytes(state.trainer, model))
     write_json(join(folder_uri, TRAINER_JSON), dict(trainer))
@@ -93,14 +99,15 @@ def load_trainer(folder_uri: str, pix2pix: Pix2Pix) -> dict[str, Any]:
     ]
     if different:
         raise CheckpointError(f"{folder_uri}: of another model: {'; '.join(different)}")
-    generator = _read(join(folder_uri, GENERATOR))
-    _check_id(generator, meta, folder_uri)
-    parts = [_from_safetensors(generator, join(folder_uri, GENERATOR))]
-    parts += [
-        _from_safetensors(_read(join(folder_uri, name)), join(folder_uri, name)) for name in (DISCRIMINATOR, TRAINER)
-    ]
+    published = _read(join(folder_uri, GENERATOR))
+    _check_id(published, meta, folder_uri)
+    average: dict[str, Tensor] = {}
+    generator = _from_safetensors(published, join(folder_uri, GENERATOR))
+    if pix2pix.average is not None:
+        average, generator = generator, _tensors(folder_uri, WITHOUT_EMA)
+    state = State(generator, _tensors(folder_uri, DISCRIMINATOR), _tensors(folder_uri, TRAINER), average)
     try:
-        pix2pix.load_state(State(*parts))
+        pix2pix.load_state(state)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder_uri}: its tensors do not fit the model: {error}") from None
     trainer: dict[str, Any] = read_json(join(folder_uri, TRAINER_JSON))
@@ -119,14 +126,21 @@ _ARCHITECTURE = (
     "ndf",
     "norm",
     "dropout",
+    "ema_images",
 )
+
+
+def _tensors(folder_uri: str, name: str) -> dict[str, Tensor]:
+    uri = join(folder_uri, name)
+    return _from_safetensors(_read(uri), uri)
 
 
 def resolve_checkpoint(uri: str) -> ResolvedCheckpoint:
     """Find the generator behind a `--checkpoint` address.
 
-    A run (its best checkpoint; `RUN#latest`, `RUN#best`, `RUN#epoch_0010`), a checkpoint folder, or a `.safetensors` or
-    `.pth` file, on any file system. Raises CheckpointError that says what is there instead.
+    A run (its best checkpoint; `RUN#latest`, `RUN#best`, `RUN#epoch_0010`, `RUN#epoch_0010_step_00005000`), a
+    checkpoint folder, or a `.safetensors` or `.pth` file, on any file system. Raises CheckpointError that says what is
+    there instead.
     """
     match = _FRAGMENT.fullmatch(uri)
     run, which = (match[1], match[2]) if match else (uri, None)

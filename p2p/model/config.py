@@ -97,6 +97,8 @@ class ModelConfig:
     """Adam's learning rate, for both networks."""
     beta1: float = 0.5
     """Adam's momentum; beta2 is 0.999."""
+    ema_images: int = 0
+    """Half-life in images of the generator's moving average, which its checkpoints then publish; 0 keeps none."""
     crop_size: int = 256
     """Side in pixels of the square training inputs, and the default tile when translating."""
     direction: Direction = "AtoB"
@@ -145,6 +147,8 @@ class ModelConfig:
         for name in ("input_channels", "output_channels", "ngf", "ndf", "crop_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{_option(name)} {getattr(self, name)}: must be at least 1")
+        if self.ema_images < 0:
+            raise UsageError(f"--ema-images {self.ema_images}: must be 0 (off) or more")
         if not self.lr > 0:
             raise UsageError(f"--lr {self.lr}: must be above 0")
         if not 0 <= self.beta1 < 1:

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from p2p.model.average import Average
 from p2p.model.config import ModelConfig
 from p2p.model.losses import GanObjective, gradient_penalty
-from p2p.model.networks import build_discriminator, build_generator
+from p2p.model.networks import Generator, build_discriminator, build_generator
 from p2p.model.tensors import InputEncoder
 
 _BETA2 = 0.999
@@ -21,11 +22,13 @@ Wrap = Callable[[nn.Module], nn.Module]
 
 
 class State(NamedTuple):
-    """All that training changes: parameters and running statistics by name, and both optimisers' moments."""
+    """All that training changes: parameters and running statistics by name, both optimisers' moments, the average."""
 
     generator: dict[str, Tensor]
     discriminator: dict[str, Tensor]
     trainer: dict[str, Tensor]
+    average: dict[str, Tensor]
+    """The averaged generator; empty where none is kept."""
 
 
 class _DiscriminatorLoss(nn.Module):
@@ -53,7 +56,8 @@ class Pix2Pix:
 
     `seed` alone decides the initial weights. Dropout and the gradient penalty draw from torch's global generator:
     whoever wants the same noise again seeds it. `wrap` is applied to what takes part in a backward pass (for example
-    DistributedDataParallel); `generator` and `discriminator` stay the plain networks.
+    DistributedDataParallel); `generator` and `discriminator` stay the plain networks. With `config.ema_images`, whoever
+    calls `update` calls `update_average` after it, which needs to know how far training is.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Pix2Pix:
         for network in (self.generator, self.discriminator):
             network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._objective = GanObjective(config.gan_mode, config.label_smoothing)
+        self.average = Average(self.generator, config.ema_images) if config.ema_images else None
         wrap = wrap or (lambda module: module)
         self._generate = wrap(self.generator)
         self._discriminator_loss = wrap(_DiscriminatorLoss(self.discriminator, self._objective))
@@ -120,6 +125,16 @@ class Pix2Pix:
         losses = {"g_gan": g_gan, "g_l1": g_l1, "d_real": d_real, "d_fake": d_fake}
         return {name: loss.detach() for name, loss in losses.items()}
 
+    def update_average(self, images: int, images_seen: int) -> None:
+        """Let the average follow a step of `images` images (of all workers) that came after `images_seen` others."""
+        if self.average is not None:
+            self.average.update(images, images_seen)
+
+    @property
+    def published(self) -> Generator:
+        """The generator to validate, to draw samples with and to hand out: the averaged one, where one is kept."""
+        return self.generator if self.average is None else self.average.generator
+
     def set_learning_rate(self, lr: float) -> None:
         """Use `lr` in both optimisers from the next step on."""
         for adam in (self._generator_adam, self._discriminator_adam):
@@ -142,12 +157,20 @@ class Pix2Pix:
             for name, parameter in network.named_parameters():
                 for key, value in adam.state.get(parameter, {}).items():
                     trainer[f"{part}.{name}.{key}"] = value
-        return State(self.generator.state_dict(), self.discriminator.state_dict(), trainer)
+        average = {} if self.average is None else self.average.generator.state_dict()
+        return State(self.generator.state_dict(), self.discriminator.state_dict(), trainer, average)
+
+    def is_finite(self) -> bool:
+        """Whether no weight or running statistic is NaN or infinite. Waits for the device."""
+        tensors = [*self.generator.state_dict().values(), *self.discriminator.state_dict().values()]
+        return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
     def load_state(self, state: State) -> None:
         """Continue from what `state` returned. Raises KeyError or RuntimeError if names or shapes do not fit."""
         self.generator.load_state_dict(state.generator)
         self.discriminator.load_state_dict(state.discriminator)
+        if self.average is not None:
+            self.average.generator.load_state_dict(state.average)
         for part, network, adam in self._optimised():
             adam.load_state_dict(_adam_state(adam, network, part, state.trainer))
 

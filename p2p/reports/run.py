@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from markupsafe import Markup
 
 from p2p.errors import BadInput, NotFound, StorageError
+from p2p.model.balance import balance_of
 from p2p.model.metrics import METRICS
+from p2p.model.moments import moment_of
 from p2p.reports.page import Series, data_uri, duration, line_chart, number, percent, render
 from p2p.storage.filesystems import join, list_names, read_bytes, read_json
 from p2p.storage.images import Array, decode, resize
@@ -23,8 +24,8 @@ _SIZES_AND_QUALITIES = ((1600, 88), (1600, 70), (1100, 70), (800, 70), (560, 60)
 """Largest side of a sheet and JPEG quality; the first that keeps the page small enough is taken."""
 _MOST_CHARACTERS = 7_000_000
 """Of all sample sheets together; a page of this size still opens at once."""
-_SHEET_NAME = re.compile(r"epoch_(\d+)\.png")
 _SHARE = "share"
+_Ordered = TypeVar("_Ordered", int, tuple[int, float])
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,14 @@ def _read_rows(uri: str) -> list[dict[str, Any]]:
 # Samples
 
 
-def choose_epochs(epochs: Sequence[int], best: int | None, most: int = _MOST_SHEETS) -> list[int]:
-    """At most `most` (>= 3) of the ascending `epochs`, evenly spread; first, last and `best` are among them."""
-    if len(epochs) <= most:
-        return list(epochs)
-    chosen = [epochs[round(index * (len(epochs) - 1) / (most - 1))] for index in range(most)]
-    if best is not None and best in epochs and best not in chosen:
-        inner = min(range(1, most - 1), key=lambda index: abs(chosen[index] - best))
-        chosen[inner] = best
-    return sorted(chosen)
+def choose_moments(moments: Sequence[_Ordered], best: _Ordered | None, most: int = _MOST_SHEETS) -> list[_Ordered]:
+    """At most `most` (>= 3) of the ascending `moments`, evenly spread; first, last and `best` are among them."""
+    if len(moments) <= most:
+        return list(moments)
+    places = [round(index * (len(moments) - 1) / (most - 1)) for index in range(most)]
+    if best is not None and best in moments and (place := moments.index(best)) not in places:
+        places[min(range(1, most - 1), key=lambda index: abs(places[index] - place))] = place
+    return [moments[place] for place in sorted(places)]
 
 
 def _load_sheet(uri: str) -> Array | None:
@@ -124,15 +124,26 @@ def _shrink(image: Array, largest: int) -> Array:
     return resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
 
 
+def _moment_of_checkpoint(entry: Mapping[str, Any] | None) -> tuple[int, float] | None:
+    return None if entry is None else moment_of(str(entry["checkpoint"]).rpartition("/")[2])
+
+
+def _label(moment: tuple[int, float], best: tuple[int, float] | None) -> str:
+    epoch, step = moment
+    words = f"epoch {epoch}" + ("" if step == math.inf else f", step {number(int(step))}")
+    return words + (" · best" if moment == best else "")
+
+
 def _load_sheets(run: _Run) -> tuple[list[_Sheet], int]:
-    """The sheets to show, and how many epochs have one."""
+    """The sheets to show, and how many there are."""
     folder = join(run.uri, "samples")
-    names = {int(match[1]): name for name in list_names(folder) if (match := _SHEET_NAME.fullmatch(name))}
-    best = run.best["epoch"] if run.best else None
+    stems = [name.removesuffix(".png") for name in list_names(folder) if name.endswith(".png")]
+    names = {moment: f"{stem}.png" for stem in stems if (moment := moment_of(stem)) is not None}
+    best = _moment_of_checkpoint(run.best)
     loaded = [
-        (epoch, sheet)
-        for epoch in choose_epochs(sorted(names), best)
-        if (sheet := _load_sheet(join(folder, names[epoch]))) is not None
+        (moment, sheet)
+        for moment in choose_moments(sorted(names), best)
+        if (sheet := _load_sheet(join(folder, names[moment]))) is not None
     ]
     images: list[Markup] = []
     for side, quality in _SIZES_AND_QUALITIES:
@@ -141,13 +152,13 @@ def _load_sheets(run: _Run) -> tuple[list[_Sheet], int]:
             break
     sheets = [
         _Sheet(
-            label=f"epoch {epoch}" + (" · best" if epoch == best else ""),
+            label=_label(moment, best),
             image=image,
             width=sheet.shape[1],
             height=sheet.shape[0],
             small=sheet.shape[1] < _SMALL_WIDTH,
         )
-        for (epoch, sheet), image in zip(loaded, images, strict=True)
+        for (moment, sheet), image in zip(loaded, images, strict=True)
     ]
     return sheets, len(names)
 
@@ -158,6 +169,8 @@ def _load_sheets(run: _Run) -> tuple[list[_Sheet], int]:
 def _status(run: _Run) -> str:
     if run.summary is None:
         return "not finished"
+    if run.summary.get("error"):
+        return "stopped by an error"
     return "stopped early" if run.summary.get("stopped_early") else "finished"
 
 
@@ -236,10 +249,18 @@ def _chart(run: _Run, names: Sequence[str], *, title: str, y_label: str, caption
 
 
 def _loss_charts(run: _Run) -> list[_Chart | None]:
-    vanilla = run.config.get("gan_mode") == "vanilla"
     adversarial = "Generator against discriminator; d_real and d_fake are its losses on targets and on outputs."
-    if vanilla:
-        adversarial += " At log 2 it can only guess."
+    balance = balance_of(str(run.config.get("gan_mode")), run.config.get("label_smoothing") or 0.0)
+    marks: list[tuple[float, str]] = []
+    if balance is not None and balance.guess_real == balance.guess_fake:
+        adversarial += f" At {balance.guess_words.partition(' =')[0]} it can only guess."
+        marks = [(balance.guess_real, balance.guess_words)]
+    elif balance is not None:
+        adversarial += " At the marks it can only guess."
+        marks = [
+            (balance.guess_real, f"d_real {balance.guess_real:.3f}"),
+            (balance.guess_fake, f"d_fake {balance.guess_fake:.3f}"),
+        ]
     return [
         _chart(
             run,
@@ -247,7 +268,7 @@ def _loss_charts(run: _Run) -> list[_Chart | None]:
             title="Adversarial losses",
             y_label="loss",
             caption=adversarial,
-            marks=[(math.log(2.0), "log 2 = 0.693")] if vanilla else (),
+            marks=marks,
         ),
         _chart(
             run,
@@ -291,7 +312,7 @@ def _sections(run: _Run) -> list[_Section]:
     if run.has("data_wait"):
         shares = Series("data_wait", waits.x, [None if value is None else 100 * value for value in waits.y])
         drawing = line_chart([shares], x_label="epoch", y_label="% of training time")
-        pace.append(_Chart("Waiting for data", drawing, "Time in which the first worker had no batch to work on."))
+        pace.append(_Chart("Waiting for data", drawing, "Time in which a worker had no batch to work on."))
     found: list[tuple[str, Sequence[_Chart | None]]] = [
         ("Losses", _loss_charts(run)),
         ("Validation", [_metric_chart(run, name) for name in measured if run.has(name)]),
@@ -301,11 +322,12 @@ def _sections(run: _Run) -> list[_Section]:
     return [section for section in sections if section.charts]
 
 
-def write_run_report(run_uri: str) -> str:
+def write_run_report(run_uri: str, health: Sequence[Mapping[str, Any]] | None = None) -> str:
     """Write RUN/report.html from what lies in the run so far, and return its address.
 
-    A file that is not there yet leaves its part of the page out. Raises StorageError if one cannot be read or the page
-    not be written.
+    `health` are the findings of a run in progress; those of a finished one stand in its summary. A file
+    that is not there yet leaves its part of the page out. Raises StorageError if one cannot be read or the page not be
+    written.
     """
     run = _Run(
         run_uri,
@@ -328,10 +350,11 @@ def write_run_report(run_uri: str) -> str:
         status=_status(run),
         finished=run.summary is not None,
         tiles=_tiles(run),
-        health=(run.summary or {}).get("health", []),
+        health=(run.summary or {}).get("health", health or []),
+        judged=run.summary is not None or health is not None,
         sheets=sheets,
         chosen=len(sheets),
-        epochs_drawn=drawn,
+        sheets_drawn=drawn,
         sections=_sections(run),
         checkpoints=[kind for kind, _ in entries],
         checkpoint_rows=_checkpoint_rows([entry for _, entry in entries]),

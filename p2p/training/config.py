@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from p2p.cli import TrueFalse
 from p2p.errors import UsageError
@@ -21,6 +21,9 @@ from p2p.model.config import (
 )
 from p2p.storage.pixels import MOST_CHANNELS, RGB
 
+BestMetric = Literal["val_l1", "val_psnr", "val_ssim", "val_pixel_accuracy", "val_palette_accuracy", "val_palette_iou"]
+"""What validation measures; those with `palette` need a data set with a palette of its targets."""
+
 _FREE_TO_CHANGE = frozenset(
     (
         "output",
@@ -31,11 +34,28 @@ _FREE_TO_CHANGE = frozenset(
         "gpu",
         "precision",
         "checkpoint_every",
+        "checkpoint_every_steps",
+        "samples_every",
+        "samples_every_steps",
         "keep_checkpoints",
         "best_metric",
         "patience",
         "resume",
     )
+)
+_MAY_BE_ZERO = (
+    "epochs",
+    "epochs_decay",
+    "max_steps",
+    "seed",
+    "input_channels",
+    "output_channels",
+    "checkpoint_every",
+    "checkpoint_every_steps",
+    "samples_every",
+    "samples_every_steps",
+    "keep_checkpoints",
+    "patience",
 )
 
 
@@ -94,6 +114,11 @@ class TrainConfig:
     """Channels of the discriminator's first layer."""
     norm: NormName = "batch"
     """Normalisation of both networks."""
+    sync_batch_norm: TrueFalse = False
+    """With several workers, batch norm over the batches of all of them; otherwise each worker's batch is by itself."""
+    ema_images: int = 0
+    """Half-life in images of a moving average of the generator's weights, 10000 for example. Validation, samples and
+    checkpoints then show the average, and translate uses it. 0 keeps none."""
     workers: int = 1
     """Training processes; with several, each takes --batch-size pairs per step and gradients are averaged."""
     gpu: Literal["auto", "true", "false"] = "auto"
@@ -103,26 +128,30 @@ class TrainConfig:
     seed: int = 0
     """Decides initial weights, order, crops and dropout."""
     checkpoint_every: int = 1
-    """Epochs between checkpoints; the last epoch always gets one."""
+    """Epochs between checkpoints; the last epoch always gets one. 0: no others."""
+    checkpoint_every_steps: int = 0
+    """Optimiser steps between further checkpoints, within epochs too; 0: none."""
+    samples_every: int = 1
+    """Epochs between sample sheets; the last epoch always gets one. 0: no others."""
+    samples_every_steps: int = 0
+    """Optimiser steps between further sample sheets, within epochs too; 0: none."""
     keep_checkpoints: int = 3
     """Newest checkpoints to keep; the best and the latest are always kept. 0 keeps all."""
-    best_metric: str = "val_l1"
-    """Metric that picks the best checkpoint: val_ and one of l1, psnr, ssim, pixel_accuracy, or with a palette in the
-    data set palette_accuracy, palette_iou."""
+    best_metric: BestMetric = "val_l1"
+    """Metric of validation that picks the best checkpoint; those with palette need one in the data set."""
     patience: int = 0
-    """Stop after this many epochs without a better --best-metric; 0 never stops early."""
+    """Stop after this many epochs without a better --best-metric; needs a validation split. 0 never stops early."""
     resume: Literal["auto", "never"] = "auto"
     """auto continues the run in --output; never deletes that run and starts over."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "workers", "checkpoint_every"):
+        for name in ("batch_size", "workers"):
             self._at_least(name, 1)
-        for name in ("epochs", "epochs_decay", "max_steps", "seed", "keep_checkpoints", "patience"):
+        for name in _MAY_BE_ZERO:
             self._at_least(name, 0)
         if self.last_epoch < 1:
             raise UsageError("--epochs 0 --epochs-decay 0: there is nothing to train; give one of them at least 1")
         for name in ("input_channels", "output_channels"):
-            self._at_least(name, 0)
             if getattr(self, name) > MOST_CHANNELS:
                 option = name.replace("_", "-")
                 raise UsageError(f"--{option} {getattr(self, name)}: must be at most {MOST_CHANNELS}")
@@ -134,8 +163,15 @@ class TrainConfig:
             )
         # The other options are checked by their owner. What the palette is, only the data set knows.
         self.model("fp32", input_palette=((0, 0, 0),))
-        if not self.best_metric.startswith("val_"):
-            raise UsageError(f"--best-metric {self.best_metric}: must be a validation metric, such as val_l1")
+        if self.best_metric not in get_args(BestMetric):
+            raise UsageError(
+                f"--best-metric {self.best_metric}: validation does not measure that; use one of "
+                f"{', '.join(get_args(BestMetric))}"
+            )
+        if self.sync_batch_norm and self.norm != "batch":
+            raise UsageError(
+                f"--sync-batch-norm true: --norm {self.norm} has no batch statistics; use --norm batch, or leave it out"
+            )
 
     def _at_least(self, name: str, least: int) -> None:
         value = getattr(self, name)
@@ -169,9 +205,14 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
     def conflicts(self, earlier: dict[str, Any]) -> list[str]:
-        """Options that shape the network or its data and differ from those of an `earlier` run, as readable text."""
-        return [
-            f"--{name.replace('_', '-')} was {earlier[name]}, now {value}"
-            for name, value in self.to_dict().items()
-            if name not in _FREE_TO_CHANGE and name in earlier and earlier[name] != value
-        ]
+        """Options that shape the network or its data and differ from those of an `earlier` run, as readable text.
+
+        An option that did not exist then had the value that is its default now.
+        """
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        found = []
+        for name, value in self.to_dict().items():
+            before = earlier.get(name, defaults[name])
+            if name not in _FREE_TO_CHANGE and before is not dataclasses.MISSING and before != value:
+                found.append(f"--{name.replace('_', '-')} was {before}, now {value}")
+        return found

@@ -6,17 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from p2p.model.balance import balance_of
+from p2p.model.metrics import find_metric
 from p2p.training.run_folder import MetricsRow
 
 _WINDOW = 5
 """Epochs that must agree before anything is said."""
-_WON = 0.1
-_CLIMBED = 3.0
-_LOG_2 = math.log(2.0)
-_NEAR_LOG_2 = 0.02
 _FLAT = 0.01
 _STARVED = 0.2
 _WORSE_EPOCHS = 10
+_SAME = 0.1
+"""Outputs that differ less than this share of what their targets differ by count as the same."""
 
 
 class Finding(TypedDict):
@@ -32,30 +32,47 @@ def not_finite(losses: Mapping[str, float]) -> list[str]:
     return [name for name, value in losses.items() if not math.isfinite(value)]
 
 
+def broken(names: Sequence[str], epoch: int, step: int, lr: float) -> Finding:
+    """Why training stopped: `names` of losses, or of networks, hold numbers that are no longer finite."""
+    return {
+        "finding": f"{', '.join(names)} no longer finite (NaN or infinite): training stopped",
+        "numbers": {"epoch": epoch, "step": step, "lr": lr},
+        "advice": "try a lower --lr, --precision fp32, or --norm instance, with --resume never or another --output",
+    }
+
+
+def describe_finding(finding: Finding) -> str:
+    """A finding as one line for the log."""
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in finding["numbers"].items())
+    return f"health: {finding['finding']} ({numbers}); {finding['advice']}"
+
+
 def _mean(rows: Sequence[MetricsRow], name: str) -> float:
     return float(sum(row[name] for row in rows) / len(rows))
 
 
 def _discriminator_won(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Finding | None:
-    recent = rows[-_WINDOW:]
-    if config["gan_mode"] != "vanilla" or len(recent) < _WINDOW:
+    recent, balance = rows[-_WINDOW:], balance_of(config["gan_mode"], config["label_smoothing"])
+    if balance is None or len(recent) < _WINDOW:
         return None
     numbers = {name: _mean(recent, name) for name in ("d_real", "d_fake", "g_gan")}
-    if max(numbers["d_real"], numbers["d_fake"]) > _WON or numbers["g_gan"] < _CLIMBED:
+    sure = numbers["d_real"] - balance.perfect_real <= balance.near and numbers["d_fake"] <= balance.near
+    if not sure or numbers["g_gan"] < balance.hopeless_g_gan:
         return None
+    smoothing = "" if config["label_smoothing"] or config["gan_mode"] == "hinge" else "--label-smoothing 0.1, "
     return {
         "finding": "the discriminator has won: it tells every output from its target",
         "numbers": numbers,
-        "advice": "try --label-smoothing 0.1, a smaller --ndf or --discriminator patch_16, or more training pairs",
+        "advice": f"try {smoothing}a smaller --ndf or --discriminator patch_16, or more training pairs",
     }
 
 
 def _generator_won(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Finding | None:
-    recent = rows[-_WINDOW:]
-    if config["gan_mode"] != "vanilla" or len(recent) < _WINDOW:
+    recent, balance = rows[-_WINDOW:], balance_of(config["gan_mode"], config["label_smoothing"])
+    if balance is None or len(recent) < _WINDOW:
         return None
     numbers = {name: _mean(recent, name) for name in ("d_real", "d_fake", "g_gan")}
-    if numbers["g_gan"] > _WON or numbers["d_fake"] < _CLIMBED:
+    if numbers["g_gan"] > balance.fooling_g_gan or numbers["d_fake"] < balance.fooled_d_fake:
         return None
     return {
         "finding": "the generator has won: the discriminator takes every output for a target",
@@ -65,14 +82,15 @@ def _generator_won(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Fin
 
 
 def _undecided(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Finding | None:
-    recent = rows[-_WINDOW:]
-    if config["gan_mode"] != "vanilla" or config["label_smoothing"] or len(recent) < _WINDOW:
+    recent, balance = rows[-_WINDOW:], balance_of(config["gan_mode"], config["label_smoothing"])
+    if balance is None or len(recent) < _WINDOW:
         return None
     numbers = {name: _mean(recent, name) for name in ("d_real", "d_fake")}
-    if any(abs(value - _LOG_2) > _NEAR_LOG_2 for value in numbers.values()):
+    guess = {"d_real": balance.guess_real, "d_fake": balance.guess_fake}
+    if any(abs(numbers[name] - value) > balance.guess_within for name, value in guess.items()):
         return None
     return {
-        "finding": "both discriminator losses stay at log 2 = 0.69: it only guesses which of two is the output",
+        "finding": f"both discriminator losses stay at {balance.guess_words}: it only guesses which one is the output",
         "numbers": numbers,
         "advice": "fine if samples look right; else try a larger --ndf, a higher --lr, or another --norm",
     }
@@ -91,21 +109,41 @@ def _flat_l1(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Finding |
     }
 
 
-def _overfitting(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Finding | None:
+def _same_outputs(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Finding | None:
     del config
-    known = [row for row in rows if row.get("val_l1") is not None]
+    known = [row for row in rows if row.get("output_variety") is not None]
+    recent = known[-_WINDOW:]
+    if len(recent) < _WINDOW or any(row["output_variety"] >= _SAME * row["target_variety"] for row in recent):
+        return None
+    return {
+        "finding": "outputs are nearly identical for different inputs: the generator ignores its input",
+        "numbers": {name: _mean(recent, name) for name in ("output_variety", "target_variety")},
+        "advice": "check --direction and that inputs differ; then try another --norm, a lower --lr, or a larger --ngf",
+    }
+
+
+def _overfitting(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Finding | None:
+    metric = config["best_metric"]
+    known = [row for row in rows if row.get(metric) is not None]
     if len(known) <= _WORSE_EPOCHS:
         return None
-    best = min(range(len(known)), key=lambda index: known[index]["val_l1"])
+    improves = find_metric(metric, "--best-metric").improves
+    best = 0
+    for index, row in enumerate(known):
+        if improves(row[metric], known[best][metric]):
+            best = index
     since = len(known) - 1 - best
-    if since < _WORSE_EPOCHS or known[-1]["g_l1"] >= known[best]["g_l1"]:
+    learned = "g_l1" if config["lambda_l1"] else "g_gan"
+    if since < _WORSE_EPOCHS or known[-1][learned] >= known[best][learned]:
         return None
     return {
         "finding": f"validation has been getting worse for {since} epochs while training improves",
         "numbers": {
             "best_epoch": known[best]["epoch"],
-            "val_l1_best": known[best]["val_l1"],
-            "val_l1_last": known[-1]["val_l1"],
+            f"{metric}_best": known[best][metric],
+            f"{metric}_last": known[-1][metric],
+            f"{learned}_best": known[best][learned],
+            f"{learned}_last": known[-1][learned],
         },
         "advice": "use the best checkpoint (translate takes it by itself); try --patience 10 or more training pairs",
     }
@@ -123,7 +161,7 @@ def _starved(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Finding |
     }
 
 
-_CHECKS = (_discriminator_won, _generator_won, _undecided, _flat_l1, _overfitting, _starved)
+_CHECKS = (_discriminator_won, _generator_won, _undecided, _flat_l1, _same_outputs, _overfitting, _starved)
 
 
 def findings(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> list[Finding]:

@@ -9,17 +9,18 @@ from typing import Any, Literal
 from p2p.data.description import read_description
 from p2p.data.order import pairs_per_rank
 from p2p.data.pairs import Pairs, open_pairs, raw_load_size
-from p2p.errors import NotFound, UsageError
+from p2p.errors import NotFound, StorageError, TrainingStopped, UsageError
 from p2p.model.config import class_planes
 from p2p.storage.filesystems import absolute, join, read_json, require_readable
 from p2p.storage.outputs import require_output
 from p2p.storage.pixels import RGB
 from p2p.training.config import TrainConfig
-from p2p.training.health import findings
 from p2p.training.position import Position, remaining_images
 from p2p.training.run_folder import RunFolder
 
 log = logging.getLogger("p2p")
+_IN_EVERY_RUN = frozenset(("data", "output", "generator", "discriminator", "gan_mode", "epochs", "seed"))
+"""Options by which the config.json of a run is told from other files of that name."""
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -30,19 +31,26 @@ def run(config: TrainConfig) -> dict[str, Any]:
     require_output(config.output, "--output", "a run")
     train, val = _open(config)
     folder = RunFolder(config.output)
-    finished = _continue_or_start(folder, config, len(train))
-    if finished is not None:
-        log.info("%s is finished; raise --epochs to train on, or pass --resume never", config.output)
-        return finished
+    earlier = _earlier(folder, config)
+    if earlier and config.resume == "auto" and (why := _why_finished(folder, config, len(train))):
+        log.info("%s is finished (%s); pass --resume never to start over", config.output, why)
+        return folder.summary() or _conclude(folder, config)
     # Not at the top of the file: Ray and torch take seconds to import, and a wrong option should be told at once.
-    from p2p.reports.run import write_run_report
-    from p2p.training.launch import launch
+    from p2p.data.session import ray_session
+    from p2p.training.launch import launch, resources
 
-    launch(config, train, val, data, _position(folder))
-    summary = _summarise(folder, config)
-    folder.finish(summary)
-    write_run_report(config.output)
-    return summary
+    with ray_session():
+        scaling = resources(config)  # the last thing that can be wrong with the options: from here on, files change
+        if earlier and config.resume == "never":
+            folder.delete()
+        folder.start(config.to_dict())
+        try:
+            launch(config, train, val, data, position=_position(folder), scaling=scaling)
+        except TrainingStopped as stopped:
+            if stopped.finding is not None:
+                _conclude(folder, config, stopped)
+            raise
+    return _conclude(folder, config)
 
 
 def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
@@ -54,6 +62,11 @@ def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
     try:
         val = open_pairs(config.data, config.val_split, raw_load_size=load_size)
     except NotFound:
+        if config.patience:
+            raise UsageError(
+                f"--patience {config.patience}: needs validation, and there is no {config.val_split} split in "
+                f"{config.data}; prepare again with --val-fraction 0.1, or pass --patience 0"
+            ) from None
         log.info("no %s split in %s: training without validation", config.val_split, config.data)
         val = None
     for pairs in (train, val):
@@ -111,39 +124,68 @@ def _position(folder: RunFolder) -> Position:
     return Position.from_dict(read_json(join(folder.address(latest["checkpoint"]), "trainer.json")))
 
 
-def _continue_or_start(folder: RunFolder, config: TrainConfig, pairs: int) -> dict[str, Any] | None:
-    """Make `folder` ready for (further) training; returns the summary instead if there is nothing left to do."""
-    earlier = folder.config()
-    if earlier is not None and config.resume == "never":
-        folder.delete()
-        earlier = None
-    if earlier is not None:
-        if conflicts := config.conflicts(earlier):
-            raise UsageError(
-                f"--output {folder.uri} holds a run with other options: {'; '.join(conflicts)}. "
-                "Use the same options, another --output, or --resume never to start over"
-            )
-        summary = folder.summary()
-        stopped_early = summary is not None and earlier.get("patience") == config.patience and summary["stopped_early"]
-        if summary is not None and (stopped_early or not remaining_images(config, pairs, _position(folder))):
-            return summary
-    folder.start(config.to_dict())
-    return None
+def _earlier(folder: RunFolder, config: TrainConfig) -> bool:
+    """Whether a run lies in `folder`. Raises UsageError for one that `config` cannot continue, and for other files."""
+    other = "choose another --output"
+    try:
+        earlier, latest = folder.config(), folder.latest()
+    except StorageError as error:
+        raise UsageError(f"--output {folder.uri} holds something else than a run: {error}; {other}") from None
+    if earlier is None and latest is None:
+        return False
+    if not isinstance(earlier, dict) or not set(earlier) >= _IN_EVERY_RUN:
+        what = (
+            "has a latest.json and no config.json" if earlier is None else "has a config.json that train did not write"
+        )
+        raise UsageError(f"--output {folder.uri} {what}, so it is no run to continue or to delete; {other}")
+    if config.resume == "auto" and (conflicts := config.conflicts(earlier)):
+        raise UsageError(
+            f"--output {folder.uri} holds a run with other options: {'; '.join(conflicts)}. "
+            "Use the same options, another --output, or --resume never to start over"
+        )
+    return True
 
 
-def _summarise(folder: RunFolder, config: TrainConfig) -> dict[str, Any]:
+def _why_finished(folder: RunFolder, config: TrainConfig, pairs: int) -> str:
+    """Why nothing is left to train in a run; empty if something is."""
+    position = _position(folder)
+    if not remaining_images(config, pairs, position):
+        return f"{position.epoch} epochs, {position.step} steps; raise --epochs or --max-steps to train on"
+    if config.patience:
+        from p2p.training.judgement import is_out_of_patience
+
+        if is_out_of_patience(folder.rows(position.epoch), config.patience, config.best_metric):
+            return f"{config.best_metric} has not improved for {config.patience} epochs; raise --patience to train on"
+    return ""
+
+
+def _conclude(folder: RunFolder, config: TrainConfig, stopped: TrainingStopped | None = None) -> dict[str, Any]:
+    """Write the summary and the report of a run that ended, or that was `stopped` by numbers no longer finite."""
+    from p2p.reports.run import write_run_report
+
+    summary = _summarise(folder, config, stopped)
+    folder.finish(summary)
+    write_run_report(config.output)
+    return summary
+
+
+def _summarise(folder: RunFolder, config: TrainConfig, stopped: TrainingStopped | None) -> dict[str, Any]:
+    from p2p.training.health import findings
+
     rows = folder.rows()
-    last = rows[-1]
+    last: dict[str, Any] = rows[-1] if rows else {"epoch": 0, "step": 0, "images_seen": 0}
     seconds = sum(row["seconds"] for row in rows)
+    at_max_steps = bool(config.max_steps) and last["step"] >= config.max_steps
+    health: list[Any] = [] if stopped is None else [stopped.finding]
     return {
         "epochs": last["epoch"],
         "steps": last["step"],
         "images_seen": last["images_seen"],
         "seconds": round(seconds, 2),
-        "images_per_second": round(last["images_seen"] / seconds, 3),
+        "images_per_second": round(last["images_seen"] / seconds, 3) if seconds else 0.0,
         "best": folder.best(),
         "latest": folder.latest(),
-        "stopped_early": last["epoch"] < config.last_epoch
-        and not (config.max_steps and last["step"] >= config.max_steps),
-        "health": findings(rows, config.to_dict()),
+        "stopped_early": stopped is None and last["epoch"] < config.last_epoch and not at_max_steps,
+        "error": None if stopped is None else str(stopped),
+        "health": [*health, *findings(rows, config.to_dict())],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from p2p.data.feed import Preparation
 from p2p.data.pairs import Pairs, first_pairs
 from p2p.model.metrics import Measured, Palette, Totals, default_metrics, find_metric, measure
 from p2p.model.pix2pix import Pix2Pix
-from p2p.model.tensors import to_pixels
+from p2p.model.tensors import to_levels, to_pixels
 from p2p.reports.sheets import contact_sheet
 from p2p.storage.images import Array, encode
 from p2p.training.run_folder import MetricsRow
@@ -38,13 +39,13 @@ def _translate(pix2pix: Pix2Pix, inputs: Tensor) -> Tensor:
     """(B, H, W, C) uint8 or uint16 -> (B, H, W, C') of the same depth."""
     encoded, bf16 = pix2pix.encode(inputs), pix2pix.config.precision == "bf16"
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
-        outputs = pix2pix.generator(encoded)
+        outputs = pix2pix.published(encoded)
     return to_pixels(outputs, pix2pix.config.bits)
 
 
 def average_statistics(pix2pix: Pix2Pix, world: int) -> None:
     """Give every rank the mean of all ranks' running statistics, which each gathered on its own pairs."""
-    for network in (pix2pix.generator, pix2pix.discriminator):
+    for network in {pix2pix.generator: None, pix2pix.published: None, pix2pix.discriminator: None}:
         for statistics in network.buffers():
             if world > 1 and statistics.is_floating_point():
                 torch.distributed.all_reduce(statistics)
@@ -66,22 +67,51 @@ def _to_cpu(measured: Measured) -> Measured:
     return Measured(values, None if counts is None else counts.sum(dim=0, keepdim=True).cpu())
 
 
+def variety(images: Tensor) -> Tensor:
+    """(B, H, W, C) images -> how much each differs from the one before it, (B - 1,) float, 0 (equal) to 1."""
+    images = to_levels(images).float()
+    return (images[1:] - images[:-1]).abs().mean(dim=(1, 2, 3)) / 255.0
+
+
+class _Varieties:
+    """Mean `variety` of outputs and of their targets, over the batches of every rank."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        self._sums[0] += variety(outputs).sum()
+        self._sums[1] += variety(targets).sum()
+        self._sums[2] += len(outputs) - 1
+
+    def result(self, world: int) -> dict[str, float]:
+        """Nothing where no batch had two images."""
+        if world > 1:
+            torch.distributed.all_reduce(self._sums)
+        of_outputs, of_targets, count = self._sums.tolist()
+        return {"output_variety": of_outputs / count, "target_variety": of_targets / count} if count else {}
+
+
 def validate(
     pix2pix: Pix2Pix, batches: Iterable[tuple[Tensor, Tensor]], palette: Palette | None, world: int
 ) -> dict[str, float]:
-    """Metrics (`val_l1`, ...) over every rank's `batches` of inputs and targets on the device; equal on all ranks.
+    """Judge the generator on every rank's `batches` of inputs and targets on the device; equal on all ranks.
 
-    Inputs are (B, H, W, C) uint8 or uint16, targets (B, H, W, C') of the same depth.
+    Inputs are (B, H, W, C) uint8 or uint16, targets (B, H, W, C') of the same depth. Returns metrics (`val_l1`, ...),
+    and how much outputs and targets differ among themselves: `output_variety` and `target_variety`, 0 to 1.
     """
     names = default_metrics(has_palette=bool(palette))
     measured: list[Measured] = []
+    varieties = _Varieties(pix2pix.device)
     with _evaluating(pix2pix):
         for inputs, targets in batches:
-            measured.append(measure(_translate(pix2pix, inputs), targets, names, palette))
+            outputs = _translate(pix2pix, inputs)
+            measured.append(measure(outputs, targets, names, palette))
+            varieties.add(outputs, targets)
     totals = Totals(names, palette)
     for one in _gather([_to_cpu(one) for one in measured], world):
         totals.add(one)
-    return {f"val_{name}": value for name, value in totals.result().items()}
+    return {f"val_{name}": value for name, value in totals.result().items()} | varieties.result(world)
 
 
 def is_best(row: MetricsRow, best: MetricsRow | None, metric: str) -> bool:
@@ -92,12 +122,12 @@ def is_best(row: MetricsRow, best: MetricsRow | None, metric: str) -> bool:
 
 
 def epochs_without_improvement(rows: Sequence[MetricsRow], metric: str) -> int:
-    """Epochs since the best value of `metric`; 0 where it was not measured."""
+    """Epochs since the best value of `metric`, among those in which it was measured."""
     best: float | None = None
     since = 0
     for row in rows:
         if metric not in row:
-            return 0
+            continue
         if find_metric(metric, "--best-metric").improves(row[metric], best):
             best, since = row[metric], 0
         else:
@@ -105,8 +135,25 @@ def epochs_without_improvement(rows: Sequence[MetricsRow], metric: str) -> int:
     return since
 
 
+def is_out_of_patience(rows: Sequence[MetricsRow], patience: int, metric: str) -> bool:
+    """Whether `patience` epochs (0: no limit) have passed without a better `metric`."""
+    return bool(patience) and epochs_without_improvement(rows, metric) >= patience
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Samples as drawn at one moment."""
+
+    image: Array
+    """(H, W, 3) uint8."""
+    png: bytes
+    """The same, encoded."""
+    varieties: dict[str, float]
+    """`output_variety` and `target_variety`, as `validate` measures them, of these few."""
+
+
 class Samples:
-    """The first few pairs of a split, drawn after each epoch: input, output and target side by side."""
+    """The first few pairs of a split, to be drawn again and again: input, output and target side by side."""
 
     def __init__(self, pairs: Pairs, preparation: Preparation) -> None:
         sides = [
@@ -116,15 +163,17 @@ class Samples:
         self._inputs = np.stack([side[0] for side in sides])
         self._targets = np.stack([side[1] for side in sides])
 
-    def draw(self, pix2pix: Pix2Pix) -> tuple[Array, bytes]:
-        """The sheet, (H, W, 3) uint8, and the same as PNG."""
+    def draw(self, pix2pix: Pix2Pix) -> Sheet:
+        """Translate the inputs with the generator as it is."""
         with _evaluating(pix2pix):
             # One by one: a large crop in a batch would need more memory than training does.
             outputs = [
                 _translate(pix2pix, torch.from_numpy(image[None]).to(pix2pix.device))[0].cpu().numpy()
                 for image in self._inputs
             ]
-        sheet = contact_sheet(
+        image = contact_sheet(
             ("input", "output", "target"), list(zip(self._inputs, outputs, self._targets, strict=True))
         )
-        return sheet, encode(sheet)
+        varieties = _Varieties(torch.device("cpu"))
+        varieties.add(torch.from_numpy(np.stack(outputs)), torch.from_numpy(self._targets))
+        return Sheet(image, encode(image), varieties.result(world=1))

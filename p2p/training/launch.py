@@ -12,7 +12,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from p2p.data.pairs import Pairs
-from p2p.data.session import available_gpus, logical_cpus, ray_session
+from p2p.data.session import available_gpus, logical_cpus
 from p2p.errors import P2PError, TrainingStopped, UsageError
 from p2p.training.board import Board, LostWorkers, ProgressThread
 from p2p.training.config import TrainConfig
@@ -25,7 +25,8 @@ _WORKERS_SHARE = 0.5
 """Of the logical CPUs; the rest is for the tasks that read and decode."""
 
 
-def _resources(config: TrainConfig) -> ScalingConfig:
+def resources(config: TrainConfig) -> ScalingConfig:
+    """What the workers ask the cluster for. Needs Ray. Raises UsageError if it cannot have that."""
     gpus = available_gpus()
     if config.gpu == "true" and gpus < config.workers:
         raise UsageError(f"--gpu true --workers {config.workers}: the cluster has {gpus} GPUs; pass --gpu auto")
@@ -39,17 +40,22 @@ def _resources(config: TrainConfig) -> ScalingConfig:
     return ScalingConfig(num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=resources)
 
 
-def launch(config: TrainConfig, train: Pairs, val: Pairs | None, data: dict[str, Any], position: Position) -> None:
-    """Start Ray and train from `position` to the end. Raises what stopped it."""
+def launch(
+    config: TrainConfig,
+    train: Pairs,
+    val: Pairs | None,
+    data: dict[str, Any],
+    *,
+    position: Position,
+    scaling: ScalingConfig,
+) -> None:
+    """Train from `position` to the end. Needs Ray. Raises what stopped it."""
+    board = Board.remote()  # type: ignore[attr-defined]
     left = remaining_images(config, len(train), position)
-    if left == 0:
-        return
-    with ray_session():
-        board = Board.remote()  # type: ignore[attr-defined]
-        _fit(config, Task(config, train, val, data, board), position, left)
+    _fit(config, Task(config, train, val, data, board), position, left, scaling)
 
 
-def _fit(config: TrainConfig, task: Task, position: Position, left: int) -> None:
+def _fit(config: TrainConfig, task: Task, position: Position, left: int, scaling: ScalingConfig) -> None:
     progress = ProgressThread(task.board, total_images=position.images_seen + left)
     log.info(
         "training on %d pairs, epochs %d to %d, %d worker(s)",
@@ -63,7 +69,7 @@ def _fit(config: TrainConfig, task: Task, position: Position, left: int) -> None
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"task": task},
-            scaling_config=_resources(config),
+            scaling_config=scaling,
             run_config=RunConfig(
                 name="train",
                 storage_path=bookkeeping,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from p2p.errors import NotFound, StorageError
+from p2p.model.moments import moment_name, moment_of
 from p2p.storage.filesystems import join, list_names, read_bytes, read_json, remove, write_bytes, write_json
 
 MetricsRow: TypeAlias = dict[str, Any]
@@ -92,22 +93,22 @@ class RunFolder:
         """Replace metrics.jsonl."""
         write_bytes(join(self.uri, "metrics.jsonl"), "".join(json.dumps(row) + "\n" for row in rows).encode())
 
-    def write_sample(self, epoch: int, png: bytes) -> None:
-        """Keep the sample sheet of an epoch."""
-        write_bytes(join(self.uri, "samples", f"epoch_{epoch:04d}.png"), png)
+    def write_sample(self, moment: str, png: bytes) -> None:
+        """Keep the sample sheet drawn at a moment, such as `epoch_0010`."""
+        write_bytes(join(self.uri, "samples", f"{moment}.png"), png)
 
     def address(self, checkpoint: str) -> str:
         """The URI of a checkpoint that best.json or latest.json names."""
         return join(self.uri, checkpoint)
 
-    def new_checkpoint(self, epoch: int, step: int) -> str:
-        """An empty place for the checkpoint of `epoch`, such as `checkpoints/epoch_0010`.
+    def new_checkpoint(self, epoch: int, step: int, *, inside_epoch: bool = False) -> str:
+        """An empty place for a checkpoint: `checkpoints/epoch_0010`, or `checkpoints/epoch_0010_step_00005000`.
 
         An epoch that was interrupted by --max-steps and went on has two; the second one's name tells its step.
         """
-        name = f"checkpoints/epoch_{epoch:04d}"
+        name = f"checkpoints/{moment_name(epoch, step if inside_epoch else None)}"
         if name in self._named():
-            name += f"_step_{step:08d}"
+            name = f"checkpoints/{moment_name(epoch, step)}"
         remove(self.address(name))  # left by a writer that was killed
         return name
 
@@ -125,7 +126,8 @@ class RunFolder:
 
     def _prune(self, keep: int) -> None:
         kept = self._named()
-        names = [f"checkpoints/{name}" for name in list_names(join(self.uri, "checkpoints"))]
-        for name in names[:-keep]:
-            if name not in kept:
-                remove(self.address(name))
+        present = {name: moment_of(name) for name in list_names(join(self.uri, "checkpoints"))}
+        own = sorted((moment, name) for name, moment in present.items() if moment is not None)
+        for _, name in own[:-keep]:
+            if f"checkpoints/{name}" not in kept:
+                remove(self.address(f"checkpoints/{name}"))

@@ -7,7 +7,7 @@ import tempfile
 
 from torch.utils.tensorboard import SummaryWriter
 
-from p2p.storage.filesystems import is_remote, join, list_files, write_bytes
+from p2p.storage.filesystems import is_remote, join, list_files, storage_errors, write_bytes
 from p2p.storage.images import Array
 from p2p.training.run_folder import MetricsRow
 
@@ -22,24 +22,35 @@ class Scalars:
         self._target = join(run_uri, "tensorboard")
         self._temporary = tempfile.TemporaryDirectory() if is_remote(run_uri) else None
         self._folder = self._temporary.name if self._temporary else self._target
-        self._writer = SummaryWriter(self._folder, purge_step=last_step + 1 if last_step else None)
+        with storage_errors(self._target):
+            self._writer = SummaryWriter(self._folder, purge_step=last_step + 1 if last_step else None)
 
     def __enter__(self) -> Scalars:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.close()
+        with storage_errors(self._target):
+            self._writer.close()
         if self._temporary is not None:
             self._upload()
             self._temporary.cleanup()
 
-    def write(self, row: MetricsRow, sheet: Array) -> None:
-        """Add one epoch, at its step."""
-        for name, value in row.items():
-            if name not in ("epoch", "step"):
-                self._writer.add_scalar(name, value, row["step"])
-        self._writer.add_image("samples", sheet, row["step"], dataformats="HWC")
-        self._writer.flush()
+    def write(self, row: MetricsRow) -> None:
+        """Add one epoch's numbers, at its step."""
+        with storage_errors(self._target):
+            for name, value in row.items():
+                if name not in ("epoch", "step"):
+                    self._writer.add_scalar(name, value, row["step"])
+
+    def draw(self, step: int, sheet: Array) -> None:
+        """Add a sample sheet, (H, W, 3) uint8."""
+        with storage_errors(self._target):
+            self._writer.add_image("samples", sheet, step, dataformats="HWC")
+
+    def publish(self) -> None:
+        """Make what was added visible to readers."""
+        with storage_errors(self._target):
+            self._writer.flush()
         if self._temporary is not None:
             self._upload()
 

@@ -1,12 +1,12 @@
-"""The training loop, as each of Ray Train's workers runs it."""
+"""What each of Ray Train's workers does: restore, feed the loop, validate, judge; the first one also records."""
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -20,22 +20,21 @@ from p2p.data.description import formats_for
 from p2p.data.feed import Feed, Part, Preparation
 from p2p.data.pairs import Pairs
 from p2p.data.session import physical_cores
-from p2p.errors import P2PError, StorageError, TrainingStopped
+from p2p.errors import NotFound, P2PError, StorageError, TrainingStopped
 from p2p.model.allocator import keep_freed_memory
-from p2p.model.checkpoint import load_trainer, save_checkpoint
+from p2p.model.checkpoint import load_trainer
 from p2p.model.engine import choose_precision
 from p2p.model.pix2pix import Pix2Pix
-from p2p.model.tensors import to_model_range
+from p2p.model.sync_norm import synchronise_batch_norm
 from p2p.storage.images import Pixels
 from p2p.training.config import TrainConfig
-from p2p.training.health import findings, not_finite
-from p2p.training.judgement import Samples, average_statistics, epochs_without_improvement, is_best, validate
+from p2p.training.health import describe_finding, findings
+from p2p.training.judgement import average_statistics, is_out_of_patience, validate
+from p2p.training.loop import LOSSES, Loop
 from p2p.training.position import Leg, Position, legs
+from p2p.training.recorder import Recorder
 from p2p.training.run_folder import MetricsRow, RunFolder
-from p2p.training.scalars import Scalars
 
-LOSSES = ("g_gan", "g_l1", "d_real", "d_fake")
-_STEPS_BETWEEN_CHECKS = 100
 _SECONDS_BETWEEN_POSTS = 2.0
 _SMALLEST_VALIDATION_BATCH = 8
 
@@ -90,107 +89,54 @@ class _Worker:
         wrap = self._data_parallel if self.world > 1 else None
         self.pix2pix = Pix2Pix(model, seed=self.config.seed, device=self.device, wrap=wrap)
         self.run = RunFolder(self.config.output)
-        self.position = self._restore()
+        self.loop = Loop(self.config, self.pix2pix, self._restore(), rank=self.rank, world=self.world)
         self.rows = self.run.rows(up_to_epoch=self.position.epoch)
-        self.samples: Samples | None = None
-        self.scalars: Scalars | None = None
-        self.sums = torch.zeros(len(LOSSES), dtype=torch.float64, device=self.device)
+        self.recorder: Recorder | None = None
         self._posted = time.monotonic()
 
-    # The loop
+    @property
+    def position(self) -> Position:
+        return self.loop.position
 
     def train(self) -> None:
         """Go through every leg that is left: update, validate, judge, save."""
-        config = self.config
+        remaining = list(legs(self.config, len(self.task.train), self.position))
+        if self._is_out_of_patience():
+            return  # lost between its last checkpoint and saying so
         with ExitStack() as stack:
             if self.rank == 0:
-                self.samples = Samples(self.task.val or self.task.train, self.preparation)
-                self.scalars = stack.enter_context(Scalars(config.output, self.position.step))
+                self.recorder = stack.enter_context(self._recorder())
             feed = stack.enter_context(self._feed())
-            remaining = list(legs(config, len(self.task.train), self.position))
             feed.wait()
-            self._post(self.position)
-            started = time.monotonic()
+            self._post()
+            self.loop.start_clock()
             for leg in remaining:
-                self.pix2pix.set_learning_rate(config.learning_rate(leg.epoch))
-                row = self._train_leg(feed, leg)
+                end = self.position.step + leg.steps(self.config.batch_size)
+                after_step = functools.partial(self._after_step, leg.epoch, end)
+                row = self.loop.run(leg, map(self._to_device, feed.batches()), after_step)
                 average_statistics(self.pix2pix, self.world)
                 if self.task.val is not None:
-                    pairs = map(self._to_device, feed.batches())
-                    row |= validate(self.pix2pix, pairs, self.task.data["target_palette"], self.world)
-                row["seconds"] = self.position.seconds + time.monotonic() - started
-                started = time.monotonic()
+                    row |= validate(
+                        self.pix2pix, map(self._to_device, feed.batches()), self.task.data["target_palette"], self.world
+                    )
                 stop = self._record(row, leg, last=leg is remaining[-1])
                 if self.world > 1:
                     torch.distributed.barrier()  # nobody starts the next epoch before this one is saved
                 if stop:
                     return
 
-    def _train_leg(self, feed: Feed, leg: Leg) -> MetricsRow:
-        """Optimise over one epoch, or what is left of it; returns its losses and rates."""
-        started, waited = time.monotonic(), 0.0
-        position = self.position
-        self.sums.zero_()
-        if position.loss_sums and self.rank == 0:
-            self.sums += torch.tensor(position.loss_sums, dtype=torch.float64, device=self.device)
-        self.pix2pix.train()
-        batches = feed.batches()
-        for number in range(leg.steps(self.config.batch_size)):
-            asked = time.monotonic()
-            inputs, targets = self._to_device(next(batches))
-            waited += time.monotonic() - asked
-            self._seed_noise(position.step)
-            step_losses = self.pix2pix.update(self.pix2pix.encode(inputs), to_model_range(targets))
-            self.sums += torch.stack([step_losses[name] for name in LOSSES]) * len(inputs)
-            seen = len(inputs) * self.world
-            position = replace(
-                position,
-                step=position.step + 1,
-                images_seen=position.images_seen + seen,
-                pairs_in_epoch=position.pairs_in_epoch + seen,
-            )
-            if time.monotonic() - self._posted >= _SECONDS_BETWEEN_POSTS:
-                self._post(position)
-            if number % _STEPS_BETWEEN_CHECKS == _STEPS_BETWEEN_CHECKS - 1:
-                self._check_finite(position, leg)
-        next(batches, None)  # the part's end
-        losses = self._check_finite(position, leg)
-        seconds = time.monotonic() - started
-        images = position.images_seen - self.position.images_seen
-        self.position = position
-        return {
-            "epoch": leg.epoch,
-            "step": position.step,
-            "images_seen": position.images_seen,
-            **losses,
-            "lr": self.config.learning_rate(leg.epoch),
-            "images_per_second": images / seconds,
-            "data_wait": waited / seconds,
-        }
-
-    def _check_finite(self, position: Position, leg: Leg) -> dict[str, float]:
-        """Mean losses of the epoch so far over all ranks; waits for the device. Raises TrainingStopped on all ranks."""
-        sums = self.sums.clone()
-        if self.world > 1:
-            torch.distributed.all_reduce(sums)
-        losses = {name: float(value) / position.pairs_in_epoch for name, value in zip(LOSSES, sums, strict=True)}
-        if broken := not_finite(losses):
-            latest = self.run.latest()
-            kept = f"{self.run.address(latest['checkpoint'])} is intact" if latest else "no checkpoint was saved yet"
-            raise TrainingStopped(
-                f"{', '.join(broken)} no longer finite in epoch {leg.epoch}, by step {position.step}; {kept}. "
-                "Try a lower --lr, --precision fp32, or --norm instance, with --resume never or another --output"
-            )
-        return losses
-
     # Starting
 
     def _data_parallel(self, module: nn.Module) -> nn.Module:
+        if self.config.sync_batch_norm:
+            synchronise_batch_norm(module)
         # Each rank keeps its own running statistics between validations, where they are averaged.
         ids = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
     def _restore(self) -> Position:
+        if self.run.config() is None:  # written before any worker starts; without it nothing here can be trusted
+            raise NotFound(f"{self.run.uri}: the run is gone, its config.json cannot be found")
         latest = self.run.latest()
         if latest is None:
             return Position()
@@ -199,11 +145,24 @@ class _Worker:
             self._say(f"continuing after step {position.step} from {latest['checkpoint']}")
         return position
 
+    def _recorder(self) -> Recorder:
+        task = self.task
+        return Recorder(
+            self.config,
+            self.pix2pix,
+            validated=task.val is not None,
+            drawn=task.val or task.train,
+            preparation=self.preparation,
+            data=task.data,
+            last_step=self.position.step,
+        )
+
     def _feed(self) -> Feed:
         validation_batch = max(self.config.batch_size, _SMALLEST_VALIDATION_BATCH)
+        position = self.position
 
         def plan() -> Iterator[Part]:
-            for leg in legs(self.config, len(self.task.train), self.position):
+            for leg in legs(self.config, len(self.task.train), position):
                 yield Part(self.task.train, leg.epoch, self.config.batch_size, skip=leg.skip, stop=leg.stop)
                 if self.task.val is not None:
                     yield Part(self.task.val, 0, validation_batch)
@@ -217,8 +176,6 @@ class _Worker:
             convert=self._pin,
         )
 
-    # Steps
-
     def _pin(self, batch: Pixels) -> Tensor:
         tensor = torch.from_numpy(batch)
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
@@ -227,70 +184,87 @@ class _Worker:
         """(B, values) -> inputs and targets, (B, H, W, C) uint8 or uint16 each, on the device."""
         return self.preparation.sides(batch.to(self.device, non_blocking=True))
 
-    def _seed_noise(self, step: int) -> None:
-        """Make dropout a function of (seed, step, rank), so that no generator's state has to be saved."""
-        digest = hashlib.blake2b(f"{self.config.seed}/{step}/{self.rank}".encode(), digest_size=8).digest()
-        torch.manual_seed(int.from_bytes(digest, "big") >> 1)
+    # Telling
 
     def _say(self, *lines: str) -> None:
         self.task.board.say.remote(*lines)
 
-    def _post(self, position: Position) -> None:
+    def _post(self) -> None:
         self._posted = time.monotonic()
         if self.rank == 0:
-            note = f"epoch {min(position.epoch + 1, self.config.last_epoch)}/{self.config.last_epoch}"
-            self.task.board.progress.remote(position.images_seen, note)
+            note = f"epoch {min(self.position.epoch + 1, self.config.last_epoch)}/{self.config.last_epoch}"
+            self.task.board.progress.remote(self.position.images_seen, note)
+
+    # Inside an epoch
+
+    def _after_step(self, epoch: int, last_step: int) -> None:
+        """Keep what is due at this step, unless the epoch's end, which keeps more, is here."""
+        if time.monotonic() - self._posted >= _SECONDS_BETWEEN_POSTS:
+            self._post()
+        step = self.position.step
+        save, draw = _is_due(step, self.config.checkpoint_every_steps), _is_due(step, self.config.samples_every_steps)
+        if step == last_step or not (save or draw):
+            return
+        average_statistics(self.pix2pix, self.world)
+        losses = self.loop.check_losses(epoch)
+        position = self.loop.inside_epoch()
+        if save:
+            self.loop.check_weights(epoch)
+        if self.recorder is None:
+            return
+        if draw:
+            self.recorder.draw(epoch, step, inside_epoch=True)
+        if save:
+            self.recorder.save(self.loop.row(epoch, losses), position, inside_epoch=True)
 
     # After an epoch
 
     def _record(self, row: MetricsRow, leg: Leg, *, last: bool) -> bool:
         """Judge an epoch and, on rank 0, keep it. Returns whether training ends here; the same on every rank."""
         config = self.config
+        row["seconds"] = self.loop.epoch_seconds
         before = [finding["finding"] for finding in findings(self.rows, config.to_dict())]
         self.rows.append(row)
-        patient = not config.patience or epochs_without_improvement(self.rows, config.best_metric) < config.patience
-        save = last or not patient or leg.epoch % config.checkpoint_every == 0
+        stop = self._is_out_of_patience()
+        draw = _is_due(leg.epoch, config.samples_every) or _is_due(row["step"], config.samples_every_steps)
+        save = _is_due(leg.epoch, config.checkpoint_every) or _is_due(row["step"], config.checkpoint_every_steps)
+        if save or stop or last:
+            self.loop.check_weights(leg.epoch)
         if leg.finishes_epoch:
-            self.position = replace(self.position, epoch=leg.epoch, pairs_in_epoch=0, loss_sums=(), seconds=0.0)
+            self.loop.finish_epoch(leg.epoch)
         else:
-            self.position = replace(self.position, loss_sums=self._summed_losses(), seconds=row["seconds"])
-        if self.rank == 0:
-            new = [f for f in findings(self.rows, config.to_dict()) if f["finding"] not in before]
-            self._say(_describe(row, config), *(f"health: {f['finding']} {f['numbers']}; {f['advice']}" for f in new))
-            self._post(self.position)
-            self._keep(row, save)
-            if not patient:
-                self._say(f"stopping: {config.best_metric} has not improved for {config.patience} epochs")
-        return not patient
+            self.loop.position = self.loop.inside_epoch()
+        self.loop.start_clock()
+        if self.recorder is not None:
+            self._keep(self.recorder, row, before, draw=draw or stop or last, save=save or stop or last)
+        if stop and self.rank == 0:
+            self._say(f"stopping: {config.best_metric} has not improved for {config.patience} epochs")
+        return stop
 
-    def _summed_losses(self) -> tuple[float, ...]:
-        sums = self.sums.clone()
-        if self.world > 1:
-            torch.distributed.all_reduce(sums)
-        return tuple(float(value) for value in sums)
+    def _is_out_of_patience(self) -> bool:
+        return is_out_of_patience(self.rows, self.config.patience, self.config.best_metric)
 
-    def _keep(self, row: MetricsRow, save: bool) -> None:
-        assert self.samples is not None and self.scalars is not None
-        sheet, png = self.samples.draw(self.pix2pix)
-        self.run.write_sample(row["epoch"], png)
-        self.scalars.write(row, sheet)
-        self.run.write_rows(self.rows)
-        if not save:
-            return
-        name = self.run.new_checkpoint(row["epoch"], row["step"])
-        meta = {
-            "epoch": row["epoch"],
-            "step": row["step"],
-            "images_seen": row["images_seen"],
-            "metrics": row,
-            "data": self.task.data,
-        }
-        save_checkpoint(self.run.address(name), self.pix2pix, meta, self.position.to_dict())
-        best = self.run.best()
-        improved = is_best(row, best["metrics"] if best else None, self.config.best_metric)
-        self.run.publish(name, row, is_best=improved, keep=self.config.keep_checkpoints)
+    def _keep(self, recorder: Recorder, row: MetricsRow, known: list[str], *, draw: bool, save: bool) -> None:
+        """Say how the epoch went, with what is new about the run's health, and keep it. Rank 0 only."""
+        if draw:
+            varieties = recorder.draw(row["epoch"], row["step"])
+            if self.task.val is None:  # else validation has measured them on more than a few
+                row.update(varieties)
+        health = findings(self.rows, self.config.to_dict())
+        new = [finding for finding in health if finding["finding"] not in known]
+        self._say(_describe(row, self.config), *(describe_finding(finding) for finding in new))
+        self._post()
+        recorder.write(self.rows)
+        if save:
+            recorder.save(row, self.position)
+        recorder.refresh_report(health)
+
+
+def _is_due(count: int, every: int) -> bool:
+    return bool(every) and count % every == 0
 
 
 def _describe(row: MetricsRow, config: TrainConfig) -> str:
-    values = [f"{name} {row[name]:.3f}" for name in (*LOSSES, "val_l1", "val_psnr", "val_ssim") if name in row]
+    names = dict.fromkeys((*LOSSES, "val_l1", "val_psnr", "val_ssim", config.best_metric))
+    values = [f"{name} {row[name]:.3f}" for name in names if name in row]
     return f"epoch {row['epoch']}/{config.last_epoch}: {', '.join(values)}, {row['images_per_second']:.1f} img/s"

@@ -216,3 +216,34 @@ def test_a_run_holds_no_pickle(run, tmp_path):
         else:
             safetensors.torch.load_file(file)
     assert np.array([file.suffix in (".json", ".safetensors") for file in tmp_path.rglob("*.*")]).all()
+
+
+def test_with_an_average_the_generator_of_a_checkpoint_is_the_average_and_training_goes_on_beside_it(tmp_path):
+    def step(model, images_seen):
+        torch.manual_seed(images_seen)
+        model.update(images("inputs", 1, 3, 64), images("targets", 1, 3, 64))
+        model.update_average(1, images_seen)
+
+    config = ModelConfig(**{**CONFIG.to_dict(), "ema_images": 20, "lr": 0.01})
+    model, folder = Pix2Pix(config), f"{tmp_path}/checkpoints/epoch_0001_step_00000003"
+    for images_seen in range(300, 303):
+        step(model, images_seen)
+    meta = save_checkpoint(folder, model, {"epoch": 1}, {})
+    published = load_generator(f"{tmp_path}#epoch_0001_step_00000003")
+    assert same_weights(published, model.average.generator) and published.checkpoint_id == meta["checkpoint_id"]
+    assert same_weights(load_generator(f"{folder}/generator_without_ema.safetensors"), model.generator)
+    assert not same_weights(published, model.generator)
+    other = Pix2Pix(config, seed=5)
+    load_trainer(folder, other)
+    for each in (model, other):
+        step(each, 303)
+    assert same_weights(model.generator, other.generator) and same_weights(model.published, other.published)
+    with pytest.raises(CheckpointError, match="ema_images is 20 there and 0 here"):
+        load_trainer(folder, Pix2Pix(CONFIG))
+
+
+def test_a_step_checkpoint_of_a_run_has_an_address(run, tmp_path):
+    (tmp_path / "checkpoints/epoch_0002").rename(tmp_path / "checkpoints/epoch_0002_step_00000123")
+    assert resolve_checkpoint(f"{run}#epoch_0002_step_00000123").meta["epoch"] == 2
+    with pytest.raises(CheckpointError, match=r"epoch_0002_step_00000124: no finished checkpoint"):
+        resolve_checkpoint(f"{run}#epoch_0002_step_00000124")

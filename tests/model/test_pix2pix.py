@@ -189,3 +189,70 @@ def test_the_gradient_penalty_of_a_linear_critic_is_known():
     real, fake = torch.rand(3, 2, 4, 4), torch.rand(3, 2, 4, 4)
     length = (32 * 0.25**2) ** 0.5  # every input value has derivative 0.25
     assert gradient_penalty(critic, real, fake).item() == pytest.approx(10 * (length - 1) ** 2, rel=1e-5)
+
+
+def averaged(half_life, steps=6, **values):
+    """A model that kept an average through some steps of two images, and its weights after each."""
+    model = small_model(ema_images=half_life, lr=0.01, **values)
+    inputs, targets = batch(model.config)
+    history = []
+    for step in range(steps):
+        model.update(inputs, targets)
+        model.update_average(2, 2 * step)
+        history.append({name: value.clone() for name, value in model.generator.state_dict().items()})
+    return model, history
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_the_average_follows_weights_and_running_statistics_by_its_half_life(norm):
+    model, history = averaged(3, norm=norm)
+    found = model.average.generator.state_dict()
+    for name, last in history[-1].items():
+        expected = history[0][name]
+        for step, later in enumerate(history[1:], 1):
+            value = later[name]
+            # At first the half-life is a twentieth of the images seen; 3 images only after 60.
+            kept = 0.5 ** (2 / min(3, 0.05 * 2 * step))
+            expected = value if not value.is_floating_point() else kept * expected + (1 - kept) * value
+        assert torch.allclose(found[name], expected, rtol=1e-4, atol=1e-6), name
+        assert found[name].is_floating_point() or torch.equal(found[name], last)
+
+
+def test_the_half_life_means_the_same_for_every_batch_size():
+    average = small_model(ema_images=1000).average
+    assert average.kept(1000, 10**6) == pytest.approx(0.5)
+    assert average.kept(8, 10**6) == pytest.approx(average.kept(1, 10**6) ** 8)
+    assert average.kept(4, 0) == 0.0 and average.kept(50, 1000) == pytest.approx(0.5)
+
+
+def test_the_average_is_what_is_published_and_does_not_change_training():
+    model, history = averaged(10**6)
+    plain, expected = averaged(0)
+    assert plain.published is plain.generator and plain.average is None
+    assert model.published is model.average.generator and not model.published.training
+    assert all(torch.equal(a, b) for a, b in zip(history[-1].values(), expected[-1].values(), strict=True))
+    weight = "model.model.0.weight"
+    assert not torch.equal(model.published.state_dict()[weight], history[-1][weight])
+
+
+def test_an_averaged_model_continues_from_a_saved_state():
+    one, _ = averaged(100)
+    two = Pix2Pix(one.config, seed=9)
+    two.load_state(one.state())
+    inputs, targets = batch(one.config)
+    for model in (one, two):
+        model.update(inputs, targets)
+        model.update_average(2, 12)
+    assert all(
+        torch.equal(a, b)
+        for mine, theirs in zip(one.state(), two.state(), strict=True)
+        for a, b in zip(mine.values(), theirs.values(), strict=True)
+    )
+
+
+def test_a_single_broken_number_in_either_network_is_seen():
+    model = small_model()
+    assert model.is_finite()
+    with torch.no_grad():
+        next(model.discriminator.parameters()).data[0, 0, 0, 0] = float("nan")
+    assert not model.is_finite()

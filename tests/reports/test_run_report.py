@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2p.reports.page import Series, duration, line_chart, number, percent
-from p2p.reports.run import choose_epochs, write_run_report
+from p2p.reports.run import choose_moments, write_run_report
 from p2p.reports.sheets import contact_sheet
 from p2p.storage.images import encode
 
@@ -146,9 +146,40 @@ def test_findings_come_with_numbers_and_advice(tmp_path: Path) -> None:
     assert "No findings." in page_of(make_run(tmp_path / "healthy", 3))
 
 
-@pytest.mark.parametrize(("gan_mode", "marked"), [("vanilla", True), ("lsgan", False)])
-def test_log_2_is_marked_where_it_means_something(tmp_path: Path, gan_mode: str, marked: bool) -> None:
-    assert ("log 2 = 0.693" in page_of(make_run(tmp_path / "run", 3, gan_mode=gan_mode))) is marked
+def test_a_run_in_progress_shows_the_findings_so_far(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 3)
+    (run / "summary.json").unlink()
+    write_run_report(str(run), [FINDING])
+    assert "Training waits for its data" in (run / "report.html").read_text()
+    write_run_report(str(run), [])
+    page = (run / "report.html").read_text()
+    assert "not finished" in page and "No findings so far." in page
+
+
+def test_a_run_stopped_by_an_error_says_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 3)
+    (run / "summary.json").write_text(json.dumps({"error": "no longer finite", "health": [FINDING]}))
+    assert "stopped by an error" in page_of(run)
+
+
+def test_sheets_of_steps_stand_between_those_of_epochs(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 3)
+    (run / "samples" / "epoch_0002_step_00000015.png").write_bytes(sheet(9))
+    (run / "samples" / "notes.png").write_bytes(sheet(9))
+    (run / "best.json").write_text(json.dumps(entry(2) | {"checkpoint": "checkpoints/epoch_0002_step_00000015"}))
+    labels = re.findall(r'data-label="([^"]*)"', page_of(run))
+    assert labels == ["epoch 1", "epoch 2, step 15 · best", "epoch 2", "epoch 3"]
+
+
+@pytest.mark.parametrize(
+    ("gan_mode", "smoothing", "marks"),
+    [("vanilla", 0.0, ["log 2 = 0.693"]), ("vanilla", 0.1, ["d_real 0.778", "d_fake 0.598"]), ("lsgan", 0.0, ["0.25"])],
+)
+def test_the_losses_of_a_guess_are_marked(tmp_path: Path, gan_mode: str, smoothing: float, marks: list[str]) -> None:
+    page = page_of(make_run(tmp_path / "run", 3, gan_mode=gan_mode, label_smoothing=smoothing))
+    assert all(f">{mark}</text>" in page for mark in marks)
+    assert ("log 2" in page) == (marks == ["log 2 = 0.693"])
+    assert "can only guess" not in page_of(make_run(tmp_path / "other", 3, gan_mode="wgangp"))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +241,7 @@ def test_the_page_stays_small_enough_to_open(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None)
 def test_the_first_the_last_and_the_best_epoch_are_chosen(epochs: list[int], most: int, data: st.DataObject) -> None:
     best = data.draw(st.sampled_from(epochs)) if epochs else None
-    chosen = choose_epochs(epochs, best, most)
+    chosen = choose_moments(epochs, best, most)
     assert len(chosen) == min(most, len(epochs))
     assert chosen == sorted(set(chosen)) and set(chosen) <= set(epochs)
     if epochs:

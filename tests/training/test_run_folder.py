@@ -45,6 +45,19 @@ def test_a_checkpoint_that_is_referred_to_is_never_written_over(tmp_path):
     assert (tmp_path / first / "meta.json").exists()
 
 
+def test_step_checkpoints_are_ordered_by_time_and_other_files_are_left_alone(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    (tmp_path / "checkpoints" / "mine").mkdir(parents=True)
+    names = []
+    for epoch, step in ((1, 4), (1, 8), (1, 10), (2, 14), (2, 18), (2, 20)):
+        name = folder.new_checkpoint(epoch, step, inside_epoch=step % 10 != 0)
+        (tmp_path / name).mkdir(parents=True)
+        folder.publish(name, {"epoch": epoch, "step": step}, is_best=step == 4, keep=2)
+        names.append(name.removeprefix("checkpoints/"))
+        assert set(checkpoints(tmp_path)) == {names[0], *names[-2:], "mine"}
+    assert names[1:4] == ["epoch_0001_step_00000008", "epoch_0001", "epoch_0002_step_00000014"]
+
+
 def test_what_a_killed_writer_left_is_cleared(tmp_path):
     folder = RunFolder(str(tmp_path))
     save(folder, tmp_path, 1, best=True, keep=3)

@@ -1,11 +1,14 @@
 import json
+from typing import get_args
 
 import pytest
 import yaml
 
 from p2p.cli import parse
 from p2p.errors import UsageError
+from p2p.model.metrics import default_metrics
 from p2p.training import TrainConfig
+from p2p.training.config import BestMetric
 
 WHERE = {"data": "pairs", "output": "run"}
 
@@ -25,7 +28,11 @@ def test_the_rate_is_constant_and_then_falls_to_almost_nothing():
         ({"epochs": 0, "epochs_decay": 0}, r"nothing to train"),
         ({"lr": 0.0}, r"--lr 0"),
         ({"label_smoothing": 0.1, "gan_mode": "hinge"}, r"--label-smoothing 0.1: --gan-mode hinge has no labels"),
-        ({"best_metric": "g_l1"}, r"--best-metric g_l1: must be a validation metric"),
+        ({"best_metric": "val_lpips"}, r"--best-metric val_lpips: validation does not measure that"),
+        ({"sync_batch_norm": True, "norm": "instance"}, r"--sync-batch-norm true: --norm instance has no batch stat"),
+        ({"ema_images": -1}, r"--ema-images -1: must be 0 \(off\) or more"),
+        ({"checkpoint_every_steps": -5}, r"--checkpoint-every-steps -5: must be at least 0"),
+        ({"best_metric": "g_l1"}, r"--best-metric g_l1: validation does not measure that; use one of val_l1, val_psnr"),
     ],
 )
 def test_options_that_cannot_work_are_named_with_a_fix(options, message):
@@ -38,6 +45,17 @@ def test_what_shapes_the_network_may_not_change_in_a_run_and_its_length_may():
     assert TrainConfig(**WHERE, epochs=300, workers=2, patience=3).conflicts(earlier) == []
     changed = TrainConfig(**WHERE, ngf=32, seed=1).conflicts(earlier)
     assert changed == ["--ngf was 64, now 32", "--seed was 0, now 1"]
+
+
+def test_an_option_that_an_earlier_version_did_not_have_counts_as_its_default():
+    earlier = TrainConfig(**WHERE).to_dict()
+    del earlier["ema_images"], earlier["samples_every_steps"]
+    assert TrainConfig(**WHERE, samples_every_steps=5).conflicts(earlier) == []
+    assert TrainConfig(**WHERE, ema_images=500).conflicts(earlier) == ["--ema-images was 0, now 500"]
+
+
+def test_the_choices_of_the_best_metric_are_what_validation_measures():
+    assert get_args(BestMetric) == tuple(f"val_{name}" for name in default_metrics(has_palette=True))
 
 
 def test_the_model_gets_the_options():

@@ -1,0 +1,77 @@
+"""Batch norm over the batches of all data-parallel workers, on any device; torch's own exists for GPUs only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+
+class _MeanOverRanks(torch.autograd.Function):
+    """The mean of a tensor over all ranks. Its derivative is itself, as often as wanted (wgangp needs the second)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        del ctx
+        total = x.clone()
+        torch.distributed.all_reduce(total)
+        return total / torch.distributed.get_world_size()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        del ctx
+        return mean_over_ranks(gradients[0])
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean over all ranks of a tensor that each has, differentiable."""
+    mean: Tensor = _MeanOverRanks.apply(x)
+    return mean
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """(B, C, H, W) -> the same, normalised while training by mean and variance over the B of every rank together.
+
+    Each call has its own statistics, so generated and real pairs that go through one after the other are not mixed.
+    All ranks must call with equal shapes. In evaluation mode, plain batch norm.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) float of any precision -> the same shape and precision."""
+        if not self.training:
+            return super().forward(x)
+        values = x.float()
+        mean = mean_over_ranks(values.mean(dim=(0, 2, 3)))
+        centred = values - mean[:, None, None]
+        variance = mean_over_ranks(centred.square().mean(dim=(0, 2, 3)))
+        self._track(mean.detach(), variance.detach(), x.numel() // x.shape[1])
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None]).to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, values: int) -> None:
+        """As in torch: running statistics move by `momentum` to the mean and the unbiased variance."""
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        values *= torch.distributed.get_world_size()
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (values / max(1, values - 1)), self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+
+
+def synchronise_batch_norm(network: nn.Module) -> None:
+    """Let every batch norm inside `network` use the statistics of all ranks; parameters and their names stay."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.BatchNorm2d:
+                setattr(parent, name, _synchronised(child))
+
+
+def _synchronised(norm: nn.BatchNorm2d) -> SyncBatchNorm2d:
+    other = SyncBatchNorm2d(norm.num_features, norm.eps, norm.momentum, device="meta")
+    other.weight, other.bias = norm.weight, norm.bias
+    for name, buffer in norm.named_buffers():
+        setattr(other, name, buffer)
+    return other.train(norm.training)

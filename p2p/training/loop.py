@@ -1,0 +1,158 @@
+"""The optimiser steps of one rank, leg by leg: torch and batches, no Ray, no files but the run's name in a message."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from p2p.errors import TrainingStopped
+from p2p.model.pix2pix import Pix2Pix
+from p2p.model.tensors import to_model_range
+from p2p.training.config import TrainConfig
+from p2p.training.health import broken, not_finite
+from p2p.training.position import Leg, Position
+from p2p.training.run_folder import MetricsRow, RunFolder
+
+LOSSES = ("g_gan", "g_l1", "d_real", "d_fake")
+_STEPS_BETWEEN_CHECKS = 100
+
+
+class Loop:
+    """Trains `pix2pix` from `position` on, and knows where it stands.
+
+    Methods marked (all ranks) talk to the other ranks, so every rank calls them at the same step.
+    """
+
+    def __init__(
+        self, config: TrainConfig, pix2pix: Pix2Pix, position: Position, *, rank: int = 0, world: int = 1
+    ) -> None:
+        self.config, self.pix2pix, self.position = config, pix2pix, position
+        self.rank, self.world = rank, world
+        self._run = RunFolder(config.output)
+        self._sums = torch.zeros(len(LOSSES), dtype=torch.float64, device=pix2pix.device)
+        self.start_clock()
+
+    def run(self, leg: Leg, batches: Iterator[tuple[Tensor, Tensor]], after_step: Callable[[], None]) -> MetricsRow:
+        """Optimise over one epoch, or what is left of it; returns its losses and rates (all ranks).
+
+        `batches` are inputs (B, H, W, C) and targets (B, H, W, C') on the device, uint8 or uint16; `after_step` is
+        called after each, and its time counts neither as training nor as waiting.
+        """
+        started, waited, paused = time.monotonic(), 0.0, 0.0
+        seen_before = self.position.images_seen
+        self._sums.zero_()
+        if self.position.loss_sums and self.rank == 0:
+            self._sums += torch.tensor(self.position.loss_sums, dtype=torch.float64, device=self._sums.device)
+        self.pix2pix.train()
+        self.pix2pix.set_learning_rate(self.config.learning_rate(leg.epoch))
+        for number in range(1, leg.steps(self.config.batch_size) + 1):
+            asked = time.monotonic()
+            inputs, targets = next(batches)
+            waited += time.monotonic() - asked
+            self._step(inputs, targets)
+            if number % _STEPS_BETWEEN_CHECKS == 0:
+                self.check_losses(leg.epoch)
+            stepped = time.monotonic()
+            after_step()
+            paused += time.monotonic() - stepped
+        next(batches, None)  # the part's end
+        losses = self.check_losses(leg.epoch)
+        seconds = time.monotonic() - started - paused
+        return {
+            **self.row(leg.epoch, losses),
+            "images_per_second": (self.position.images_seen - seen_before) / seconds,
+            "data_wait": self._worst(waited / seconds),
+        }
+
+    def _step(self, inputs: Tensor, targets: Tensor) -> None:
+        """One update on pixels, of which nothing is read back: the device is not waited for."""
+        self._seed_noise()
+        losses = self.pix2pix.update(self.pix2pix.encode(inputs), to_model_range(targets))
+        self._sums += torch.stack([losses[name] for name in LOSSES]) * len(inputs)
+        seen = len(inputs) * self.world
+        self.pix2pix.update_average(seen, self.position.images_seen)
+        self.position = replace(
+            self.position,
+            step=self.position.step + 1,
+            images_seen=self.position.images_seen + seen,
+            pairs_in_epoch=self.position.pairs_in_epoch + seen,
+        )
+
+    def _seed_noise(self) -> None:
+        """Make dropout a function of (seed, step, rank), so that no generator's state has to be saved."""
+        text = f"{self.config.seed}/{self.position.step}/{self.rank}"
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        torch.manual_seed(int.from_bytes(digest, "big") >> 1)
+
+    # What the steps came to
+
+    def row(self, epoch: int, losses: dict[str, float]) -> MetricsRow:
+        """Where the loop stands in `epoch`, with that epoch's mean `losses`, as a metrics row begins."""
+        return {
+            "epoch": epoch,
+            "step": self.position.step,
+            "images_seen": self.position.images_seen,
+            **losses,
+            "lr": self.config.learning_rate(epoch),
+        }
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Time that the present epoch has taken, with what came after its steps."""
+        return time.monotonic() - self._epoch_started
+
+    def start_clock(self) -> None:
+        """What comes from here on counts into the present epoch's time."""
+        self._epoch_started = time.monotonic() - self.position.seconds
+
+    def finish_epoch(self, epoch: int) -> None:
+        """All pairs of `epoch` were seen."""
+        self.position = replace(self.position, epoch=epoch, pairs_in_epoch=0, loss_sums=(), seconds=0.0)
+
+    def inside_epoch(self) -> Position:
+        """The position, with all that a later attempt needs to go on within this epoch (all ranks)."""
+        sums = tuple(float(value) for value in self._summed())
+        return replace(self.position, loss_sums=sums, seconds=self.epoch_seconds)
+
+    def check_losses(self, epoch: int) -> dict[str, float]:
+        """Mean losses of the epoch so far; waits for the device (all ranks). Raises TrainingStopped on all of them."""
+        means = [float(value) / self.position.pairs_in_epoch for value in self._summed()]
+        losses = dict(zip(LOSSES, means, strict=True))
+        if names := not_finite(losses):
+            raise self._stopped(names, epoch)
+        return losses
+
+    def check_weights(self, epoch: int) -> None:
+        """Raise TrainingStopped if the networks are broken: the last step may have done it, its losses still whole."""
+        if not self.pix2pix.is_finite():
+            raise self._stopped(["weights"], epoch)
+
+    def _summed(self) -> Tensor:
+        sums = self._sums.clone()
+        if self.world > 1:
+            torch.distributed.all_reduce(sums)
+        return sums
+
+    def _worst(self, value: float) -> float:
+        """The largest of all ranks' values."""
+        if self.world == 1:
+            return value
+        worst = torch.tensor(value, dtype=torch.float64, device=self._sums.device)
+        torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MAX)
+        return float(worst)
+
+    def _stopped(self, names: list[str], epoch: int) -> TrainingStopped:
+        latest = self._run.latest()
+        kept = f"{self._run.address(latest['checkpoint'])} is intact" if latest else "no checkpoint was saved yet"
+        step = self.position.step
+        finding = broken(names, epoch, step, self.config.learning_rate(epoch))
+        return TrainingStopped(
+            f"{', '.join(names)} no longer finite in epoch {epoch}, by step {step}; {kept}; {finding['advice']}",
+            dict(finding),
+        )

@@ -1,0 +1,96 @@
+"""What the first worker keeps of a run: sample sheets, numbers, checkpoints and the page that shows them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from p2p.data.feed import Preparation
+from p2p.data.pairs import Pairs
+from p2p.model.checkpoint import save_checkpoint
+from p2p.model.moments import moment_name
+from p2p.model.pix2pix import Pix2Pix
+from p2p.reports.run import write_run_report
+from p2p.training.config import TrainConfig
+from p2p.training.health import Finding
+from p2p.training.judgement import Samples, is_best
+from p2p.training.position import Position
+from p2p.training.run_folder import MetricsRow, RunFolder
+from p2p.training.scalars import Scalars
+
+_REPORTS_SHARE = 0.02
+"""Most of the time that keeping the page up to date may take."""
+
+
+class Recorder:
+    """Writes into RUN. A context manager.
+
+    Args:
+        config: the run's.
+        pix2pix: what is trained.
+        validated: whether epochs are judged on held-out pairs; else the newest checkpoint is the best.
+        drawn: the split whose first pairs become samples.
+        preparation: how they are cropped.
+        data: what a checkpoint should know about its data set.
+        last_step: where this attempt begins.
+
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        pix2pix: Pix2Pix,
+        *,
+        validated: bool,
+        drawn: Pairs,
+        preparation: Preparation,
+        data: dict[str, Any],
+        last_step: int,
+    ) -> None:
+        self._config, self._pix2pix, self._validated, self._data = config, pix2pix, validated, data
+        self._run = RunFolder(config.output)
+        self._samples = Samples(drawn, preparation)
+        self._scalars = Scalars(config.output, last_step)
+        self._report_due = time.monotonic()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._scalars.__exit__(*error)
+
+    def draw(self, epoch: int, step: int, *, inside_epoch: bool = False) -> dict[str, float]:
+        """Keep a sample sheet; returns how much its outputs and targets differ among themselves."""
+        sheet = self._samples.draw(self._pix2pix)
+        self._run.write_sample(moment_name(epoch, step if inside_epoch else None), sheet.png)
+        self._scalars.draw(step, sheet.image)
+        if inside_epoch:
+            self._scalars.publish()
+        return sheet.varieties
+
+    def write(self, rows: Sequence[MetricsRow]) -> None:
+        """Keep the numbers of all epochs; the last row is new."""
+        self._scalars.write(rows[-1])
+        self._scalars.publish()
+        self._run.write_rows(rows)
+
+    def save(self, row: MetricsRow, position: Position, *, inside_epoch: bool = False) -> None:
+        """Keep a checkpoint, which becomes the latest and perhaps the best."""
+        name = self._run.new_checkpoint(row["epoch"], row["step"], inside_epoch=inside_epoch)
+        known = {name: row[name] for name in ("epoch", "step", "images_seen")}
+        meta = {**known, "metrics": row, "data": self._data}
+        save_checkpoint(self._run.address(name), self._pix2pix, meta, position.to_dict())
+        best, metric = self._run.best(), self._config.best_metric
+        judged = metric in row or not self._validated
+        improved = judged and is_best(row, best["metrics"] if best else None, metric)
+        self._run.publish(name, row, is_best=improved, keep=self._config.keep_checkpoints)
+
+    def refresh_report(self, health: Sequence[Finding]) -> None:
+        """Let RUN/report.html show the run so far, unless that was done a moment ago."""
+        started = time.monotonic()
+        if started < self._report_due:
+            return
+        write_run_report(self._config.output, health)
+        ended = time.monotonic()
+        self._report_due = ended + (ended - started) / _REPORTS_SHARE
