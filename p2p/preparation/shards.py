@@ -13,6 +13,7 @@ from PIL import Image
 
 from p2p.data.pairs import PAIR_SCHEMA, ROW_GROUP_PAIRS, part_name
 from p2p.errors import BadInput
+from p2p.preparation.doctor.portrait import Portraits, draw_portraits, is_sampled, mode_of, portray, portray_closely
 from p2p.preparation.locations import Drawing, Fetcher, File, Location
 from p2p.preparation.pairing import PairRef
 from p2p.preparation.sources import BadRow
@@ -44,13 +45,14 @@ class Shard:
 
 @dataclass
 class ShardReport:
-    """What became of a shard: how many pairs were stored, which were bad, the colours of each side."""
+    """What became of a shard: how many pairs are good, which were bad, the colours of each side, what was looked at."""
 
     split: str
     pairs: int = 0
     bad: list[BadRow] = field(default_factory=list)
     palette_a: Palette = frozenset()
     palette_b: Palette = frozenset()
+    portraits: Portraits = field(default_factory=lambda: draw_portraits([]))
 
 
 def cut_into_shards(pairs: Sequence[PairRef]) -> list[Shard]:
@@ -76,10 +78,11 @@ def cut_into_shards(pairs: Sequence[PairRef]) -> list[Shard]:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a pair: its pixels, and its original bytes where a file holds just it."""
+    """One side of a pair: its pixels, its original bytes where a file holds just it, its file's mode in Pillow's words."""
 
     pixels: Array
     original: bytes = b""
+    mode: str = ""
 
     @property
     def size(self) -> str:
@@ -87,11 +90,40 @@ class Side:
         return f"{self.pixels.shape[1]}x{self.pixels.shape[0]}"
 
 
-def write_shard(shard: Shard, output: str, load_size: int, fetch: Fetcher) -> ShardReport:
-    """Publish `OUTPUT/<split>/part-<number>.parquet`, or nothing if every pair is bad."""
+def write_shard(
+    shard: Shard, output: str | None, load_size: int, fetch: Fetcher, close_share: float = 1.0
+) -> ShardReport:
+    """Publish `OUTPUT/<split>/part-<number>.parquet`, or nothing if every pair is bad, and portray every good pair.
+
+    Args:
+        shard: the pairs of one file.
+        output: the data set's folder; None stores nothing.
+        load_size: side of the stored pictures, pixels; 0 keeps each pair's own size.
+        fetch: gets the bytes of a location.
+        close_share: share, 0..1, of the pairs that are portrayed closely.
+
+    """
     report = ShardReport(shard.split)
     rows: list[dict[str, Any]] = []
-    for pair, fetched in _fetch_all(shard.pairs, fetch):
+    portraits = []
+    for pair, a, b in decode_pairs(shard.pairs, load_size, fetch, report.bad):
+        if output is not None:
+            rows.append(_row(pair, a, b, load_size, report))
+        close = portray_closely(a.pixels, b.pixels) if is_sampled(pair.pair_id, close_share) else None
+        portraits.append((pair.pair_id, portray(a.pixels, b.pixels, (a.mode, b.mode)), close))
+    if rows and output is not None:
+        table = pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
+        write_table(join(output, shard.split, part_name(shard.number)), table, row_group_size=ROW_GROUP_PAIRS)
+    report.pairs = len(portraits)
+    report.portraits = draw_portraits(portraits)
+    return report
+
+
+def decode_pairs(
+    pairs: Sequence[PairRef], load_size: int, fetch: Fetcher, bad: list[BadRow]
+) -> Iterator[tuple[PairRef, Side, Side]]:
+    """Yield the pairs of which both sides can be decoded and fit each other, with them; the others go into `bad`."""
+    for pair, fetched in _fetch_all(pairs, fetch):
         where = pair.a.uri
         try:
             sides = [Side(pixels) for pixels in _draw(pair.a)] if isinstance(pair.a, Drawing) else []
@@ -99,18 +131,15 @@ def write_shard(shard: Shard, output: str, load_size: int, fetch: Fetcher) -> Sh
                 where = location.uri
                 if isinstance(data, BadInput):
                     raise data
-                sides.append(Side(images.decode(data), data))
+                sides.append(Side(images.decode(data), data, mode_of(data)))
             where = pair.a.uri
             if len(sides) == 1:
-                sides = [Side(half) for half in images.split_halves(sides[0].pixels)]
-            rows.append(_row(pair, sides[0], sides[1], load_size, report))
+                sides = [Side(half, mode=sides[0].mode) for half in images.split_halves(sides[0].pixels)]
+            _check_sizes(pair, sides[0], sides[1], load_size)
         except BadInput as error:
-            report.bad.append(BadRow(where, error.kind, str(error)))
-    if rows:
-        table = pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
-        write_table(join(output, shard.split, part_name(shard.number)), table, row_group_size=ROW_GROUP_PAIRS)
-    report.pairs = len(rows)
-    return report
+            bad.append(BadRow(where, error.kind, str(error)))
+        else:
+            yield pair, sides[0], sides[1]
 
 
 def _draw(where: Drawing) -> tuple[Array, Array]:
@@ -159,7 +188,6 @@ def _check_sizes(pair: PairRef, a: Side, b: Side, load_size: int) -> None:
 
 
 def _row(pair: PairRef, a: Side, b: Side, load_size: int, report: ShardReport) -> dict[str, Any]:
-    _check_sizes(pair, a, b, load_size)
     height, width = (load_size, load_size) if load_size else a.pixels.shape[:2]
     stored_a, colours_a = _store(a, load_size)
     stored_b, colours_b = _store(b, load_size)

@@ -1,0 +1,195 @@
+"""What the doctor keeps of a pair: some 300 bytes taken while its pixels are at hand, and 2 KiB more of a sample."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from p2p.reports.sheets import as_rgb
+from p2p.storage.images import Array
+
+Plane = npt.NDArray[np.float32]
+
+MOST_CLOSE = 8192
+"""Pairs of a data set of which a close portrait is kept; of more, as many are drawn by a hash of their ids."""
+CELLS = 16
+FINE = 256
+"""Side, in pixels, to which both sides are scaled before their shift is measured; shifts are counted in these."""
+REACH = 24
+"""The longest shift looked for, of `FINE`."""
+PEAKS = 4
+_SIDE = 144  # 16 cells of 9 pixels; 8 rows of 18 and 9 columns of 16
+_DEAD_ZONE = 2.0  # brightness levels: flat areas must not hash their noise
+_FLAT_STEP = 2.0
+_PEAK_RADIUS = 3
+_STRONGEST_EDGE = 60.0
+_BLUR = 0.125  # cycles per pixel: where the correlation's spectrum has faded
+_STYLE = 8
+
+FACTS = np.dtype(
+    [
+        ("content", np.uint64, 2),
+        ("hash", np.uint64, 2),
+        ("small", np.uint8, (2, 64)),
+        ("style", np.float32, (2, _STYLE)),
+        ("range", np.float32, 2),
+        ("size", np.int32, (2, 2)),
+        ("mode", "S12", 2),
+    ]
+)
+"""Of every pair, side A first: digest of the pixels; 64-bit difference hash; 8x8 gray picture; `_style`; brightness
+levels between the darkest and the lightest half per cent; height and width; the file's mode in Pillow's words."""
+CLOSE = np.dtype(
+    [("row", np.int64), ("cells", np.uint8, (2, CELLS, CELLS, 4)), ("peaks", np.float32, (PEAKS, 3))],
+)
+"""Of a sample: which row of the facts it belongs to; red, green, blue and edges in 16x16 cells of each side; the
+places (x and y in pixels of `FINE`, height in standard deviations) where the edges of B fit those of A best."""
+
+Facts = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Portraits:
+    """The portraits of some pairs: `ids[k]` is the pair of `facts[k]`."""
+
+    ids: list[str]
+    facts: Facts
+    close: Facts
+
+
+def draw_portraits(pairs: Sequence[tuple[str, Facts, Facts | None]]) -> Portraits:
+    """Put together what `portray` and `portray_closely` gave for each pair id."""
+    facts = np.array([facts for _, facts, _ in pairs], FACTS)
+    closer = [(row, close) for row, (_, _, close) in enumerate(pairs) if close is not None]
+    close = np.array([portrait for _, portrait in closer], CLOSE)
+    close["row"] = [row for row, _ in closer]
+    return Portraits([pair_id for pair_id, _, _ in pairs], facts, close)
+
+
+def is_sampled(pair_id: str, share: float) -> bool:
+    """Whether the pair is in that share, 0..1, of all that is looked at closely; the same in every run."""
+    return zlib.crc32(pair_id.encode("utf-8", "surrogateescape")) < share * 2**32
+
+
+def mode_of(data: bytes) -> str:
+    """Pillow's word for the pixels of an encoded image that can be decoded: RGB, L, P, I;16 …"""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.mode
+
+
+def rgb8(pixels: npt.NDArray[Any]) -> Array:
+    """(H, W, 1..) uint8 or uint16 -> (H, W, 3) uint8: for looking at, not for training."""
+    return as_rgb((pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels)
+
+
+def _scaled(rgb: Array, side: int) -> Array:
+    if rgb.shape[:2] == (side, side):
+        return rgb
+    return np.asarray(Image.fromarray(rgb).resize((side, side), Image.Resampling.BOX))
+
+
+def _edges(gray: Plane) -> Plane:
+    """(H, W) brightness -> (H, W) length of its gradient, 0 at the border."""
+    x, y = np.zeros_like(gray), np.zeros_like(gray)
+    x[:, 1:-1] = gray[:, 2:] - gray[:, :-2]
+    y[1:-1] = gray[2:] - gray[:-2]
+    return np.hypot(x, y)
+
+
+def _means(plane: Plane, rows: int, columns: int) -> Plane:
+    """(H, W) or (H, W, C) -> means of rows x columns equal blocks."""
+    height, width = plane.shape[:2]
+    blocks = plane.reshape(rows, height // rows, columns, width // columns, *plane.shape[2:])
+    return np.asarray(blocks.mean((1, 3)), np.float32)
+
+
+def _style(rgb: Plane, gray: Plane) -> Plane:
+    """What a side looks like wherever it was taken: mean colour, contrast, edges, flatness, saturation, colours.
+
+    Each value lies in 0..1 or near it.
+    """
+    steps = np.abs(np.diff(gray, axis=1))
+    coarse = (rgb / 16).astype(np.int32)
+    colours = np.unique(coarse[..., 0] * 256 + coarse[..., 1] * 16 + coarse[..., 2])
+    return np.array(
+        [
+            *(rgb.mean((0, 1)) / 255),
+            gray.std() / 255,
+            np.sqrt(steps / 255).mean(),
+            (steps < _FLAT_STEP).mean(),
+            (rgb.max(2) - rgb.min(2)).mean() / 255,
+            np.log2(len(colours)) / 12,
+        ],
+        np.float32,
+    )
+
+
+def portray(a: npt.NDArray[Any], b: npt.NDArray[Any], modes: tuple[str, str]) -> Facts:
+    """Two sides as decoded, (H, W, C) -> one record of `FACTS`."""
+    facts = np.zeros((), FACTS)
+    for side, pixels in enumerate((a, b)):
+        facts["size"][side] = pixels.shape[:2]
+        facts["mode"][side] = modes[side].encode()
+        digest = hashlib.sha256(np.ascontiguousarray(pixels)).digest()
+        facts["content"][side] = int.from_bytes(digest[:8], "little")
+        rgb = _scaled(rgb8(pixels), _SIDE).astype(np.float32)
+        gray = rgb.mean(2)
+        slopes = np.diff(_means(gray, 8, 9), axis=1) > _DEAD_ZONE
+        facts["hash"][side] = np.packbits(slopes).view(np.uint64)[0]
+        facts["small"][side] = _means(gray, 8, 8).ravel()
+        facts["style"][side] = _style(rgb, gray)
+        low, high = np.percentile(gray, (0.5, 99.5))
+        facts["range"][side] = high - low
+    return facts
+
+
+def portray_closely(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Facts:
+    """Two sides as decoded, (H, W, C) -> one record of `CLOSE`, its `row` still 0."""
+    close = np.zeros((), CLOSE)
+    spectra = []
+    for side, pixels in enumerate((a, b)):
+        small = rgb8(pixels)
+        rgb = _scaled(small, _SIDE).astype(np.float32)
+        close["cells"][side, :, :, :3] = _means(rgb, CELLS, CELLS)
+        close["cells"][side, :, :, 3] = np.minimum(255, 16 * np.sqrt(_means(_edges(rgb.mean(2)), CELLS, CELLS)))
+        edges = np.sqrt(np.minimum(_edges(_scaled(small, FINE).astype(np.float32).mean(2)), _STRONGEST_EDGE))
+        edges -= (edges * _WINDOW).sum() / _WINDOW.sum()
+        spectra.append(np.fft.rfft2(edges * _WINDOW))
+    close["peaks"] = _peaks(spectra[0], spectra[1])
+    return close
+
+
+_HANN = np.hanning(FINE).astype(np.float32)
+_WINDOW = _HANN[:, None] * _HANN[None]
+_FADE = np.exp(-(np.fft.fftfreq(FINE)[:, None] ** 2 + np.fft.rfftfreq(FINE)[None] ** 2) / (2 * _BLUR**2))
+
+
+def _peaks(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Plane:
+    """Phase correlation (Kuglin and Hines 1975) of two spectra -> its `PEAKS` highest places, highest first.
+
+    Each row is x, y and height in standard deviations; x > 0: B lies to the right of A. No structure: all zero.
+    """
+    cross = b * np.conj(a)
+    power = np.abs(cross)
+    if not power.max() > 0:
+        return np.zeros((PEAKS, 3), np.float32)
+    surface = np.fft.irfft2(cross / (power + 1e-3 * power.mean()) * _FADE, s=(FINE, FINE))
+    surface = np.roll(surface, (REACH, REACH), (0, 1))[: 2 * REACH + 1, : 2 * REACH + 1]
+    rest, found = surface.copy(), []
+    for _ in range(PEAKS):
+        y, x = divmod(int(rest.argmax()), rest.shape[1])
+        found.append((x - REACH, y - REACH, rest[y, x]))
+        top, left = max(0, y - _PEAK_RADIUS), max(0, x - _PEAK_RADIUS)
+        rest[top : y + _PEAK_RADIUS + 1, left : x + _PEAK_RADIUS + 1] = -np.inf
+    noise = rest[np.isfinite(rest)]
+    peaks = np.array(found, np.float32)
+    peaks[:, 2] = (peaks[:, 2] - noise.mean()) / max(float(noise.std()), 1e-12)
+    return peaks
