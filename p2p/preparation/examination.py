@@ -31,7 +31,7 @@ Show = Callable[[Iterable[Key]], Sides]
 
 
 def conclude(doctor: Doctor, bad: Sequence[BadRow], show: Show, output: str, about: dict[str, Any]) -> dict[str, int]:
-    """Examine what `doctor` has collected, publish it below `output`, and return how many pairs or files each finding has.
+    """Examine what `doctor` has collected and publish it; return how many pairs or files each finding has.
 
     Args:
         doctor: has the portraits of all pairs.

@@ -13,7 +13,7 @@ from PIL import Image
 
 from p2p.data.pairs import PAIR_SCHEMA, ROW_GROUP_PAIRS, part_name
 from p2p.errors import BadInput
-from p2p.preparation.doctor.portrait import Portraits, draw_portraits, is_sampled, mode_of, portray, portray_closely
+from p2p.preparation.doctor.portrait import Portraits, collect, is_sampled, mode_of, portray
 from p2p.preparation.locations import Drawing, Fetcher, File, Location
 from p2p.preparation.pairing import PairRef
 from p2p.preparation.sources import BadRow
@@ -52,7 +52,7 @@ class ShardReport:
     bad: list[BadRow] = field(default_factory=list)
     palette_a: Palette = frozenset()
     palette_b: Palette = frozenset()
-    portraits: Portraits = field(default_factory=lambda: draw_portraits([]))
+    portraits: Portraits = field(default_factory=lambda: collect([]))
 
 
 def cut_into_shards(pairs: Sequence[PairRef]) -> list[Shard]:
@@ -78,7 +78,7 @@ def cut_into_shards(pairs: Sequence[PairRef]) -> list[Shard]:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a pair: its pixels, its original bytes where a file holds just it, its file's mode in Pillow's words."""
+    """One side of a pair: its pixels, its original bytes where a file holds just it, and Pillow's word for its mode."""
 
     pixels: Array
     original: bytes = b""
@@ -109,13 +109,13 @@ def write_shard(
     for pair, a, b in decode_pairs(shard.pairs, load_size, fetch, report.bad):
         if output is not None:
             rows.append(_row(pair, a, b, load_size, report))
-        close = portray_closely(a.pixels, b.pixels) if is_sampled(pair.pair_id, close_share) else None
-        portraits.append((pair.pair_id, portray(a.pixels, b.pixels, (a.mode, b.mode)), close))
+        closely = is_sampled(pair.pair_id, close_share)
+        portraits.append((pair.pair_id, *portray(a.pixels, b.pixels, (a.mode, b.mode), closely=closely)))
     if rows and output is not None:
         table = pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
         write_table(join(output, shard.split, part_name(shard.number)), table, row_group_size=ROW_GROUP_PAIRS)
     report.pairs = len(portraits)
-    report.portraits = draw_portraits(portraits)
+    report.portraits = collect(portraits)
     return report
 
 

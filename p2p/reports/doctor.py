@@ -10,7 +10,6 @@ from markupsafe import Markup
 
 from p2p.reports.page import data_uri, render
 from p2p.reports.thumbnails import thumbnail
-from p2p.storage.filesystems import join
 from p2p.storage.images import Array
 
 _MOST_ROWS = 100

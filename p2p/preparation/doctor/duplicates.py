@@ -15,7 +15,9 @@ _BANDS = 4  # of 16 bits each; copies that differ by fewer bits than there are b
 _LARGEST_BUCKET = 256  # more alike than that are alike in nothing but being plain
 _LEAST_SLOPES = 8
 _LEAST_RANGE = 24.0
-_MOST_APART = 5.0
+_MOST_APART = 12.0
+"""Brightness levels in any of 16x16 cells. Saving it again as a small JPEG costs a picture up to 12; the next frame of a
+film at rest is 14 and more away."""
 _PHOTOGRAPH = 0.7  # share of flat steps below which a picture repeats by no accident
 _FLATNESS = 5  # its place in the style
 
@@ -92,9 +94,7 @@ def _leaks(groups: Sequence[Rows], facts: Facts, splits: npt.NDArray[np.int64]) 
         exact = len(_distinct(group, facts)) == 1
         for row in group:
             others = tuple(int(other) for other in group if splits[other] != splits[row])
-            detail = (
-                "the same pair stands in another split" if exact else "almost the same pair stands in another split"
-            )
+            detail = f"{'' if exact else 'almost '}the same pair stands in another split"
             named.setdefault(int(row), Named(int(row), detail, others))
     for side, name in enumerate("ab"):
         photographs = np.flatnonzero(
@@ -153,7 +153,8 @@ def _groups(count: int, links: Iterator[tuple[int, int]]) -> list[Rows]:
 
 def _bits(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     """(n,) uint64 -> (n,) how many bits of each are set."""
-    return np.unpackbits(np.ascontiguousarray(values).view(np.uint8).reshape(len(values), 8), axis=1).sum(1, np.int64)
+    octets = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), 8)
+    return np.asarray(np.unpackbits(octets, axis=1).sum(1), np.int64)
 
 
 def _alike(facts: Facts) -> Iterator[tuple[int, int]]:
@@ -163,8 +164,6 @@ def _alike(facts: Facts) -> Iterator[tuple[int, int]]:
     """
     telling = np.stack([_bits(facts["hash"][:, side]) >= _LEAST_SLOPES for side in (0, 1)], 1)
     telling &= facts["range"] >= _LEAST_RANGE
-    small = facts["small"].astype(np.float32)
-    small -= small.mean(2, keepdims=True)
     for side in (0, 1):
         rows = np.flatnonzero(telling[:, side])
         bands = facts["hash"][rows, side].copy().view(np.uint16).reshape(-1, _BANDS)
@@ -173,16 +172,16 @@ def _alike(facts: Facts) -> Iterator[tuple[int, int]]:
             cuts = np.flatnonzero(np.diff(bands[order, band])) + 1
             for bucket in np.split(rows[order], cuts):
                 if 1 < len(bucket) <= _LARGEST_BUCKET:
-                    yield from _alike_in(bucket, facts["hash"], small)
+                    yield from _alike_in(bucket, facts["hash"], facts["small"])
 
 
-def _alike_in(
-    bucket: Rows, hashes: npt.NDArray[np.uint64], small: npt.NDArray[np.float32]
-) -> Iterator[tuple[int, int]]:
+def _alike_in(bucket: Rows, hashes: npt.NDArray[np.uint64], small: npt.NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
     for place, row in enumerate(bucket[:-1]):
         others = bucket[place + 1 :]
         for side in (0, 1):
             others = others[_bits(hashes[others, side] ^ hashes[row, side]) <= _MOST_BITS]
-        apart = np.sqrt(((small[others] - small[row]) ** 2).mean(2)).max(1, initial=0)
+        apart = small[others].astype(np.float32) - small[row]
+        apart -= apart.mean(2, keepdims=True)  # a copy may be brighter
+        apart = np.abs(apart).max((1, 2), initial=0)
         for other in others[apart <= _MOST_APART]:
             yield int(row), int(other)

@@ -20,30 +20,30 @@ def check_files(bad: Sequence[BadRow], pairs: int) -> list[Check]:
             "missing partners",
             pairs,
             alone,
-            "missing_partners",
-            "Files without a partner of the same name on the other side",
-            "Add the partner, or rename it: names are compared by relative path without extension.",
+            name="missing_partners",
+            title="Files without a partner of the same name on the other side",
+            advice="Add the partner, or rename it: names are compared by relative path without extension.",
         ),
         _check(
             "sides that fit",
             pairs,
             misfit,
-            "mismatched_sizes",
-            "Pairs whose sides differ in size",
-            "Crop or scale one side so that both show the same place; --load-size scales sides of one shape.",
+            name="mismatched_sizes",
+            title="Pairs whose sides differ in size",
+            advice="Crop or scale one side so that both show the same place; --load-size scales sides of one shape.",
         ),
         _check(
             "readable files",
             pairs,
             rest,
-            "unusable_files",
-            "Files that cannot be used",
-            "Mend or remove them; the message says what is wrong with each.",
+            name="unusable_files",
+            title="Files that cannot be used",
+            advice="Mend or remove them; the message says what is wrong with each.",
         ),
     ]
 
 
-def _check(what: str, pairs: int, rows: Sequence[BadRow], name: str, title: str, advice: str) -> Check:
+def _check(what: str, pairs: int, rows: Sequence[BadRow], *, name: str, title: str, advice: str) -> Check:
     files = sorted((row.source_uri, row.message) for row in rows)
     findings = [Finding(name, "fault", title, advice, files=files)] if files else []
     return Check(what, pairs + len(rows), findings)

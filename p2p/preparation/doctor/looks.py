@@ -135,8 +135,7 @@ def check_modes(facts: Facts) -> Check:
         "odd_modes",
         "look",
         "Pairs whose files hold another kind of pixels than the rest",
-        "Save them like the rest: gray among colour pictures, or a palette among plain colours, is often an export gone "
-        "wrong.",
+        "Save them like the rest: gray among colours, or plain colours among palettes, often is an export gone wrong.",
         [Named(row, notes[row]) for row in sorted(notes)],
     )
     words = ", ".join(f"{name} {mode}" for name, mode in zip("ab", usual, strict=True) if mode)

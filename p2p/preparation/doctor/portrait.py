@@ -1,4 +1,4 @@
-"""What the doctor keeps of a pair: some 300 bytes taken while its pixels are at hand, and 2 KiB more of a sample."""
+"""What the doctor keeps of a pair: some 700 bytes taken while its pixels are at hand, and 2 KiB more of a sample."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ FACTS = np.dtype(
     [
         ("content", np.uint64, 2),
         ("hash", np.uint64, 2),
-        ("small", np.uint8, (2, 64)),
+        ("small", np.uint8, (2, CELLS * CELLS)),
         ("style", np.float32, (2, _STYLE)),
         ("range", np.float32, 2),
         ("size", np.int32, (2, 2)),
         ("mode", "S12", 2),
     ]
 )
-"""Of every pair, side A first: digest of the pixels; 64-bit difference hash; 8x8 gray picture; `_style`; brightness
+"""Of every pair, side A first: digest of the pixels; 64-bit difference hash; 16x16 gray picture; `_style`; brightness
 levels between the darkest and the lightest half per cent; height and width; the file's mode in Pillow's words."""
 CLOSE = np.dtype(
     [("row", np.int64), ("cells", np.uint8, (2, CELLS, CELLS, 4)), ("peaks", np.float32, (PEAKS, 3))],
@@ -65,8 +65,8 @@ class Portraits:
     close: Facts
 
 
-def draw_portraits(pairs: Sequence[tuple[str, Facts, Facts | None]]) -> Portraits:
-    """Put together what `portray` and `portray_closely` gave for each pair id."""
+def collect(pairs: Sequence[tuple[str, Facts, Facts | None]]) -> Portraits:
+    """Put together what `portray` gave for each pair id."""
     facts = np.array([facts for _, facts, _ in pairs], FACTS)
     closer = [(row, close) for row, (_, _, close) in enumerate(pairs) if close is not None]
     close = np.array([portrait for _, portrait in closer], CLOSE)
@@ -80,7 +80,7 @@ def is_sampled(pair_id: str, share: float) -> bool:
 
 
 def mode_of(data: bytes) -> str:
-    """Pillow's word for the pixels of an encoded image that can be decoded: RGB, L, P, I;16 …"""
+    """Pillow's word for the pixels of an encoded image that can be decoded: RGB, L, P, I;16 and so on."""
     with Image.open(io.BytesIO(data)) as image:
         return image.mode
 
@@ -90,86 +90,95 @@ def rgb8(pixels: npt.NDArray[Any]) -> Array:
     return as_rgb((pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels)
 
 
-def _scaled(rgb: Array, side: int) -> Array:
-    if rgb.shape[:2] == (side, side):
-        return rgb
-    return np.asarray(Image.fromarray(rgb).resize((side, side), Image.Resampling.BOX))
+def _scaled(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
+    return np.asarray(image.resize((side, side), Image.Resampling.BOX, reducing_gap=1.0))
 
 
 def _edges(gray: Plane) -> Plane:
     """(H, W) brightness -> (H, W) length of its gradient, 0 at the border."""
     x, y = np.zeros_like(gray), np.zeros_like(gray)
-    x[:, 1:-1] = gray[:, 2:] - gray[:, :-2]
-    y[1:-1] = gray[2:] - gray[:-2]
+    np.subtract(gray[:, 2:], gray[:, :-2], out=x[:, 1:-1])
+    np.subtract(gray[2:], gray[:-2], out=y[1:-1])
     return np.hypot(x, y)
 
 
 def _means(plane: Plane, rows: int, columns: int) -> Plane:
-    """(H, W) or (H, W, C) -> means of rows x columns equal blocks."""
-    height, width = plane.shape[:2]
-    blocks = plane.reshape(rows, height // rows, columns, width // columns, *plane.shape[2:])
-    return np.asarray(blocks.mean((1, 3)), np.float32)
+    """(H, W) -> means of rows x columns equal blocks."""
+    height, width = plane.shape
+    strips = plane.reshape(rows, height // rows, width).sum(1)
+    sums = strips.reshape(rows, columns, width // columns).sum(2)
+    return np.asarray(sums / (height // rows * (width // columns)), np.float32)
 
 
-def _style(rgb: Plane, gray: Plane) -> Plane:
+def _style(planes: Sequence[Plane], gray: Plane) -> Plane:
     """What a side looks like wherever it was taken: mean colour, contrast, edges, flatness, saturation, colours.
 
     Each value lies in 0..1 or near it.
     """
+    red, green, blue = planes
     steps = np.abs(np.diff(gray, axis=1))
-    coarse = (rgb / 16).astype(np.int32)
-    colours = np.unique(coarse[..., 0] * 256 + coarse[..., 1] * 16 + coarse[..., 2])
+    coarse = [np.right_shift(plane.astype(np.int32), 4) for plane in planes]
+    colours = np.bincount((coarse[0] * 256 + coarse[1] * 16 + coarse[2]).ravel(), minlength=4096)
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     return np.array(
         [
-            *(rgb.mean((0, 1)) / 255),
+            *(plane.mean() / 255 for plane in planes),
             gray.std() / 255,
-            np.sqrt(steps / 255).mean(),
+            np.sqrt(steps).mean() / 255**0.5,
             (steps < _FLAT_STEP).mean(),
-            (rgb.max(2) - rgb.min(2)).mean() / 255,
-            np.log2(len(colours)) / 12,
+            spread.mean() / 255,
+            np.log2(np.count_nonzero(colours)) / 12,
         ],
         np.float32,
     )
 
 
-def portray(a: npt.NDArray[Any], b: npt.NDArray[Any], modes: tuple[str, str]) -> Facts:
-    """Two sides as decoded, (H, W, C) -> one record of `FACTS`."""
-    facts = np.zeros((), FACTS)
-    for side, pixels in enumerate((a, b)):
+def portray(
+    a: npt.NDArray[Any], b: npt.NDArray[Any], modes: tuple[str, str], *, closely: bool
+) -> tuple[Facts, Facts | None]:
+    """Two sides as decoded, (H, W, C), and their files' modes -> a record of `FACTS`; one of `CLOSE` too if asked."""
+    facts, close = np.zeros((), FACTS), np.zeros((), CLOSE)
+    spectra = []
+    for side, pixels in enumerate((np.ascontiguousarray(a), np.ascontiguousarray(b))):
+        image = Image.fromarray(rgb8(pixels))
+        small = _scaled(image, _SIDE)
+        planes = [small[..., channel].astype(np.float32) for channel in range(3)]
+        gray = np.asarray((planes[0] + planes[1] + planes[2]) / 3, np.float32)
+        _describe(facts, side, planes, gray)
         facts["size"][side] = pixels.shape[:2]
         facts["mode"][side] = modes[side].encode()
-        digest = hashlib.sha256(np.ascontiguousarray(pixels)).digest()
+        digest = hashlib.sha256(pixels.data).digest()
         facts["content"][side] = int.from_bytes(digest[:8], "little")
-        rgb = _scaled(rgb8(pixels), _SIDE).astype(np.float32)
-        gray = rgb.mean(2)
-        slopes = np.diff(_means(gray, 8, 9), axis=1) > _DEAD_ZONE
-        facts["hash"][side] = np.packbits(slopes).view(np.uint64)[0]
-        facts["small"][side] = _means(gray, 8, 8).ravel()
-        facts["style"][side] = _style(rgb, gray)
-        low, high = np.percentile(gray, (0.5, 99.5))
-        facts["range"][side] = high - low
-    return facts
-
-
-def portray_closely(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Facts:
-    """Two sides as decoded, (H, W, C) -> one record of `CLOSE`, its `row` still 0."""
-    close = np.zeros((), CLOSE)
-    spectra = []
-    for side, pixels in enumerate((a, b)):
-        small = rgb8(pixels)
-        rgb = _scaled(small, _SIDE).astype(np.float32)
-        close["cells"][side, :, :, :3] = _means(rgb, CELLS, CELLS)
-        close["cells"][side, :, :, 3] = np.minimum(255, 16 * np.sqrt(_means(_edges(rgb.mean(2)), CELLS, CELLS)))
-        edges = np.sqrt(np.minimum(_edges(_scaled(small, FINE).astype(np.float32).mean(2)), _STRONGEST_EDGE))
-        edges -= (edges * _WINDOW).sum() / _WINDOW.sum()
-        spectra.append(np.fft.rfft2(edges * _WINDOW))
+        if closely:
+            for channel, plane in enumerate(planes):
+                close["cells"][side, :, :, channel] = _means(plane, CELLS, CELLS)
+            close["cells"][side, :, :, 3] = np.minimum(255, 16 * np.sqrt(_means(_edges(gray), CELLS, CELLS)))
+            spectra.append(_edge_spectrum(_scaled(image.convert("L"), FINE)))
+    if not closely:
+        return facts, None
     close["peaks"] = _peaks(spectra[0], spectra[1])
-    return close
+    return facts, close
+
+
+def _describe(facts: Facts, side: int, planes: Sequence[Plane], gray: Plane) -> None:
+    slopes = np.diff(_means(gray, 8, 9), axis=1) > _DEAD_ZONE
+    facts["hash"][side] = np.packbits(slopes).view(np.uint64)[0]
+    facts["small"][side] = _means(gray, CELLS, CELLS).ravel()
+    facts["style"][side] = _style(planes, gray)
+    low, high = np.percentile(gray, (0.5, 99.5))
+    facts["range"][side] = high - low
+
+
+def _edge_spectrum(gray: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    edges = np.sqrt(np.minimum(_edges(gray.astype(np.float32)), _STRONGEST_EDGE))
+    edges -= np.vdot(edges, _WINDOW) / _WINDOW.sum()
+    return np.fft.rfft2(edges * _WINDOW)
 
 
 _HANN = np.hanning(FINE).astype(np.float32)
 _WINDOW = _HANN[:, None] * _HANN[None]
-_FADE = np.exp(-(np.fft.fftfreq(FINE)[:, None] ** 2 + np.fft.rfftfreq(FINE)[None] ** 2) / (2 * _BLUR**2))
+_FREQUENCIES = np.fft.fftfreq(FINE)[:, None] ** 2 + np.fft.rfftfreq(FINE)[None] ** 2
+_FADE = np.exp(-_FREQUENCIES / (2 * _BLUR**2)).astype(np.float32)
 
 
 def _peaks(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Plane:
