@@ -9,7 +9,7 @@ from p2p.preparation.doctor.portrait import FINE, REACH, Facts
 
 _FEWEST = 16
 _CLEAR = 6.0  # standard deviations: the highest of 2,400 places of noise reaches 4
-_VERY_CLEAR = 8.0
+_VERY_CLEAR = 6.5
 _FAINT = 3.5
 _NEAR = 2.0
 _TOGETHER = 0.6
@@ -39,7 +39,7 @@ def check_alignment(facts: Facts, close: Facts) -> Check:
             Finding(
                 "shifted_set",
                 "fault",
-                f"B lies {_direction(median_x, median_y)} of A in the whole data set",
+                f"B is shifted {_direction(median_x, median_y)} against A in the whole data set",
                 "Crop both sides so that they lie over each other; otherwise the generator learns the shift, or blurs.",
                 [Named(int(row), "as the rest") for row in close["row"][clear & (_apart(close, middle) <= _NEAR)]],
                 numbers=numbers,
@@ -52,7 +52,7 @@ def check_alignment(facts: Facts, close: Facts) -> Check:
     named = []
     for place in np.flatnonzero(outliers):
         x, y = best[place, :2] * scale[place]
-        named.append(Named(int(close["row"][place]), f"b lies {_direction(float(x), float(y))} of a"))
+        named.append(Named(int(close["row"][place]), f"b is shifted {_direction(float(x), float(y))} against a"))
     if named:
         findings.append(
             Finding(
@@ -74,7 +74,7 @@ def _apart(close: Facts, middle: np.ndarray) -> np.ndarray:
 
 
 def _direction(x: float, y: float) -> str:
-    """Pixels to the right and down -> words: `3 px right and 2 px above`."""
+    """Pixels to the right and down -> words: `3 px right and 2 px up`."""
     parts = [f"{abs(x):.0f} px {'right' if x > 0 else 'left'}"] if round(x) else []
-    parts += [f"{abs(y):.0f} px {'below' if y > 0 else 'above'}"] if round(y) else []
-    return " and ".join(parts) or "0 px off"
+    parts += [f"{abs(y):.0f} px {'down' if y > 0 else 'up'}"] if round(y) else []
+    return " and ".join(parts) or "by less than a pixel"

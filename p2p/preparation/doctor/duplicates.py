@@ -16,8 +16,8 @@ _LARGEST_BUCKET = 256  # more alike than that are alike in nothing but being pla
 _LEAST_SLOPES = 8
 _LEAST_RANGE = 24.0
 _MOST_APART = 12.0
-"""Brightness levels in any of 16x16 cells. Saving it again as a small JPEG costs a picture up to 12; the next frame of a
-film at rest is 14 and more away."""
+"""Brightness levels in any of 16x16 cells. Saved again as a small JPEG, a picture moves up to 12; the next frame
+of a film at rest is 14 and more away."""
 _PHOTOGRAPH = 0.7  # share of flat steps below which a picture repeats by no accident
 _FLATNESS = 5  # its place in the style
 

@@ -15,7 +15,7 @@ _FEWEST = 16
 _RIDGE = 0.02
 _STYLE_FLOOR = 0.02
 _ROUNDS = 8
-_EXCHANGED = -0.5  # on a scale where the usual direction is 1 and the opposite -1
+_EXCHANGED = (-1.5, -0.5)  # on a scale where the usual direction is 1 and the opposite -1
 _WIDEST_SPREAD = 0.2
 _BLANK_RANGE = 5.0
 _MAJORITY = 0.9
@@ -32,7 +32,8 @@ def check_direction(facts: Facts) -> Check:
     if not spread <= _WIDEST_SPREAD:
         note = "A and B look too much alike to tell one from the other"
         return Check("exchanged sides", len(facts), note=note, unclear=True, numbers=numbers)
-    rows = np.flatnonzero(score < _EXCHANGED)
+    blank = (facts["range"] < _BLANK_RANGE).any(1)  # nothing to tell its direction by
+    rows = np.flatnonzero((score > _EXCHANGED[0]) & (score < _EXCHANGED[1]) & ~blank)
     finding = Finding(
         "exchanged_sides",
         "fault",

@@ -20,6 +20,7 @@ _FLOOR = 1e-3  # of the largest variance: directions with less are noise
 _MARGIN = 0.12
 """How much better, as a correlation, a stranger must fit than the own partner on either side of an exchange."""
 _STRANGERS = 8
+_WEAKEST = 0.25  # canonical correlation
 _TOLD_APART = 1.0  # standard deviations between strangers and the typical own partner
 
 
@@ -37,7 +38,7 @@ def check_partners(close: Facts) -> Check:
     strangers = np.concatenate([(a * np.roll(b, shift, 0)).sum(1) for shift in range(1, _STRANGERS + 1)])
     typical, chance, spread = float(np.median(own)), float(strangers.mean()), float(strangers.std())
     numbers = {"own_partner": typical, "stranger": chance, "canonical_correlation": strength}
-    if typical < chance + _TOLD_APART * spread:
+    if strength < _WEAKEST or typical < chance + _TOLD_APART * spread:
         note = "A and B have too little in common to tell a partner from a stranger, or all partners are wrong"
         return Check("exchanged partners", len(close), note=note, unclear=True, numbers=numbers)
     # An exchange leaves low scores behind, so only those need be compared with each other.

@@ -46,7 +46,8 @@ FACTS = np.dtype(
     ]
 )
 """Of every pair, side A first: digest of the pixels; 64-bit difference hash; 16x16 gray picture; `_style`; brightness
-levels between the darkest and the lightest half per cent; height and width; the file's mode in Pillow's words."""
+levels between the darkest and the lightest half per cent of 48x48 cells; height and width; Pillow's word for the file's
+mode."""
 CLOSE = np.dtype(
     [("row", np.int64), ("cells", np.uint8, (2, CELLS, CELLS, 4)), ("peaks", np.float32, (PEAKS, 3))],
 )
@@ -91,7 +92,7 @@ def rgb8(pixels: npt.NDArray[Any]) -> Array:
 
 
 def _scaled(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
-    return np.asarray(image.resize((side, side), Image.Resampling.BOX, reducing_gap=1.0))
+    return np.asarray(image.resize((side, side), Image.Resampling.BOX))
 
 
 def _edges(gray: Plane) -> Plane:
@@ -165,7 +166,7 @@ def _describe(facts: Facts, side: int, planes: Sequence[Plane], gray: Plane) -> 
     facts["hash"][side] = np.packbits(slopes).view(np.uint64)[0]
     facts["small"][side] = _means(gray, CELLS, CELLS).ravel()
     facts["style"][side] = _style(planes, gray)
-    low, high = np.percentile(gray, (0.5, 99.5))
+    low, high = np.percentile(_means(gray, _SIDE // 3, _SIDE // 3), (0.5, 99.5))  # without a camera's noise
     facts["range"][side] = high - low
 
 
