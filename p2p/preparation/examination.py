@@ -10,7 +10,7 @@ import numpy as np
 
 from p2p.preparation.doctor import Doctor
 from p2p.preparation.doctor.files import check_files
-from p2p.preparation.doctor.finding import MOST_NAMED, Check, Finding
+from p2p.preparation.doctor.finding import MOST_NAMED, Check, Finding, Named
 from p2p.preparation.sources import BadRow
 from p2p.reports.doctor import Exhibit, write_doctor_report
 from p2p.storage.filesystems import join, write_json
@@ -21,6 +21,7 @@ log = logging.getLogger("p2p")
 DOCUMENT, PAGE = "doctor.json", "doctor.html"
 _EXHIBITS = 4  # of each finding
 _EXAMPLES = 6  # of the whole data set
+_LOOKED_THROUGH = 100
 _IN_A_LINE = 3
 
 Key = tuple[str, str]
@@ -100,27 +101,37 @@ def _named(finding: Finding, keys: Sequence[Key]) -> dict[str, Any]:
     }
 
 
+def _first(finding: Finding) -> list[Named]:
+    """The pairs of a finding that the page shows: one of each group that belongs together."""
+    groups: dict[frozenset[int], Named] = {}
+    for named in finding.pairs[:_LOOKED_THROUGH]:
+        alone = finding.name == "exchanged_partners"
+        groups.setdefault(frozenset({named.row} if alone else {named.row, *named.others}), named)
+    return list(groups.values())[:_EXHIBITS]
+
+
 def _shown(finding: Finding, keys: Sequence[Key]) -> list[Key]:
-    return [keys[row] for named in finding.pairs[:_EXHIBITS] for row in (named.row, *named.others[:1])]
+    return [keys[row] for named in _first(finding) for row in (named.row, *named.others[:1])]
 
 
 def _exhibits(finding: Finding, keys: Sequence[Key], sides: Sides) -> list[Exhibit]:
     """The first pairs of a finding with what it compares them with."""
     exhibits = []
-    for named in finding.pairs[:_EXHIBITS]:
+    for named in _first(finding):
         key = keys[named.row]
         if key not in sides:
             continue
         a, b = sides[key]
         pictures = [("a", a), ("b", b)]
         if finding.name.startswith("shifted"):
-            pictures.append(("edges of a over b", _overlaid(a, b)))
-        for other in named.others[:1]:
-            if keys[other] in sides:
-                there = sides[keys[other]]
-                if finding.name != "exchanged_partners":
-                    pictures.append((f"a of {_name(keys[other])}", there[0]))
-                pictures.append((f"b of {_name(keys[other])}", there[1]))
+            pictures.append(("b, with the edges of a in red", _overlaid(a, b)))
+        for other in (keys[row] for row in named.others[:1] if keys[row] in sides):
+            if finding.name == "exchanged_partners":
+                pictures.append((f"fits better: b of {_name(other)}", sides[other][1]))
+            else:
+                pictures += [
+                    (f"{letter} of {_name(other)}", side) for letter, side in zip("ab", sides[other], strict=True)
+                ]
         exhibits.append(Exhibit(_name(key), named.detail, pictures))
     return exhibits
 
@@ -147,6 +158,6 @@ def _log(checks: Sequence[Check], keys: Sequence[Key], page: str) -> None:
             names = [_name(keys[named.row]) for named in finding.pairs[:_IN_A_LINE]]
             names += [uri for uri, _ in finding.files[:_IN_A_LINE]]
             more = ", …" if finding.count > len(names) else ""
-            log.warning("%s%d: %s (%s%s)", start, finding.count, finding.title, ", ".join(names), more)
+            log.warning("%s%d %s: %s%s", start, finding.count, finding.name.replace("_", " "), ", ".join(names), more)
     if any(check.findings for check in checks):
-        log.info("what to do about it: %s", page)
+        log.info("what to do about it, with pictures: %s", page)

@@ -28,7 +28,7 @@ def check_direction(facts: Facts) -> Check:
         note = f"{len(facts)} pairs are too few to compare; {_FEWEST} would do"
         return Check("exchanged sides", len(facts), note=note, unclear=True)
     score, spread = _directions(facts["style"][:, 0] - facts["style"][:, 1])
-    numbers = {"spread": spread}
+    numbers = {"spread_of_direction": round(spread, 3)}
     if not spread <= _WIDEST_SPREAD:
         note = "A and B look too much alike to tell one from the other"
         return Check("exchanged sides", len(facts), note=note, unclear=True, numbers=numbers)
@@ -86,7 +86,7 @@ def check_blank(facts: Facts) -> Check:
         "Pairs with a side that is a single colour",
         "Leave them out unless they are meant (open water, an empty label map): there is nothing to learn to draw.",
         named,
-        numbers={"both_sides": int(blank.all(1).sum())},
+        numbers={"blank_on_both_sides": int(blank.all(1).sum())},
     )
     return Check("blank or low information", len(facts), [finding] if named else [])
 

@@ -37,7 +37,8 @@ def check_partners(close: Facts) -> Check:
     own = (a * b).sum(1)
     strangers = np.concatenate([(a * np.roll(b, shift, 0)).sum(1) for shift in range(1, _STRANGERS + 1)])
     typical, chance, spread = float(np.median(own)), float(strangers.mean()), float(strangers.std())
-    numbers = {"own_partner": typical, "stranger": chance, "canonical_correlation": strength}
+    measured = {"own_partner": typical, "stranger": chance, "canonical_correlation": strength}
+    numbers = {name: round(value, 3) for name, value in measured.items()}
     if strength < _WEAKEST or typical < chance + _TOLD_APART * spread:
         note = "A and B have too little in common to tell a partner from a stranger, or all partners are wrong"
         return Check("exchanged partners", len(close), note=note, unclear=True, numbers=numbers)
