@@ -47,6 +47,10 @@ class PrepareConfig:
     """Share, 0 to 1, of the pairs outside split folders that goes to val, chosen by a hash of the pair's id."""
     max_bad_fraction: float = 0.0
     """Share, 0 to 1, of the inputs that may be bad before the job ends with exit status 3."""
+    check: bool = False
+    """Prepare nothing: only look at the pairs of --source, raw or prepared, and write what the doctor finds (swapped
+    partners, copies, leaks between splits, shifts …) to --output as doctor.json, doctor.html and summary.json.
+    Findings leave the exit status alone. Every prepared data set is looked at in the same way as it is made."""
 
     def __post_init__(self) -> None:
         """Check each value by itself."""

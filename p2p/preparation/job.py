@@ -6,7 +6,7 @@ import logging
 import pickle
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,13 +17,26 @@ from p2p.errors import UsageError, check_bad_fraction
 from p2p.model.config import Palette as Classes
 from p2p.model.config import as_palette
 from p2p.preparation.config import SYNTHETIC, PrepareConfig, parse_synthetic
+from p2p.preparation.doctor import Doctor
+from p2p.preparation.doctor.portrait import MOST_CLOSE
+from p2p.preparation.examination import DOCUMENT, PAGE, Key, Sides, conclude
 from p2p.preparation.locations import Drawing, Fetcher
 from p2p.preparation.pairing import Pairing, PairRef, choose_split, pair_one_source, pair_two_sources
-from p2p.preparation.shards import Palette, Shard, ShardReport, cut_into_shards, merge_palettes, write_shard
+from p2p.preparation.shards import (
+    Palette,
+    Shard,
+    ShardReport,
+    cut_into_shards,
+    decode_pairs,
+    merge_palettes,
+    write_shard,
+)
 from p2p.preparation.sources import BadRow, Listing, kind_of, list_source, read_stream
 from p2p.preparation.synthetic import PALETTE
 from p2p.preparation.tables import pair_tables
 from p2p.progress import Progress
+from p2p.reports.sheets import as_rgb
+from p2p.reports.thumbnails import thumbnail
 from p2p.storage.filesystems import (
     absolute,
     join,
@@ -40,7 +53,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("p2p")
 
-_OWN_FILES = ("dataset.json", "summary.json")
+_FINDINGS = (DOCUMENT, PAGE)
+_OWN_FILES = ("dataset.json", *_FINDINGS, "summary.json")
 _OWN_FOLDERS = (*SPLITS, "errors")
 _PART = re.compile(r"part-\d{5,}\.parquet")
 _ERROR_SCHEMA = pa.schema([("source_uri", pa.string()), ("error", pa.string()), ("message", pa.string())])
@@ -56,10 +70,14 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     output = absolute(config.output)
     addresses = [(source, "--source")] + ([(source_b, "--source-b")] if source_b is not None else [])
     for address, option in addresses:
-        _require_apart(address, option, output)
+        if not config.check:
+            _require_apart(address, option, output)
         if kind_of(address) != "synthetic":
             require_readable(address, option)
-    _require_replaceable(output)
+    if config.check:
+        _require_findings_only(output)
+    else:
+        _require_replaceable(output)
     # A compressed tar cannot be listed without reading all of it, which waits until Ray can take its images.
     streamed = any(kind_of(address) == "stream" for address, _ in addresses)
     pairing = None if streamed else _find_pairs(config, source, source_b, [])
@@ -72,13 +90,14 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         if pairing is None:
             pairing = _find_pairs(config, source, source_b, chunks)
         _say_what_was_found(pairing, config)
-        _clear(output)
+        if not config.check:
+            _clear(output)
         summary = _write(pairing, config, source=source, output=output, chunks=chunks, started=started)
     check_bad_fraction(
         summary["bad"],
         summary["bad"] + sum(summary["pairs"].values()),
         config.max_bad_fraction,
-        join(output, "errors"),
+        join(output, DOCUMENT if config.check else "errors"),
         summary,
     )
     return summary
@@ -98,6 +117,17 @@ def _require_replaceable(output: str) -> None:
     if strange:
         shown = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
         raise UsageError(f"--output {output}: holds files of something else ({shown}); choose an empty or new folder")
+
+
+def _require_findings_only(output: str) -> None:
+    """Raise UsageError if `output` holds anything but an earlier check's findings."""
+    strange = [name for name in list_names(output) if name not in (*_FINDINGS, "summary.json")]
+    if strange:
+        shown = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
+        raise UsageError(
+            f"--output {output}: holds {shown}; --check changes no data set, so choose an empty or new folder for what "
+            "it finds"
+        )
 
 
 def _clear(output: str) -> None:
@@ -163,23 +193,31 @@ def _say_what_was_found(pairing: Pairing, config: PrepareConfig) -> None:
         )
 
 
-def _write_batch(batch: pa.Table, *, output: str, load_size: int, formats: Formats, chunks: list[Any]) -> pa.Table:
-    """The Ray Data task: pickled shards in, pickled reports out; the pairs themselves go straight to storage."""
+def _fetcher(chunks: list[Any]) -> Fetcher:
+    """Reads whatever a location names; compressed tars lie in `chunks` of Ray's object store."""
 
     def chunk(number: int) -> memoryview:
         import ray
 
         return memoryview(ray.get(chunks[number]))
 
+    return Fetcher(chunk)
+
+
+def _write_batch(
+    batch: pa.Table, *, output: str | None, load_size: int, formats: Formats, close_share: float, chunks: list[Any]
+) -> pa.Table:
+    """The Ray Data task: pickled shards in, pickled reports out; the pairs themselves go straight to storage."""
     reports = []
     for pickled in batch.column("shard").to_pylist():
         shard: Shard = pickle.loads(pickled)
-        reports.append(pickle.dumps(write_shard(shard, output, load_size, Fetcher(chunk), formats)))
+        report = write_shard(shard, output, load_size, _fetcher(chunks), formats=formats, close_share=close_share)
+        reports.append(pickle.dumps(report))
     return pa.table({"report": pa.array(reports, pa.binary())})
 
 
 def _reports(
-    shards: list[Shard], output: str, load_size: int, formats: Formats, chunks: list[Any]
+    shards: list[Shard], output: str | None, load_size: int, formats: Formats, chunks: list[Any]
 ) -> Iterator[ShardReport]:
     import ray.data
 
@@ -187,11 +225,18 @@ def _reports(
 
     quiet_data_context()
     rows = [{"shard": pickle.dumps(shard)} for shard in shards]
+    close_share = min(1.0, MOST_CLOSE / max(1, sum(len(shard.pairs) for shard in shards)))
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _write_batch,  # type: ignore[arg-type]  # Ray's types know no keyword arguments
         batch_size=1,
         batch_format="pyarrow",
-        fn_kwargs={"output": output, "load_size": load_size, "formats": formats, "chunks": chunks},
+        fn_kwargs={
+            "output": output,
+            "load_size": load_size,
+            "formats": formats,
+            "close_share": close_share,
+            "chunks": chunks,
+        },
     )
     for row in dataset.iter_rows():
         yield pickle.loads(row["report"])
@@ -204,26 +249,52 @@ def _write(
     bad = list(pairing.bad)
     palette_a: Palette = frozenset()
     palette_b: Palette = frozenset()
+    doctor = Doctor()
     shards = cut_into_shards(pairing.pairs)
-    with Progress("preparing", total=len(pairing.pairs), unit="pairs") as progress:
-        for report in _reports(shards, output, config.load_size, config.formats, chunks):
+    target = None if config.check else output
+    with Progress("checking" if config.check else "preparing", total=len(pairing.pairs), unit="pairs") as progress:
+        for report in _reports(shards, target, config.load_size, config.formats, chunks):
             counts[report.split] += report.pairs
+            doctor.add(report.split, report.portraits)
             bad += report.bad
             palette_a = merge_palettes(palette_a, report.palette_a)
             palette_b = merge_palettes(palette_b, report.palette_b)
             progress.advance(report.pairs + len(report.bad), f"{len(bad)} bad" if bad else "")
-    _write_errors(output, bad)
-    fixed = as_palette(list(PALETTE.values())) if source.startswith(SYNTHETIC) else None
-    described = Description(
-        output,
-        Side(config.formats[0], _listed(palette_a)),
-        Side(config.formats[1], fixed or _listed(palette_b)),
-        config.load_size,
-    )
-    write_description(described, layout=pairing.layout, source=source)
-    summary = {"pairs": counts, "bad": len(bad), "seconds": round(time.monotonic() - started, 3)}
+    if not config.check:
+        _write_errors(output, bad)
+        fixed = as_palette(list(PALETTE.values())) if source.startswith(SYNTHETIC) else None
+        described = Description(
+            output,
+            Side(config.formats[0], _listed(palette_a)),
+            Side(config.formats[1], fixed or _listed(palette_b)),
+            config.load_size,
+        )
+        write_description(described, layout=pairing.layout, source=source)
+    about = {"source": source, "pairs": counts, "bad": len(bad), "sides": pairing.note}
+    found = conclude(doctor, bad, _show(pairing, config, chunks), output, about)
+    summary = {
+        "pairs": counts,
+        "bad": len(bad),
+        "doctor": found,
+        "seconds": round(time.monotonic() - started, 3),
+    }
     write_json(join(output, "summary.json"), summary)
     return summary
+
+
+def _show(pairing: Pairing, config: PrepareConfig, chunks: list[Any]) -> Callable[[Iterable[Key]], Sides]:
+    """What fetches some pairs once more, small, for the doctor's page."""
+
+    def show(keys: Iterable[Key]) -> Sides:
+        wanted = set(keys)
+        pairs = [pair for pair in pairing.pairs if (pair.split, pair.pair_id) in wanted]
+        decoded = decode_pairs(pairs, config.load_size, _fetcher(chunks), [], config.formats)
+        return {
+            (pair.split, pair.pair_id): (thumbnail(as_rgb(a.image)), thumbnail(as_rgb(b.image)))
+            for pair, a, b in decoded
+        }
+
+    return show
 
 
 def _listed(palette: Palette) -> Classes | None:

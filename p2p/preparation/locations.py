@@ -27,47 +27,38 @@ class File:
 
 
 @dataclass(frozen=True)
-class Range:
-    """`size` bytes from `start` on in a plain tar."""
+class _Member:
+    """The file `name` of an archive."""
 
     archive: str
     name: str
+
+    @property
+    def uri(self) -> str:
+        """What names it to a person."""
+        return f"{self.archive}#{self.name}"
+
+
+@dataclass(frozen=True)
+class Range(_Member):
+    """`size` bytes from `start` on in a plain tar."""
+
     start: int
     size: int
 
-    @property
-    def uri(self) -> str:
-        """What names it to a person."""
-        return f"{self.archive}#{self.name}"
-
 
 @dataclass(frozen=True)
-class ZipMember:
+class ZipMember(_Member):
     """A member of a zip archive."""
 
-    archive: str
-    name: str
-
-    @property
-    def uri(self) -> str:
-        """What names it to a person."""
-        return f"{self.archive}#{self.name}"
-
 
 @dataclass(frozen=True)
-class Chunk:
+class Chunk(_Member):
     """`size` bytes from `start` on in a numbered chunk of a stream that was read once, start to end."""
 
-    archive: str
-    name: str
     chunk: int
     start: int
     size: int
-
-    @property
-    def uri(self) -> str:
-        """What names it to a person."""
-        return f"{self.archive}#{self.name}"
 
 
 @dataclass(frozen=True)

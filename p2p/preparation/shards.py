@@ -15,6 +15,7 @@ from PIL import Image
 from p2p.data.pairs import PAIR_SCHEMA, ROW_GROUP_PAIRS, Formats, part_name
 from p2p.errors import BadInput
 from p2p.model.config import MAX_PALETTE
+from p2p.preparation.doctor.portrait import Portraits, collect, is_sampled, mode_of, portray
 from p2p.preparation.locations import Drawing, Fetcher, File, Location
 from p2p.preparation.pairing import PairRef
 from p2p.preparation.sources import BadRow
@@ -46,13 +47,14 @@ class Shard:
 
 @dataclass
 class ShardReport:
-    """What became of a shard: how many pairs were stored, which were bad, the colours of each side."""
+    """What became of a shard: how many pairs are good, which were bad, the colours of each side, what was looked at."""
 
     split: str
     pairs: int = 0
     bad: list[BadRow] = field(default_factory=list)
     palette_a: Palette = frozenset()
     palette_b: Palette = frozenset()
+    portraits: Portraits = field(default_factory=lambda: collect([]))
 
 
 def cut_into_shards(pairs: Sequence[PairRef]) -> list[Shard]:
@@ -78,10 +80,11 @@ def cut_into_shards(pairs: Sequence[PairRef]) -> list[Shard]:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a pair: its pixels, and its original bytes where a file holds just it."""
+    """One side of a pair: its pixels, its original bytes where a file holds just it, and Pillow's word for its mode."""
 
     image: Pixels
     original: bytes = b""
+    mode: str = ""
 
     @property
     def size(self) -> str:
@@ -90,12 +93,46 @@ class Side:
 
 
 def write_shard(
-    shard: Shard, output: str, load_size: int, fetch: Fetcher, formats: Formats = (RGB, RGB)
+    shard: Shard,
+    output: str | None,
+    load_size: int,
+    fetch: Fetcher,
+    *,
+    formats: Formats = (RGB, RGB),
+    close_share: float = 1.0,
 ) -> ShardReport:
-    """Publish `OUTPUT/<split>/part-<number>.parquet`, or nothing if every pair is bad."""
+    """Publish `OUTPUT/<split>/part-<number>.parquet`, or nothing if every pair is bad, and portray every good pair.
+
+    Args:
+        shard: the pairs of one file.
+        output: the data set's folder; None stores nothing.
+        load_size: side of the stored pictures, pixels; 0 keeps each pair's own size.
+        fetch: gets the bytes of a location.
+        formats: pixels of A and of B.
+        close_share: share, 0..1, of the pairs that are portrayed closely.
+
+    """
     report = ShardReport(shard.split)
     rows: list[dict[str, Any]] = []
-    for pair, fetched in _fetch_all(shard.pairs, fetch):
+    portraits = []
+    for pair, a, b in decode_pairs(shard.pairs, load_size, fetch, report.bad, formats):
+        if output is not None:
+            rows.append(_row(pair, a, b, load_size, report))
+        closely = is_sampled(pair.pair_id, close_share)
+        portraits.append((pair.pair_id, *portray(a.image, b.image, (a.mode, b.mode), closely=closely)))
+    if rows and output is not None:
+        table = pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
+        write_table(join(output, shard.split, part_name(shard.number)), table, row_group_size=ROW_GROUP_PAIRS)
+    report.pairs = len(portraits)
+    report.portraits = collect(portraits)
+    return report
+
+
+def decode_pairs(
+    pairs: Sequence[PairRef], load_size: int, fetch: Fetcher, bad: list[BadRow], formats: Formats = (RGB, RGB)
+) -> Iterator[tuple[PairRef, Side, Side]]:
+    """Yield the pairs of which both sides can be decoded and fit each other, with them; the others go into `bad`."""
+    for pair, fetched in _fetch_all(pairs, fetch):
         where = pair.a.uri
         try:
             sides = [Side(image) for image in _draw(pair.a)] if isinstance(pair.a, Drawing) else []
@@ -103,24 +140,24 @@ def write_shard(
                 where = location.uri
                 if isinstance(data, BadInput):
                     raise data
-                sides.append(Side(pixels.decode(data, wanted), data))
+                sides.append(Side(pixels.decode(data, wanted), data, mode_of(data) if wanted == RGB else ""))
             where = pair.a.uri
             if len(sides) == 1:
                 sides = _halves(sides[0], formats)
-            rows.append(_row(pair, sides[0], sides[1], load_size, report))
+            _check_sizes(pair, sides[0], sides[1], load_size)
         except BadInput as error:
-            report.bad.append(BadRow(where, error.kind, str(error)))
-    if rows:
-        table = pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
-        write_table(join(output, shard.split, part_name(shard.number)), table, row_group_size=ROW_GROUP_PAIRS)
-    report.pairs = len(rows)
-    return report
+            bad.append(BadRow(where, error.kind, str(error)))
+        else:
+            yield pair, sides[0], sides[1]
 
 
 def _halves(whole: Side, formats: Formats) -> list[Side]:
     """A and B of a combined image that was read as A is."""
     image_b = whole.image if formats[0] == formats[1] else pixels.decode(whole.original, formats[1])
-    return [Side(images.split_halves(whole.image)[0]), Side(images.split_halves(image_b)[1])]
+    return [
+        Side(images.split_halves(whole.image)[0], mode=whole.mode),
+        Side(images.split_halves(image_b)[1], mode=whole.mode),
+    ]
 
 
 def _draw(where: Drawing) -> tuple[Array, Array]:
@@ -169,7 +206,6 @@ def _check_sizes(pair: PairRef, a: Side, b: Side, load_size: int) -> None:
 
 
 def _row(pair: PairRef, a: Side, b: Side, load_size: int, report: ShardReport) -> dict[str, Any]:
-    _check_sizes(pair, a, b, load_size)
     height, width = (load_size, load_size) if load_size else a.image.shape[:2]
     stored_a, colours_a = _store(a, load_size)
     stored_b, colours_b = _store(b, load_size)

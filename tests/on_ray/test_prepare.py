@@ -75,7 +75,8 @@ def test_bad_inputs_become_rows_good_ones_are_stored_and_a_rerun_replaces_everyt
         path.unlink()
     outcome = run_cli(PrepareConfig, prepare, *words)
     assert outcome.status == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["dataset.json", "summary.json", "train"]
+    names = ["dataset.json", "doctor.html", "doctor.json", "summary.json", "train"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     assert outcome.summary["pairs"] == {"train": 6, "val": 0, "test": 0}
     assert all(row["width"] == row["height"] == 20 for row in rows(tmp_path / "out").values())
 
@@ -134,3 +135,35 @@ def test_parquet_columns_of_plain_or_wrapped_bytes(make_image: Callable[..., byt
     assert summary["pairs"] == {"train": 0, "val": 2, "test": 0}
     assert summary["bad"] == 1, "an id that stands twice"
     assert set(rows(tmp_path / "out", "val")) == {"x", "y"}
+
+
+def test_a_check_of_raw_or_prepared_pairs_finds_what_prepare_finds_and_changes_nothing(
+    run_cli: Callable[..., Any], make_pairs: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = make_pairs(tmp_path / "in/train", 20, 48).parent
+    make_pairs(source / "val", 2, 48, seed=1)
+    (source / "val/copy.png").write_bytes((source / "train/0003.png").read_bytes())
+    (source / "train/bad.png").write_bytes(b"")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    words = ("--source", source, "--output", tmp_path / "looked", "--load-size", 0, "--check")
+    outcome = run_cli(PrepareConfig, prepare, *words)
+    assert outcome.status == 3, "as preparing would end"
+    assert outcome.summary["pairs"] == {"train": 20, "val": 3, "test": 0}
+    assert outcome.summary["doctor"] == {"unusable_files": 1, "leakage": 2}
+    assert "2 leakage: train/0003, val/copy" in outcome.stderr
+    names = ["doctor.html", "doctor.json", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "looked").iterdir()) == names
+    assert json.loads((tmp_path / "looked/summary.json").read_text()) == outcome.summary
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+    out = tmp_path / "out"
+    prepared = run_cli(PrepareConfig, prepare, *words[:3], out, *words[4:6], "--max-bad-fraction", 0.1)
+    assert prepared.summary["doctor"] == outcome.summary["doctor"]
+    told, found = (json.loads((folder / "doctor.json").read_text()) for folder in (out, tmp_path / "looked"))
+    assert told == found
+    again = run_cli(PrepareConfig, prepare, "--source", out, *words[2:])
+    assert again.status == 0, "findings are no bad inputs, and bad inputs were left out"
+    assert again.summary["doctor"] == {"leakage": 2}
+    refused = run_cli(PrepareConfig, prepare, "--source", out, "--output", out, "--check")
+    assert refused.status == 2
+    assert "--check changes no data set" in refused.stderr
