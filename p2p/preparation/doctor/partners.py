@@ -34,8 +34,9 @@ def check_partners(close: Facts) -> Check:
         note = f"{len(close)} pairs are too few to learn from; {_FEWEST} would do"
         return Check("exchanged partners", len(close), note=note, unclear=True)
     a, b, strength = _common_terms(close)
-    own = (a * b).sum(1)
-    strangers = np.concatenate([(a * np.roll(b, shift, 0)).sum(1) for shift in range(1, _STRANGERS + 1)])
+    own = np.einsum("ij,ij->i", a, b)
+    few = min(len(close), _LEARNED_FROM)
+    strangers = np.concatenate([(a[:few] * np.roll(b[:few], shift, 0)).sum(1) for shift in range(1, _STRANGERS + 1)])
     typical, chance, spread = float(np.median(own)), float(strangers.mean()), float(strangers.std())
     measured = {"own_partner": typical, "stranger": chance, "canonical_correlation": strength}
     numbers = {name: round(value, 3) for name, value in measured.items()}
@@ -62,25 +63,32 @@ def check_partners(close: Facts) -> Check:
 
 
 def _expanded(cells: npt.NDArray[np.uint8]) -> Matrix:
-    """(n, 16, 16, 4) uint8 -> (n, 256, 14): the values and their products, less the mean of each place."""
+    """(n, 16, 16, 4) uint8 -> (n, 256, 14): the values and their products."""
     values = cells.reshape(len(cells), CELLS * CELLS, -1).astype(np.float32) / 255
     products = [values[..., i] * values[..., j] for i, j in itertools.combinations_with_replacement(range(4), 2)]
-    terms = np.concatenate([values, np.stack(products, -1)], -1)
-    return np.asarray(terms - terms.mean(0), np.float32)
+    return np.concatenate([values, np.stack(products, -1)], -1)
 
 
 def _common_terms(close: Facts) -> tuple[Matrix, Matrix, float]:
     """-> (n, 256 * 6) unit vectors of the As and of the Bs, and the first canonical correlation."""
-    a, b = _expanded(close["cells"][:, 0]), _expanded(close["cells"][:, 1])
     learned = np.linspace(0, len(close) - 1, min(len(close), _LEARNED_FROM)).astype(int)
-    flat_a, flat_b = (side[learned].reshape(-1, side.shape[-1]).astype(np.float64) for side in (a, b))
-    white_a, white_b = _whitening(flat_a), _whitening(flat_b)
-    left, strengths, right = np.linalg.svd((flat_a @ white_a).T @ (flat_b @ white_b) / len(flat_a))
+    sides = [_expanded(close["cells"][learned, side]) for side in (0, 1)]
+    means = [side.mean(0) for side in sides]  # of each place: sky is up in every street
+    flat = [
+        (side - mean).reshape(-1, side.shape[-1]).astype(np.float64) for side, mean in zip(sides, means, strict=True)
+    ]
+    white = [_whitening(side) for side in flat]
+    left, strengths, right = np.linalg.svd((flat[0] @ white[0]).T @ (flat[1] @ white[1]) / len(flat[0]))
     weights = np.sqrt(strengths[:_VARIATES])
     units = []
-    for side, turn in ((a, white_a @ left), (b, white_b @ right.T)):
-        vectors = (side @ (turn[:, :_VARIATES] * weights).astype(np.float32)).reshape(len(side), -1)
-        units.append(vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-6))
+    for side, turn in enumerate((white[0] @ left, white[1] @ right.T)):
+        chosen = (turn[:, :_VARIATES] * weights).astype(np.float32)
+        vectors = np.empty((len(close), CELLS * CELLS * _VARIATES), np.float32)
+        for start in range(0, len(close), _LEARNED_FROM):
+            block = _expanded(close["cells"][start : start + _LEARNED_FROM, side]) - means[side]
+            vectors[start : start + len(block)] = (block @ chosen).reshape(len(block), -1)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-6
+        units.append(vectors)
     return units[0], units[1], float(strengths[0])
 
 
