@@ -161,9 +161,9 @@ class Pix2Pix:
         return State(self.generator.state_dict(), self.discriminator.state_dict(), trainer, average)
 
     def is_finite(self) -> bool:
-        """Whether no weight or running statistic is NaN or infinite. Waits for the device."""
-        tensors = [*self.generator.state_dict().values(), *self.discriminator.state_dict().values()]
-        return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+        """Whether no weight, running statistic or moment of an optimiser is NaN or infinite. Waits for the device."""
+        tensors = [tensor for part in self.state() for tensor in part.values()]
+        return bool(torch.stack([tensor.isfinite().all().to(self.device) for tensor in tensors]).all())
 
     def load_state(self, state: State) -> None:
         """Continue from what `state` returned. Raises KeyError or RuntimeError if names or shapes do not fit."""

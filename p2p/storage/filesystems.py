@@ -128,6 +128,8 @@ def _explain(error: BaseException, uri: str) -> StorageError:
         return StorageError(f"{uri}: its server cannot be reached; check AWS_ENDPOINT_URL and the network")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"{uri}: no space left on the disk")
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return StorageError(f"{uri}: larger than a file may be there (ulimit -f, or the file system's own limit)")
     return StorageError(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())}")
 
 

@@ -52,17 +52,22 @@ class Board:
 class LostWorkers(UserCallback):
     """Tells the board why workers are started again; runs in Ray Train's controller."""
 
-    def __init__(self, board: Any) -> None:
-        self._board = board
+    def __init__(self, board: Any, most_restarts: int) -> None:
+        self._board, self._most_restarts = board, most_restarts
+        self._failures = 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray after workers failed, before it starts them again."""
         del run_context
+        self._failures += 1
+        again = f"starting the workers again ({self._failures} of {self._most_restarts})"
+        if self._failures > self._most_restarts:
+            again = "that was once too often"
         for rank, error in sorted(worker_exceptions.items()):
             if isinstance(error, P2PError) and not isinstance(error, StorageError):
                 continue  # ends the job, which says so
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].split(". ")[0]
-            self._board.say.remote(f"worker {rank} was lost: {reason[:300]}; starting the workers again")
+            self._board.say.remote(f"worker {rank} was lost: {reason[:300]}; {again}")
 
 
 class ProgressThread:

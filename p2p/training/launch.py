@@ -74,7 +74,7 @@ def _fit(config: TrainConfig, task: Task, position: Position, left: int, scaling
                 name="train",
                 storage_path=bookkeeping,
                 failure_config=FailureConfig(max_failures=_MOST_RESTARTS),
-                callbacks=[LostWorkers(task.board)],  # type: ignore[list-item]
+                callbacks=[LostWorkers(task.board, _MOST_RESTARTS)],  # type: ignore[list-item]
             ),
         )
         try:

@@ -48,6 +48,13 @@ class RunFolder:
         found: dict[str, Any] | None = self._read("config.json")
         return found
 
+    def require_present(self) -> None:
+        """Raise NotFound if the run is gone, which must not be taken for one that has no checkpoint yet."""
+        try:
+            read_json(join(self.uri, "config.json"))  # written before any worker starts
+        except NotFound as error:
+            raise NotFound(f"{error}; the run that was here cannot be found any more") from None
+
     def latest(self) -> dict[str, Any] | None:
         """`{"checkpoint", "epoch", "step", "metrics"}` of the newest checkpoint."""
         found: dict[str, Any] | None = self._read("latest.json")

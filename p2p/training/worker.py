@@ -20,7 +20,7 @@ from p2p.data.description import formats_for
 from p2p.data.feed import Feed, Part, Preparation
 from p2p.data.pairs import Pairs
 from p2p.data.session import physical_cores
-from p2p.errors import NotFound, P2PError, StorageError, TrainingStopped
+from p2p.errors import P2PError, StorageError, TrainingStopped
 from p2p.model.allocator import keep_freed_memory
 from p2p.model.checkpoint import load_trainer
 from p2p.model.engine import choose_precision
@@ -135,8 +135,7 @@ class _Worker:
         return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
     def _restore(self) -> Position:
-        if self.run.config() is None:  # written before any worker starts; without it nothing here can be trusted
-            raise NotFound(f"{self.run.uri}: the run is gone, its config.json cannot be found")
+        self.run.require_present()
         latest = self.run.latest()
         if latest is None:
             return Position()

@@ -1,5 +1,12 @@
+import resource
+
 import pytest
 
+from p2p.errors import StorageError
+from p2p.model.checkpoint import load_generator, load_trainer, save_checkpoint
+from p2p.model.config import ModelConfig
+from p2p.model.pix2pix import Pix2Pix
+from p2p.training.position import Position
 from p2p.training.run_folder import RunFolder
 
 
@@ -93,3 +100,29 @@ def test_a_run_that_goes_on_is_no_longer_finished(tmp_path):
     assert folder.summary() == {"epochs": 1}
     folder.start({})
     assert folder.summary() is None
+
+
+def test_a_save_that_the_disk_cuts_short_leaves_the_checkpoint_before_it(tmp_path):
+    """The operating system itself refuses to write on, in the middle of a file, as on a full disk."""
+    model = Pix2Pix(ModelConfig(generator="unet_64", discriminator="patch_16", crop_size=64, ngf=4, ndf=4))
+    folder = RunFolder(str(tmp_path))
+
+    def save_epoch(epoch: int) -> None:
+        name = folder.new_checkpoint(epoch, 10 * epoch)
+        save_checkpoint(folder.address(name), model, {"epoch": epoch}, Position(epoch).to_dict())
+        folder.publish(name, row(epoch), is_best=True, keep=1)
+
+    save_epoch(1)
+    good = load_generator(str(tmp_path)).checkpoint_id
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(StorageError, match=r"epoch_0002/\w+\.safetensors: larger than a file may be there"):
+            save_epoch(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert folder.latest()["checkpoint"] == folder.best()["checkpoint"] == "checkpoints/epoch_0001"
+    assert load_generator(f"{tmp_path}#latest").checkpoint_id == good
+    assert load_trainer(folder.address("checkpoints/epoch_0001"), model)["epoch"] == 1
+    save_epoch(2)
+    assert checkpoints(tmp_path) == ["epoch_0002"] and not list(tmp_path.rglob(".p2p-*"))
