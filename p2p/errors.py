@@ -46,6 +46,8 @@ class P2PError(Exception):
     """Something went wrong in a way a person can be told about in one line."""
 
     exit_status = 1
+    may_pass = False
+    """Whether trying again a while later may help."""
 
     def __init__(self, message: str) -> None:
         super().__init__(redact(message))
@@ -60,13 +62,19 @@ class UsageError(P2PError):
 class StorageError(P2PError):
     """A file system, bucket or disk refused."""
 
+    may_pass = True
+
 
 class NotFound(StorageError):
     """Nothing lies at that address."""
 
+    may_pass = False
+
 
 class KeysRefused(StorageError):
     """The credentials themselves are missing, wrong or expired."""
+
+    may_pass = False
 
 
 class CheckpointError(P2PError):

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.train import UserCallback
 
-from p2p.errors import P2PError, StorageError
+from p2p.errors import P2PError
 from p2p.progress import Progress
 
 log = logging.getLogger("p2p")
@@ -64,7 +64,7 @@ class LostWorkers(UserCallback):
         if self._failures > self._most_restarts:
             again = "that was once too often"
         for rank, error in sorted(worker_exceptions.items()):
-            if isinstance(error, P2PError) and not isinstance(error, StorageError):
+            if isinstance(error, P2PError) and not error.may_pass:
                 continue  # ends the job, which says so
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].split(". ")[0]
             self._board.say.remote(f"worker {rank} was lost: {reason[:300]}; {again}")

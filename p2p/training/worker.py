@@ -20,7 +20,7 @@ from p2p.data.description import formats_for
 from p2p.data.feed import Feed, Part, Preparation
 from p2p.data.pairs import Pairs
 from p2p.data.session import physical_cores
-from p2p.errors import P2PError, StorageError, TrainingStopped
+from p2p.errors import P2PError, TrainingStopped
 from p2p.model.allocator import keep_freed_memory
 from p2p.model.checkpoint import load_trainer
 from p2p.model.engine import choose_precision
@@ -64,7 +64,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         ray.get(task.board.fail.remote(TrainingStopped(f"{reason}; lower --batch-size or --crop-size")))
         raise
     except P2PError as error:
-        if not isinstance(error, StorageError):  # a bucket may come back
+        if not error.may_pass:
             ray.get(task.board.fail.remote(error))
         raise
 

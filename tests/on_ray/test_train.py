@@ -17,7 +17,7 @@ from safetensors.torch import load
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 
 from p2p.data.feed import Feed, Part, Preparation
-from p2p.data.pairs import open_pairs
+from p2p.data.pairs import open_pairs, raw_load_size
 from p2p.errors import UsageError
 from p2p.model.checkpoint import load_generator
 from p2p.model.pix2pix import Pix2Pix
@@ -140,14 +140,13 @@ def test_a_run_is_not_deleted_for_options_that_the_cluster_cannot_serve(finished
 
 def first_step_alone(data: str, options: Config) -> dict[str, np.ndarray]:
     """The optimisers' moments after one step with a batch of four, taken in this process."""
-    feed = Feed(
-        iter([Part(open_pairs(data, "train", raw_load_size=round(64 * 286 / 256)), 1, 4, stop=4)]),
-        Preparation(64, options.seed, options.flip, swap=False),
-        largest_batch=4,
-    )
+    preparation = Preparation(64, options.seed, options.flip, swap=False)
+    part = Part(open_pairs(data, "train", raw_load_size=raw_load_size(64)), 1, 4, stop=4)
+    feed = Feed(iter([part]), preparation, largest_batch=4)
     loop = Loop(options, Pix2Pix(options.model("fp32"), seed=options.seed), Position())
     with feed:
-        row = loop.run(Leg(1, 0, 4, False), map(torch.from_numpy, feed.batches()), lambda: None)
+        batches = (preparation.sides(torch.from_numpy(batch)) for batch in feed.batches())
+        row = loop.run(Leg(1, 0, 4, False), batches, lambda: None)
     moments = {name: value for name, value in loop.pix2pix.state().trainer.items() if name.endswith(".exp_avg")}
     return {f"trainer.safetensors.{name}": value.numpy() for name, value in moments.items()} | row
 
@@ -272,7 +271,7 @@ def test_a_lost_bucket_is_told_in_a_line_and_once_it_is_back_the_same_command_en
     assert outcome.stderr.splitlines()[-1].startswith(f"error: {run}")
     assert "there is no such bucket" in outcome.stderr.splitlines()[-1]
     assert "Traceback" not in outcome.stderr
-    assert outcome.stderr.count("starting the workers again") == 3
+    assert "starting the workers again" not in outcome.stderr, "no restart brings a bucket back"
     assert not store.exists("p2p-lost")  # nothing begins anew in a place that is gone
     store.mkdir("p2p-lost")
     store.copy(elsewhere, "p2p-lost/run", recursive=True)

@@ -38,7 +38,7 @@ def config(data: str, output: Path, **options) -> TrainConfig:
 def run_of(options: TrainConfig, val_l1: list[float]) -> RunFolder:
     """A run that has come as far as there are values."""
     folder = RunFolder(options.output)
-    folder.start(options.to_dict())
+    folder.start({**options.to_dict(), "input_channels": 3, "output_channels": 3})
     rows = [
         {"epoch": epoch, "step": 4 * epoch, "images_seen": 4 * epoch, "val_l1": value, "seconds": 1.0, "lr": 2e-4}
         | dict.fromkeys(("g_gan", "g_l1", "d_real", "d_fake"), 1.0)
