@@ -118,7 +118,8 @@ def _same_outputs(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Find
     return {
         "finding": "outputs are nearly identical for different inputs: the generator ignores its input",
         "numbers": {name: _mean(recent, name) for name in ("output_variety", "target_variety")},
-        "advice": "check --direction and that inputs differ; then try another --norm, a lower --lr, or a larger --ngf",
+        "advice": "past the first thousand steps, check --direction and that inputs differ; then try another --norm "
+        "or a lower --lr",
     }
 
 

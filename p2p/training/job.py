@@ -130,7 +130,7 @@ def _earlier(folder: RunFolder, config: TrainConfig) -> bool:
     try:
         earlier, latest = folder.config(), folder.latest()
     except StorageError as error:
-        raise UsageError(f"--output {folder.uri} holds something else than a run: {error}; {other}") from None
+        raise UsageError(f"--output {error}; if that is not of a training run, {other}") from None
     if earlier is None and latest is None:
         return False
     if not isinstance(earlier, dict) or not set(earlier) >= _IN_EVERY_RUN:

@@ -81,6 +81,7 @@ def _fit(config: TrainConfig, task: Task, position: Position, left: int, scaling
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             _explain(config, error)
+            log.info("what %s holds is intact, and the same command continues", config.output)
             raise
         finally:
             failure: P2PError | None = ray.get(task.board.failure.remote())

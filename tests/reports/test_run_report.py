@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2p.reports.page import Series, duration, line_chart, number, percent
-from p2p.reports.run import choose_moments, write_run_report
+from p2p.reports.run import write_run_report
+from p2p.reports.samples import choose_moments
 from p2p.reports.sheets import contact_sheet
 from p2p.storage.images import encode
 

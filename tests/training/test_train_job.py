@@ -98,7 +98,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(pairs, tmp_path, f
 
 def test_a_config_json_that_is_no_json_is_refused(pairs, tmp_path):
     (tmp_path / "config.json").write_text("port = 80")
-    with pytest.raises(UsageError, match=r"holds something else than a run: .*not valid JSON"):
+    with pytest.raises(UsageError, match=r"--output .*config.json: not valid JSON.*choose another --output"):
         train(config(pairs, tmp_path))
 
 
