@@ -13,18 +13,15 @@ from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import s3fs
+from conftest import in_this_process
 
 from p2p.errors import P2PError
 from p2p.storage.filesystems import arrow_filesystem, list_files, write_bytes
 from p2p.translation import TranslateConfig
-from p2p.translation.actor import ShardTranslator, Work
-from p2p.translation.attempt import Remaining
 from p2p.translation.job import run
-from p2p.translation.pool import Outcome, collect
 
 IMAGES = 16
 
@@ -143,18 +140,6 @@ def proxy(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     yield proxy
     s3fs.S3FileSystem.clear_instance_cache()
     proxy.stop()
-
-
-class Quiet:
-    def advance(self, count: int, note: str = "") -> None:
-        pass
-
-
-def in_this_process(work: Work, left: Remaining) -> Outcome:
-    columns = ("index", "manifest_uri", "row_group", "rows")
-    batch = {name: np.array([getattr(shard, name) for shard in left.shards]) for name in columns}
-    rows = ({"report": row["report"][0]} for row in ShardTranslator(work)(batch))
-    return collect(rows, Quiet())  # type: ignore[arg-type]
 
 
 @pytest.fixture

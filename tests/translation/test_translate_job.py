@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import in_this_process
 from PIL import Image
 
 from p2p.errors import P2PError, TooManyBadInputs, UsageError
@@ -24,25 +25,11 @@ from p2p.model.pix2pix import Pix2Pix
 from p2p.model.translator import Translator
 from p2p.storage.images import decode
 from p2p.translation import TranslateConfig
-from p2p.translation.actor import ShardTranslator, Work
+from p2p.translation.actor import Work
 from p2p.translation.attempt import Remaining
 from p2p.translation.job import run
-from p2p.translation.pool import Outcome, collect
+from p2p.translation.pool import Outcome
 from p2p.translation.sinks.webdataset import read_records
-
-
-class Quiet:
-    """Progress that nobody looks at."""
-
-    def advance(self, count: int, note: str = "") -> None:
-        pass
-
-
-def in_this_process(work: Work, left: Remaining) -> Outcome:
-    columns = ("index", "manifest_uri", "row_group", "rows")
-    batch = {name: np.array([getattr(shard, name) for shard in left.shards]) for name in columns}
-    rows = ({"report": row["report"][0]} for row in ShardTranslator(work)(batch))
-    return collect(rows, Quiet())  # type: ignore[arg-type]
 
 
 def translate(checkpoint: str, source: Path | str, output: Path | str, **options: Any) -> dict[str, Any]:
