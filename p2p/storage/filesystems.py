@@ -246,8 +246,14 @@ def list_names(uri: str) -> list[str]:
         return [name for name in names if name and not name.startswith(_TEMPORARY)]
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file is none of the data: `.anything`, and markers such as `_SUCCESS`. `_MG_1.jpg` is a photograph."""
+    return name.startswith(".") or (name.startswith("_") and "." not in name)
+
+
 def list_files(uri: str, suffixes: Sequence[str] = ()) -> Iterator[FileInfo]:
-    """Yield the files below `uri` folder by folder, sorted within each; names that start with `.` or `_` are hidden.
+    """Yield the files below `uri` folder by folder, sorted within each. Left out are folders whose names
+    start with `.` or `_`, and what `is_hidden` says.
 
     `suffixes` are lower-case endings such as `.jpg`; none means every file. An address of one file yields that file.
     """
@@ -264,7 +270,7 @@ def list_files(uri: str, suffixes: Sequence[str] = ()) -> Iterator[FileInfo]:
             for name in sorted(subfolders):  # walk follows the dictionary's order
                 subfolders[name] = subfolders.pop(name)
             for name in sorted(files):
-                if not name or name.startswith((".", "_")) or (suffixes and not name.lower().endswith(tuple(suffixes))):
+                if not name or is_hidden(name) or (suffixes and not name.lower().endswith(tuple(suffixes))):
                     continue
                 whole = f"{folder.rstrip('/')}/{name}"
                 yield FileInfo(whole[len(root.rstrip("/")) + 1 :], scheme + whole, int(files[name].get("size") or 0))

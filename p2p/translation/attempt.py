@@ -117,12 +117,18 @@ def select_failed(corpus: Corpus, config: TranslateConfig, output: str) -> Corpu
 
     For the ledger of the output itself that is every input: the plan has them already.
     """
-    if not config.only_failed or ledger.is_ledger_of(config.only_failed, output):
+    if not config.only_failed:
+        return corpus
+    if ledger.is_ledger_of(config.only_failed, output):
+        if not ledger.done_shards(output):
+            raise UsageError(f"--only-failed {config.only_failed}: no ledger is there yet; leave the option out")
         return corpus
     try:
         ids = ledger.read_failed_ids(absolute(config.only_failed))
     except StorageError as error:
         raise UsageError(f"--only-failed {error}") from None
+    if not ids:
+        raise UsageError(f"--only-failed {config.only_failed}: there is no ledger with failed inputs")
     chosen = Selection(corpus, frozenset(ids))
     if next(iter(chosen.items()), None) is None:
         raise UsageError(f"--only-failed {config.only_failed}: none of its {len(ids)} failed inputs is in --source")
@@ -153,8 +159,8 @@ def tidy(output: str) -> None:
     """Remove what is there only while work is going on, if it no longer is."""
     finished = ledger.done_shards(output)
     for folder in _PASSING_FOLDERS:
-        numbers = (int("".join(filter(str.isdigit, name))) for name in list_names(join(output, folder)))
-        if finished.issuperset(numbers):
+        numbers = ("".join(filter(str.isdigit, name)) for name in list_names(join(output, folder)))
+        if finished.issuperset(int(number) for number in numbers if number):
             remove(join(output, folder))
 
 

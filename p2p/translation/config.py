@@ -91,6 +91,8 @@ class TranslateConfig:
             raise UsageError(
                 f"--format {self.format} is not available in this version; use parquet, webdataset, png, jpeg or webp"
             )
+        if self.only_failed and self.resume == "never":
+            raise UsageError("--only-failed keeps what was translated, --resume never removes it; leave one out")
         self._require_range("quality", 1, 100)
         self._require_range("png_level", 0, 9)
         self._require_range("max_bad_fraction", 0, 1)

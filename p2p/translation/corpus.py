@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +19,6 @@ from p2p.errors import UsageError, redact
 from p2p.storage.filesystems import (
     arrow_filesystem,
     is_file,
-    is_remote,
     join,
     list_files,
     open_filesystem,
@@ -82,8 +80,9 @@ class ManifestCorpus:
                     f"--source {self.uri}: the address {address} carries credentials, which would end up in the "
                     f"output; give them in the environment (AWS_ACCESS_KEY_ID, …) and plain addresses in the manifest"
                 )
-            relative = not (is_remote(address) or os.path.isabs(address))
-            path = urlsplit(address).netloc + urlsplit(address).path if is_remote(address) else address
+            _, has_scheme, below = address.partition("://")
+            relative = not (has_scheme or os.path.isabs(address))
+            path = below or address
             yield Input(image_id or posixpath.normpath(path).lstrip("/"), join(base, address) if relative else address)
 
     def _entries(self) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from p2p.errors import BadInput, KeysRefused, NotFound, StorageError
+from p2p.errors import BadInput, KeysRefused, NotFound, StorageError, UsageError
 from p2p.storage.filesystems import arrow_filesystem, open_filesystem, storage_errors
 from p2p.translation.inputs import WHOLE_FILE, Input, on_disk, printable
 
@@ -65,6 +65,8 @@ class Fetcher:
             return [BadInput("NotFound", "the file was listed but is no longer there")] * len(unit)
         except KeysRefused:
             raise
+        except (UsageError, ValueError) as error:
+            return [BadInput("BadAddress", f"this address cannot be opened: {error}")] * len(unit)
         except StorageError as error:
             return [BadInput(FETCH_FAILED, printable(str(error)))] * len(unit)
 

@@ -14,7 +14,6 @@ from p2p.errors import CheckpointError, P2PError, StorageError, UsageError, chec
 from p2p.model.sizing import default_overlap
 from p2p.storage.filesystems import (
     absolute,
-    is_file,
     is_remote,
     join,
     require_readable,
@@ -76,8 +75,7 @@ def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[s
     source, output = absolute(config.source), absolute(config.output)
     model = _read_model(absolute(config.checkpoint))
     require_readable(source, "--source")
-    if not is_file(source):
-        require_apart(source, output)
+    require_apart(source, output)
     corpus = open_corpus(source, config.image_column, model.input_side)
     if next(iter(corpus.items()), None) is None:
         raise UsageError(f"--source {source}: holds no images")

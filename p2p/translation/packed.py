@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p2p.errors import UsageError
-from p2p.storage.filesystems import arrow_filesystem, list_files, open_filesystem, storage_errors
+from p2p.storage.filesystems import arrow_filesystem, is_hidden, list_files, open_filesystem, storage_errors
 from p2p.storage.images import SUFFIXES
 from p2p.translation.inputs import Input
 
@@ -146,7 +146,7 @@ class TarCorpus:
         try:
             with tarfile.open(fileobj=raw, mode="r:") as tar:  # type: ignore[call-overload]
                 for member in tar:
-                    hidden = posixpath.basename(member.name).startswith((".", "_"))
+                    hidden = is_hidden(posixpath.basename(member.name))
                     if member.isfile() and not hidden and member.name.lower().endswith(SUFFIXES):
                         name = member.name.removeprefix("./")
                         yield Input(f"{prefix}/{name}" if prefix else name, uri, member.size, offset=member.offset_data)

@@ -371,7 +371,7 @@ def test_failures_can_be_tried_again_into_another_output(
         assert (summary["images"], summary["translated"], summary["skipped"]) == (2, 2 - skipped, skipped)
     assert ledger(tmp_path / "second").keys() == outputs(tmp_path / "second").keys() == {"b.png", "c.png"}
     message = refused(checkpoint, source, tmp_path / "third", only_failed=str(tmp_path / "second"))
-    assert message.startswith("--only-failed ") and "none of its 0 failed inputs" in message
+    assert message.startswith("--only-failed ") and "there is no ledger with failed inputs" in message
     assert not (tmp_path / "third").exists()
 
 
@@ -506,3 +506,37 @@ def test_what_this_job_does_not_translate_is_said_at_once(tmp_path: Path, make_i
         checkpoint = saved_checkpoint(tmp_path / "model", **model)
         with pytest.raises(UsageError, match=r"--checkpoint .* p2p\.Translator any"):
             translate(checkpoint, source, tmp_path / "out")
+
+
+def test_no_line_of_a_manifest_stops_the_others(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    write(tmp_path, {"_MG_1.png": make_image(64, 64), "b#1.png": make_image(64, 64), "b#2.png": make_image(64, 64)})
+    good = ["_MG_1.png", f"file://{tmp_path}/b#1.png", f"{tmp_path}/b#2.png"]
+    (tmp_path / "list.txt").write_text("\n".join([*good, "foo://bar/x.png", "http://[bad/x.png", "nul\0.png"]))
+    translate(checkpoint, tmp_path / "list.txt", tmp_path / "out", max_bad_fraction=1.0)
+    rows = ledger(tmp_path / "out")
+    assert sorted(name for name, row in rows.items() if row["status"] == "failed") == [
+        "[bad/x.png",
+        "bar/x.png",
+        "nul\0.png",
+    ]
+    assert len(outputs(tmp_path / "out")) == len(good)
+
+
+def test_an_image_of_the_output_is_no_source(tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]) -> None:
+    source = write(tmp_path / "in", {"_MG_1.png": make_image(64, 64)})
+    out = tmp_path / "out"
+    assert translate(checkpoint, source, out, format="png")["translated"] == 1
+    image = out / "images" / "_MG_1.png"
+    assert "puts its results" in refused(checkpoint, image, out, format="png", resume="never")
+    assert image.exists()
+
+
+def test_there_must_be_a_ledger_to_try_the_failed_of(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    source = write(tmp_path / "in", {"a.png": make_image(64, 64)})
+    for where in (tmp_path / "out", tmp_path / "elsewhere"):
+        assert "no ledger" in refused(checkpoint, source, tmp_path / "out", only_failed=str(where))
+    assert "leave one out" in refused(checkpoint, source, tmp_path / "out", only_failed="x", resume="never")

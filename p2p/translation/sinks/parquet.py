@@ -98,7 +98,8 @@ class ParquetShardWriter:
         if self._writer is None or self._file is None:
             remove_file(self._uri)  # an earlier attempt may have fetched what this one could not
             return 0
-        self._writer.close()
+        with storage_errors(self._uri):
+            self._writer.close()
         return self._file.publish()
 
     def discard(self) -> None:
@@ -121,5 +122,6 @@ class ParquetShardWriter:
         columns = dict(zip(Record._fields, map(list, zip(*self._rows, strict=True)), strict=True))
         columns["checkpoint_id"] = [self._checkpoint_id] * len(self._rows)
         arrays = [pa.array(columns[field.name], field.type) for field in self._schema]
-        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=len(self._rows))
+        with storage_errors(self._uri):
+            self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=len(self._rows))
         self._rows, self._held = [], 0

@@ -72,7 +72,8 @@ class StagedFile:
 
     def discard(self) -> None:
         """Forget the file. Does nothing after `publish`."""
-        self.file.close()
+        with contextlib.suppress(OSError):  # closing writes what is left, for which a full disk has no room
+            self.file.close()
         if self._temporary:
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary)
