@@ -69,12 +69,17 @@ def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
             ) from None
         log.info("no %s split in %s: training without validation", config.val_split, config.data)
         val = None
-    for pairs in (train, val):
-        if pairs is not None and pairs.smallest_side < config.crop_size:
+    for pairs in (train, val) if val is not None else (train,):
+        if pairs.smallest_side < config.crop_size:
             raise UsageError(
                 f"--crop-size {config.crop_size}: a pair in {join(pairs.uri, pairs.split)} is only "
                 f"{pairs.smallest_side} pixels wide or high; prepare again with a larger --load-size, or pass a "
                 "smaller --crop-size"
+            )
+        if pairs.is_raw and f"{config.output.rstrip('/')}/".startswith(f"{config.data.rstrip('/')}/"):
+            raise UsageError(
+                f"--output {config.output}: lies in --data {config.data}, where every image is taken for a pair, "
+                "the run's own samples too; choose a folder beside it"
             )
     if pairs_per_rank(len(train), config.workers) < 1:
         raise UsageError(f"--workers {config.workers}: there are only {len(train)} pairs, not one for each worker")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from p2p.documents import to_json
 from p2p.errors import NotFound, StorageError
 from p2p.model.moments import moment_name, moment_of
 from p2p.storage.filesystems import join, list_names, read_bytes, read_json, remove, write_bytes, write_json
@@ -98,7 +99,7 @@ class RunFolder:
 
     def write_rows(self, rows: Sequence[MetricsRow]) -> None:
         """Replace metrics.jsonl."""
-        write_bytes(join(self.uri, "metrics.jsonl"), "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_bytes(join(self.uri, "metrics.jsonl"), "".join(to_json(row) + "\n" for row in rows).encode())
 
     def write_sample(self, moment: str, png: bytes) -> None:
         """Keep the sample sheet drawn at a moment, such as `epoch_0010`."""

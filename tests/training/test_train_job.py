@@ -106,3 +106,11 @@ def test_a_run_in_an_empty_folder_begins(pairs, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(AssertionError, match="training was started"):
         train(config(pairs, tmp_path))
+
+
+def test_a_run_among_the_raw_images_it_trains_on_is_refused(tmp_path, make_pairs):
+    make_pairs(tmp_path / "photos", 4, size=72)
+    for output in (tmp_path / "photos", tmp_path / "photos" / "run"):
+        with pytest.raises(UsageError, match=r"lies in --data .* choose a folder beside it"):
+            train(config(str(tmp_path / "photos"), output))
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".png"}
