@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import logging
 import os
 import re
@@ -110,7 +111,7 @@ def parse(config_class: type[Config], words: Sequence[str]) -> Config:
     """
     paths, rest = _split_config_option(words)
     from_files = [word for path in paths for word in _config_file_words(config_class, path)]
-    description = (config_class.__doc__ or "").strip()
+    description = inspect.cleandoc(config_class.__doc__ or "")
     description += "\n\n--config FILE reads options from YAML or JSON, same names; the command line wins."
     config: Config = tyro.cli(config_class, args=[*from_files, *rest], description=description)
     for name, value in vars(config).items():

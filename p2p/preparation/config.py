@@ -19,8 +19,8 @@ class PrepareConfig:
     """Turn raw pairs of images into a prepared data set: Parquet shards ready to train on.
 
     Published data sets, streamed straight from their archives (A is the left half, B the right):
-    http://efrosgans.eecs.berkeley.edu/pix2pix/datasets/facades.tar.gz (also cityscapes.tar.gz, maps.tar.gz,
-    edges2shoes.tar.gz, edges2handbags.tar.gz)
+    http://efrosgans.eecs.berkeley.edu/pix2pix/datasets/facades.tar.gz (also maps.tar.gz, night2day.tar.gz,
+    edges2shoes.tar.gz, edges2handbags.tar.gz); jobs/presets/cityscapes.yaml says how to get those of Cityscapes
     """
 
     source: str

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from p2p.data.description import read_description
 from p2p.data.order import pairs_per_rank
 from p2p.data.pairs import Pairs, open_pairs, raw_load_size
-from p2p.errors import NotFound, StorageError, TrainingStopped, UsageError
+from p2p.errors import CheckpointError, Damaged, NotFound, StorageError, TrainingStopped, UsageError
 from p2p.model.config import class_planes
 from p2p.storage.filesystems import absolute, join, read_json, require_readable
 from p2p.storage.outputs import require_output
@@ -32,9 +32,13 @@ def run(config: TrainConfig) -> dict[str, Any]:
     train, val = _open(config)
     folder = RunFolder(config.output)
     earlier = _earlier(folder, config)
-    if earlier and config.resume == "auto" and (why := _why_finished(folder, config, len(train))):
-        log.info("%s is finished (%s); pass --resume never to start over", config.output, why)
-        return folder.summary() or _conclude(folder, config)
+    if earlier and config.resume == "auto":
+        if why := _why_finished(folder, config, len(train)):
+            log.info("%s is finished (%s); pass --resume never to start over", config.output, why)
+            return folder.summary() or _conclude(folder, config)
+        from p2p.training.mending import mend
+
+        mend(folder, config.best_metric)
     # Not at the top of the file: Ray and torch take seconds to import, and a wrong option should be told at once.
     from p2p.data.session import ray_session
     from p2p.training.launch import launch, resources
@@ -133,9 +137,12 @@ def _earlier(folder: RunFolder, config: TrainConfig) -> bool:
     """Whether a run lies in `folder`. Raises UsageError for one that `config` cannot continue, and for other files."""
     other = "choose another --output"
     try:
-        earlier, latest = folder.config(), folder.latest()
+        earlier, latest = folder.config(), None
+        if earlier is None or config.resume == "auto":
+            latest, _, _ = folder.latest(), folder.best(), folder.rows(up_to_epoch=0)  # damage is told here
     except StorageError as error:
-        raise UsageError(f"--output {error}; if that is not of a training run, {other}") from None
+        way_out = other if config.resume == "never" else f"{other}, or pass --resume never to start over"
+        raise UsageError(f"--output {error}; {way_out}") from None
     if earlier is None and latest is None:
         return False
     if not isinstance(earlier, dict) or not set(earlier) >= _IN_EVERY_RUN:
@@ -152,8 +159,11 @@ def _earlier(folder: RunFolder, config: TrainConfig) -> bool:
 
 
 def _why_finished(folder: RunFolder, config: TrainConfig, pairs: int) -> str:
-    """Why nothing is left to train in a run; empty if something is."""
-    position = _position(folder)
+    """Why nothing is left to train in a run; empty if something is, or if its latest checkpoint cannot tell."""
+    try:
+        position = _position(folder)
+    except (CheckpointError, NotFound, Damaged):
+        return ""
     if not remaining_images(config, pairs, position):
         return f"{position.epoch} epochs, {position.step} steps; raise --epochs or --max-steps to train on"
     if config.patience:

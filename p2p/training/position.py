@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from p2p.data.order import pairs_per_rank
+from p2p.errors import CheckpointError
 from p2p.training.config import TrainConfig
 
 
@@ -34,8 +35,11 @@ class Position:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Position:
-        """Inverse of `to_dict`."""
-        return cls(**{**values, "loss_sums": tuple(values["loss_sums"])})
+        """Inverse of `to_dict`. Raises CheckpointError for anything else."""
+        try:
+            return cls(**{**values, "loss_sums": tuple(values["loss_sums"])})
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"trainer.json does not say where training stands: {error!r}") from None
 
 
 @dataclass(frozen=True)
