@@ -6,12 +6,12 @@ import dataclasses
 import logging
 from typing import Any, Literal
 
-from p2p.data.description import read_description
+from p2p.data.description import DESCRIPTION, read_description
 from p2p.data.order import pairs_per_rank
 from p2p.data.pairs import Pairs, open_pairs, raw_load_size
 from p2p.errors import CheckpointError, Damaged, NotFound, StorageError, TrainingStopped, UsageError
 from p2p.model.config import class_planes
-from p2p.storage.filesystems import absolute, join, read_json, require_readable
+from p2p.storage.filesystems import absolute, exists, join, read_json, require_readable
 from p2p.storage.outputs import require_output
 from p2p.storage.pixels import RGB
 from p2p.training.config import TrainConfig
@@ -30,6 +30,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     config, data = _settle_pixels(config)
     require_output(config.output, "--output", "a run")
     train, val = _open(config)
+    data["pairs"] = len(train)
     folder = RunFolder(config.output)
     earlier = _earlier(folder, config)
     if earlier and config.resume == "auto":
@@ -39,6 +40,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         from p2p.training.mending import mend
 
         mend(folder, config.best_metric)
+        _tell_of_other_data(folder, data)
     # Not at the top of the file: Ray and torch take seconds to import, and a wrong option should be told at once.
     from p2p.data.session import ray_session
     from p2p.training.launch import launch, resources
@@ -73,6 +75,13 @@ def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
             ) from None
         log.info("no %s split in %s: training without validation", config.val_split, config.data)
         val = None
+    if not train.is_raw and not exists(join(config.data, DESCRIPTION)):
+        log.warning(
+            "%s has no %s: if jobs/prepare.py made it, that was stopped before its end and pairs are missing; run it "
+            "again",
+            config.data,
+            DESCRIPTION,
+        )
     for pairs in (train, val) if val is not None else (train,):
         if pairs.smallest_side < config.crop_size:
             raise UsageError(
@@ -88,6 +97,19 @@ def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
     if pairs_per_rank(len(train), config.workers) < 1:
         raise UsageError(f"--workers {config.workers}: there are only {len(train)} pairs, not one for each worker")
     return train, val
+
+
+def _tell_of_other_data(folder: RunFolder, data: dict[str, Any]) -> None:
+    latest = folder.latest()
+    before = read_json(join(folder.address(latest["checkpoint"]), "meta.json")).get("data", {}) if latest else {}
+    for name, words in (("pairs", "{} training pairs"), ("load_size", "pairs stored in {} pixels")):
+        if name in before and before[name] != data[name]:
+            log.warning(
+                "%s has changed: %s now, %s before; training goes on with what is there",
+                data["uri"],
+                words.format(data[name]),
+                before[name],
+            )
 
 
 def _settle_pixels(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:

@@ -49,6 +49,6 @@ def _whole(folder: RunFolder, name: str) -> _Entry | None:
         meta, trainer = read_whole(address)
         Position.from_dict(trainer)
     except (CheckpointError, NotFound, Damaged) as error:
-        log.warning("%s cannot be used: %s", address, error)
+        log.warning("%s cannot be used: %s", name, error)
         return None
     return {"checkpoint": name, "metrics": meta["metrics"]}

@@ -7,11 +7,14 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from p2p.data.pairs import PAIR_SCHEMA
 from p2p.errors import UsageError
 from p2p.model.checkpoint import save_checkpoint
 from p2p.model.pix2pix import Pix2Pix
+from p2p.storage.filesystems import write_json, write_table
 from p2p.training import TrainConfig, train
 from p2p.training.position import Position
 from p2p.training.run_folder import RunFolder
@@ -159,7 +162,9 @@ def test_a_damaged_latest_checkpoint_gives_way_to_the_one_before(pairs, tmp_path
         train(options)
     entry = {"checkpoint": "checkpoints/epoch_0001", "epoch": 1, "step": 4, "metrics": before}
     assert (folder.latest(), folder.best()) == (entry, entry)
-    assert "epoch_0002 cannot be used" in caplog.text and "going on from checkpoints/epoch_0001" in caplog.text
+    assert (
+        "checkpoints/epoch_0002 cannot be used" in caplog.text and "going on from checkpoints/epoch_0001" in caplog.text
+    )
 
 
 def test_a_run_without_one_whole_checkpoint_is_told_before_anything_starts(pairs, tmp_path):
@@ -191,3 +196,26 @@ def test_a_damaged_file_of_a_run_is_told_before_anything_starts_and_can_be_left_
         train(options)
     with pytest.raises(AssertionError, match="training was started"):
         train(config(pairs, tmp_path, resume="never"))
+
+
+def test_data_that_changed_under_a_run_is_told(pairs, tmp_path, caplog):
+    options = config(pairs, tmp_path)
+    folder = run_of(options, [0.3])
+    meta = json.loads((tmp_path / folder.latest()["checkpoint"] / "meta.json").read_text())
+    for known, told in (({}, False), ({"pairs": 4, "load_size": None}, False), ({"pairs": 3}, True)):
+        write_json(f"{folder.address(folder.latest()['checkpoint'])}/meta.json", {**meta, "data": known})
+        caplog.clear()
+        with pytest.raises(AssertionError, match="training was started"):
+            train(options)
+        assert ("4 training pairs now, 3 before" in caplog.text) is told
+
+
+def test_a_data_set_that_was_not_prepared_to_its_end_is_told(tmp_path, make_pairs, caplog):
+    rows = [{"pair_id": str(n), "a": b"", "b": b"", "width": 72, "height": 72, "source_uri": ""} for n in range(4)]
+    write_table(f"{tmp_path}/data/train/part-00000.parquet", pa.Table.from_pylist(rows, schema=PAIR_SCHEMA))
+    for described in (False, True):
+        caplog.clear()
+        with pytest.raises(AssertionError, match="training was started"):
+            train(config(f"{tmp_path}/data", tmp_path / "run"))
+        assert ("stopped before its end" in caplog.text) is not described
+        write_json(f"{tmp_path}/data/dataset.json", {})
