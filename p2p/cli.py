@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import logging
 import os
 import re
@@ -44,6 +45,8 @@ def _read_config_file(path: str) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--config {path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
     try:
         values = yaml.safe_load(text)  # JSON is a subset of YAML
     except yaml.YAMLError as error:
@@ -108,9 +111,14 @@ def parse(config_class: type[Config], words: Sequence[str]) -> Config:
     """
     paths, rest = _split_config_option(words)
     from_files = [word for path in paths for word in _config_file_words(config_class, path)]
-    description = (config_class.__doc__ or "").strip()
+    description = inspect.cleandoc(config_class.__doc__ or "")
     description += "\n\n--config FILE reads options from YAML or JSON, same names; the command line wins."
-    return tyro.cli(config_class, args=[*from_files, *rest], description=description)
+    config: Config = tyro.cli(config_class, args=[*from_files, *rest], description=description)
+    for name, value in vars(config).items():
+        if isinstance(value, str) and not value.strip():
+            # A shell makes this of a variable that is not set; as an address it would mean the current folder.
+            raise UsageError(f"--{name.replace('_', '-')}: must not be empty")
+    return config
 
 
 # How a traceback that Ray carries as text names an error of ours.

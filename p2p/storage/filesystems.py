@@ -19,7 +19,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from p2p.documents import to_json
-from p2p.errors import KeysRefused, NotFound, P2PError, StorageError, UsageError, redact
+from p2p.errors import Damaged, KeysRefused, NotFound, P2PError, StorageError, UsageError, redact
 
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
@@ -205,11 +205,11 @@ def sweep_temporaries(uri: str) -> None:
 
 
 def read_json(uri: str) -> Any:
-    """The JSON document at `uri`. Raises StorageError if it is not one."""
+    """The JSON document at `uri`. Raises Damaged if it is not one."""
     try:
         return json.loads(read_bytes(uri))
     except ValueError as error:
-        raise StorageError(f"{uri}: not valid JSON: {error}") from None
+        raise Damaged(f"{uri}: not valid JSON: {error}") from None
 
 
 def write_json(uri: str, document: Any) -> None:

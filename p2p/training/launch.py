@@ -25,6 +25,13 @@ _WORKERS_SHARE = 0.5
 """Of the logical CPUs; the rest is for the tasks that read and decode."""
 
 
+class _Trainer(TorchTrainer):
+    """Leaves Control-C to the program: Ray's own answer to it may end the process with status 0 and says nothing."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        del controller
+
+
 def resources(config: TrainConfig) -> ScalingConfig:
     """What the workers ask the cluster for. Needs Ray. Raises UsageError if it cannot have that."""
     gpus = available_gpus()
@@ -66,7 +73,7 @@ def _fit(config: TrainConfig, task: Task, position: Position, left: int, scaling
     )
     # Ray's own bookkeeping stays out of the run, which says by itself where it stands.
     with tempfile.TemporaryDirectory(prefix="p2p-ray-train-") as bookkeeping, progress:
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             train_worker,
             train_loop_config={"task": task},
             scaling_config=scaling,
