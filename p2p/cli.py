@@ -155,9 +155,12 @@ def _root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _start_logging() -> None:
+def log_to_stderr(job: str = "") -> None:
+    """Let the loggers of p2p write to stderr, each line with `job` where several jobs share a place for their logs."""
     handler = _StderrHandler()
-    handler.setFormatter(_RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(
+        _RedactingFormatter(" ".join(filter(None, ("%(asctime)s", job.replace("%", "%%"), "%(message)s"))), "%H:%M:%S")
+    )
     logger = logging.getLogger("p2p")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
@@ -203,7 +206,7 @@ def run_job(config_class: type[Config], job: Callable[[Config], Summary], words:
     0 done; 1 failed or interrupted; 2 wrong usage, found before work started; 3 done, but too many inputs were bad.
     A user's mistake is one line on stderr; only a defect of p2p itself shows a traceback.
     """
-    _start_logging()
+    log_to_stderr()
     log = logging.getLogger("p2p")
     try:
         config = parse(config_class, sys.argv[1:] if words is None else words)

@@ -44,7 +44,11 @@ def resources(config: TrainConfig) -> ScalingConfig:
     if cpus < 0.01:
         raise UsageError(f"--workers {config.workers}: too many for the cluster's {logical:g} CPUs")
     resources = {"CPU": cpus} | ({"GPU": 1.0} if use_gpu else {})
-    return ScalingConfig(num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=resources)
+    # GPUs of one machine talk fastest to each other; workers on CPUs had better not share a machine's.
+    placement = "PACK" if use_gpu else "SPREAD"
+    return ScalingConfig(
+        num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=resources, placement_strategy=placement
+    )
 
 
 def launch(
@@ -57,7 +61,7 @@ def launch(
     scaling: ScalingConfig,
 ) -> None:
     """Train from `position` to the end. Needs Ray. Raises what stopped it."""
-    board = Board.remote()  # type: ignore[attr-defined]
+    board = Board.remote(config.output)  # type: ignore[attr-defined]
     left = remaining_images(config, len(train), position)
     _fit(config, Task(config, train, val, data, board), position, left, scaling)
 
