@@ -25,7 +25,8 @@ from p2p.storage.filesystems import (
     storage_errors,
 )
 from p2p.storage.images import SUFFIXES
-from p2p.translation.inputs import Input, printable
+from p2p.storage.names import printable
+from p2p.translation.inputs import Input
 from p2p.translation.packed import ParquetCorpus, TarCorpus, find_image_column, read_schema
 
 _MANIFESTS = (".txt", ".csv")
