@@ -270,9 +270,10 @@ def test_the_network_lets_through_what_is_needed_and_nothing_else() -> None:
     (stateful,) = [item for item in render(OVERLAYS[0], [COMPONENTS / "redis"]) if item["kind"] == "StatefulSet"]
     redis = stateful["spec"]["template"]["metadata"]["labels"]
     policies = [
-        item for item in (*render(KUBERAY / "shared"), *load(COMPONENTS / "redis" / "redis.yaml"))
+        item
+        for item in (*render(KUBERAY / "shared"), *load(COMPONENTS / "redis" / "redis.yaml"))
         if item["kind"] == "NetworkPolicy"
-    ]  # fmt: skip
+    ]
     monitoring = {"kubernetes.io/metadata.name": "monitoring"}
     elsewhere = {"kubernetes.io/metadata.name": "default"}
     senders: dict[str, tuple[dict[str, str], dict[str, str] | None]] = {
