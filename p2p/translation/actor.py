@@ -122,14 +122,23 @@ class ShardTranslator:
 
     def _books(self) -> ShardBooks:
         output = self._work.output
-        return ShardBooks(self._read_inputs, self._declare_done, functools.partial(read_kept, output), self._take_up)
+        return ShardBooks(
+            self._read_inputs,
+            self._declare_done,
+            functools.partial(read_kept, output),
+            self._begin,
+            self._take_up,
+            self._put_down,
+        )
 
     def _read_inputs(self, shard: Shard) -> list[Input]:
         """Nothing for a shard that was finished before this call was made again, after its first process had died."""
         if exists(ledger_uri(self._work.output, shard.index)):
             return []
-        self._notes[shard.index] = begin_note(self._work.output, shard.index)
         return read_inputs(shard)
+
+    def _begin(self, shard: int) -> None:
+        self._notes[shard] = begin_note(self._work.output, shard)
 
     def _declare_done(self, shard: int, rows: Sequence[LedgerRow]) -> None:
         write_ledger(self._work.output, shard, rows)
@@ -138,7 +147,7 @@ class ShardTranslator:
     def _take_up(self, shard: int, position: int) -> None:
         """Called for every image; only those of a suspected shard are noted."""
         note = self._notes[shard]
-        if note.is_new:
+        if not note.watched:
             return
         if note.is_bad(position):
             raise BadInput(
@@ -147,3 +156,8 @@ class ShardTranslator:
                 f"more memory than there is",
             )
         note.take_up(position)
+
+    def _put_down(self, shard: int) -> None:
+        note = self._notes[shard]
+        if note.watched:
+            note.take_up(None)

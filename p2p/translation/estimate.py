@@ -40,10 +40,10 @@ def sample(corpus: Corpus, limit: int) -> tuple[int, list[Input]]:
     return count, kept[::step][:wanted]
 
 
-class _Nowhere:
+class Nowhere:
     """A sink, and its writer, that keep nothing."""
 
-    def open_shard(self, shard: int) -> _Nowhere:
+    def open_shard(self, shard: int) -> Nowhere:
         return self
 
     def output_names(self, shard: int, image_ids: list[str]) -> list[str]:
@@ -73,7 +73,7 @@ def estimate(config: TranslateConfig, corpus: Corpus, work: Work, processes: int
     count, chosen = sample(corpus, config.limit)
     held = [chosen[:1], chosen]  # the first image pays for memory and kernels
     books = ShardBooks(lambda shard: held[shard.index], lambda shard, rows: None)
-    pipeline = make_pipeline(work, _Nowhere(), books)
+    pipeline = make_pipeline(work, Nowhere(), books)
     list(pipeline.run([Shard(0, "", 0, 1)]))
     started = time.monotonic()
     reports = [report for report in pipeline.run([Shard(1, "", 0, len(chosen))]) if report.finished]

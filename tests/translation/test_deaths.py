@@ -92,6 +92,30 @@ def test_a_shard_whose_processes_end_at_no_image_stops_the_job(tmp_path: Path) -
     assert begun_shards(str(tmp_path)) == {7}
 
 
+def test_an_end_in_the_flow_explains_nothing_and_accuses_nobody(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    assert not begin_note(output, 0).watched
+    note = begin_note(output, 0)
+    assert note.watched and note.unexplained == 0
+    note.take_up(3)
+    note.take_up(None)  # it is through; the end comes while the next one is fetched
+    note = begin_note(output, 0)
+    assert (note.ends, note.unexplained) == ({}, 1)
+
+
+@pytest.mark.parametrize("left", ['{"unexpl', "", "[1]", "null", '{"ends": 3}', '{"at": "x", "ends": {}}'])
+def test_a_note_that_cannot_be_read_is_one_of_a_process_that_ended(tmp_path: Path, left: str) -> None:
+    output = str(tmp_path)
+    begin_note(output, 4)
+    path = tmp_path / FOLDER / "shard-00004.json"
+    path.write_text(left)
+    note = begin_note(output, 4)
+    assert note.watched and (note.ends, note.unexplained) == ({}, 0)
+    path.write_text(left)
+    forgive(output)
+    assert begun_shards(output) == set()
+
+
 def test_a_position_is_bad_after_two_ends_at_it(tmp_path: Path) -> None:
     output = str(tmp_path)
     begin_note(output, 0)

@@ -282,7 +282,7 @@ def test_a_dry_run_estimates_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_one_unreadable_input_is_bad_but_unreadable_storage_stops_the_work(
+def test_inputs_that_cannot_be_read_are_bad_however_many_stand_in_a_row(
     tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
 ) -> None:
     write(tmp_path / "in", {"good.png": make_image(64, 64)})
@@ -291,13 +291,25 @@ def test_one_unreadable_input_is_bad_but_unreadable_storage_stops_the_work(
     manifest.write_text("in/good.png\nin/folder.png\nin/gone.png\n")
     summary = translate(checkpoint, manifest, tmp_path / "out", max_bad_fraction=1.0)
     assert (summary["translated"], summary["failed"]) == (1, 2)
-    assert ledger(tmp_path / "out")["in/folder.png"]["error"] == "FetchFailed"
+    assert ledger(tmp_path / "out")["in/folder.png"]["error"] == "Refused"
     assert ledger(tmp_path / "out")["in/gone.png"]["error"] == "NotFound"
     many = tmp_path / "many.csv"
     many.write_text("image_id,uri\n" + "".join(f"{number},in/folder.png\n" for number in range(100)))
-    with pytest.raises(P2PError, match="reads in a row have failed"):
-        translate(checkpoint, many, tmp_path / "stopped", max_bad_fraction=1.0)
-    assert temporaries(tmp_path / "stopped") == []
+    with pytest.raises(TooManyBadInputs):
+        translate(checkpoint, many, tmp_path / "bad", max_bad_fraction=0.9)
+    rows = ledger(tmp_path / "bad")
+    assert len(rows) == 100 and {row["error"] for row in rows.values()} == {"Refused"}
+
+
+def test_storage_that_does_not_answer_stops_the_work(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    write(tmp_path, {"good.png": make_image(64, 64)})
+    nobody_listens = "".join(f"{number},http://127.0.0.1:1/{number}.png\n" for number in range(30))
+    (tmp_path / "list.csv").write_text(f"image_id,uri\ngood,good.png\n{nobody_listens}")
+    with pytest.raises(P2PError, match="16 reads in a row have failed.*cannot be reached"):
+        translate(checkpoint, tmp_path / "list.csv", tmp_path / "out", max_bad_fraction=1.0)
+    assert temporaries(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("format", ["parquet", "webdataset", "png"])
