@@ -42,7 +42,8 @@ class Work:
     max_pixels: int
     batch_size: int
     device: str
-    torch_threads: int
+    threads: int
+    """Of a CPU's network; each computes a batch by itself."""
     codec_threads: int
     io_threads: int
 
@@ -62,6 +63,7 @@ def make_pipeline(work: Work, sink: Sink, books: ShardBooks) -> Pipeline:
         norm_mode=settings.norm_mode,
         dropout=settings.dropout,
         seed=settings.seed,
+        threads=work.threads,
     )
     return Pipeline(
         network=engine,
@@ -85,7 +87,7 @@ class ShardTranslator:
 
     def __init__(self, work: Work) -> None:
         keep_freed_memory()
-        torch.set_num_threads(work.torch_threads)
+        torch.set_num_threads(1)  # several threads are several batches, several images
         self._work = work
         self._notes: dict[int, Note] = {}
         self._pipeline: Pipeline | None = None
@@ -105,12 +107,14 @@ class ShardTranslator:
             yield _row({})
             for report in self._translate(self._pipeline, [Shard(*row) for row in rows]):
                 yield _row(dataclasses.asdict(report))
+            yield _row({"fallbacks": self._pipeline.network.fallbacks})
         except P2PError as error:
             yield _row({"stopped": str(error)})
         except (torch.OutOfMemoryError, MemoryError) as error:
             reason = str(error).split(". ")[0] or "out of memory"
-            advice = f"{reason}; pass a smaller --batch-size (now {self._work.batch_size}), a smaller --tile-size"
-            yield _row({"stopped": f"{advice} or fewer --workers. The same command continues"})
+            smaller = f"--batch-size (now {self._work.batch_size}), a smaller " if self._work.device != "cpu" else ""
+            advice = f"{reason}; pass a smaller {smaller}--tile-size or fewer --workers"
+            yield _row({"stopped": f"{advice}. The same command continues"})
 
     def _translate(self, pipeline: Pipeline, shards: list[Shard]) -> Iterator[ShardReport]:
         """All shards in one flow, except those at which a process has ended: these go image by image."""

@@ -76,7 +76,7 @@ class Pipeline:
         codec_threads: int,
         deadline: contextlib.AbstractContextManager[None] | None = None,
     ) -> None:
-        self._network, self._policy, self._codec = network, policy, codec
+        self.network, self._policy, self._codec = network, policy, codec
         self._fetcher, self._sink = fetcher, sink
         self._books = books
         self._deadline = deadline or contextlib.nullcontext()
@@ -131,7 +131,7 @@ class Pipeline:
             most_weight=_DECODED_PIXELS,
             waited=wait,
         )
-        batcher = Batcher(self._network, self._policy, lambda: self._stages, one_by_one=io is None)
+        batcher = Batcher(self.network, self._policy, lambda: self._stages, one_by_one=io is None)
         return ahead(
             self._encode,
             batcher.run(decoded),
@@ -208,7 +208,7 @@ class Pipeline:
                 self._take_up(job)
                 with self._deadline:
                     image = self._codec.decode(job.data)
-                if self._network.input_channels == 1:
+                if self.network.input_channels == 1:
                     image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
                 job.data = b""
                 job.windows = self._policy(image)
