@@ -73,7 +73,7 @@ class NotFound(StorageError):
 
 
 class Refused(StorageError):
-    """This one file or object cannot be had, however often it is asked for; what lies beside it may be fine."""
+    """One file or object cannot be had, however often it is asked for; what lies beside it may be fine."""
 
     may_pass = False
 

@@ -1,8 +1,9 @@
 """Inputs that end the process which works on them: a crash in a decoder, a hang, more memory than there is.
 
 No process can tell of its own end. So each shard has a note in the output while it is worked on. A process that finds
-one left behind works through that shard image by image and notes each before it touches it and when it is through; the
-image at which a process has ended twice becomes a failed row. Hangs become ends: decoding for too long ends the process.
+one left behind works through that shard image by image and notes each before it touches it and when it is through;
+the image at which a process has ended twice becomes a failed row. Hangs become ends: decoding for too long ends the
+process.
 """
 
 from __future__ import annotations
@@ -93,14 +94,16 @@ def begin_note(output: str, shard: int) -> Note:
     if note.unexplained >= _UNEXPLAINED_ENDS:
         raise P2PError(
             f"{note.unexplained} processes have ended while they worked on shard {shard}, at no image in particular; "
-            f"if memory is short, pass fewer --workers or a smaller --batch-size. The same command tries again"
+            f"if memory is short, pass fewer --workers or a smaller --tile-size. The same command tries again"
         )
     return note
 
 
 def _read_note(uri: str) -> Note | None:
-    """The note that was left at `uri`, if any. One that tells nothing (cut short, or somebody else's) is as good as new:
-    a process has ended, and nobody knows where."""
+    """The note that was left at `uri`, if any.
+
+    One that tells nothing (cut short, or somebody else's) is as good as new: a process ended, and nobody knows where.
+    """
     try:
         left: Any = json.loads(read_bytes(uri))
         ends = {int(position): int(count) for position, count in left["ends"].items()}

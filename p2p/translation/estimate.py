@@ -40,10 +40,10 @@ def sample(corpus: Corpus, limit: int) -> tuple[int, list[Input]]:
     return count, kept[::step][:wanted]
 
 
-class Nowhere:
+class _Nowhere:
     """A sink, and its writer, that keep nothing."""
 
-    def open_shard(self, shard: int) -> Nowhere:
+    def open_shard(self, shard: int) -> _Nowhere:
         return self
 
     def output_names(self, shard: int, image_ids: list[str]) -> list[str]:
@@ -68,9 +68,7 @@ class Nowhere:
         pass
 
 
-def estimate(
-    config: TranslateConfig, corpus: Corpus, work: Work, processes: int, undisturbed: int
-) -> dict[str, Any]:
+def estimate(config: TranslateConfig, corpus: Corpus, work: Work, processes: int, undisturbed: int) -> dict[str, Any]:
     """Time a sample in this process, by itself, and scale it. Returns and logs the estimate.
 
     undisturbed: as how many such processes the `processes` of the job together are, that share its cores and GPUs.
@@ -78,7 +76,7 @@ def estimate(
     count, chosen = sample(corpus, config.limit)
     held = [chosen[:1], chosen]  # the first image pays for memory and kernels
     books = ShardBooks(lambda shard: held[shard.index], lambda shard, rows: None)
-    pipeline = make_pipeline(work, Nowhere(), books)
+    pipeline = make_pipeline(work, _Nowhere(), books)
     list(pipeline.run([Shard(0, "", 0, 1)]))
     started = time.monotonic()
     reports = [report for report in pipeline.run([Shard(1, "", 0, len(chosen))]) if report.finished]

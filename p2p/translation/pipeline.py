@@ -187,9 +187,9 @@ class Pipeline:
         self._books.take_up(job.shard.report.shard, job.position)
 
     def _readable(self, units: Iterable[list[Job]]) -> Iterator[Job]:
-        """Pass the inputs on. One that is refused is bad; where nothing is answered the storage is, and the work must stop.
+        """Pass the inputs on. Where reads are not answered it is the storage that is bad, and the work must stop.
 
-        A refusal is an answer, so that any number of them in a row is nothing but bad inputs.
+        A refusal is an answer, and any number of them in a row is nothing but bad inputs.
         """
         for unit in units:
             errors = [job.data for job in unit if isinstance(job.data, BadInput) and job.data.kind == FETCH_FAILED]

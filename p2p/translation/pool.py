@@ -79,7 +79,10 @@ def _sized(config: TranslateConfig, work: Work, shards: int) -> tuple[Work, int,
     actors = min(config.workers or cores, shards)
     threads = min(max(1, cores // actors), physical_cores())
     if config.batch_size not in (0, work.batch_size):
-        log.info("on CPUs %d tiles are computed at a time, whatever the --batch-size, so that it changes no bit", work.batch_size)
+        log.info(
+            "on CPUs %d tiles are computed at a time, whatever the --batch-size, so that it changes no bit",
+            work.batch_size,
+        )
     return on_cores(work, threads), actors, {"num_cpus": 1}
 
 

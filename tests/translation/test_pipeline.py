@@ -9,7 +9,7 @@ import pytest
 from test_batching import Inverting
 
 from p2p.translation.codec import Codec
-from p2p.translation.estimate import Nowhere
+from p2p.translation.estimate import _Nowhere
 from p2p.translation.fetching import Fetched, Fetcher
 from p2p.translation.inputs import Input
 from p2p.translation.pipeline import Pipeline, ShardBooks
@@ -62,7 +62,7 @@ def pipeline(tmp_path: Path, make_image: Callable[..., bytes]) -> tuple[Pipeline
         policy=policy,
         codec=codec,
         fetcher=diary,
-        sink=Nowhere(),
+        sink=_Nowhere(),
         books=books,
         io_threads=2,
         codec_threads=0,

@@ -50,9 +50,7 @@ def test_neither_batch_size_nor_threads_change_a_bit(
             TranslateConfig(
                 checkpoint=str(tmp_path / "checkpoint"), source=str(tmp_path / "in"), output=str(output), **options
             ),
-            lambda _: nullcontext(
-                lambda work, left: in_this_process(dataclasses.replace(work, threads=threads), left)
-            ),
+            lambda _: nullcontext(lambda work, left: in_this_process(dataclasses.replace(work, threads=threads), left)),
         )
         rows = pq.read_table(output / "data").to_pylist()
         return {row["image_id"]: row["image"] for row in rows}
