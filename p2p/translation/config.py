@@ -54,7 +54,7 @@ class TranslateConfig:
     image_column: str = "auto"
     """Parquet column with image bytes. auto: `image`, `bytes`, the input side of prepared pairs, or the only one."""
     batch_size: int = 0
-    """Tiles per forward pass. 0: chosen for the device."""
+    """Tiles per forward pass on a GPU. 0: 64. On CPUs the tile size decides it, since results would depend on it."""
     workers: int = 0
     """Processes that hold the model. 0: one per core, or two per GPU."""
     gpu: Literal["auto", "true", "false"] = "auto"
