@@ -43,7 +43,7 @@ from p2p.translation.ledger import Totals
 from p2p.translation.plan import Plan, extend_plan, load_plan, require_unique
 from p2p.translation.pool import ACTORS_PER_GPU, Outcome, on_gpu, ray_workforce
 from p2p.translation.seams import Seams
-from p2p.translation.sinks import Sink, open_sink
+from p2p.translation.sinks import NamedSink, open_sink
 
 log = logging.getLogger("p2p")
 
@@ -90,7 +90,7 @@ def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[s
     with workforce(config) as work_through:
         # From here on nothing is wrong with the options, so what an earlier attempt left may go.
         if config.resume == "never" and exists_translation(output):
-            require_unique(corpus, sink.name_of, config.limit)
+            require_unique(corpus, sink, config.limit)
             remove_translation(output)
         begin(output, settings)
         if config.only_failed and ledger.is_ledger_of(config.only_failed, output):
@@ -102,9 +102,9 @@ def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[s
     return _finish(config, work, left, outcome, started)
 
 
-def _planned(output: str, corpus: Corpus, sink: Sink, limit: int) -> Plan:
+def _planned(output: str, corpus: Corpus, sink: NamedSink, limit: int) -> Plan:
     try:
-        return extend_plan(output, corpus, sink.name_of, limit)
+        return extend_plan(output, corpus, sink, limit)
     except UsageError:
         if not load_plan(output).shards:  # nothing was begun, so other settings must be free to follow
             remove_translation(output)

@@ -181,6 +181,11 @@ def test_ordinary_names_only_change_their_ending(name: str) -> None:
     assert image_name(name, "webp") == f"{stem}.webp"
 
 
+def test_names_that_end_like_no_image_stay_whole() -> None:
+    names = ["x.parquet#1", "x.parquet#2", "frame.0001", "frame.0002"]
+    assert [image_name(name, "png") for name in names] == [f"{name}.png" for name in names]
+
+
 def test_large_shards_reach_a_bucket_whole_or_not_at_all(s3, monkeypatch: pytest.MonkeyPatch) -> None:
     from p2p.storage.filesystems import exists, read_bytes
     from p2p.translation.sinks import staging

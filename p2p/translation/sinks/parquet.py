@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,6 +38,7 @@ class ParquetSink:
 
     output: str
     settings: Settings
+    is_tree: ClassVar[bool] = False
 
     def open_shard(self, shard: int) -> ParquetShardWriter:
         """A writer of `data/part-XXXXX.parquet`."""

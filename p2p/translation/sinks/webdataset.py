@@ -8,6 +8,7 @@ import posixpath
 import tarfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from p2p.storage.filesystems import exists, join, open_filesystem, storage_errors
 from p2p.storage.images import EXTENSIONS
@@ -51,6 +52,7 @@ class WebDatasetSink:
 
     output: str
     settings: Settings
+    is_tree: ClassVar[bool] = False
 
     def open_shard(self, shard: int) -> WebDatasetShardWriter:
         """A writer of `data/part-XXXXX.tar`."""
