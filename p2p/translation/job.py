@@ -76,7 +76,7 @@ def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[s
     model = _read_model(absolute(config.checkpoint))
     require_readable(source, "--source")
     require_apart(source, output)
-    corpus = open_corpus(source, config.image_column, model.input_side)
+    corpus = open_corpus(source, config.image_column, config.id_column, model.input_side)
     if next(iter(corpus.items()), None) is None:
         raise UsageError(f"--source {source}: holds no images")
     corpus = select_failed(corpus, config, output)
@@ -96,6 +96,8 @@ def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[s
         if config.only_failed and ledger.is_ledger_of(config.only_failed, output):
             ledger.reopen_failed(output)
         left = remaining(output, _planned(output, corpus, sink, config.limit), config.limit)
+        if config.limit and left.images > config.limit:
+            log.warning("--limit %d: an earlier attempt planned more, in shards; %d images", config.limit, left.images)
         if left.done:
             log.info("%d of %d images were done by an earlier attempt", left.images_done, left.images)
         outcome = work_through(work, left) if left.shards else Outcome()
@@ -151,6 +153,7 @@ def _settings(config: TranslateConfig, source: str, corpus: Corpus, model: _Mode
         tile_size=tile_size,
         overlap=_overlap(config, tile_size),
         image_column=corpus.image_column,
+        id_column=config.id_column,
         norm_mode=config.norm_mode,
         dropout=config.dropout,
         seed=config.seed,

@@ -29,6 +29,7 @@ SETTINGS = Settings(
     tile_size=64,
     overlap=16,
     image_column="",
+    id_column="auto",
     norm_mode="running",
     dropout=False,
     seed=0,
