@@ -44,11 +44,8 @@ demo: install ## the whole product on the embedded data set, from nothing, into 
 	@ls -1 $(CURDIR)/$(DEMO)/run/report.html $(CURDIR)/$(DEMO)/evaluation/report.html \
 	  $(CURDIR)/$(DEMO)/translated/*/report.html
 
-# The tests that need Ray mostly wait for processes to start, so the others run meanwhile, and tell at the end.
 test: install ## the test suite; no GPU and no network
-	@log=$$(mktemp); $(BIN)/python -m pytest -m 'not ray' > $$log 2>&1 & quick=$$!; \
-	  $(BIN)/python -m pytest -m ray; ray=$$?; wait $$quick; others=$$?; cat $$log; rm $$log; \
-	  test $$ray = 0 -a $$others = 0
+	$(BIN)/python -m pytest
 
 lint: install ## ruff and mypy --strict
 	$(BIN)/ruff check p2p jobs tests

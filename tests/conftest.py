@@ -20,6 +20,7 @@ import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
+from xdist.scheduler import LoadScopeScheduling
 
 # Ray's workers and the S3 clients copy the environment when they start, so all of it is set before either does.
 # Nothing here may reach a cluster, a bucket or an account of the person who runs the tests.
@@ -35,6 +36,7 @@ os.environ.update(
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_ENDPOINT_URL": "http://127.0.0.1:1",  # nothing listens there; the fixture `s3_server` replaces it
         "MPLBACKEND": "Agg",
+        "OMP_NUM_THREADS": "1",  # two test processes and Ray's share the cores, and threads that spin take them away
         "RAY_AUTH_MODE": "disabled",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
@@ -59,6 +61,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "on_ray" in item.path.parts:
             item.add_marker(pytest.mark.ray)
+
+
+class OneRay(LoadScopeScheduling):
+    """Gives one test process everything that needs Ray, so that it is started once, and shares out the rest singly."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "ray" if "/on_ray/" in nodeid else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return OneRay(config, log)
 
 
 # The server is a process of its own, since a thread would share the interpreter lock with the test, and it ends when

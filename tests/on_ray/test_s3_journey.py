@@ -33,7 +33,7 @@ def rows_of(uri: str, folder: str) -> list[dict[str, Any]]:
 
 @pytest.mark.timeout(900)
 def test_pairs_in_a_bucket_become_a_translation_in_a_bucket(
-    ray_cluster: None, s3: Any, make_pairs: Any, run_cli: Any, tmp_path: Path, monkeypatch: Any
+    train_in_this_process: None, s3: Any, make_pairs: Any, run_cli: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     raw, pairs, run, translated, judged = map(s3.uri, ("raw", "pairs", "run", "translated", "evaluation"))
     for index, (split, count) in enumerate({"train": 8, "val": 3}.items()):

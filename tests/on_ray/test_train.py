@@ -257,12 +257,12 @@ def take_the_bucket_away(stop: threading.Event, bucket: str, elsewhere: str, tak
 
 
 def test_a_lost_bucket_is_told_in_a_line_and_once_it_is_back_the_same_command_ends_bit_equal(
-    finished, raw_pairs, s3_server, run_cli
+    finished, raw_pairs, s3_server, run_cli, request
 ):
     store, taken = s3fs.S3FileSystem(use_listings_cache=False), []
     store.mkdir("p2p-lost")
     run, elsewhere = "s3://p2p-lost/run", "p2p-tests/lost-and-found"
-    options = config(raw_pairs, run, checkpoint_every_steps=1, keep_checkpoints=0)
+    options = config(raw_pairs, run, checkpoint_every_steps=2, keep_checkpoints=0)
     command = (Config, lambda _: train(options), "--data", "-", "--output", "-")
     with meanwhile(take_the_bucket_away, "p2p-lost", elsewhere, taken):
         outcome = run_cli(*command)
@@ -275,6 +275,7 @@ def test_a_lost_bucket_is_told_in_a_line_and_once_it_is_back_the_same_command_en
     store.mkdir("p2p-lost")
     store.copy(elsewhere, "p2p-lost/run", recursive=True)
     assert load_generator(f"{run}#latest").config.ngf == 4
+    request.getfixturevalue("train_in_this_process")
     assert run_cli(*command).status == 0
     assert 0 < taken[0] < 15
     assert_ends_as(run, finished[0])
