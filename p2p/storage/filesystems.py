@@ -26,6 +26,8 @@ _READ_SECONDS = 60
 _ATTEMPTS = 8
 _PREFLIGHT_ATTEMPTS = 2  # a wrong address should be told in seconds; while work runs, patience pays
 _BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs")
+_UNCHAINED_SCHEMES = ("file", *_BUCKET_SCHEMES, "http", "https")
+_LOCAL = ("file://", "local://")
 _TEMPORARY = ".p2p-"
 _REFUSED_KEYS = (
     "InvalidAccessKeyId",
@@ -52,11 +54,10 @@ class FileInfo:
 
 def is_remote(uri: str) -> bool:
     """Whether `uri` has a scheme other than a plain path's."""
-    return "://" in uri and not uri.startswith("file://")
+    return "://" in uri and not uri.startswith(_LOCAL)
 
 
-def _options(uri: str, attempts: int) -> dict[str, Any]:
-    scheme = urlsplit(uri).scheme if is_remote(uri) else "file"
+def _options(scheme: str, attempts: int) -> dict[str, Any]:
     if scheme in ("s3", "s3a"):
         return {
             # A cached listing would hide what another process wrote a moment ago.
@@ -75,13 +76,19 @@ def _options(uri: str, attempts: int) -> dict[str, Any]:
 def open_filesystem(uri: str, attempts: int = _ATTEMPTS) -> tuple[fsspec.AbstractFileSystem, str]:
     """`uri` -> (file system, path on it). Raises UsageError for a scheme nothing here can open.
 
-    `attempts` is how often a request that a server did not answer is sent.
+    `attempts` is how often a request that a server did not answer is sent. In fsspec `::` chains addresses
+    (`zip://a.png::s3://bucket/x.zip`); in a local path or a key of a bucket it is two colons.
     """
     if is_remote(uri) and redact(uri) != uri:
         # An address is written into configurations, ledgers and reports; a secret may stand in none of them.
         raise UsageError(f"{uri}: give credentials through the environment, not in the address")
+    scheme = uri.partition("://")[0] if is_remote(uri) else "file"
+    options = _options(scheme, attempts)
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri, **_options(uri, attempts))
+        if "::" in uri and scheme in _UNCHAINED_SCHEMES:
+            filesystem = fsspec.filesystem(scheme, **options)
+            return filesystem, filesystem._strip_protocol(uri)
+        filesystem, path = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         raise UsageError(f"{uri}: cannot open this kind of address: {error}") from None
     return filesystem, path
@@ -101,8 +108,12 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """A local path becomes absolute, since Ray workers run in other folders; other addresses stay."""
-    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+    """A local path becomes absolute, since Ray workers run in other folders, and plain; other addresses stay."""
+    if is_remote(uri):
+        return uri
+    for prefix in _LOCAL:
+        uri = uri.removeprefix(prefix)
+    return os.path.abspath(os.path.expanduser(uri))
 
 
 def _explain(error: BaseException, uri: str) -> StorageError:

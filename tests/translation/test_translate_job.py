@@ -426,6 +426,8 @@ def test_mistakes_are_told_before_any_work(tmp_path: Path, checkpoint: str, make
     assert "multiple of 64" in refused(checkpoint, source, out, tile_size=100)
     assert "--overlap 80" in refused(checkpoint, source, out, tile_size=64, overlap=80)
     assert "lies in --source" in refused(checkpoint, source, source / "out")
+    assert "lies in --source" in refused(checkpoint, source, f"file://{source}/out")
+    assert "lies in --source" in refused(checkpoint, f"file://{source}", source / "out")
     assert "not available in this version" in refused(checkpoint, source, out, format="geotiff")
     assert not out.exists()
     write(out / "data", {"part-00000.parquet": b"somebody's"})
