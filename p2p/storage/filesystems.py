@@ -28,7 +28,8 @@ _PREFLIGHT_ATTEMPTS = 2  # a wrong address should be told in seconds; while work
 _BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs")
 _UNCHAINED_SCHEMES = ("file", *_BUCKET_SCHEMES, "http", "https")
 _LOCAL = ("file://", "local://")
-_TEMPORARY = ".p2p-"
+TEMPORARY_PREFIX = ".p2p-"
+"""How the names of files begin that are not whole yet: listings pass them by."""
 _REFUSED_KEYS = (
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
@@ -191,7 +192,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         folder = os.path.dirname(path)
         os.makedirs(folder, exist_ok=True)
         # The name stays short: the target's own may be as long as the file system allows.
-        temporary = os.path.join(folder, f"{_TEMPORARY}{uuid.uuid4().hex}")
+        temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -210,7 +211,7 @@ def sweep_temporaries(uri: str) -> None:
         return
     for folder, _, names in os.walk(open_filesystem(uri)[1]):
         for name in names:
-            if name.startswith(_TEMPORARY):
+            if name.startswith(TEMPORARY_PREFIX):
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(folder, name))
 
@@ -245,6 +246,14 @@ def remove(uri: str) -> None:
             filesystem.rm(path, recursive=True)
 
 
+def remove_file(uri: str) -> None:
+    """Delete exactly one file, whatever characters its name has; none there is fine."""
+    with storage_errors(uri):
+        filesystem, path = open_filesystem(uri)
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm_file(path)
+
+
 def list_names(uri: str) -> list[str]:
     """Sorted names directly below a folder; empty where there is none."""
     with storage_errors(uri):
@@ -254,7 +263,7 @@ def list_names(uri: str) -> list[str]:
         except (FileNotFoundError, NotADirectoryError):
             return []
         names = sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry.rstrip("/") != path)
-        return [name for name in names if name and not name.startswith(_TEMPORARY)]
+        return [name for name in names if name and not name.startswith(TEMPORARY_PREFIX)]
 
 
 def is_hidden(name: str) -> bool:
@@ -308,7 +317,7 @@ def require_readable(uri: str, option: str) -> None:
 
 def require_writable(uri: str, option: str) -> None:
     """Raise UsageError, naming `option`, unless a file can be written below `uri`. Answers in seconds."""
-    probe = join(uri, f"{_TEMPORARY}probe-{uuid.uuid4().hex}")
+    probe = join(uri, f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}")
     try:
         with storage_errors(uri):
             if is_remote(uri):

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2p.errors import P2PError
-from p2p.storage.filesystems import exists, join, list_names, read_json, write_json
-from p2p.translation.sinks.staging import remove_file
+from p2p.storage.filesystems import exists, join, list_names, read_json, remove_file, write_json
 
 FOLDER = "attempts"
 PROCESS_ENDED = "ProcessEnded"

@@ -93,8 +93,8 @@ def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[s
             require_unique(corpus, sink, config.limit)
             remove_translation(output)
         begin(output, settings)
-        if config.only_failed and ledger.is_ledger_of(config.only_failed, output):
-            ledger.reopen_failed(output)
+        if config.only_failed:
+            ledger.reopen_failed(output, ledger.shards_meant(config.only_failed, output) or ())
         left = remaining(output, _planned(output, corpus, sink, config.limit), config.limit)
         if config.limit and left.images > config.limit:
             log.warning("--limit %d: an earlier attempt planned more, in shards; %d images", config.limit, left.images)

@@ -10,10 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
 
-from p2p.storage.filesystems import join, write_bytes
+from p2p.storage.filesystems import join, remove_file, write_bytes
 from p2p.storage.images import SUFFIXES
 from p2p.translation.sinks.records import Record
-from p2p.translation.sinks.staging import remove_file
 
 FOLDER = "images"
 _LONGEST_COMPONENT = 255  # bytes; what file systems allow
