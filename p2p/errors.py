@@ -4,6 +4,7 @@ P2PError                 exit status 1
 ├── UsageError           exit status 2: wrong options, found before any work starts
 ├── StorageError         a file system, bucket or disk said no
 │   ├── NotFound         nothing lies at that address
+│   ├── Refused          this one file or object is denied, a folder, …; its neighbours may be fine
 │   └── KeysRefused      the credentials are missing, wrong or expired: nothing at all can be read or written with them
 ├── CheckpointError      a checkpoint cannot be read, or is of another kind
 ├── BadInput             one input of many is bad; becomes a row in `errors/` or `ledger/`
@@ -67,6 +68,12 @@ class StorageError(P2PError):
 
 class NotFound(StorageError):
     """Nothing lies at that address."""
+
+    may_pass = False
+
+
+class Refused(StorageError):
+    """One file or object cannot be had, however often it is asked for; what lies beside it may be fine."""
 
     may_pass = False
 

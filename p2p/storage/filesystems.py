@@ -19,7 +19,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from p2p.documents import to_json
-from p2p.errors import KeysRefused, NotFound, P2PError, StorageError, UsageError, redact
+from p2p.errors import KeysRefused, NotFound, P2PError, Refused, StorageError, UsageError, redact
 
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
@@ -41,6 +41,7 @@ _REFUSED_KEYS = (
     "Bad Request",  # all that S3 says of an expired token where an answer has no body
 )
 _DENIED = ("AccessDenied", "Forbidden")
+_TOO_MUCH_OR_TOO_LATE = (408, 409, 425, 429)  # of the statuses 4xx, those that ask to try again
 _UNREACHABLE = ("ConnectorError", "EndpointConnection", "ConnectTimeout", "ConnectionRefused", "NameResolution")
 
 
@@ -124,9 +125,9 @@ def _explain(error: BaseException, uri: str) -> StorageError:
     if isinstance(error, FileNotFoundError):
         return NotFound(f"{uri}: nothing is there")
     if isinstance(error, IsADirectoryError):
-        return StorageError(f"{uri}: is a folder, not a file")
+        return Refused(f"{uri}: is a folder, not a file")
     if isinstance(error, (NotADirectoryError, FileExistsError)):
-        return StorageError(f"{uri}: a file lies where a folder is needed")
+        return Refused(f"{uri}: a file lies where a folder is needed")
     refused = next((word for word in _REFUSED_KEYS if word in chain), None)
     if refused:
         return KeysRefused(
@@ -135,14 +136,25 @@ def _explain(error: BaseException, uri: str) -> StorageError:
         )
     if any(word in chain for word in _DENIED) or isinstance(error, PermissionError):
         what = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights" if is_remote(uri) else "check its mode"
-        return StorageError(f"{uri}: access denied; {what}")
+        return Refused(f"{uri}: access denied; {what}")
     if any(word in chain for word in _UNREACHABLE):
         return StorageError(f"{uri}: its server cannot be reached; check AWS_ENDPOINT_URL and the network")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"{uri}: no space left on the disk")
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return StorageError(f"{uri}: larger than a file may be there (ulimit -f, or the file system's own limit)")
-    return StorageError(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())}")
+    kind = Refused if _is_refusal(error) else StorageError
+    return kind(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether a server, or the disk, has answered and said no to this one request."""
+    if isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL):
+        return True
+    answer = getattr(error.__cause__, "response", None)  # botocore's, below the OSError that s3fs makes of it
+    metadata = answer.get("ResponseMetadata", {}) if isinstance(answer, dict) else {}
+    status = metadata.get("HTTPStatusCode") or getattr(error, "status", None)  # aiohttp's
+    return isinstance(status, int) and 400 <= status < 500 and status not in _TOO_MUCH_OR_TOO_LATE
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from p2p.model.allocator import keep_freed_memory
 from p2p.model.checkpoint import load_trainer
 from p2p.model.engine import choose_precision
 from p2p.model.pix2pix import Pix2Pix
-from p2p.model.sync_norm import synchronise_batch_norm
+from p2p.model.sync_norm import data_parallel, synchronise_batch_norm
 from p2p.storage.images import Pixels
 from p2p.training.config import TrainConfig
 from p2p.training.health import describe_finding, findings
@@ -132,7 +132,7 @@ class _Worker:
             synchronise_batch_norm(module)
         # Each rank keeps its own running statistics between validations, where they are averaged.
         ids = [self.device] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+        return data_parallel(module, ids)
 
     def _restore(self) -> Position:
         self.run.require_present()

@@ -57,7 +57,7 @@ class TranslateConfig:
     """Parquet column whose values name the images, each once. auto: `image_id`, `pair_id` or `id`. none, and for rows
     without a value: the file's path and the row's number."""
     batch_size: int = 0
-    """Tiles per forward pass. 0: chosen for the device."""
+    """Tiles per forward pass on a GPU. 0: 64. On CPUs the tile size decides it, since results would depend on it."""
     workers: int = 0
     """Processes that hold the model. 0: one per core, or two per GPU."""
     gpu: Literal["auto", "true", "false"] = "auto"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from p2p.errors import BadInput, KeysRefused, NotFound, StorageError, UsageError
+from p2p.errors import BadInput, KeysRefused, NotFound, Refused, StorageError, UsageError
 from p2p.storage.filesystems import arrow_filesystem, open_filesystem, storage_errors
 from p2p.translation.inputs import DAMAGED, WHOLE_FILE, Input, on_disk, printable
 from p2p.translation.packed import damage_told
@@ -20,7 +20,8 @@ _ROWS_AT_ONCE = 32
 
 Fetched = bytes | BadInput
 FETCH_FAILED = "FetchFailed"
-"""Kind of a BadInput whose storage refused, after the retries of its file system."""
+"""Kind of a BadInput whose storage did not answer, after the retries of its file system."""
+_REFUSED = "Refused"
 
 
 class Fetcher:
@@ -71,6 +72,8 @@ class Fetcher:
             raise
         except (UsageError, ValueError) as error:
             return [BadInput("BadAddress", f"this address cannot be opened: {error}")] * len(unit)
+        except Refused as error:
+            return [BadInput(_REFUSED, printable(str(error)))] * len(unit)
         except StorageError as error:
             return [BadInput(FETCH_FAILED, printable(str(error)))] * len(unit)
 

@@ -20,13 +20,14 @@ from conftest import in_this_process
 from PIL import Image
 
 from p2p.errors import P2PError, TooManyBadInputs, UsageError
+from p2p.model import packing
 from p2p.model.checkpoint import save_checkpoint
 from p2p.model.config import ModelConfig
 from p2p.model.engine import Engine
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.translator import Translator
 from p2p.storage.images import decode
-from p2p.translation import TranslateConfig
+from p2p.translation import TranslateConfig, estimate, job
 from p2p.translation.actor import Work
 from p2p.translation.attempt import Remaining
 from p2p.translation.job import run
@@ -285,7 +286,44 @@ def test_a_dry_run_estimates_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_one_unreadable_input_is_bad_but_unreadable_storage_stops_the_work(
+@pytest.mark.parametrize("workers, undisturbed", [(0, 4), (1, 4), (2, 4), (3, 3), (50, 4)])
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_a_dry_run_counts_no_processes_beyond_what_they_share(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch, workers: int, undisturbed: int, gpus: int
+) -> None:
+    def told(config: Any, corpus: Any, work: Work, processes: int, undisturbed: int) -> dict[str, Any]:
+        return {"processes": processes, "undisturbed": undisturbed, "batch": work.batch_size}
+
+    monkeypatch.setattr(estimate, "estimate", told)
+    monkeypatch.setattr(job, "physical_cores", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    source = write(tmp_path / "in", {"a.png": b""})
+    result = translate(checkpoint, source, tmp_path / "out", dry_run=True, workers=workers, batch_size=5)
+    expected = (workers or 4, undisturbed, 8) if not gpus else (workers or 4, min(workers or 4, 2), 5)
+    assert tuple(result.values()) == expected
+
+
+def test_a_network_that_runs_slower_than_it_could_is_told(
+    tmp_path: Path,
+    checkpoint: str,
+    make_image: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise RuntimeError("bf16 path needs a processor with avx512\nand more")
+
+    source = write(tmp_path / "in", {"a.png": make_image(64, 64)})
+    assert translate(checkpoint, source, tmp_path / "quick", precision="bf16")["fallbacks"] == []
+    monkeypatch.setattr(packing._PackedConvolution, "__init__", refuse)
+    with caplog.at_level("WARNING", "p2p"):
+        summary = translate(checkpoint, source, tmp_path / "slow", precision="bf16")
+    told = "weights are not packed for this processor, the network runs slower: bf16 path needs a processor with avx512"
+    assert summary["fallbacks"] == [told] and told in caplog.messages
+
+
+def test_inputs_that_cannot_be_read_are_bad_however_many_stand_in_a_row(
     tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
 ) -> None:
     write(tmp_path / "in", {"good.png": make_image(64, 64)})
@@ -294,13 +332,25 @@ def test_one_unreadable_input_is_bad_but_unreadable_storage_stops_the_work(
     manifest.write_text("in/good.png\nin/folder.png\nin/gone.png\n")
     summary = translate(checkpoint, manifest, tmp_path / "out", max_bad_fraction=1.0)
     assert (summary["translated"], summary["failed"]) == (1, 2)
-    assert ledger(tmp_path / "out")["in/folder.png"]["error"] == "FetchFailed"
+    assert ledger(tmp_path / "out")["in/folder.png"]["error"] == "Refused"
     assert ledger(tmp_path / "out")["in/gone.png"]["error"] == "NotFound"
     many = tmp_path / "many.csv"
     many.write_text("image_id,uri\n" + "".join(f"{number},in/folder.png\n" for number in range(100)))
-    with pytest.raises(P2PError, match="reads in a row have failed"):
-        translate(checkpoint, many, tmp_path / "stopped", max_bad_fraction=1.0)
-    assert temporaries(tmp_path / "stopped") == []
+    with pytest.raises(TooManyBadInputs):
+        translate(checkpoint, many, tmp_path / "bad", max_bad_fraction=0.9)
+    rows = ledger(tmp_path / "bad")
+    assert len(rows) == 100 and {row["error"] for row in rows.values()} == {"Refused"}
+
+
+def test_storage_that_does_not_answer_stops_the_work(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    write(tmp_path, {"good.png": make_image(64, 64)})
+    nobody_listens = "".join(f"{number},http://127.0.0.1:1/{number}.png\n" for number in range(30))
+    (tmp_path / "list.csv").write_text(f"image_id,uri\ngood,good.png\n{nobody_listens}")
+    with pytest.raises(P2PError, match=r"16 reads in a row have failed.*cannot be reached"):
+        translate(checkpoint, tmp_path / "list.csv", tmp_path / "out", max_bad_fraction=1.0)
+    assert temporaries(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("format", ["parquet", "webdataset", "png"])
@@ -426,7 +476,7 @@ def test_too_little_memory_is_told_with_what_to_do(
 
     monkeypatch.setattr(Engine, "start", no_memory)
     source = write(tmp_path / "in", {"a.png": make_image(64, 64)})
-    with pytest.raises(P2PError, match=r"^CUDA out of memory; pass a smaller --batch-size \(now 4\)"):
+    with pytest.raises(P2PError, match=r"^CUDA out of memory; pass a smaller --tile-size or fewer --workers"):
         translate(checkpoint, source, tmp_path / "out")
     monkeypatch.undo()
     assert translate(checkpoint, source, tmp_path / "out")["translated"] == 1
