@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import faulthandler
 import json
-import re
 import sys
 import threading
 from dataclasses import dataclass, field
 from typing import Any
 
 from p2p.errors import NotFound, P2PError
-from p2p.storage.filesystems import join, list_names, read_bytes, write_json
-from p2p.translation.sinks.staging import remove_file
+from p2p.storage.filesystems import join, read_bytes, remove_file, write_json
+from p2p.translation.shards import shard_uri, shards_in
 
 FOLDER = "attempts"
 PROCESS_ENDED = "ProcessEnded"
@@ -27,7 +26,6 @@ DECODE_SECONDS = 120.0
 """No image takes that long: the largest one allowed is decoded in five seconds."""
 _ENDS_OF_A_BAD_INPUT = 2
 _UNEXPLAINED_ENDS = 5
-_NAME = re.compile(r"shard-(\d+)\.json")
 
 
 @dataclass
@@ -67,12 +65,11 @@ class Note:
 
 def begun_shards(output: str) -> set[int]:
     """Shards that a process is working on, or was when it ended."""
-    names = (_NAME.fullmatch(name) for name in list_names(join(output, FOLDER)))
-    return {int(name[1]) for name in names if name}
+    return shards_in(join(output, FOLDER))
 
 
 def _uri(output: str, shard: int) -> str:
-    return join(output, FOLDER, f"shard-{shard:05d}.json")
+    return shard_uri(join(output, FOLDER), shard, "json")
 
 
 def begin_note(output: str, shard: int) -> Note:

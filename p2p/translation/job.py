@@ -43,7 +43,7 @@ from p2p.translation.ledger import Totals
 from p2p.translation.plan import Plan, extend_plan, load_plan, require_unique
 from p2p.translation.pool import ACTORS_PER_GPU, Outcome, on_cores, on_gpu, ray_workforce
 from p2p.translation.seams import Seams
-from p2p.translation.sinks import Sink, open_sink
+from p2p.translation.sinks import NamedSink, open_sink
 
 log = logging.getLogger("p2p")
 
@@ -75,7 +75,7 @@ def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[s
     model = _read_model(absolute(config.checkpoint))
     require_readable(source, "--source")
     require_apart(source, output)
-    corpus = open_corpus(source, config.image_column, model.input_side)
+    corpus = open_corpus(source, config.image_column, config.id_column, model.input_side)
     if next(iter(corpus.items()), None) is None:
         raise UsageError(f"--source {source}: holds no images")
     corpus = select_failed(corpus, config, output)
@@ -89,21 +89,23 @@ def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[s
     with workforce(config) as work_through:
         # From here on nothing is wrong with the options, so what an earlier attempt left may go.
         if config.resume == "never" and exists_translation(output):
-            require_unique(corpus, sink.name_of, config.limit)
+            require_unique(corpus, sink, config.limit)
             remove_translation(output)
         begin(output, settings)
-        if config.only_failed and ledger.is_ledger_of(config.only_failed, output):
-            ledger.reopen_failed(output)
+        if config.only_failed:
+            ledger.reopen_failed(output, ledger.shards_meant(config.only_failed, output) or ())
         left = remaining(output, _planned(output, corpus, sink, config.limit), config.limit)
+        if config.limit and left.images > config.limit:
+            log.warning("--limit %d: an earlier attempt planned more, in shards; %d images", config.limit, left.images)
         if left.done:
             log.info("%d of %d images were done by an earlier attempt", left.images_done, left.images)
         outcome = work_through(work, left) if left.shards else Outcome()
     return _finish(config, work, left, outcome, started)
 
 
-def _planned(output: str, corpus: Corpus, sink: Sink, limit: int) -> Plan:
+def _planned(output: str, corpus: Corpus, sink: NamedSink, limit: int) -> Plan:
     try:
-        return extend_plan(output, corpus, sink.name_of, limit)
+        return extend_plan(output, corpus, sink, limit)
     except UsageError:
         if not load_plan(output).shards:  # nothing was begun, so other settings must be free to follow
             remove_translation(output)
@@ -150,6 +152,7 @@ def _settings(config: TranslateConfig, source: str, corpus: Corpus, model: _Mode
         tile_size=tile_size,
         overlap=_overlap(config, tile_size),
         image_column=corpus.image_column,
+        id_column=config.id_column,
         norm_mode=config.norm_mode,
         dropout=config.dropout,
         seed=config.seed,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tarfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -271,6 +273,7 @@ def test_a_limit_translates_the_first_images_and_the_rest_later(
     assert sorted(outputs(tmp_path / "out")) == ["0.png", "1.png"]
     summary = translate(checkpoint, source, tmp_path / "out")
     assert (summary["images"], summary["translated"], summary["skipped"]) == (5, 3, 2)
+    assert translate(checkpoint, source, tmp_path / "out", limit=1)["images"] == 2  # the first shard, whole
 
 
 def test_a_dry_run_estimates_and_writes_nothing(
@@ -425,6 +428,46 @@ def test_failures_can_be_tried_again_into_another_output(
     assert not (tmp_path / "third").exists()
 
 
+def test_one_file_of_a_ledger_means_the_failures_it_lists(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    good = {f"{number:02d}.png": make_image(64, 64) for number in range(20)}
+    source = write(tmp_path / "in", {**good, "01.png": b"", "19.png": b""})
+    out = tmp_path / "out"
+    translate(checkpoint, source, out, max_bad_fraction=1.0)
+    write(source, good)
+    files = sorted((out / "ledger").iterdir())
+    (out / "retry").mkdir()
+    files[0].rename(out / "retry" / files[0].name)  # as a retry that was killed at once leaves it
+    for file, failed in ((files[0], 1), (files[0], 1), (files[-1], 0)):
+        summary = translate(checkpoint, source, out, max_bad_fraction=1.0, only_failed=f"file://{file}")
+        assert (summary["images"], summary["failed"]) == (20, failed)
+    assert outputs(out).keys() == ledger(out).keys() == good.keys()
+    missing = out / "ledger" / "shard-00099.parquet"
+    assert "no ledger is there" in refused(checkpoint, source, out, only_failed=str(missing))
+
+
+def test_a_damaged_tar_among_others_is_one_failed_row(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    source = tmp_path / "in::put"
+    source.mkdir()
+    for name in ("a", "b"):
+        with tarfile.open(source / f"{name}.tar", "w") as tar:
+            for number in range(3):
+                data = make_image(64, 64, seed=number)
+                info = tarfile.TarInfo(f"{number}.png")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    whole = (source / "b.tar").read_bytes()
+    (source / "b.tar").write_bytes(whole[: whole.rindex(b"2.png") + 200])
+    summary = translate(checkpoint, source, tmp_path / "out::put", max_bad_fraction=0.2, format="png")
+    assert (summary["images"], summary["translated"], summary["failed"]) == (6, 5, 1)
+    rows = ledger(tmp_path / "out::put")
+    assert rows["b.tar"]["error"] == "DamagedFile" and "cut off or damaged at byte" in rows["b.tar"]["message"]
+    assert outputs(tmp_path / "out::put").keys() == rows.keys() - {"b.tar"}
+
+
 def test_too_little_memory_is_told_with_what_to_do(
     tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -476,6 +519,8 @@ def test_mistakes_are_told_before_any_work(tmp_path: Path, checkpoint: str, make
     assert "multiple of 64" in refused(checkpoint, source, out, tile_size=100)
     assert "--overlap 80" in refused(checkpoint, source, out, tile_size=64, overlap=80)
     assert "lies in --source" in refused(checkpoint, source, source / "out")
+    assert "lies in --source" in refused(checkpoint, source, f"file://{source}/out")
+    assert "lies in --source" in refused(checkpoint, f"file://{source}", source / "out")
     assert "not available in this version" in refused(checkpoint, source, out, format="geotiff")
     assert not out.exists()
     write(out / "data", {"part-00000.parquet": b"somebody's"})
