@@ -114,8 +114,9 @@ def parse(config_class: type[Config], words: Sequence[str]) -> Config:
     description = inspect.cleandoc(config_class.__doc__ or "")
     description += "\n\n--config FILE reads options from YAML or JSON, same names; the command line wins."
     config: Config = tyro.cli(config_class, args=[*from_files, *rest], description=description)
+    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     for name, value in vars(config).items():
-        if isinstance(value, str) and not value.strip():
+        if isinstance(value, str) and not value.strip() and value != defaults.get(name):
             # A shell makes this of a variable that is not set; as an address it would mean the current folder.
             raise UsageError(f"--{name.replace('_', '-')}: must not be empty")
     return config

@@ -1,0 +1,61 @@
+"""What `kubectl kustomize` makes of a folder, for the few features that cluster/kuberay uses; any other is an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonpatch
+import yaml
+
+Manifest = dict[str, Any]
+
+_KINDS = {"Kustomization": "kustomize.config.k8s.io/v1beta1", "Component": "kustomize.config.k8s.io/v1alpha1"}
+_KNOWN = {"apiVersion", "kind", "resources", "components", "patches", "images"}
+
+
+def load(path: Path) -> list[Manifest]:
+    """Every document of a YAML file."""
+    # Through text, so that what an anchor stands for several times is no longer one object.
+    return [json.loads(json.dumps(document)) for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
+
+
+def render(folder: Path, components: Sequence[Path] = ()) -> list[Manifest]:
+    """The manifests of a folder, with `components` as if its kustomization.yaml named them last."""
+    return _apply(folder, [], components)
+
+
+def _apply(folder: Path, manifests: list[Manifest], components: Sequence[Path] = ()) -> list[Manifest]:
+    (settings,) = load(folder / "kustomization.yaml")
+    assert set(settings) <= _KNOWN, f"{folder}: {set(settings) - _KNOWN}"
+    assert settings["apiVersion"] == _KINDS[settings["kind"]], folder
+    for name in settings.get("resources", []):
+        path = folder / name
+        manifests = [*manifests, *(render(path) if path.is_dir() else load(path))]
+    for component in (*(folder / name for name in settings.get("components", [])), *components):
+        manifests = _apply(component, manifests)
+    for patch in settings.get("patches", []):
+        assert set(patch) == {"target", "patch"} and set(patch["target"]) == {"kind"}, patch
+        operations = yaml.safe_load(patch["patch"])
+        manifests = [
+            jsonpatch.apply_patch(manifest, operations) if manifest["kind"] == patch["target"]["kind"] else manifest
+            for manifest in manifests
+        ]
+    for image in settings.get("images", []):
+        assert set(image) == {"name", "newName", "newTag"}, image
+        for container in containers(manifests):
+            if container["image"] == image["name"]:
+                container["image"] = f"{image['newName']}:{image['newTag']}"
+    return manifests
+
+
+def containers(value: Any) -> list[dict[str, Any]]:
+    """Every container anywhere in `value`."""
+    if isinstance(value, list):
+        return [found for item in value for found in containers(item)]
+    if not isinstance(value, dict):
+        return []
+    own = [*value.get("containers", []), *value.get("initContainers", [])]
+    return own + [found for item in value.values() for found in containers(item)]

@@ -1,0 +1,76 @@
+"""The files for Ray's launcher, judged as `ray up` judges them, without a cloud."""
+
+from __future__ import annotations
+
+import copy
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+ROOT = Path(__file__).parent.parent.parent
+NAMES = ("aws", "gcp")
+
+
+def load(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / "cluster" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ray_accepts_it_and_refuses_it_spoiled(name: str) -> None:
+    validate_config(prepare_config(load(name)))
+    for spoil in (
+        lambda config: config.update(max_worker=3),
+        lambda config: config["docker"].update(imagee="p2p"),
+        lambda config: config["available_node_types"]["head"].pop("resources"),
+        lambda config: config["available_node_types"]["cpu-workers"].update(min_workers="none"),
+        lambda config: config["available_node_types"]["cpu-workers"].update(spot=True),
+        lambda config: config["provider"].update(use_internal_ips="yes"),
+    ):
+        config = copy.deepcopy(load(name))
+        spoil(config)
+        with pytest.raises(jsonschema.ValidationError):
+            validate_config(prepare_config(config))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_head_stays_and_workers_come_and_go(name: str) -> None:
+    config = load(name)
+    types = config["available_node_types"]
+    head = types.pop(config["head_node_type"])
+    spot = {"aws": "InstanceMarketOptions", "gcp": "scheduling"}[name]
+    assert head["resources"] == {"CPU": 0, "GPU": 0} and spot not in head["node_config"]
+    (start,) = [line for line in config["head_start_ray_commands"] if "ray start" in line]
+    assert {"--num-cpus=0", "--num-gpus=0"} <= set(shlex.split(start))
+    assert set(types) == {"cpu-workers", "gpu-workers"}
+    for kind in types.values():
+        assert kind["min_workers"] == 0 and 0 < kind["max_workers"] <= config["max_workers"]
+        assert "spot" in str(kind["node_config"][spot]).lower()
+    assert types["gpu-workers"]["resources"]["GPU"] == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_listens_to_the_world(name: str) -> None:
+    config = load(name)
+    (start,) = [line for line in config["head_start_ray_commands"] if "ray start" in line]
+    assert "--dashboard-host=127.0.0.1" in shlex.split(start)
+    assert "-e RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+    assert config["file_mounts"] == {"/home/p2p/.ray/auth_token": "~/.ray/auth_token"}
+    assert config["provider"]["use_internal_ips"] is True
+    for kind in config["available_node_types"].values():
+        node = kind["node_config"]
+        if name == "aws":  # otherwise Ray makes a group with port 22 open to everyone
+            assert node["SecurityGroupIds"] and node["MetadataOptions"] == {"HttpTokens": "required"}
+        else:
+            assert all("accessConfigs" not in network for network in node["networkInterfaces"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_installed_on_the_nodes(name: str) -> None:
+    prepared = prepare_config(load(name))
+    assert [prepared[step] for step in ("setup_commands", "head_setup_commands", "worker_setup_commands")] == [[]] * 3
