@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from p2p.data.description import formats_for
 from p2p.data.feed import Feed, Part, Preparation
 from p2p.data.pairs import Pairs
-from p2p.data.session import physical_cores
+from p2p.data.session import compute_first, physical_cores
 from p2p.errors import P2PError, TrainingStopped
 from p2p.model.allocator import keep_freed_memory
 from p2p.model.checkpoint import load_trainer
@@ -57,6 +57,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     task: Task = settings["task"]
     if ray.get(task.board.failure.remote()) is not None:
         return  # started again after something that a restart cannot mend
+    compute_first()
     try:
         _Worker(task).train()
     except torch.OutOfMemoryError as error:
