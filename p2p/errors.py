@@ -5,6 +5,7 @@ P2PError                 exit status 1
 ├── StorageError         a file system, bucket or disk said no
 │   ├── NotFound         nothing lies at that address
 │   ├── Damaged          a file is not what was written there
+│   ├── Refused          this one file or object is denied, a folder, …; its neighbours may be fine
 │   └── KeysRefused      the credentials are missing, wrong or expired: nothing at all can be read or written with them
 ├── CheckpointError      a checkpoint cannot be read, or is of another kind
 ├── BadInput             one input of many is bad; becomes a row in `errors/` or `ledger/`
@@ -74,6 +75,12 @@ class NotFound(StorageError):
 
 class Damaged(StorageError):
     """A file is not what was written there."""
+
+    may_pass = False
+
+
+class Refused(StorageError):
+    """One file or object cannot be had, however often it is asked for; what lies beside it may be fine."""
 
     may_pass = False
 

@@ -92,7 +92,7 @@ for name in sys.argv[1:]:
 
 import numpy, tempfile, torch
 import p2p
-from p2p.scenes.tiling import TilePlan, split, stitch
+from p2p.scenes.tiling import TilePlan
 from p2p.storage import filesystems, images
 
 folder = tempfile.mkdtemp()
@@ -100,7 +100,7 @@ scene = numpy.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=numpy.ui
 filesystems.write_bytes(folder + "/scene.png", images.encode(scene))
 scene = images.decode(filesystems.read_bytes(folder + "/scene.png"))
 plan = TilePlan(70, 90, 64, 16)
-assert (stitch(split(scene, plan), plan) == scene).all()
+assert (plan.join(plan.split(scene)) == scene).all()
 generator = p2p.UNetGenerator(num_downs=5, ngf=4)
 assert generator(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 32, 32)
 assert not any(name.split(".")[0] == "ray" for name in sys.modules)

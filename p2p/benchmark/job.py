@@ -10,6 +10,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from p2p.translation import TranslateConfig, translate
 log = logging.getLogger("p2p")
 
 _LOAD_SIZE = 286
-_EPOCHS = 3
+_EPOCHS = 2
 _PAIRS = "pairs"
 _MADE_HEIGHT, _MADE_WIDTH = 600, 1200
 _JPEG_QUALITY = 90
@@ -89,22 +90,57 @@ def _images(config: BenchmarkConfig, folder: Path) -> Path:
 
 
 def _train_rows(config: BenchmarkConfig, device: str, precision: Precision, folder: Path) -> list[Row]:
+    """Bare updates and the job that makes them. The job runs between two halves of what it is compared with."""
     batch = config.batch_size or (64 if device == "cuda" else 8)
     seconds = config.seconds
     rows = []
     for size in sorted({1, batch}):
         plain = _row(f"update, textbook float32, batch {size}", alone(plain_update, size, seconds, device), "pairs/s")
-        rate = alone(bare_update, size, seconds, device, precision)
-        bare = _row(f"bare update, {precision}, batch {size}", rate, "pairs/s", plain)
-        rows += [plain, bare]
-    steps = max(2, round(seconds * bare["value"] / batch / (_EPOCHS - 1)))
-    whole = _train_job(batch, steps, device, precision, folder)
-    rows.append(_row(f"training job, {precision}, batch {batch}", whole, "pairs/s", bare))
-    return rows
+        rows.append(plain)
+        if size != batch:
+            rate = alone(bare_update, size, seconds, device, precision)
+            rows.append(_row(f"bare update, {precision}, batch {size}", rate, "pairs/s", plain))
+    before = alone(bare_update, batch, seconds / 2, device, precision)
+    steps = max(2, round(seconds * before / batch))
+    job = _train_job(batch, steps, device, precision, folder)
+    after = alone(bare_update, batch, seconds / 2, device, precision)
+    log.info("bare update before the job %.4g, after it %.4g pairs/s", before, after)
+    bare = _row(f"bare update, {precision}, batch {batch}", (before + after) / 2, "pairs/s", plain)
+    what = f"training job, {precision}, batch {batch}"
+    return [
+        *rows,
+        bare,
+        _row(f"{what}, epochs of {job.pairs} pairs", job.rate, "pairs/s", bare),
+        _row(f"{what}, inside an epoch", job.inside, "pairs/s", bare),
+        _row(f"{what}, between two epochs", job.between, "s"),
+        _row(f"{what}, waiting for data", 100 * job.waiting, "% of an epoch"),
+        _row(f"{what}, before and after the epochs", job.around, "s"),
+    ]
 
 
-def _train_job(batch: int, steps: int, device: str, precision: Precision, folder: Path) -> float:
-    """Pairs per second of `jobs/train.py` from its second epoch on, with everything it does between epochs."""
+@dataclass(frozen=True)
+class _TrainJob:
+    """What `jobs/train.py` did in one epoch, not its first."""
+
+    pairs: int
+    """In the epoch."""
+    rate: float
+    """Pairs per second of the epoch, with everything that came between the epoch before and itself."""
+    inside: float
+    """Pairs per second of its steps."""
+    between: float
+    """Seconds for sample sheet, numbers, report and the like."""
+    waiting: float
+    """Share of the epoch in which no batch was ready."""
+    around: float
+    """Seconds of the job outside its epochs: starting Ray and the network, the last checkpoint, stopping."""
+
+
+def _train_job(batch: int, steps: int, device: str, precision: Precision, folder: Path) -> _TrainJob:
+    """Run `jobs/train.py` for two epochs of at least `steps` steps, as it comes: no validation, one checkpoint.
+
+    The first epoch is the warm-up, the second is measured. The pairs are those at hand, repeated.
+    """
     pairs, data = folder / _PAIRS, folder / "repeated"
     count = len(list(pairs.glob("train/*.parquet")))
     wanted = max(1, -(-steps * batch // max(1, _pairs_in(pairs))))
@@ -113,6 +149,7 @@ def _train_job(batch: int, steps: int, device: str, precision: Precision, folder
         for number, part in enumerate(sorted(pairs.glob("train/*.parquet"))):
             (data / "train" / f"part-{copy * count + number:05d}.parquet").hardlink_to(part)
     run = folder / "run"
+    started = time.monotonic()
     train(
         TrainConfig(
             data=str(data),
@@ -125,9 +162,17 @@ def _train_job(batch: int, steps: int, device: str, precision: Precision, folder
             precision=precision,
         )
     )
+    seconds = time.monotonic() - started
     epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    images = epochs[-1]["images_seen"] - epochs[0]["images_seen"]
-    return float(images / sum(epoch["seconds"] for epoch in epochs[1:]))
+    last, images = epochs[-1], epochs[-1]["images_seen"] - epochs[-2]["images_seen"]
+    return _TrainJob(
+        pairs=images,
+        rate=images / last["seconds"],
+        inside=last["images_per_second"],
+        between=last["seconds"] - images / last["images_per_second"],
+        waiting=last["data_wait"],
+        around=seconds - sum(epoch["seconds"] for epoch in epochs),
+    )
 
 
 def _pairs_in(pairs: Path) -> int:

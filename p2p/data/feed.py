@@ -3,6 +3,10 @@
 Ray's own shuffles cannot be repeated after a restart, so the order is made here: each Ray Data task reads one lane of a
 window (see `order`), and the rank takes rows from the lanes in turn. What follows (validation, the next epoch) is read
 while the present is still being consumed, so an epoch's end costs no waiting.
+
+Each Ray Data execution is small enough to be read to its end at once. One that had to wait for the training would take
+half a core for it, in the training's own process: Ray Data's scheduling loop does not sleep while it holds finished
+tasks back.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +36,8 @@ from p2p.storage.pixels import RGB
 _MOST_LANES = 24
 """Divisible by 2, 3, 4, 6, 8 and 12 ranks, which then share no row group."""
 _WINDOW_BYTES = 320 * 2**20
-_STREAM_LANES = 256
-"""Lanes per Ray Data execution: enough to hide its 0.2 s of starting, few enough to keep its task list small."""
+_READ_AHEAD = 2
+"""Executions under way or read while another is consumed: together they hide the 0.2 s that each takes to start."""
 _READY_BYTES = 96 * 2**20
 _MOST_READY = 256
 
@@ -135,19 +140,13 @@ def describe_lane(part: Part, rows: tuple[Row, ...]) -> str:
     return json.dumps({"epoch": part.epoch, "groups": groups, "rows": own_rows, "load_size": part.pairs.load_size})
 
 
-def _rows_in_task_order(lanes: list[tuple[Part, tuple[Row, ...]]], preparation: Preparation) -> Iterator[Pixels]:
-    """Run one Ray Data execution over `lanes`; yield (n, values) arrays, their rows in the lanes' order."""
-    context = quiet_data_context()
-    context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=2 * _WINDOW_BYTES)
-    items = [{"lane": describe_lane(part, rows)} for part, rows in lanes]
-    prepare = functools.partial(prepare_lane, preparation=preparation)
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(prepare, batch_size=None)
-    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
-        problem = next(filter(None, batch["problem"]), None)
-        if problem is not None:
-            raise BadInput("BadPair", f"{problem}; jobs/prepare.py leaves bad pairs out and lists them")
-        yield batch["pairs"]
+@dataclass(frozen=True)
+class _Reading:
+    """What one Ray Data execution reads: windows of one part after the other; None ends a part."""
+
+    windows: list[tuple[Part, Window | None]]
+    arrays: Future[list[Pixels]]
+    """(n, values) each, their rows in the order of the windows' lanes."""
 
 
 class Feed:
@@ -215,10 +214,15 @@ class Feed:
         return False
 
     def _fill(self) -> None:
+        coming: deque[_Reading] = deque()
         try:
-            for windows in self._executions():
-                if not self._run(windows):
-                    return
+            with ThreadPoolExecutor(_READ_AHEAD, "p2p-read") as readers:
+                for windows in self._executions():
+                    coming.append(_Reading(windows, readers.submit(self._read, windows)))
+                    if len(coming) > _READ_AHEAD and not self._deal(coming.popleft()):
+                        return
+                while coming and self._deal(coming.popleft()):
+                    pass
         except BaseException as error:  # the training thread must hear of it
             self._put(_End(error))
         finally:
@@ -240,26 +244,49 @@ class Feed:
         )
 
     def _executions(self) -> Iterator[list[tuple[Part, Window | None]]]:
-        """Windows of one part after the other, gathered for one Ray Data execution each; None ends a part."""
+        """Gather windows for one Ray Data execution each: as many as fit into a window's memory, but at least one."""
         gathered: list[tuple[Part, Window | None]] = []
-        lanes = 0
+        gathered_bytes = 0
         for part in self._plan:
             for window in self._windows_of(part):
-                gathered.append((part, window))
-                lanes += len(window.lanes)
-                if lanes >= _STREAM_LANES:
+                window_bytes = len(window.turns) * self._preparation.pair_bytes
+                if gathered_bytes and gathered_bytes + window_bytes > _WINDOW_BYTES:
                     yield gathered
-                    gathered, lanes = [], 0
+                    gathered, gathered_bytes = [], 0
+                gathered.append((part, window))
+                gathered_bytes += window_bytes
             gathered.append((part, None))
         if gathered:
             yield gathered
 
-    def _run(self, windows: list[tuple[Part, Window | None]]) -> bool:
-        """Stream the windows' lanes, deal their rows in turn, and queue the batches. False once closed."""
+    def _read(self, windows: list[tuple[Part, Window | None]]) -> list[Pixels]:
+        """Run one Ray Data execution to its end; what it returns is of no use once the feed is closed."""
         lanes = [(part, lane) for part, window in windows if window for lane in window.lanes]
-        arrays = _rows_in_task_order(lanes, self._preparation) if lanes else iter(())
+        if not lanes:
+            return []
+        context = quiet_data_context()
+        context.execution_options.preserve_order = True
+        context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=2 * _WINDOW_BYTES)
+        items = [{"lane": describe_lane(part, rows)} for part, rows in lanes]
+        prepare = functools.partial(prepare_lane, preparation=self._preparation)
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(prepare, batch_size=None)
+        arrays: list[Pixels] = []
+        for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+            problem = next(filter(None, batch["problem"]), None)
+            if problem is not None:
+                raise BadInput("BadPair", f"{problem}; jobs/prepare.py leaves bad pairs out and lists them")
+            arrays.append(batch["pairs"])
+            if self._closed.is_set():
+                break
+        return arrays
+
+    def _deal(self, reading: _Reading) -> bool:
+        """Deal the rows of the lanes in turn, and queue the batches. False once closed."""
+        arrays = reading.arrays.result()
+        if self._closed.is_set():
+            return False
         rows = (row for array in arrays for row in array)
-        for part, window in windows:
+        for part, window in reading.windows:
             if window is None:
                 if not (self._flush() and self._put(_End())):
                     return False

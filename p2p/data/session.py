@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -17,6 +18,8 @@ for _name, _value in {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ side prints advice for Ray's developers on the terminal as errors
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every line twice
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a private Ray has no nodes to lose; clusters set their own
+    "RAY_enable_worker_prestart": "0",  # each process in waiting wakes a hundred times a second beside the network
+    "RAY_prestart_worker_first_driver": "0",
     "RAY_worker_niceness": "0",  # at Ray's default of 15 its own helpers take turns from the networks
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # it also paces every start and end, 2 s at a time
 }.items():
@@ -60,6 +63,52 @@ def logical_cpus() -> float:
 
 
 _PRIVATE = "p2p-private"
+_LEVEL_TOLD = b"Set ray log level from environment variable"
+
+
+@contextlib.contextmanager
+def without_level_told() -> Iterator[None]:
+    """Whatever is written to the terminal inside shows at the end, but for Ray's line that it was told to be quiet."""
+    with tempfile.TemporaryFile() as held:
+        terminal = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if _LEVEL_TOLD not in line))
+
+
+@contextlib.contextmanager
+def _patient() -> Iterator[None]:
+    """Threads and processes started inside wait for their turn on a busy core, where they would otherwise interrupt.
+
+    A network's threads wait for the slowest among them many times in a layer, and a private Ray has a dozen helpers
+    that wake a hundred times a second each. They keep their fair share, so nothing starves. Linux only.
+    """
+    if not hasattr(os, "SCHED_BATCH"):
+        yield
+        return
+    before = os.sched_getscheduler(0)
+    if before == os.SCHED_OTHER:
+        _schedule(os.SCHED_BATCH)
+    try:
+        yield
+    finally:
+        _schedule(before)
+
+
+def compute_first() -> None:
+    """Let the calling thread, and those it starts, interrupt the patient ones; what computes calls this first."""
+    if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_BATCH:
+        _schedule(os.SCHED_OTHER)
+
+
+def _schedule(policy: int) -> None:
+    with contextlib.suppress(OSError):  # a sandbox may forbid it; it only costs time
+        os.sched_setscheduler(0, policy, os.sched_param(0))
 
 
 @contextlib.contextmanager
@@ -71,9 +120,19 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if os.environ.get("RAY_ADDRESS"):
-        _join_cluster(os.environ["RAY_ADDRESS"])
-    else:
+    with without_level_told():
+        if os.environ.get("RAY_ADDRESS"):
+            _join_cluster(os.environ["RAY_ADDRESS"])
+        else:
+            _start_private()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_private() -> None:
+    with _patient():
         ray.init(
             address="local",
             num_cpus=max(_MIN_LOGICAL_CPUS, _LOGICAL_CPUS_PER_CORE * physical_cores()),
@@ -82,10 +141,6 @@ def ray_session() -> Iterator[None]:
             logging_level=logging.ERROR,
             namespace=_PRIVATE,
         )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _join_cluster(address: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -17,11 +19,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from p2p.errors import UsageError
 from p2p.model.config import Precision
-from p2p.model.lanes import CudaLane
+from p2p.model.lanes import CudaLane, one_thread_each
 from p2p.model.networks import Generator
 from p2p.model.packing import pack_weights
 from p2p.model.tensors import InputEncoder, as_tensor, to_pixels
 from p2p.storage.images import Depth, Pixels
+
+log = logging.getLogger("p2p")
 
 NormMode = Literal["running", "batch"]
 Taken = Callable[[], npt.NDArray[Any]]
@@ -62,11 +66,14 @@ class Engine:
 
     norm_mode "running": batch norm uses its running statistics and is folded into the convolutions.
     norm_mode "batch": each tile is normalised by its own statistics (what the paper does at test time with batches of
-    one). In both modes a tile's output depends on nothing but the tile, bit for bit: not on its place in the batch,
-    nor on its neighbours, nor on how full the batch is.
+    one). In both modes a tile's output depends on nothing but the tile: not on its place in the batch, nor on its
+    neighbours, nor on how full the batch is. On a CPU that holds bit for bit.
     dropout: the paper's test-time noise, drawn for each tile from `seed` and the tile's key alone.
     tile_size: side of the tiles in pixels; None takes any shape whose sides are multiples of the generator's stride.
     A fixed tile size is quicker: bfloat16 weights are packed for the CPU, a GPU replays a recorded graph.
+    threads: on a CPU, so many batches are computed side by side in one thread each; how many changes no bit. None: a
+    batch at a time in all of torch's threads, which is quicker for a single one; with another number of them, as with
+    another batch size, the processor's kernels may round otherwise.
     The generator given is not changed. Not to be called from several threads at once.
     """
 
@@ -81,6 +88,7 @@ class Engine:
         norm_mode: NormMode = "running",
         dropout: bool = False,
         seed: int = 0,
+        threads: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"--batch-size {batch_size}: must be at least 1")
@@ -109,8 +117,13 @@ class Engine:
         network.to(device=self.device, dtype=self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._network = network
         self._lanes: deque[CudaLane] = deque()
+        self._threads = threads if self.device.type == "cpu" else None
+        self._pool = one_thread_each(self._threads) if self._threads else None
+        self._unpacked: str | None = None
         if self.device.type == "cpu" and precision == "bf16" and tile_size is not None:
-            pack_weights(network, batch_size, generator.config.input_channels, tile_size)
+            self._unpacked = pack_weights(network, batch_size, generator.config.input_channels, tile_size)
+            if self._unpacked:
+                log.info("%s", self._unpacked)
 
     def with_batch_size(self, batch_size: int) -> Engine:
         """The same engine, sharing its weights, with another batch size."""
@@ -122,7 +135,15 @@ class Engine:
     @property
     def in_flight(self) -> int:
         """Batches that may be started before the first of them is taken; more would wait for each other."""
-        return _LANES if self._takes_lanes else 1
+        if self._takes_lanes:
+            return _LANES
+        return self._threads + 1 if self._threads and self._threads > 1 else 1  # one waits while the others compute
+
+    @property
+    def fallbacks(self) -> list[str]:
+        """Why the network runs slower than it could, sentences for a person. Complete once a batch was taken."""
+        found = [self._unpacked, *(lane.fallback for lane in self._lanes)]
+        return [reason for reason in dict.fromkeys(found) if reason]
 
     @property
     def _takes_lanes(self) -> bool:
@@ -132,12 +153,14 @@ class Engine:
     def start(self, tiles: npt.NDArray[Depth], keys: Sequence[str] | None = None) -> Taken:
         """Send at most `batch_size` tiles on their way; returns what waits for them.
 
-        To be called in the order of starts. On a CPU they are done when this returns. No more than `in_flight` may be
-        under way.
+        To be called in the order of starts. On a CPU without `threads` they are done when this returns. No more than
+        `in_flight` may be under way.
         """
         self._check(tiles, keys)
         if len(tiles) > self.batch_size:
             raise ValueError(f"{len(tiles)} tiles are more than the batch size of {self.batch_size}")
+        if self._pool is not None:
+            return self._pool.submit(self._run, tiles, keys or ()).result
         if not self._takes_lanes:
             outputs = self._run(tiles, keys or ())
             return lambda: outputs
@@ -223,7 +246,16 @@ class _KeyedDropout(nn.Module):
     def __init__(self, dropout: nn.Dropout) -> None:
         super().__init__()
         self.keep = 1.0 - dropout.p
-        self.seeds: list[int] = []
+        self._of_thread = threading.local()
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of the batch that this thread computes."""
+        return getattr(self._of_thread, "seeds", [])
+
+    @seeds.setter
+    def seeds(self, seeds: list[int]) -> None:
+        self._of_thread.seeds = seeds
 
     def forward(self, x: Tensor) -> Tensor:
         mask = torch.ones(x.shape, dtype=torch.float32)

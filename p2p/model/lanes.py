@@ -1,9 +1,11 @@
-"""Batches on their way through a CUDA device: copied in, computed and copied out without anybody waiting in between."""
+"""Batches on their way: through a CUDA device, copied in, computed and copied out without anybody waiting in between,
+or side by side on the cores of a CPU.
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +13,6 @@ import torch
 from torch import Tensor
 
 from p2p.model.tensors import as_tensor
-
-log = logging.getLogger("p2p")
 
 Array = npt.NDArray[np.uint8]
 _WARM_UP_CALLS = 3
@@ -22,7 +22,8 @@ class CudaLane:
     """One batch in flight on a stream of its own; while it computes, another lane's copies run.
 
     `compute` maps the (B, H, W, C) uint8 batch on the device to a (B, H, W, C') uint8 one. It is recorded as a CUDA
-    graph, with the kernels that are quickest for this shape, and from then on started by a single call.
+    graph, with the kernels that are quickest for this shape, and from then on started by a single call. Which are
+    quickest is measured, so another process may choose others, that round otherwise.
     """
 
     def __init__(self, compute: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: torch.device) -> None:
@@ -36,6 +37,8 @@ class CudaLane:
                 outputs = compute(self._device_in)
         self._stream.synchronize()
         self._graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
+        self.fallback: str | None = None
+        """Why the network runs slower than it could, for a person."""
         self._compute = compute
         try:
             with torch.cuda.graph(self._graph, stream=self._stream), torch.backends.cudnn.flags(benchmark=True):
@@ -43,7 +46,8 @@ class CudaLane:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            log.info("the network is not recorded as a CUDA graph, it runs slower: %s", str(error).split("\n")[0])
+            reason = str(error).split("\n")[0]
+            self.fallback = f"the network is not recorded as a CUDA graph, it runs slower: {reason}"
             self._graph = None
         self._device_out = outputs
         self._host_out = torch.empty(outputs.shape, dtype=torch.uint8, pin_memory=True)
@@ -67,3 +71,8 @@ class CudaLane:
         """Wait for the batch: as many (H, W, C') uint8 tiles as were started, copied out of the lane."""
         self._arrived.synchronize()
         return self._host_out[: self._count].numpy().copy()
+
+
+def one_thread_each(threads: int) -> ThreadPoolExecutor:
+    """Threads in which torch computes with one thread: how many there are then changes no sum's order."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="network", initializer=torch.set_num_threads, initargs=(1,))

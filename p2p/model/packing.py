@@ -6,13 +6,10 @@ own packed form gives what a compiler's "freezing" would, the same bits as the p
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-log = logging.getLogger("p2p")
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _NO_ACTIVATION: tuple[str, list[Any], str] = ("none", [], "")
@@ -73,11 +70,11 @@ def _input_shapes(network: nn.Module, example: Tensor) -> dict[nn.Module, tuple[
 
 
 @torch.inference_mode()
-def pack_weights(network: nn.Module, batch: int, channels: int, side: int) -> bool:
+def pack_weights(network: nn.Module, batch: int, channels: int, side: int) -> str | None:
     """Replace a bfloat16 network's convolutions by packed ones, on the CPU, for (batch, channels, side, side) inputs.
 
-    Outputs stay the same to the bit. Returns False, and changes nothing, where this torch or this processor has no such
-    kernels. In float32 packing makes oneDNN choose slower kernels, so it is not done.
+    Outputs stay the same to the bit. Where this torch or this processor has no such kernels nothing is changed, and a
+    sentence for a person is returned. In float32 packing makes oneDNN choose slower kernels, so it is not done.
     """
     example = torch.zeros(1, channels, side, side, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     try:
@@ -87,10 +84,10 @@ def pack_weights(network: nn.Module, batch: int, channels: int, side: int) -> bo
             packed[layer] = kind(layer, (batch, *rest))  # type: ignore[arg-type]
             packed[layer](example.new_zeros(1, *rest))  # some processors refuse only here
     except (AttributeError, RuntimeError, NotImplementedError) as error:
-        log.info("weights are not packed for this processor, the network runs slower: %s", str(error).split("\n")[0])
-        return False
+        reason = str(error).split("\n")[0]
+        return f"weights are not packed for this processor, the network runs slower: {reason}"
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if child in packed:
                 setattr(parent, name, packed[child])
-    return True
+    return None

@@ -32,10 +32,6 @@ def default_overlap(tile_size: int) -> int:
 class ImagePlan(Protocol):
     """What the three ways have in common; `len(plan)` is the number of network inputs."""
 
-    @property
-    def tile_shape(self) -> tuple[int, int]:
-        """(h, w) of every network input."""
-
     def __len__(self) -> int: ...
 
     def split(self, image: Pixels) -> Pixels:
@@ -52,11 +48,6 @@ class ResizePlan:
     height: int
     width: int
     tile_size: int
-
-    @property
-    def tile_shape(self) -> tuple[int, int]:
-        """(h, w) of the network input."""
-        return self.tile_size, self.tile_size
 
     def __len__(self) -> int:
         return 1

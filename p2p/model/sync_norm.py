@@ -1,12 +1,25 @@
-"""Batch norm over the batches of all data-parallel workers, on any device; torch's own exists for GPUs only."""
+"""Networks that data-parallel workers train together, and batch norm over the batches of them all.
+
+On any device; torch's own batch norm of this kind exists for GPUs only.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+# Of sending the first rank's buffers to all before every forward pass. What it is called depends on torch's version.
+_BUFFER_OPTION = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
 
 
 class _MeanOverRanks(torch.autograd.Function):
@@ -75,3 +88,9 @@ def _synchronised(norm: nn.BatchNorm2d) -> SyncBatchNorm2d:
     for name, buffer in norm.named_buffers():
         setattr(other, name, buffer)
     return other.train(norm.training)
+
+
+def data_parallel(network: nn.Module, device_ids: Sequence[Any] | None = None) -> DistributedDataParallel:
+    """`network` with gradients averaged over all ranks. Each keeps its own batch statistics."""
+    options: dict[str, Any] = {_BUFFER_OPTION: False}
+    return DistributedDataParallel(network, device_ids=device_ids, **options)

@@ -114,18 +114,8 @@ class TilePlan:
         """First image column of each column of tiles."""
         return _starts(self.width, self.tile_size, self.overlap)
 
-    @cached_property
-    def windows(self) -> list[tuple[int, int]]:
-        """(y, x) of each tile's first pixel."""
-        return [(y, x) for y in self.rows for x in self.columns]
-
     def __len__(self) -> int:
         return len(self.rows) * len(self.columns)
-
-    @property
-    def tile_shape(self) -> tuple[int, int]:
-        """(height, width) of every tile."""
-        return self.tile_size, self.tile_size
 
     def tile(self, image: Array, index: int) -> Array:
         """Tile `index` of the (height, width, C) `image`: (T, T, C), a view where no reflection is needed."""
@@ -218,13 +208,3 @@ class Stitcher:
         if self._image is None or self._next_row < len(self.plan.rows):
             raise ValueError(f"only {len(self._seen)} of {len(self.plan)} tiles have come")
         return self._image
-
-
-def split(image: Array, plan: TilePlan) -> Array:
-    """(H, W, C) -> (N, T, T, C)."""
-    return plan.split(image)
-
-
-def stitch(tiles: Iterable[Array], plan: TilePlan) -> Array:
-    """(N, T, T, C), or the tiles one by one in order -> (H, W, C); `stitch(split(x)) == x`."""
-    return plan.join(tiles)

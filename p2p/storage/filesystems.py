@@ -20,14 +20,17 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from p2p.documents import to_json
-from p2p.errors import Damaged, KeysRefused, NotFound, P2PError, StorageError, UsageError, redact
+from p2p.errors import Damaged, KeysRefused, NotFound, P2PError, Refused, StorageError, UsageError, redact
 
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
 _ATTEMPTS = 8
 _PREFLIGHT_ATTEMPTS = 2  # a wrong address should be told in seconds; while work runs, patience pays
 _BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs")
-_TEMPORARY = ".p2p-"
+_UNCHAINED_SCHEMES = ("file", *_BUCKET_SCHEMES, "http", "https")
+_LOCAL = ("file://", "local://")
+TEMPORARY_PREFIX = ".p2p-"
+"""How the names of files begin that are not whole yet: listings pass them by."""
 _REFUSED_KEYS = (
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
@@ -39,6 +42,7 @@ _REFUSED_KEYS = (
     "Bad Request",  # all that S3 says of an expired token where an answer has no body
 )
 _DENIED = ("AccessDenied", "Forbidden")
+_TOO_MUCH_OR_TOO_LATE = (408, 409, 425, 429)  # of the statuses 4xx, those that ask to try again
 _UNREACHABLE = ("ConnectorError", "EndpointConnection", "ConnectTimeout", "ConnectionRefused", "NameResolution")
 
 
@@ -64,11 +68,10 @@ def _file(path: str, uri: str, details: Mapping[str, Any]) -> FileInfo:
 
 def is_remote(uri: str) -> bool:
     """Whether `uri` has a scheme other than a plain path's."""
-    return "://" in uri and not uri.startswith("file://")
+    return "://" in uri and not uri.startswith(_LOCAL)
 
 
-def _options(uri: str, attempts: int) -> dict[str, Any]:
-    scheme = urlsplit(uri).scheme if is_remote(uri) else "file"
+def _options(scheme: str, attempts: int) -> dict[str, Any]:
     if scheme in ("s3", "s3a"):
         return {
             # A cached listing would hide what another process wrote a moment ago.
@@ -87,13 +90,19 @@ def _options(uri: str, attempts: int) -> dict[str, Any]:
 def open_filesystem(uri: str, attempts: int = _ATTEMPTS) -> tuple[fsspec.AbstractFileSystem, str]:
     """`uri` -> (file system, path on it). Raises UsageError for a scheme nothing here can open.
 
-    `attempts` is how often a request that a server did not answer is sent.
+    `attempts` is how often a request that a server did not answer is sent. In fsspec `::` chains addresses
+    (`zip://a.png::s3://bucket/x.zip`); in a local path or a key of a bucket it is two colons.
     """
     if is_remote(uri) and redact(uri) != uri:
         # An address is written into configurations, ledgers and reports; a secret may stand in none of them.
         raise UsageError(f"{uri}: give credentials through the environment, not in the address")
+    scheme = uri.partition("://")[0] if is_remote(uri) else "file"
+    options = _options(scheme, attempts)
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri, **_options(uri, attempts))
+        if "::" in uri and scheme in _UNCHAINED_SCHEMES:
+            filesystem = fsspec.filesystem(scheme, **options)
+            return filesystem, filesystem._strip_protocol(uri)
+        filesystem, path = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         raise UsageError(f"{uri}: cannot open this kind of address: {error}") from None
     return filesystem, path
@@ -113,8 +122,12 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """A local path becomes absolute, since Ray workers run in other folders; other addresses stay."""
-    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+    """A local path becomes absolute, since Ray workers run in other folders, and plain; other addresses stay."""
+    if is_remote(uri):
+        return uri
+    for prefix in _LOCAL:
+        uri = uri.removeprefix(prefix)
+    return os.path.abspath(os.path.expanduser(uri))
 
 
 def _explain(error: BaseException, uri: str) -> StorageError:
@@ -124,9 +137,9 @@ def _explain(error: BaseException, uri: str) -> StorageError:
     if isinstance(error, FileNotFoundError):
         return NotFound(f"{uri}: nothing is there")
     if isinstance(error, IsADirectoryError):
-        return StorageError(f"{uri}: is a folder, not a file")
+        return Refused(f"{uri}: is a folder, not a file")
     if isinstance(error, (NotADirectoryError, FileExistsError)):
-        return StorageError(f"{uri}: a file lies where a folder is needed")
+        return Refused(f"{uri}: a file lies where a folder is needed")
     refused = next((word for word in _REFUSED_KEYS if word in chain), None)
     if refused:
         return KeysRefused(
@@ -135,14 +148,25 @@ def _explain(error: BaseException, uri: str) -> StorageError:
         )
     if any(word in chain for word in _DENIED) or isinstance(error, PermissionError):
         what = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights" if is_remote(uri) else "check its mode"
-        return StorageError(f"{uri}: access denied; {what}")
+        return Refused(f"{uri}: access denied; {what}")
     if any(word in chain for word in _UNREACHABLE):
         return StorageError(f"{uri}: its server cannot be reached; check AWS_ENDPOINT_URL and the network")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"{uri}: no space left on the disk")
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return StorageError(f"{uri}: larger than a file may be there (ulimit -f, or the file system's own limit)")
-    return StorageError(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())}")
+    kind = Refused if _is_refusal(error) else StorageError
+    return kind(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether a server, or the disk, has answered and said no to this one request."""
+    if isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL):
+        return True
+    answer = getattr(error.__cause__, "response", None)  # botocore's, below the OSError that s3fs makes of it
+    metadata = answer.get("ResponseMetadata", {}) if isinstance(answer, dict) else {}
+    status = metadata.get("HTTPStatusCode") or getattr(error, "status", None)  # aiohttp's
+    return isinstance(status, int) and 400 <= status < 500 and status not in _TOO_MUCH_OR_TOO_LATE
 
 
 @contextlib.contextmanager
@@ -192,7 +216,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         folder = os.path.dirname(path)
         os.makedirs(folder, exist_ok=True)
         # The name stays short: the target's own may be as long as the file system allows.
-        temporary = os.path.join(folder, f"{_TEMPORARY}{uuid.uuid4().hex}")
+        temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -211,7 +235,7 @@ def sweep_temporaries(uri: str) -> None:
         return
     for folder, _, names in os.walk(open_filesystem(uri)[1]):
         for name in names:
-            if name.startswith(_TEMPORARY):
+            if name.startswith(TEMPORARY_PREFIX):
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(folder, name))
 
@@ -246,6 +270,14 @@ def remove(uri: str) -> None:
             filesystem.rm(path, recursive=True)
 
 
+def remove_file(uri: str) -> None:
+    """Delete exactly one file, whatever characters its name has; none there is fine."""
+    with storage_errors(uri):
+        filesystem, path = open_filesystem(uri)
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm_file(path)
+
+
 def list_names(uri: str) -> list[str]:
     """Sorted names directly below a folder; empty where there is none."""
     with storage_errors(uri):
@@ -255,7 +287,7 @@ def list_names(uri: str) -> list[str]:
         except (FileNotFoundError, NotADirectoryError):
             return []
         names = sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry.rstrip("/") != path)
-        return [name for name in names if name and not name.startswith(_TEMPORARY)]
+        return [name for name in names if name and not name.startswith(TEMPORARY_PREFIX)]
 
 
 def is_hidden(name: str) -> bool:
@@ -309,7 +341,7 @@ def require_readable(uri: str, option: str) -> None:
 
 def require_writable(uri: str, option: str) -> None:
     """Raise UsageError, naming `option`, unless a file can be written below `uri`. Answers in seconds."""
-    probe = join(uri, f"{_TEMPORARY}probe-{uuid.uuid4().hex}")
+    probe = join(uri, f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}")
     try:
         with storage_errors(uri):
             if is_remote(uri):

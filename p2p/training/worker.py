@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from p2p.data.description import formats_for
 from p2p.data.feed import Feed, Part, Preparation
 from p2p.data.pairs import Pairs
-from p2p.data.session import physical_cores
+from p2p.data.session import compute_first, physical_cores
 from p2p.errors import P2PError, TrainingStopped
 from p2p.model.allocator import keep_freed_memory
 from p2p.model.checkpoint import load_trainer
 from p2p.model.engine import choose_precision
 from p2p.model.pix2pix import Pix2Pix
-from p2p.model.sync_norm import synchronise_batch_norm
+from p2p.model.sync_norm import data_parallel, synchronise_batch_norm
 from p2p.storage.images import Pixels
 from p2p.training.config import TrainConfig
 from p2p.training.health import describe_finding, findings
@@ -57,6 +57,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     task: Task = settings["task"]
     if ray.get(task.board.failure.remote()) is not None:
         return  # started again after something that a restart cannot mend
+    compute_first()
     try:
         _Worker(task).train()
     except torch.OutOfMemoryError as error:
@@ -132,7 +133,7 @@ class _Worker:
             synchronise_batch_norm(module)
         # Each rank keeps its own running statistics between validations, where they are averaged.
         ids = [self.device] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+        return data_parallel(module, ids)
 
     def _restore(self) -> Position:
         self.run.require_present()

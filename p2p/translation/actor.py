@@ -42,7 +42,8 @@ class Work:
     max_pixels: int
     batch_size: int
     device: str
-    torch_threads: int
+    threads: int
+    """Of a CPU's network; each computes a batch by itself."""
     codec_threads: int
     io_threads: int
 
@@ -62,6 +63,7 @@ def make_pipeline(work: Work, sink: Sink, books: ShardBooks) -> Pipeline:
         norm_mode=settings.norm_mode,
         dropout=settings.dropout,
         seed=settings.seed,
+        threads=work.threads,
     )
     return Pipeline(
         network=engine,
@@ -85,7 +87,7 @@ class ShardTranslator:
 
     def __init__(self, work: Work) -> None:
         keep_freed_memory()
-        torch.set_num_threads(work.torch_threads)
+        torch.set_num_threads(1)  # several threads are several batches, several images
         self._work = work
         self._notes: dict[int, Note] = {}
         self._pipeline: Pipeline | None = None
@@ -105,12 +107,14 @@ class ShardTranslator:
             yield _row({})
             for report in self._translate(self._pipeline, [Shard(*row) for row in rows]):
                 yield _row(dataclasses.asdict(report))
+            yield _row({"fallbacks": self._pipeline.network.fallbacks})
         except P2PError as error:
             yield _row({"stopped": str(error)})
         except (torch.OutOfMemoryError, MemoryError) as error:
             reason = str(error).split(". ")[0] or "out of memory"
-            advice = f"{reason}; pass a smaller --batch-size (now {self._work.batch_size}), a smaller --tile-size"
-            yield _row({"stopped": f"{advice} or fewer --workers. The same command continues"})
+            smaller = f"--batch-size (now {self._work.batch_size}), a smaller " if self._work.device != "cpu" else ""
+            advice = f"{reason}; pass a smaller {smaller}--tile-size or fewer --workers"
+            yield _row({"stopped": f"{advice}. The same command continues"})
 
     def _translate(self, pipeline: Pipeline, shards: list[Shard]) -> Iterator[ShardReport]:
         """All shards in one flow, except those at which a process has ended: these go image by image."""
@@ -122,14 +126,23 @@ class ShardTranslator:
 
     def _books(self) -> ShardBooks:
         output = self._work.output
-        return ShardBooks(self._read_inputs, self._declare_done, functools.partial(read_kept, output), self._take_up)
+        return ShardBooks(
+            self._read_inputs,
+            self._declare_done,
+            functools.partial(read_kept, output),
+            self._begin,
+            self._take_up,
+            self._put_down,
+        )
 
     def _read_inputs(self, shard: Shard) -> list[Input]:
         """Nothing for a shard that was finished before this call was made again, after its first process had died."""
         if exists(ledger_uri(self._work.output, shard.index)):
             return []
-        self._notes[shard.index] = begin_note(self._work.output, shard.index)
         return read_inputs(shard)
+
+    def _begin(self, shard: int) -> None:
+        self._notes[shard] = begin_note(self._work.output, shard)
 
     def _declare_done(self, shard: int, rows: Sequence[LedgerRow]) -> None:
         write_ledger(self._work.output, shard, rows)
@@ -138,7 +151,7 @@ class ShardTranslator:
     def _take_up(self, shard: int, position: int) -> None:
         """Called for every image; only those of a suspected shard are noted."""
         note = self._notes[shard]
-        if note.is_new:
+        if not note.watched:
             return
         if note.is_bad(position):
             raise BadInput(
@@ -147,3 +160,8 @@ class ShardTranslator:
                 f"more memory than there is",
             )
         note.take_up(position)
+
+    def _put_down(self, shard: int) -> None:
+        note = self._notes[shard]
+        if note.watched:
+            note.take_up(None)

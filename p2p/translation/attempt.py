@@ -17,6 +17,7 @@ from p2p.storage.filesystems import (
     open_filesystem,
     read_json,
     remove,
+    remove_file,
     sweep_temporaries,
     write_json,
 )
@@ -24,11 +25,11 @@ from p2p.translation import deaths, ledger, plan
 from p2p.translation.config import Settings, TranslateConfig
 from p2p.translation.corpus import Corpus, Selection
 from p2p.translation.plan import Plan, Shard
-from p2p.translation.sinks import images, open_sink, parquet
-from p2p.translation.sinks.staging import remove_file
+from p2p.translation.shards import shards_in
+from p2p.translation.sinks import images, open_sink, packed
 
 SETTINGS = "settings.json"
-_FOLDERS = (parquet.FOLDER, images.FOLDER, ledger.FOLDER, plan.FOLDER)
+_FOLDERS = (packed.FOLDER, images.FOLDER, ledger.FOLDER, plan.FOLDER)
 _PASSING_FOLDERS = (deaths.FOLDER, ledger.RETRY_FOLDER)  # there only while work is going on
 _FILES = (SETTINGS, "summary.json", "report.html")
 _REMOVERS = 16
@@ -57,7 +58,7 @@ def require_apart(source: str, output: str) -> None:
     inside = f"{output.rstrip('/')}/"
     if inside.startswith(f"{source.rstrip('/')}/"):
         raise UsageError(f"--output {output} lies in --source, so outputs would become inputs; choose another folder")
-    for folder in (parquet.FOLDER, images.FOLDER):
+    for folder in (packed.FOLDER, images.FOLDER):
         if f"{source.rstrip('/')}/".startswith(f"{inside}{folder}/"):
             raise UsageError(f"--source {source} lies where --output {output} puts its results; choose another folder")
 
@@ -119,8 +120,9 @@ def select_failed(corpus: Corpus, config: TranslateConfig, output: str) -> Corpu
     """
     if not config.only_failed:
         return corpus
-    if ledger.is_ledger_of(config.only_failed, output):
-        if not ledger.done_shards(output):
+    meant = ledger.shards_meant(config.only_failed, output)
+    if meant is not None:
+        if not meant:
             raise UsageError(f"--only-failed {config.only_failed}: no ledger is there yet; leave the option out")
         return corpus
     try:
@@ -147,7 +149,7 @@ def remove_translation(output: str) -> None:
         remove(join(output, folder))
     if not is_remote(output):
         root = open_filesystem(output)[1]
-        for top in (images.FOLDER, parquet.FOLDER):
+        for top in (images.FOLDER, packed.FOLDER):
             for folder, _, _ in os.walk(os.path.join(root, top), topdown=False):
                 if not os.listdir(folder):
                     os.rmdir(folder)
@@ -159,8 +161,7 @@ def tidy(output: str) -> None:
     """Remove what is there only while work is going on, if it no longer is."""
     finished = ledger.done_shards(output)
     for folder in _PASSING_FOLDERS:
-        numbers = ("".join(filter(str.isdigit, name)) for name in list_names(join(output, folder)))
-        if finished.issuperset(int(number) for number in numbers if number):
+        if finished.issuperset(shards_in(join(output, folder))):
             remove(join(output, folder))
 
 

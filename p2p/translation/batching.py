@@ -31,6 +31,10 @@ class Network(Protocol):
     def in_flight(self) -> int:
         """Batches that may be started before the first is taken."""
 
+    @property
+    def fallbacks(self) -> list[str]:
+        """Why it runs slower than it could."""
+
     def start(self, tiles: Array, keys: list[str]) -> Callable[[], Array]:
         """(B, h, w, C) uint8 -> what waits for its (B, h, w, C') uint8."""
 

@@ -33,8 +33,8 @@ class TranslateConfig:
     output: str
     """Where the translation goes: a local folder or any fsspec address."""
     format: OutputFormat = "parquet"
-    """parquet: data/part-*.parquet. webdataset: data/part-*.tar. png, jpeg, webp: images/<path in the source>. geotiff,
-    xyz: not in this version."""
+    """parquet: data/part-*.parquet. webdataset: data/part-*.tar. png, jpeg, webp: images/<path in the source>, with the
+    ending .png, .jpg or .webp. geotiff, xyz: not in this version."""
     image_format: ImageFormat = "png"
     """How images inside Parquet and WebDataset are encoded."""
     quality: int = 95
@@ -53,8 +53,11 @@ class TranslateConfig:
     """Pixels that neighbouring tiles share. Default: 64, or a quarter of a tile smaller than 256."""
     image_column: str = "auto"
     """Parquet column with image bytes. auto: `image`, `bytes`, the input side of prepared pairs, or the only one."""
+    id_column: str = "auto"
+    """Parquet column whose values name the images, each once. auto: `image_id`, `pair_id` or `id`. none, and for rows
+    without a value: the file's path and the row's number."""
     batch_size: int = 0
-    """Tiles per forward pass. 0: chosen for the device."""
+    """Tiles per forward pass on a GPU. 0: 64. On CPUs the tile size decides it, since results would depend on it."""
     workers: int = 0
     """Processes that hold the model. 0: one per core, or two per GPU."""
     gpu: Literal["auto", "true", "false"] = "auto"
@@ -75,7 +78,8 @@ class TranslateConfig:
     max_bad_fraction: float = 0.0
     """Share of bad inputs (0..1) up to which the exit status is 0."""
     limit: int = 0
-    """Only the first N images of the corpus. 0: all."""
+    """Only the first N images of the corpus. 0: all. In an output that was begun with more: the shards (up to 256
+    images) that hold the first N, whole."""
     dry_run: bool = False
     """List the corpus, time a sample of 1 %, print the estimate, write nothing."""
     price_per_hour: float = 0.0
@@ -132,6 +136,7 @@ class Settings:
     tile_size: int
     overlap: int
     image_column: str
+    id_column: str
     norm_mode: Literal["running", "batch"]
     dropout: bool
     seed: int

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import os
 import posixpath
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p2p.errors import UsageError, redact
@@ -27,12 +24,11 @@ from p2p.storage.filesystems import (
 from p2p.storage.images import SUFFIXES
 from p2p.storage.names import printable
 from p2p.translation.inputs import Input
-from p2p.translation.packed import ParquetCorpus, TarCorpus, find_image_column, read_schema
+from p2p.translation.kinds import Kind, find_kind, has_kind, kind_of, list_kind
+from p2p.translation.packed import ParquetCorpus, TarCorpus, holds_images, read_schema
 
 _MANIFESTS = (".txt", ".csv")
-_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _ADDRESS_COLUMNS = ("source_uri", "uri", "url", "path", "image", "file")
-_FILES_LOOKED_AT = 1000
 
 
 class Corpus(Protocol):
@@ -60,7 +56,7 @@ class FolderCorpus:
 
     def items(self) -> Iterator[Input]:
         """One input per file with an image's ending; its id is its path below the folder."""
-        for file in list_files(self.uri, SUFFIXES):
+        for file in list_kind(self.uri, Kind.IMAGE, holds_images):
             yield Input(file.path, file.uri, file.size)
 
 
@@ -131,55 +127,48 @@ def _address_column(columns: Iterable[str], uri: str) -> str:
     )
 
 
-def _has_images(schema: pa.Schema) -> bool:
-    return any(find_image_column(schema, name) for name in schema.names)
-
-
-def _open_file(uri: str, image_column: str, input_side: str) -> Corpus:
-    name = uri.lower()
-    if name.endswith(".parquet"):
-        schema = read_schema(uri)
-        if not _has_images(schema) and image_column == "auto":
-            _address_column(schema.names, uri)
+def _open_file(uri: str, columns: Mapping[str, str]) -> Corpus:
+    kind = kind_of(uri)
+    if kind is Kind.PARQUET:
+        if not holds_images(uri) and columns["image_column"] == "auto":
+            _address_column(read_schema(uri).names, uri)
             return ManifestCorpus(uri)
-        return ParquetCorpus.open(uri, [uri], image_column, input_side)
-    if name.endswith(_MANIFESTS):
+        return ParquetCorpus.open(uri, [uri], **columns)
+    if uri.lower().endswith(_MANIFESTS):
         return ManifestCorpus(uri)
-    if name.endswith(_COMPRESSED_TARS):
+    if kind is Kind.COMPRESSED_TAR:
         raise UsageError(f"--source {uri}: a compressed tar cannot be read in pieces; unpack it to a plain .tar first")
-    if name.endswith(".tar"):
-        return TarCorpus(uri)
-    if name.endswith(SUFFIXES):
-        return FolderCorpus(uri)
-    raise UsageError(
-        f"--source {uri}: expected a folder, an image ({', '.join(SUFFIXES)}), a .parquet, .tar, .txt or .csv file"
-    )
+    if kind is None:
+        raise UsageError(
+            f"--source {uri}: expected a folder, an image ({', '.join(SUFFIXES)}), a .parquet, .tar, .txt or .csv file"
+        )
+    return TarCorpus(uri) if kind is Kind.TAR else FolderCorpus(uri)
 
 
-def open_corpus(uri: str, image_column: str = "auto", input_side: str = "a") -> Corpus:
+def _open_folder(uri: str, columns: Mapping[str, str]) -> Corpus:
+    means_parquet = (columns["image_column"], columns["id_column"]) != ("auto", "auto")
+    if means_parquet and has_kind(uri, Kind.PARQUET):
+        return ParquetCorpus.open(uri, [file.uri for file in list_files(uri, (".parquet",))], **columns)
+    kind = find_kind(uri, holds_images)
+    if kind is Kind.COMPRESSED_TAR:
+        raise UsageError(f"--source {uri}: compressed tars cannot be read in pieces; unpack them to plain .tar first")
+    if kind is Kind.PARQUET:
+        return ParquetCorpus.open(uri, [file.uri for file in list_kind(uri, kind, holds_images)], **columns)
+    return TarCorpus(uri) if kind is Kind.TAR else FolderCorpus(uri)
+
+
+def open_corpus(uri: str, image_column: str = "auto", id_column: str = "auto", input_side: str = "a") -> Corpus:
     """Find out what kind of source lies at `uri`; `input_side` ("a", "b") is the model's side of prepared pairs.
 
-    A folder is what most of its first files are. Raises UsageError where there is nothing to translate.
+    Raises UsageError where there is nothing to translate, where nobody could tell what of a folder is meant, and for
+    columns of a source that has none.
     """
-    if is_file(uri):
-        return _open_file(uri, image_column, input_side)
-    kinds: Counter[str] = Counter()
-    others: Counter[str] = Counter()
-    for file in itertools.islice(list_files(uri), _FILES_LOOKED_AT):
-        suffix = os.path.splitext(file.path)[1].lower()
-        kind = "image" if suffix in SUFFIXES else suffix
-        (kinds if kind in ("image", ".parquet", ".tar") else others)[kind] += 1
-    if not kinds:
-        found = ", ".join(f"{count} {suffix or 'without ending'}" for suffix, count in others.most_common(3))
-        raise UsageError(
-            f"--source {uri}: no images ({', '.join(SUFFIXES)}), .parquet or .tar files are there"
-            + (f"; found {found}" if found else "; it is empty")
-        )
-    kind = kinds.most_common(1)[0][0]
-    if kind == ".parquet":
-        files = [file.uri for file in list_files(uri, (".parquet",))]
-        return ParquetCorpus.open(uri, files, image_column, input_side)
-    return TarCorpus(uri) if kind == ".tar" else FolderCorpus(uri)
+    columns = {"image_column": image_column, "id_column": id_column, "input_side": input_side}
+    corpus = _open_file(uri, columns) if is_file(uri) else _open_folder(uri, columns)
+    for option, column in (("--image-column", image_column), ("--id-column", id_column)):
+        if column != "auto" and not isinstance(corpus, ParquetCorpus):
+            raise UsageError(f"{option} {column}: --source {uri} is no Parquet with images; leave the option out")
+    return corpus
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,23 @@
 """Inputs that end the process which works on them: a crash in a decoder, a hang, more memory than there is.
 
 No process can tell of its own end. So each shard has a note in the output while it is worked on. A process that finds
-one left behind works through that shard image by image and notes each before it touches it; the image at which a
-process has ended twice becomes a failed row. Hangs become ends: decoding for too long ends the process.
+one left behind works through that shard image by image and notes each before it touches it and when it is through;
+the image at which a process has ended twice becomes a failed row. Hangs become ends: decoding for too long ends the
+process.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import re
+import json
 import sys
 import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from p2p.errors import P2PError
-from p2p.storage.filesystems import exists, join, list_names, read_json, write_json
-from p2p.translation.sinks.staging import remove_file
+from p2p.errors import NotFound, P2PError
+from p2p.storage.filesystems import join, read_bytes, remove_file, write_json
+from p2p.translation.shards import shard_uri, shards_in
 
 FOLDER = "attempts"
 PROCESS_ENDED = "ProcessEnded"
@@ -25,8 +26,6 @@ DECODE_SECONDS = 120.0
 """No image takes that long: the largest one allowed is decoded in five seconds."""
 _ENDS_OF_A_BAD_INPUT = 2
 _UNEXPLAINED_ENDS = 5
-_NO_END_YET = -1  # whoever finds a note counts the end of the process that left it
-_NAME = re.compile(r"shard-(\d+)\.json")
 
 
 @dataclass
@@ -34,21 +33,23 @@ class Note:
     """What is known of the earlier processes that worked on a shard."""
 
     uri: str
+    watched: bool = False
+    """Whether its images are gone through one by one, since an earlier process left a note. Before that nobody knows
+    where it ended, nor whether it was in this shard at all."""
     unexplained: int = 0
-    """Ends at no particular image."""
+    """Ends at no particular image while the shard was watched."""
     at: int | None = None
     """Position of the image in hand."""
     ends: dict[int, int] = field(default_factory=dict)
     """How often a process ended at a position."""
-    is_new: bool = True
-    """Whether no earlier process left one."""
 
     def write(self) -> None:
         """Publish it."""
-        write_json(self.uri, {"unexplained": self.unexplained, "at": self.at, "ends": self.ends})
+        known = {"watched": self.watched, "unexplained": self.unexplained, "at": self.at, "ends": self.ends}
+        write_json(self.uri, known)
 
-    def take_up(self, position: int) -> None:
-        """The image at `position` is in hand from now on."""
+    def take_up(self, position: int | None) -> None:
+        """The image at `position` is in hand from now on, or none: what is fetched or published is not its doing."""
         if self.at != position:
             self.at = position
             self.write()
@@ -64,12 +65,11 @@ class Note:
 
 def begun_shards(output: str) -> set[int]:
     """Shards that a process is working on, or was when it ended."""
-    names = (_NAME.fullmatch(name) for name in list_names(join(output, FOLDER)))
-    return {int(name[1]) for name in names if name}
+    return shards_in(join(output, FOLDER))
 
 
 def _uri(output: str, shard: int) -> str:
-    return join(output, FOLDER, f"shard-{shard:05d}.json")
+    return shard_uri(join(output, FOLDER), shard, "json")
 
 
 def begin_note(output: str, shard: int) -> Note:
@@ -77,33 +77,50 @@ def begin_note(output: str, shard: int) -> Note:
 
     Raises P2PError when so many processes have ended that going on would never end.
     """
-    note = Note(_uri(output, shard))
-    if exists(note.uri):
-        left: dict[str, Any] = read_json(note.uri)
-        note.is_new = False
-        note.unexplained = left["unexplained"]
-        note.ends = {int(position): count for position, count in left["ends"].items()}
-        if left["at"] is None:
-            note.unexplained += 1
-        else:
-            note.ends[left["at"]] = note.ends.get(left["at"], 0) + 1
+    note = _read_note(_uri(output, shard))
+    if note is None:
+        note = Note(_uri(output, shard))
+    elif note.at is not None:
+        note.ends[note.at] = note.ends.get(note.at, 0) + 1
+    elif note.watched:
+        note.unexplained += 1
+    else:
+        note.watched = True
+    note.at = None
     note.write()
     if note.unexplained >= _UNEXPLAINED_ENDS:
         raise P2PError(
             f"{note.unexplained} processes have ended while they worked on shard {shard}, at no image in particular; "
-            f"if memory is short, pass fewer --workers or a smaller --batch-size. The same command tries again"
+            f"if memory is short, pass fewer --workers or a smaller --tile-size. The same command tries again"
         )
     return note
+
+
+def _read_note(uri: str) -> Note | None:
+    """The note that was left at `uri`, if any.
+
+    One that tells nothing (cut short, or somebody else's) is as good as new: a process ended, and nobody knows where.
+    """
+    try:
+        left: Any = json.loads(read_bytes(uri))
+        ends = {int(position): int(count) for position, count in left["ends"].items()}
+        at = None if left["at"] is None else int(left["at"])
+        return Note(uri, bool(left["watched"]), int(left["unexplained"]), at, ends)
+    except NotFound:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return Note(uri)
 
 
 def forgive(output: str) -> None:
     """Before a job begins: it was stopped, or its machine was, and that is no fault of the images then in hand."""
     for shard in begun_shards(output):
-        uri = _uri(output, shard)
-        ends = {int(position): count for position, count in read_json(uri)["ends"].items()}
-        remove_file(uri)
-        if ends:
-            Note(uri, _NO_END_YET, None, ends).write()
+        note = _read_note(_uri(output, shard))
+        if note is None:
+            continue
+        note.remove()
+        if note.ends:
+            Note(note.uri, watched=False, ends=note.ends).write()
 
 
 class Deadline:

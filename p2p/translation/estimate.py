@@ -68,8 +68,11 @@ class _Nowhere:
         pass
 
 
-def estimate(config: TranslateConfig, corpus: Corpus, work: Work, processes: int) -> dict[str, Any]:
-    """Time a sample in this process and scale it to `processes`. Returns and logs the estimate."""
+def estimate(config: TranslateConfig, corpus: Corpus, work: Work, processes: int, undisturbed: int) -> dict[str, Any]:
+    """Time a sample in this process, by itself, and scale it. Returns and logs the estimate.
+
+    undisturbed: as how many such processes the `processes` of the job together are, that share its cores and GPUs.
+    """
     count, chosen = sample(corpus, config.limit)
     held = [chosen[:1], chosen]  # the first image pays for memory and kernels
     books = ShardBooks(lambda shard: held[shard.index], lambda shard, rows: None)
@@ -80,7 +83,7 @@ def estimate(config: TranslateConfig, corpus: Corpus, work: Work, processes: int
     seconds = time.monotonic() - started
     translated = sum(report.translated for report in reports)
     pixels = sum(report.pixels for report in reports)
-    rate = len(chosen) / seconds * processes
+    rate = len(chosen) / seconds * undisturbed
     whole = count / rate
     result = {
         "dry_run": True,

@@ -10,17 +10,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from p2p.errors import BadInput, KeysRefused, NotFound, StorageError, UsageError
+from p2p.errors import BadInput, KeysRefused, NotFound, Refused, StorageError, UsageError
 from p2p.storage.filesystems import arrow_filesystem, open_filesystem, storage_errors
 from p2p.storage.names import printable
-from p2p.translation.inputs import WHOLE_FILE, Input, on_disk
+from p2p.translation.inputs import DAMAGED, WHOLE_FILE, Input, on_disk
+from p2p.translation.packed import damage_told
 
 _RANGE_BYTES = 8 * 2**20  # neighbours in a tar are read together up to this
 _ROWS_AT_ONCE = 32
 
 Fetched = bytes | BadInput
 FETCH_FAILED = "FetchFailed"
-"""Kind of a BadInput whose storage refused, after the retries of its file system."""
+"""Kind of a BadInput whose storage did not answer, after the retries of its file system."""
+_REFUSED = "Refused"
 
 
 class Fetcher:
@@ -40,7 +42,8 @@ class Fetcher:
                 continue
             unit: list[Input] = []
             for item in same:
-                if unit and (item.offset == WHOLE_FILE or _span([*unit, item]) > _RANGE_BYTES):
+                alone = item.offset == WHOLE_FILE or DAMAGED in (item.row, unit[-1].row if unit else 0)
+                if unit and (alone or _span([*unit, item]) > _RANGE_BYTES):
                     yield unit
                     unit = []
                 unit.append(item)
@@ -50,6 +53,8 @@ class Fetcher:
     def fetch(self, unit: Sequence[Input]) -> list[Fetched]:
         """The bytes of each input of a unit, or why there are none. Raises KeysRefused: no input is bad for that."""
         first = unit[0]
+        if first.row == DAMAGED:
+            return [_damaged(first)]
         try:
             with storage_errors(first.source_uri):
                 if first.row_group != WHOLE_FILE:
@@ -63,11 +68,13 @@ class Fetcher:
                 data = bytes(filesystem.cat_file(path, start=start, end=end))
                 return [_cut(data, item.offset - start, item.size) for item in unit]
         except NotFound:
-            return [BadInput("NotFound", "the file was listed but is no longer there")] * len(unit)
+            return [BadInput("NotFound", "no file lies at this address, or no longer")] * len(unit)
         except KeysRefused:
             raise
         except (UsageError, ValueError) as error:
             return [BadInput("BadAddress", f"this address cannot be opened: {error}")] * len(unit)
+        except Refused as error:
+            return [BadInput(_REFUSED, printable(str(error)))] * len(unit)
         except StorageError as error:
             return [BadInput(FETCH_FAILED, printable(str(error)))] * len(unit)
 
@@ -89,23 +96,32 @@ class Fetcher:
         found: dict[int, Fetched] = {}
         column, _, member = self._image_column.partition(".")
         filesystem, path = arrow_filesystem(unit[0].source_uri)
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
-            batches = file.iter_batches(
-                batch_size=_ROWS_AT_ONCE, row_groups=[unit[0].row_group], columns=[self._image_column]
-            )
-            start = 0
-            for batch in batches:
-                values = batch.column(column)
-                for row in range(start, start + len(values)):
-                    if row in wanted:
+        missing = BadInput("NotFound", "the row was listed but is no longer there")
+        try:
+            with damage_told(), pq.ParquetFile(path, filesystem=filesystem) as file:
+                start = 0
+                for batch in file.iter_batches(
+                    batch_size=_ROWS_AT_ONCE, row_groups=[unit[0].row_group], columns=[self._image_column]
+                ):
+                    values = batch.column(column)
+                    for row in wanted.intersection(range(start, start + len(values))):
                         value = values[row - start].as_py()
                         value = value.get(member) if member and value is not None else value
                         found[row] = BadInput("EmptyFile", "the row holds no bytes") if value is None else value
-                start += len(values)
-                if len(found) == len(wanted):
-                    break
-        missing = BadInput("NotFound", "the row was listed but is no longer there")
+                    start += len(values)
+                    if len(found) == len(wanted):
+                        break
+        except BadInput as error:
+            missing = error
         return [found.get(item.row, missing) for item in unit]
+
+
+def _damaged(item: Input) -> BadInput:
+    if item.offset == WHOLE_FILE:
+        what = "no readable Parquet file; what it holds is not translated"
+    else:
+        what = f"cut off or damaged at byte {item.offset}; what could be read before is translated, what follows is not"
+    return BadInput("DamagedFile", f"when it was listed, this was {what}")
 
 
 def _span(unit: Sequence[Input]) -> int:

@@ -7,6 +7,8 @@ import re
 from typing import NamedTuple
 
 WHOLE_FILE = -1
+DAMAGED = -2
+"""In place of a row: not an image, but what cannot be read of a file that holds images, from `offset` on."""
 _ESCAPED_BYTE = re.compile(r"\\x([0-9a-f]{2})")
 
 

@@ -41,13 +41,12 @@ from p2p.translation.examples import Pair, Reader
 from p2p.translation.fetching import Fetcher
 from p2p.translation.ledger import Totals
 from p2p.translation.plan import Plan, extend_plan, load_plan, require_unique
-from p2p.translation.pool import ACTORS_PER_GPU, Outcome, on_gpu, ray_workforce
+from p2p.translation.pool import ACTORS_PER_GPU, Outcome, on_cores, on_gpu, ray_workforce
 from p2p.translation.seams import Seams
-from p2p.translation.sinks import Sink, open_sink
+from p2p.translation.sinks import NamedSink, open_sink
 
 log = logging.getLogger("p2p")
 
-_CPU_BATCH = 8
 _LOCAL_IO_THREADS, _REMOTE_IO_THREADS = 4, 16
 _EXAMPLES = 12
 
@@ -76,7 +75,7 @@ def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[s
     model = _read_model(absolute(config.checkpoint))
     require_readable(source, "--source")
     require_apart(source, output)
-    corpus = open_corpus(source, config.image_column, model.input_side)
+    corpus = open_corpus(source, config.image_column, config.id_column, model.input_side)
     if next(iter(corpus.items()), None) is None:
         raise UsageError(f"--source {source}: holds no images")
     corpus = select_failed(corpus, config, output)
@@ -90,21 +89,23 @@ def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[s
     with workforce(config) as work_through:
         # From here on nothing is wrong with the options, so what an earlier attempt left may go.
         if config.resume == "never" and exists_translation(output):
-            require_unique(corpus, sink.name_of, config.limit)
+            require_unique(corpus, sink, config.limit)
             remove_translation(output)
         begin(output, settings)
-        if config.only_failed and ledger.is_ledger_of(config.only_failed, output):
-            ledger.reopen_failed(output)
+        if config.only_failed:
+            ledger.reopen_failed(output, ledger.shards_meant(config.only_failed, output) or ())
         left = remaining(output, _planned(output, corpus, sink, config.limit), config.limit)
+        if config.limit and left.images > config.limit:
+            log.warning("--limit %d: an earlier attempt planned more, in shards; %d images", config.limit, left.images)
         if left.done:
             log.info("%d of %d images were done by an earlier attempt", left.images_done, left.images)
         outcome = work_through(work, left) if left.shards else Outcome()
     return _finish(config, work, left, outcome, started)
 
 
-def _planned(output: str, corpus: Corpus, sink: Sink, limit: int) -> Plan:
+def _planned(output: str, corpus: Corpus, sink: NamedSink, limit: int) -> Plan:
     try:
-        return extend_plan(output, corpus, sink.name_of, limit)
+        return extend_plan(output, corpus, sink, limit)
     except UsageError:
         if not load_plan(output).shards:  # nothing was begun, so other settings must be free to follow
             remove_translation(output)
@@ -151,6 +152,7 @@ def _settings(config: TranslateConfig, source: str, corpus: Corpus, model: _Mode
         tile_size=tile_size,
         overlap=_overlap(config, tile_size),
         image_column=corpus.image_column,
+        id_column=config.id_column,
         norm_mode=config.norm_mode,
         dropout=config.dropout,
         seed=config.seed,
@@ -172,18 +174,19 @@ def _overlap(config: TranslateConfig, tile_size: int) -> int:
 def _work(config: TranslateConfig, output: str, settings: Settings, corpus: Corpus, model: _Model) -> Work:
     """The work of one process on this machine's cores; the pool fits it to a cluster."""
     far = is_remote(settings.source) or is_remote(output)
-    return Work(
+    work = Work(
         generator_uri=model.generator_uri,
         output=output,
         settings=settings,
         image_column=corpus.image_column,
         max_pixels=config.max_pixels,
-        batch_size=config.batch_size or _CPU_BATCH,
+        batch_size=1,
         device="cpu",
-        torch_threads=1,
+        threads=1,
         codec_threads=0,
         io_threads=_REMOTE_IO_THREADS if far else _LOCAL_IO_THREADS,
     )
+    return on_cores(work, 1)
 
 
 def _dry_run(config: TranslateConfig, corpus: Corpus, work: Work) -> dict[str, Any]:
@@ -192,12 +195,14 @@ def _dry_run(config: TranslateConfig, corpus: Corpus, work: Work) -> dict[str, A
     from p2p.model.engine import choose_device
     from p2p.translation.estimate import estimate
 
-    if choose_device(config.gpu).type == "cuda":
-        work = on_gpu(work, config.batch_size, physical_cores())
-        return estimate(config, corpus, work, config.workers or ACTORS_PER_GPU * torch.cuda.device_count())
-    processes = config.workers or physical_cores()
     torch.set_num_threads(1)
-    return estimate(config, corpus, work, processes)
+    cores = physical_cores()
+    if choose_device(config.gpu).type == "cuda":
+        gpus = torch.cuda.device_count()
+        processes = config.workers or ACTORS_PER_GPU * gpus
+        return estimate(config, corpus, on_gpu(work, config.batch_size, cores), processes, min(processes, gpus))
+    processes = config.workers or cores
+    return estimate(config, corpus, work, processes, min(cores, processes * max(1, cores // processes)))
 
 
 def _finish(config: TranslateConfig, work: Work, left: Remaining, outcome: Outcome, started: float) -> dict[str, Any]:
@@ -230,6 +235,7 @@ def _finish(config: TranslateConfig, work: Work, left: Remaining, outcome: Outco
         "stage_share": {stage: round(spent / busy, 3) for stage, spent in sorted(outcome.stages.items())},
         "checkpoint_id": work.settings.checkpoint_id,
         "output_bytes": outcome.output_bytes,
+        "fallbacks": outcome.fallbacks,
         "output": output,
     }
     pairs = _examples(work, left)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -24,6 +22,7 @@ from p2p.storage.filesystems import (
     storage_errors,
     write_table,
 )
+from p2p.translation.shards import shard_of, shard_uri, shards_in
 
 FOLDER = "ledger"
 RETRY_FOLDER = "retry"
@@ -31,7 +30,6 @@ RETRY_FOLDER = "retry"
 LEDGER_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("image_id", "status", "error", "message", "output_uri")],
 )
-_NAME = re.compile(r"shard-(\d+)\.parquet")
 _READERS = 16
 MAX_FAILURES_KEPT = 1000
 """Failures that the totals list one by one; the ledger itself has all."""
@@ -64,13 +62,12 @@ class Totals:
 
 def ledger_uri(output: str, shard: int) -> str:
     """Where the ledger of one shard lies."""
-    return join(output, FOLDER, f"shard-{shard:05d}.parquet")
+    return shard_uri(join(output, FOLDER), shard, "parquet")
 
 
 def done_shards(output: str) -> set[int]:
     """Shards that an attempt has finished."""
-    names = (_NAME.fullmatch(name) for name in list_names(join(output, FOLDER)))
-    return {int(name[1]) for name in names if name}
+    return shards_in(join(output, FOLDER))
 
 
 def write_ledger(output: str, shard: int, rows: Sequence[LedgerRow]) -> None:
@@ -102,7 +99,7 @@ def read_totals(output: str, shards: Iterable[int]) -> Totals:
 
 
 def _retry_uri(output: str, shard: int) -> str:
-    return join(output, RETRY_FOLDER, os.path.basename(ledger_uri(output, shard)))
+    return shard_uri(join(output, RETRY_FOLDER), shard, "parquet")
 
 
 def read_kept(output: str, shard: int) -> dict[str, LedgerRow]:
@@ -114,8 +111,9 @@ def read_kept(output: str, shard: int) -> dict[str, LedgerRow]:
     return {row.image_id: row for row in rows if row.status == "translated"}
 
 
-def reopen_failed(output: str) -> int:
-    """Let every shard with failures count as not done; what it translated is remembered. Returns how many there are.
+def reopen_failed(output: str, shards: Collection[int]) -> int:
+    """Let those of `shards` that have failures count as not done; what they translated is remembered. Returns how many
+    there are.
 
     A shard's old ledger is copied before it is removed, so that an interruption loses neither.
     """
@@ -129,12 +127,21 @@ def reopen_failed(output: str) -> int:
         return True
 
     with ThreadPoolExecutor(_READERS) as pool:
-        return sum(pool.map(reopen, sorted(done_shards(output))))
+        return sum(pool.map(reopen, sorted(done_shards(output).intersection(shards))))
 
 
-def is_ledger_of(uri: str, output: str) -> bool:
-    """Whether `--only-failed uri` means the ledger of `output`."""
-    return absolute(uri).rstrip("/") in (output.rstrip("/"), join(output, FOLDER))
+def shards_meant(uri: str, output: str) -> set[int] | None:
+    """Where `--only-failed uri` is `output`, its ledger or one file of that: the shards it means; elsewhere None.
+
+    A shard whose retry was interrupted is among them.
+    """
+    folder = join(output, FOLDER)
+    known = done_shards(output) | shards_in(join(output, RETRY_FOLDER))
+    place = absolute(uri).rstrip("/")
+    if place in (output.rstrip("/"), folder):
+        return known
+    above, _, name = place.rpartition("/")
+    return known.intersection((shard_of(name),)) if above == folder else None
 
 
 def read_failed_ids(uri: str) -> set[str]:

@@ -1,27 +1,39 @@
-"""Corpora that hold many images per file: Parquet data sets and WebDataset tars, listed by their indexes."""
+"""Corpora that hold many images per file: Parquet data sets and WebDataset tars, listed by their indexes.
+
+A file that is damaged, among others, is one more input, which fails: it may hold any number of images, none of which
+can be named. What can be read of it is translated.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import posixpath
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from p2p.errors import UsageError
-from p2p.storage.filesystems import arrow_filesystem, is_hidden, list_files, open_filesystem, storage_errors
+from p2p.errors import BadInput, UsageError
+from p2p.storage.filesystems import FileInfo, arrow_filesystem, is_hidden, open_filesystem, storage_errors
 from p2p.storage.images import SUFFIXES
-from p2p.translation.inputs import Input
+from p2p.translation.inputs import DAMAGED, Input
+from p2p.translation.kinds import Kind, list_kind
+
+log = logging.getLogger("p2p")
 
 _ID_COLUMNS = ("image_id", "pair_id", "id")
-_NO_IMAGES = ("errors/", "ledger/", "manifest/")  # what p2p writes beside images
 _HEADER_BLOCK = 2**20  # a tar's headers lie between its images; less would be one request per image
 _FOOTERS_AHEAD = 8
 _MOST_READS_OF_A_ROW_GROUP = 8
+
+Groups = list[tuple[int, int]]
+"""Rows and stored bytes of each row group."""
 
 
 def find_image_column(schema: pa.Schema, name: str) -> str | None:
@@ -56,6 +68,14 @@ def choose_image_column(schema: pa.Schema, wanted: str, input_side: str, uri: st
     raise UsageError(f"--source {uri}: pass --image-column, one of {', '.join(candidates)}")
 
 
+def _choose_id_column(schema: pa.Schema, wanted: str, uri: str) -> str | None:
+    if wanted in ("auto", "none"):
+        return next((name for name in _ID_COLUMNS if name in schema.names and wanted == "auto"), None)
+    if wanted not in schema.names:
+        raise UsageError(f"--id-column {wanted}: {uri} has no such column; its columns are {', '.join(schema.names)}")
+    return wanted
+
+
 @dataclass(frozen=True)
 class ParquetCorpus:
     """A Parquet data set with a column of encoded images."""
@@ -67,29 +87,48 @@ class ParquetCorpus:
     smallest_shard: int
 
     @classmethod
-    def open(cls, uri: str, files: Sequence[str], wanted_column: str, input_side: str) -> ParquetCorpus:
-        """Read the first footer to choose columns. Raises UsageError where there is no image column."""
-        kept = [file for file in files if not _relative(file, uri).startswith(_NO_IMAGES)]
-        if not kept:
-            raise UsageError(f"--source {uri}: no Parquet files with images are there")
-        schema, groups = _footer(kept[0])
-        column = choose_image_column(schema, wanted_column, input_side, kept[0])
-        id_column = next((name for name in _ID_COLUMNS if name in schema.names), None)
+    def open(
+        cls, uri: str, files: Sequence[str], image_column: str = "auto", id_column: str = "auto", input_side: str = "a"
+    ) -> ParquetCorpus:
+        """Read the first footer with images to choose columns. Raises UsageError where there is no image column."""
+        file, schema, groups = _first_with_images(files)
+        column = choose_image_column(schema, image_column, input_side, file)
         most_rows = max((rows for rows, _ in groups), default=0)
-        return cls(uri, tuple(kept), column, id_column, -(-most_rows // _MOST_READS_OF_A_ROW_GROUP))
+        ids = _choose_id_column(schema, id_column, file)
+        return cls(uri, tuple(files), column, ids, -(-most_rows // _MOST_READS_OF_A_ROW_GROUP))
 
     def items(self) -> Iterator[Input]:
-        """One input per row, from footers and the id column only. Its id is that column's, else `file#row`."""
+        """One input per row, from footers and the id column only. Its id is that column's, else `file#row`.
+
+        Tables without any images, such as p2p itself writes beside data sets, are left out.
+        """
+        tables = []
         with ThreadPoolExecutor(_FOOTERS_AHEAD) as pool:
             for start in range(0, len(self.files), _FOOTERS_AHEAD):
                 some = self.files[start : start + _FOOTERS_AHEAD]
-                for file, (schema, groups) in zip(some, pool.map(_footer, some), strict=True):
-                    self._require_columns(file, schema)
-                    ids = self._ids(file) if self.id_column else (f"{_relative(file, self.uri)}#{n}" for n in count())
-                    for index, (rows, size) in enumerate(groups):
-                        each = size // max(rows, 1)
-                        for row, image_id in zip(range(rows), ids, strict=False):
-                            yield Input(image_id, file, each, row_group=index, row=row)
+                for file, footer in zip(some, pool.map(_footer_if_whole, some), strict=True):
+                    if footer is None:
+                        yield self._damaged(file)
+                    elif any(find_image_column(footer[0], name) for name in footer[0].names):
+                        self._require_columns(file, footer[0])
+                        yield from self._rows(file, footer[1])
+                    else:
+                        tables.append(file)
+        if tables:
+            log.warning("%d Parquet files without images are left out, such as %s", len(tables), tables[0])
+
+    def _rows(self, file: str, groups: Groups) -> Iterator[Input]:
+        ids = self._ids(file)
+        try:
+            for index, (rows, size) in enumerate(groups):
+                each = size // max(rows, 1)
+                for row, image_id in zip(range(rows), ids, strict=False):
+                    yield Input(image_id, file, each, row_group=index, row=row)
+        except BadInput:
+            yield self._damaged(file)
+
+    def _damaged(self, file: str) -> Input:
+        return Input(_relative(file, self.uri), file, row=DAMAGED)
 
     def _require_columns(self, file: str, schema: pa.Schema) -> None:
         for column in filter(None, (self.image_column.partition(".")[0], self.id_column)):
@@ -97,10 +136,30 @@ class ParquetCorpus:
                 raise UsageError(f"--source {file} has no column {column}, which other files of the data set have")
 
     def _ids(self, file: str) -> Iterator[str]:
+        """The id of each row; where the column has none, the file's path and the row's number."""
+        numbered = (f"{_relative(file, self.uri)}#{number}" for number in count())
+        if not self.id_column:
+            yield from numbered
+            return
         filesystem, path = arrow_filesystem(file)
-        with storage_errors(file), pq.ParquetFile(path, filesystem=filesystem) as parquet:
+        with storage_errors(file), damage_told(), pq.ParquetFile(path, filesystem=filesystem) as parquet:
             for batch in parquet.iter_batches(columns=[self.id_column]):
-                yield from (str(value) for value in batch.column(0).to_pylist())
+                for value in batch.column(0).to_pylist():
+                    number = next(numbered)
+                    yield number if value in (None, "") else str(value)
+
+
+def _first_with_images(files: Sequence[str]) -> tuple[str, pa.Schema, Groups]:
+    """The first file with an image column, or else the first that can be read. Raises UsageError if none can."""
+    first: tuple[str, pa.Schema, Groups] | None = None
+    for file in files:
+        footer = _footer_if_whole(file)
+        if footer is None:
+            continue
+        if any(find_image_column(footer[0], name) for name in footer[0].names):
+            return file, *footer
+        first = first or (file, *footer)
+    return first or (files[0], *_footer(files[0]))
 
 
 def _relative(file: str, root: str) -> str:
@@ -112,17 +171,42 @@ def read_schema(file: str) -> pa.Schema:
     return _footer(file)[0]
 
 
-def _footer(file: str) -> tuple[pa.Schema, list[tuple[int, int]]]:
-    """Schema and, per row group, (rows, stored bytes). Raises UsageError for a file that is not Parquet."""
+def holds_images(file: str) -> bool:
+    """Whether a Parquet file has a column of bytes, or might have: it is damaged."""
+    footer = _footer_if_whole(file)
+    return footer is None or any(find_image_column(footer[0], name) for name in footer[0].names)
+
+
+@contextlib.contextmanager
+def damage_told() -> Iterator[None]:
+    """Turn what PyArrow says of damaged content into BadInput. Trouble with the storage passes."""
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise BadInput("DamagedFile", f"its Parquet file is damaged: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        if type(error) is not OSError or error.errno is not None:
+            raise
+        raise BadInput("DamagedFile", f"its Parquet file is damaged: {' '.join(str(error).split())}") from None
+
+
+def _footer(file: str) -> tuple[pa.Schema, Groups]:
+    """Schema and row groups. Raises UsageError for a file that is not Parquet."""
     filesystem, path = arrow_filesystem(file)
-    with storage_errors(file):
-        try:
-            with pq.ParquetFile(path, filesystem=filesystem) as parquet:
-                footer = parquet.metadata
-                groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
-                return parquet.schema_arrow, [(group.num_rows, group.total_byte_size) for group in groups]
-        except pa.ArrowInvalid as error:
-            raise UsageError(f"--source {file}: not a Parquet file: {error}") from None
+    try:
+        with storage_errors(file), damage_told(), pq.ParquetFile(path, filesystem=filesystem) as parquet:
+            footer = parquet.metadata
+            groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+            return parquet.schema_arrow, [(group.num_rows, group.total_byte_size) for group in groups]
+    except BadInput as error:
+        raise UsageError(f"--source {file}: not a Parquet file: {error}") from None
+
+
+def _footer_if_whole(file: str) -> tuple[pa.Schema, Groups] | None:
+    try:
+        return _footer(file)
+    except UsageError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -135,21 +219,40 @@ class TarCorpus:
 
     def items(self) -> Iterator[Input]:
         """One input per image member; its id is the member's name, below the tar's name if there are several tars."""
-        for file in list_files(self.uri, (".tar",)):
-            prefix = "" if file.uri == self.uri else file.path[: -len(".tar")]
+        for file in list_kind(self.uri, Kind.TAR, holds_images):
+            alone = file.uri == self.uri
             with storage_errors(file.uri):
                 filesystem, path = open_filesystem(file.uri)
                 with filesystem.open(path, "rb", block_size=_HEADER_BLOCK) as raw:
-                    yield from self._members(raw, file.uri, prefix)
+                    yield from _members(raw, file, "" if alone else f"{file.path[: -len('.tar')]}/", alone)
 
-    def _members(self, raw: object, uri: str, prefix: str) -> Iterator[Input]:
-        try:
-            with tarfile.open(fileobj=raw, mode="r:") as tar:  # type: ignore[call-overload]
-                for member in tar:
-                    hidden = is_hidden(posixpath.basename(member.name))
-                    if member.isfile() and not hidden and member.name.lower().endswith(SUFFIXES):
-                        name = member.name.removeprefix("./")
-                        yield Input(f"{prefix}/{name}" if prefix else name, uri, member.size, offset=member.offset_data)
-                    tar.members = []  # else the tar remembers every member it has seen
-        except tarfile.ReadError as error:
-            raise UsageError(f"--source {uri}: not a readable tar: {error}") from None
+
+def _members(raw: IO[bytes], file: FileInfo, prefix: str, alone: bool) -> Iterator[Input]:
+    """The images of a tar. Raises UsageError for one that is `alone` and no tar at all."""
+    position = 0
+    try:
+        with tarfile.open(fileobj=raw, mode="r:") as tar:
+            for member in tar:
+                position = member.offset_data
+                hidden = is_hidden(posixpath.basename(member.name))
+                if member.isfile() and not hidden and member.name.lower().endswith(SUFFIXES):
+                    yield Input(
+                        prefix + member.name.removeprefix("./"), file.uri, member.size, offset=member.offset_data
+                    )
+                tar.members = []  # type: ignore[attr-defined] # else the tar remembers every member it has seen
+            position = tar.offset
+            _require_end(raw, position, file.uri)
+    except tarfile.TarError as error:
+        if alone and not position:
+            raise UsageError(f"--source {file.uri}: not a readable tar: {error}") from None
+        yield Input(file.path, file.uri, offset=position, row=DAMAGED)
+
+
+def _require_end(raw: IO[bytes], position: int, uri: str) -> None:
+    """Raise ReadError unless a tar ends at `position`: Python takes a broken header behind the first for the end."""
+    raw.seek(position)
+    block = raw.read(tarfile.BLOCKSIZE)
+    if any(block):
+        raise tarfile.ReadError("broken header")
+    if not block:
+        log.warning("%s has no mark at its end; if it was cut off there, what came after is missing", uri)

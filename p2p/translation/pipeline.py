@@ -48,9 +48,12 @@ class ShardBooks:
     """Called with a shard's number and ledger when all its outputs are in place."""
     read_kept: Callable[[int], dict[str, LedgerRow]] = lambda shard: {}
     """Ledger rows, by image id, that stay as they are when a shard's failures are tried again."""
+    begin: Callable[[int], None] = lambda shard: None
+    """Called with a shard's number before any of its images is fetched."""
     take_up: Callable[[int, int], None] = lambda shard, position: None
-    """Called with shard and position before an image is touched, where images go through one by one. May raise BadInput
-    to forbid it."""
+    """Called with shard and position before an image is touched. May raise BadInput to forbid it."""
+    put_down: Callable[[int], None] = lambda shard: None
+    """Called with an image's shard when it is through."""
 
 
 class Pipeline:
@@ -73,7 +76,7 @@ class Pipeline:
         codec_threads: int,
         deadline: contextlib.AbstractContextManager[None] | None = None,
     ) -> None:
-        self._network, self._policy, self._codec = network, policy, codec
+        self.network, self._policy, self._codec = network, policy, codec
         self._fetcher, self._sink = fetcher, sink
         self._books = books
         self._deadline = deadline or contextlib.nullcontext()
@@ -128,7 +131,7 @@ class Pipeline:
             most_weight=_DECODED_PIXELS,
             waited=wait,
         )
-        batcher = Batcher(self._network, self._policy, lambda: self._stages, one_by_one=io is None)
+        batcher = Batcher(self.network, self._policy, lambda: self._stages, one_by_one=io is None)
         return ahead(
             self._encode,
             batcher.run(decoded),
@@ -147,6 +150,7 @@ class Pipeline:
         for shard, inputs, before in ahead(read, shards, io, count=2):
             if not inputs:
                 continue
+            self._books.begin(shard.index)
             writer = self._sink.open_shard(shard.index)
             kept = writer.keep(before) if before else set()
             rows = [before[item.image_id] if item.image_id in kept else None for item in inputs]
@@ -161,11 +165,17 @@ class Pipeline:
 
     def _fetch(self, unit: list[Job]) -> list[Job]:
         started = time.perf_counter()
-        for job, data in zip(unit, self._fetcher.fetch([job.item for job in unit]), strict=True):
+        try:
+            if len(unit) == 1:  # whose doing it is that several are read together, nobody can say
+                self._take_up(unit[0])
+            fetched = self._fetcher.fetch([job.item for job in unit])
+        except BadInput as error:
+            fetched = [error]
+        for job, data in zip(unit, fetched, strict=True):
             job.data = data
             if isinstance(data, bytes):
                 try:  # the header alone, so that decoding can be kept within bounds
-                    self._books.take_up(job.shard.report.shard, job.position)
+                    self._take_up(job)
                     width, height = image_size(data, self._codec.max_pixels)
                     job.pixels = width * height
                 except BadInput as error:
@@ -173,8 +183,14 @@ class Pipeline:
         unit[0].stages.append(("fetch", time.perf_counter() - started))
         return unit
 
+    def _take_up(self, job: Job) -> None:
+        self._books.take_up(job.shard.report.shard, job.position)
+
     def _readable(self, units: Iterable[list[Job]]) -> Iterator[Job]:
-        """Pass the inputs on. One that cannot be read is bad; when none can, the storage is, and the work must stop."""
+        """Pass the inputs on. Where reads are not answered it is the storage that is bad, and the work must stop.
+
+        A refusal is an answer, and any number of them in a row is nothing but bad inputs.
+        """
         for unit in units:
             errors = [job.data for job in unit if isinstance(job.data, BadInput) and job.data.kind == FETCH_FAILED]
             self._unreadable_in_a_row = self._unreadable_in_a_row + 1 if len(errors) == len(unit) else 0
@@ -189,10 +205,10 @@ class Pipeline:
         if isinstance(job.data, bytes):
             started = time.perf_counter()
             try:
-                self._books.take_up(job.shard.report.shard, job.position)
+                self._take_up(job)
                 with self._deadline:
                     image = self._codec.decode(job.data)
-                if self._network.input_channels == 1:
+                if self.network.input_channels == 1:
                     image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
                 job.data = b""
                 job.windows = self._policy(image)
@@ -216,6 +232,7 @@ class Pipeline:
         last_report = time.monotonic()
         for job in jobs:
             self._record(job)
+            self._books.put_down(job.shard.report.shard)
             if job.shard.report.images == len(job.shard.rows):
                 publishing.append(publishers.submit(self._finish, job.shard))
             elif time.monotonic() - last_report > _SECONDS_BETWEEN_REPORTS:

@@ -10,9 +10,11 @@ each other.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +26,7 @@ from p2p.errors import UsageError
 from p2p.storage.filesystems import arrow_filesystem, join, list_names, remove, storage_errors, write_bytes
 from p2p.storage.names import printable
 from p2p.translation.corpus import Corpus
-from p2p.translation.inputs import Input
+from p2p.translation.inputs import WHOLE_FILE, Input
 
 FOLDER = "manifest"
 MANIFEST_SCHEMA = pa.schema(
@@ -63,10 +65,20 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every shard there is, and how many inputs they hold."""
+    """Every shard there is."""
 
     shards: tuple[Shard, ...]
-    images: int
+
+
+class Naming(Protocol):
+    """What outputs are called."""
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether names are paths of files, so that none may be another's folder."""
+
+    def name_of(self, image_id: str) -> str:
+        """What must be unique among the inputs, so that no output overwrites another."""
 
 
 def hash_id(text: str) -> int:
@@ -99,40 +111,43 @@ def _read_part(uri: str) -> tuple[list[Shard], Hashes, Hashes]:
 
 def load_plan(output: str) -> Plan:
     """The plan as it stands in `output`; empty where there is none."""
-    shards = [shard for uri in _part_uris(output) for shard in _read_part(uri)[0]]
-    return Plan(tuple(shards), sum(shard.rows for shard in shards))
+    return Plan(tuple(shard for uri in _part_uris(output) for shard in _read_part(uri)[0]))
 
 
-def extend_plan(output: str, corpus: Corpus, name_of: Callable[[str], str], limit: int = 0) -> Plan:
+def extend_plan(output: str, corpus: Corpus, naming: Naming, limit: int = 0) -> Plan:
     """List `corpus` and append shards for the inputs the plan in `output` does not have yet.
 
-    `name_of` gives the output's name for an image id. Raises UsageError, and leaves the plan as it was, if two inputs
-    have one id or would be written under one name.
+    Raises UsageError, and leaves the plan as it was, if two inputs have one id, would be written under one name, or
+    one would be written where another needs a folder.
     """
     parts = _part_uris(output)
     read = [_read_part(uri) for uri in parts]
     shards = [shard for part, _, _ in read for shard in part]
     ids = np.concatenate([np.empty(0, np.uint64), *(part for _, part, _ in read)])
     names = np.concatenate([np.empty(0, np.uint64), *(part for _, _, part in read)])
-    writer = _PlanWriter(output, len(parts), max((shard.index for shard in shards), default=-1) + 1, name_of)
+    writer = _PlanWriter(output, len(parts), max((shard.index for shard in shards), default=-1) + 1, naming)
     try:
-        for group in _groups(_unknown(_listed(corpus, limit), np.sort(ids)), corpus.smallest_shard):
+        for group in _groups(_unknown(corpus, limit, np.sort(ids)), corpus.smallest_shard):
             writer.add(group)
         writer.flush()
-        for hashes, what in ((np.concatenate([ids, *writer.ids]), "id"), (np.concatenate([names, *writer.names]), "")):
-            _require_no_twins(output, hashes, what, name_of)
+        if writer.parts:
+            names = np.concatenate([names, *writer.names])
+            _require_unique_ids(output, np.concatenate([ids, *writer.ids]))
+            _require_unique_names(output, names, naming)
+            if naming.is_tree:
+                folders = _read_folders(parts, naming) | writer.folders
+                _require_no_file_is_a_folder(output, names, folders, naming)
     except BaseException:
         for uri in writer.parts:
             remove(uri)
         raise
-    shards += writer.shards
-    return Plan(tuple(shards), sum(shard.rows for shard in shards))
+    return Plan((*shards, *writer.shards))
 
 
-def require_unique(corpus: Corpus, name_of: Callable[[str], str], limit: int = 0) -> None:
+def require_unique(corpus: Corpus, naming: Naming, limit: int = 0) -> None:
     """Raise UsageError as `extend_plan` would for an empty output, and write nothing there."""
     with tempfile.TemporaryDirectory(prefix="p2p-plan-") as scratch:
-        extend_plan(scratch, corpus, name_of, limit)
+        extend_plan(scratch, corpus, naming, limit)
 
 
 def _listed(corpus: Corpus, limit: int) -> Iterator[Input]:
@@ -142,15 +157,27 @@ def _listed(corpus: Corpus, limit: int) -> Iterator[Input]:
         yield item._replace(image_id=printable(item.image_id), source_uri=printable(item.source_uri))
 
 
-def _unknown(items: Iterator[Input], known: Hashes) -> Iterator[Input]:
-    """Drop what the plan has already, a chunk at a time since NumPy is quick only on many."""
-    for chunk in _chunks(items, _LOOK_AHEAD):
+def _unknown(corpus: Corpus, limit: int, known: Hashes) -> Iterator[Input]:
+    """List `corpus` without what the plan has already. Raises UsageError for an id of the plan that is listed twice.
+
+    Hashes are looked up a chunk at a time, since NumPy is quick only on many.
+    """
+    met = np.zeros(len(known), bool)
+    for chunk in _chunks(_listed(corpus, limit), _LOOK_AHEAD):
         if not len(known):
             yield from chunk
             continue
         hashes = np.fromiter((hash_id(item.image_id) for item in chunk), np.uint64, len(chunk))
         places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
-        yield from (item for item, hit in zip(chunk, known[places] == hashes, strict=True) if not hit)
+        is_known = known[places] == hashes
+        found = places[is_known]
+        repeated = met[found]
+        repeated[np.setdiff1d(np.arange(len(found)), np.unique(found, return_index=True)[1])] = True
+        if repeated.any():
+            second = chunk[np.flatnonzero(is_known)[repeated.argmax()]]
+            raise _repeated(next(item for item in _listed(corpus, limit) if item.image_id == second.image_id), second)
+        met[found] = True
+        yield from (item for item, hit in zip(chunk, is_known, strict=True) if not hit)
 
 
 def _chunks(items: Iterator[Input], size: int) -> Iterator[list[Input]]:
@@ -188,18 +215,23 @@ def _groups(items: Iterator[Input], smallest: int) -> Iterator[list[Input]]:
 class _PlanWriter:
     """Appends shards to the manifest, a part of 64 shards at a time."""
 
-    def __init__(self, output: str, first_part: int, first_shard: int, name_of: Callable[[str], str]) -> None:
-        self._output, self._next_part, self._next_shard, self._name_of = output, first_part, first_shard, name_of
+    def __init__(self, output: str, first_part: int, first_shard: int, naming: Naming) -> None:
+        self._output, self._next_part, self._next_shard, self._naming = output, first_part, first_shard, naming
         self._waiting: list[pa.Table] = []
         self.shards: list[Shard] = []
         self.parts: list[str] = []
         self.ids: list[Hashes] = []
         self.names: list[Hashes] = []
+        self.folders: dict[str, str] = {}
+        """What outputs need as a folder and another could be written as, each with an image id that needs it."""
 
     def add(self, inputs: Sequence[Input]) -> None:
         columns = dict(zip(_INPUT_COLUMNS, map(list, zip(*inputs, strict=True)), strict=True))
         ids = np.array([hash_id(item.image_id) for item in inputs], np.uint64)
-        names = np.array([hash_id(self._name_of(item.image_id)) for item in inputs], np.uint64)
+        named = [self._naming.name_of(item.image_id) for item in inputs]
+        names = np.array([hash_id(name) for name in named], np.uint64)
+        for item, name in zip(inputs, named, strict=True):
+            self.folders.update(dict.fromkeys(_folders(name), item.image_id))
         index = self._next_shard + len(self._waiting)
         extra = {"shard": [index] * len(inputs), "id_hash": ids, "name_hash": names}
         self._waiting.append(pa.table({**columns, **extra}).select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA))
@@ -225,27 +257,82 @@ class _PlanWriter:
         self._waiting = []
 
 
-def _require_no_twins(output: str, hashes: Hashes, what: str, name_of: Callable[[str], str]) -> None:
-    ordered = np.sort(hashes)
-    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    if not len(twice):
-        return
-    column = "id_hash" if what == "id" else "name_hash"
-    seen: dict[str, tuple[str, str]] = {}
-    for uri in _part_uris(output):
+def _folders(name: str) -> Iterator[str]:
+    """The folders of an output's path that could be another output's: those with the ending that all outputs have."""
+    ending = posixpath.splitext(name)[1]
+    start = name.find(f"{ending}/")
+    while ending and start >= 0:
+        yield name[: start + len(ending)]
+        start = name.find(f"{ending}/", start + 1)
+
+
+def _read_folders(parts: Sequence[str], naming: Naming) -> dict[str, str]:
+    folders: dict[str, str] = {}
+    for uri in parts:
         filesystem, path = arrow_filesystem(uri)
         with storage_errors(uri):
-            table = pq.read_table(path, filesystem=filesystem, columns=["image_id", "source_uri", column])
-        hit = table.filter(pc.is_in(table[column], value_set=pa.array(twice, pa.uint64())))
-        for image_id, source in zip(hit["image_id"].to_pylist(), hit["source_uri"].to_pylist(), strict=True):
-            name = image_id if what == "id" else name_of(image_id)
-            if name in seen and what == "id":
-                raise UsageError(
-                    f"--source: two inputs have the id {image_id!r} ({seen[name][1]} and {source}); ids must be unique"
-                )
-            if name in seen:
-                raise UsageError(
-                    f"--source: {seen[name][0]!r} and {image_id!r} would both be written as {name!r}; rename one, or "
-                    f"use --format parquet, which keeps whole names"
-                )
-            seen[name] = (image_id, source)
+            ids = pq.read_table(path, filesystem=filesystem, columns=["image_id"])["image_id"]
+        for image_id in ids.filter(pc.match_substring_regex(ids, r"\.[^/]*/")).to_pylist():
+            folders.update(dict.fromkeys(_folders(naming.name_of(image_id)), image_id))
+    return folders
+
+
+def _twice(hashes: Hashes) -> Hashes:
+    ordered = np.sort(hashes)
+    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+
+
+def _planned(output: str, column: str, hashes: Hashes) -> Iterator[Input]:
+    """The inputs of the plan with one of `hashes` in `column`."""
+    for uri in _part_uris(output) if len(hashes) else ():
+        filesystem, path = arrow_filesystem(uri)
+        with storage_errors(uri):
+            table = pq.read_table(path, filesystem=filesystem, columns=[*_INPUT_COLUMNS, column])
+        hit = table.filter(pc.is_in(table[column], value_set=pa.array(hashes, pa.uint64())))
+        for row in hit.drop_columns([column]).to_pylist():
+            yield Input(**row)
+
+
+def _require_unique_ids(output: str, hashes: Hashes) -> None:
+    seen: dict[str, Input] = {}
+    for item in _planned(output, "id_hash", _twice(hashes)):
+        if item.image_id in seen:
+            raise _repeated(seen[item.image_id], item)
+        seen[item.image_id] = item
+
+
+def _repeated(first: Input, second: Input) -> UsageError:
+    if second.row_group != WHOLE_FILE:
+        way_out = "pass --id-column with a column that has, or --id-column none to name rows by file and number"
+    elif second.offset != WHOLE_FILE:
+        way_out = "a tar that holds a name twice must be packed again"
+    elif second.source_uri == first.source_uri:
+        way_out = "remove one of the lines from the manifest"
+    else:
+        way_out = "name them apart in a column image_id of a manifest (.csv or .parquet)"
+    both = dict.fromkeys((first.source_uri, second.source_uri))
+    return UsageError(
+        f"--source: two inputs have the id {second.image_id!r} ({' and '.join(both)}); ids must be unique: {way_out}"
+    )
+
+
+def _require_unique_names(output: str, hashes: Hashes, naming: Naming) -> None:
+    seen: dict[str, str] = {}
+    for item in _planned(output, "name_hash", _twice(hashes)):
+        name = naming.name_of(item.image_id)
+        if name in seen:
+            raise UsageError(
+                f"--source: {seen[name]!r} and {item.image_id!r} would both be written as {name!r}; rename one, or "
+                f"use --format parquet, which keeps whole names"
+            )
+        seen[name] = item.image_id
+
+
+def _require_no_file_is_a_folder(output: str, names: Hashes, folders: dict[str, str], naming: Naming) -> None:
+    hashes = np.fromiter(map(hash_id, folders), np.uint64, len(folders))
+    for item in _planned(output, "name_hash", hashes[np.isin(hashes, names)]):
+        name = naming.name_of(item.image_id)
+        raise UsageError(
+            f"--source: {item.image_id!r} would be written as {name!r}, which must be a folder for {folders[name]!r}; "
+            f"rename one, or use --format parquet, which keeps whole names"
+        )

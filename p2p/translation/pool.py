@@ -31,6 +31,7 @@ log = logging.getLogger("p2p")
 ACTORS_PER_GPU = 2
 """One computes while the other copies."""
 _GPU_BATCH = 64
+_CPU_BATCH, _CPU_BATCH_PIXELS = 8, 2**19  # larger ones are no quicker and take memory
 _LONGEST_CHAIN = 8  # shards an actor gets at once; batches fill up across them
 
 
@@ -49,14 +50,24 @@ class Outcome:
     """From the moment the first actor began until the last report, start-up left out."""
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds by stage, all actors and threads together."""
+    fallbacks: list[str] = field(default_factory=list)
+    """Why the network ran slower than it could, for a person."""
 
 
 def on_gpu(work: Work, batch_size: int, cores: int) -> Work:
     """`work` for a process that has a GPU and `cores` cores beside it."""
-    threads = max(2, cores)
     return dataclasses.replace(
-        work, device="cuda", batch_size=batch_size or _GPU_BATCH, torch_threads=threads, codec_threads=threads
+        work, device="cuda", batch_size=batch_size or _GPU_BATCH, threads=1, codec_threads=max(2, cores)
     )
+
+
+def on_cores(work: Work, cores: int) -> Work:
+    """`work` for a process that has `cores` cores. Each computes batches of one shape alone: a processor's kernels, and
+    with them the rounding, are chosen by the shape of a batch and by the threads that share it.
+    """
+    size = work.settings.tile_size if work.settings.size_mode != "pad" else 1  # images have their own sizes there
+    fixed = max(1, min(_CPU_BATCH, _CPU_BATCH_PIXELS // size**2))
+    return dataclasses.replace(work, device="cpu", batch_size=fixed, threads=cores)
 
 
 def _sized(config: TranslateConfig, work: Work, shards: int) -> tuple[Work, int, dict[str, Any]]:
@@ -67,9 +78,13 @@ def _sized(config: TranslateConfig, work: Work, shards: int) -> tuple[Work, int,
         per_gpu = math.ceil(actors / gpus)
         return on_gpu(work, config.batch_size, cores // actors), actors, {"num_cpus": 1, "num_gpus": 1 / per_gpu}
     actors = min(config.workers or cores, shards)
-    # One thread each, doing everything: two networks with one thread beat one with two wherever cores are shared.
     threads = min(max(1, cores // actors), physical_cores())
-    return dataclasses.replace(work, torch_threads=threads), actors, {"num_cpus": 1}
+    if config.batch_size not in (0, work.batch_size):
+        log.info(
+            "on CPUs %d tiles are computed at a time, whatever the --batch-size, so that it changes no bit",
+            work.batch_size,
+        )
+    return on_cores(work, threads), actors, {"num_cpus": 1}
 
 
 def _chains(shards: Sequence[Shard], actors: int) -> list[list[Shard]]:
@@ -134,6 +149,10 @@ def collect(rows: Iterable[Mapping[str, Any]], progress: Progress) -> Outcome:
         began, last = min(began, report["at"]), max(last, report["at"])
         if "stopped" in report:
             raise P2PError(report["stopped"])
+        for reason in report.get("fallbacks", ()):
+            if reason not in outcome.fallbacks:
+                log.warning("%s", reason)
+                outcome.fallbacks.append(reason)
         if "shard" not in report:
             continue
         shard = report["shard"]

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from formula_weights import fill
 
 from p2p.model import packing
@@ -29,14 +28,14 @@ def test_a_packed_network_gives_the_same_bits(name, norm):
     assert np.array_equal(packed.with_batch_size(2)(TILES), plain.with_batch_size(2)(TILES))
 
 
-def test_where_nothing_can_be_packed_the_network_stays_as_it_is(monkeypatch, caplog):
+def test_where_nothing_can_be_packed_the_network_stays_as_it_is_and_says_so(monkeypatch):
     def refuse(*arguments):
         raise RuntimeError("bf16 path needs a processor with avx512")
 
-    generator = generator_of("unet_64").to(torch.bfloat16)
-    before = [type(module) for module in generator.modules()]
+    generator = generator_of("unet_64")
+    packed = Engine(generator, tile_size=64, batch_size=2, precision="bf16")
     monkeypatch.setattr(packing._PackedTransposedConvolution, "__init__", refuse)
-    with caplog.at_level("INFO", "p2p"):
-        assert packing.pack_weights(generator, 4, 3, 64) is False
-    assert [type(module) for module in generator.modules()] == before
-    assert "the network runs slower" in caplog.text
+    slower = Engine(generator, tile_size=64, batch_size=2, precision="bf16")
+    assert np.array_equal(slower(TILES), packed(TILES))
+    assert packed.fallbacks == []
+    assert len(slower.fallbacks) == 1 and "runs slower: bf16 path needs" in slower.fallbacks[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import multiprocessing
 from unittest import mock
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from p2p.model.config import ModelConfig
 from p2p.model.pix2pix import Pix2Pix
-from p2p.model.sync_norm import SyncBatchNorm2d, synchronise_batch_norm
+from p2p.model.sync_norm import SyncBatchNorm2d, data_parallel, synchronise_batch_norm
 
 MODES = ("vanilla", "wgangp")
 
@@ -46,11 +47,13 @@ def state_after_a_step(trained: Pix2Pix, rank: int | None) -> dict[str, torch.Te
 def steps_of_rank(rank: int, folder: str) -> dict[str, dict[str, torch.Tensor]]:
     """What each objective's first step makes of a model, on one of two ranks."""
     store = torch.distributed.FileStore(f"{folder}/store", 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", store=store, rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+    )
 
     def wrap(module: nn.Module) -> nn.Module:
         synchronise_batch_norm(module)
-        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+        return data_parallel(module)
 
     try:
         with same_penalty_position():
@@ -67,7 +70,7 @@ def second_rank(folder: str) -> None:
 @pytest.fixture(scope="module")
 def on_two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    second = multiprocessing.get_context("spawn").Process(target=second_rank, args=(str(folder),))
+    second = multiprocessing.get_context("fork").Process(target=second_rank, args=(str(folder),))  # torch is loaded
     second.start()
     first = steps_of_rank(0, str(folder))
     second.join()

@@ -125,7 +125,7 @@ def test_wrong_inputs_are_told(checkpoint, tmp_path):
 @pytest.mark.parametrize("mode, shape, count", [("tile", (64, 64), 6), ("resize", (64, 64), 1), ("pad", (160, 128), 1)])
 def test_plans_tell_what_the_network_will_get(mode, shape, count):
     plan = plan_image(150, 100, size_mode=mode, tile_size=64, overlap=16, stride=32)
-    assert plan.tile_shape == shape and len(plan) == count
+    assert len(plan) == count
     tiles = plan.split(picture(150, 100))
     assert tiles.shape == (count, *shape, 3)
     assert plan.join(tiles).shape == (150, 100, 3)

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,21 @@ def first_step_alone(data: str, options: Config) -> dict[str, np.ndarray]:
         row = loop.run(Leg(1, 0, 4, False), batches, lambda: None)
     moments = {name: value for name, value in loop.pix2pix.state().trainer.items() if name.endswith(".exp_avg")}
     return {f"trainer.safetensors.{name}": value.numpy() for name, value in moments.items()} | row
+
+
+def test_ray_data_rests_while_the_training_computes(raw_pairs, monkeypatch):
+    preparation = Preparation(64, 0, True, swap=False)
+    monkeypatch.setattr("p2p.data.feed._WINDOW_BYTES", 10 * preparation.pair_bytes)
+    monkeypatch.setattr("p2p.data.feed._READY_BYTES", 0)
+    pairs = open_pairs(raw_pairs, "train", raw_load_size=raw_load_size(64))
+    parts = [Part(pairs, epoch, 2) for epoch in range(1, 6)]
+    with Feed(iter(parts), preparation, largest_batch=2) as feed:
+        feed.wait()
+        until = time.monotonic() + 60
+        while any(thread.name.startswith("StreamingExecutor") for thread in threading.enumerate()):
+            assert time.monotonic() < until, "an execution waits for the training, and Ray Data's loop spins meanwhile"
+            time.sleep(0.05)
+        assert [sum(len(batch) for batch in feed.batches()) for _ in parts] == [10] * 5
 
 
 def test_two_workers_take_the_first_step_that_one_takes_with_twice_the_batch(raw_pairs, tmp_path):

@@ -177,8 +177,8 @@ def test_a_node_an_actor_and_the_driver_are_lost_and_every_input_is_there_once(
 def test_work_that_must_stop_is_told_in_a_line_and_leaves_no_actor(
     ray_cluster: None, tmp_path: Path, checkpoint: str
 ) -> None:
-    (tmp_path / "folder.png").mkdir()
-    (tmp_path / "list.csv").write_text("image_id,uri\n" + "".join(f"{number},folder.png\n" for number in range(100)))
+    nobody_listens = "".join(f"{number},http://127.0.0.1:1/{number}.png\n" for number in range(100))
+    (tmp_path / "list.csv").write_text(f"image_id,uri\n{nobody_listens}")
     with pytest.raises(P2PError, match="reads in a row have failed") as caught:
         translate(config_of(checkpoint, tmp_path / "list.csv", tmp_path / "out", workers=1))
     assert "\n" not in str(caught.value)

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p2p.errors import UsageError
-from p2p.scenes.tiling import Stitcher, TilePlan, reflect_to, split, stitch
+from p2p.scenes.tiling import Stitcher, TilePlan, reflect_to
 
 SIDES = st.one_of(st.integers(1, 70), st.sampled_from([97, 127, 131, 200, 257]))
 TILES = st.integers(1, 48).flatmap(lambda size: st.tuples(st.just(size), st.integers(0, size - 1)))
@@ -27,9 +27,9 @@ def test_tiles_of_any_image_stitch_back_to_it_exactly(height, width, tile):
     if len(plan) > 3000:
         plan = TilePlan(height, width, 48, tile[1])
     image = picture(height, width)
-    tiles = split(image, plan)
-    assert tiles.shape == (len(plan.windows), plan.tile_size, plan.tile_size, 3)
-    assert np.array_equal(stitch(tiles, plan), image)
+    tiles = plan.split(image)
+    assert tiles.shape == (len(plan), plan.tile_size, plan.tile_size, 3)
+    assert np.array_equal(plan.join(tiles), image)
 
 
 @settings(max_examples=40, deadline=None)
@@ -37,7 +37,7 @@ def test_tiles_of_any_image_stitch_back_to_it_exactly(height, width, tile):
 def test_16_bit_tiles_stitch_back_exactly_in_any_order(height, width, overlap, data):
     plan = TilePlan(height, width, 24, overlap if height * width < 5000 else 8)
     image = picture(height, width, 2).astype(np.uint16) * 257
-    tiles = split(image, plan)
+    tiles = plan.split(image)
     order = list(range(len(plan)))
     data.shuffle(order)
     stitcher = Stitcher(plan)
@@ -56,8 +56,6 @@ def test_windows_cover_the_image_with_at_least_the_overlap_and_stay_inside(heigh
         assert starts[0] == 0
         assert starts[-1] == max(0, side - size)
         assert all(0 < after - before <= size - overlap for before, after in pairwise(starts))
-    assert plan.windows == [(y, x) for y in plan.rows for x in plan.columns]
-    assert len(plan) == len(plan.windows)
 
 
 @settings(max_examples=40, deadline=None)
@@ -72,14 +70,14 @@ def test_the_order_in_which_tiles_come_changes_no_bit(height, width, overlap, da
     stitcher = Stitcher(plan)
     for index in order:
         stitcher.add(index, tiles[index])
-    assert np.array_equal(stitcher.result(), stitch(tiles, plan))
+    assert np.array_equal(stitcher.result(), plan.join(tiles))
 
 
 def test_blending_is_a_smooth_ramp_from_one_tile_to_the_next():
     plan = TilePlan(32, 32 + 16, 32, 16)
     assert plan.columns == [0, 16]
     tiles = np.stack([np.full((32, 32, 1), value, np.uint8) for value in (0, 200)])
-    line = stitch(tiles, plan)[7, :, 0].astype(int)
+    line = plan.join(tiles)[7, :, 0].astype(int)
     assert line[:16].tolist() == [0] * 16 and line[32:].tolist() == [200] * 16
     steps = np.diff(line[15:33])
     assert (steps >= 0).all() and steps.max() <= 25
@@ -90,7 +88,7 @@ def test_a_tile_has_least_say_at_its_own_border():
     plan = TilePlan(48, 48, 32, 16)
     tiles = np.zeros((4, 32, 32, 1), np.uint8)
     tiles[0] = 255
-    result = stitch(tiles, plan)[..., 0]
+    result = plan.join(tiles)[..., 0]
     assert result[0, 0] == 255
     assert result[0, 31] <= 2 and result[31, 0] <= 2 and result[31, 31] == 0
 

@@ -50,13 +50,14 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_what_is_written_is_read_back_and_listed_under_its_own_address(place: str) -> None:
-    for index, name in enumerate(NAMES):
+    names = NAMES if place.startswith("memory") else [*NAMES, "a::b", "s3::x"]  # fsspec's own memory has no `::`
+    for index, name in enumerate(names):
         write_bytes(join(place, "deep", name), bytes([index]) * index)
-    assert list_names(join(place, "deep")) == sorted(NAMES)
+    assert list_names(join(place, "deep")) == sorted(names)
     found = list(list_files(place))
-    assert {file.path: file.size for file in found} == {f"deep/{name}": index for index, name in enumerate(NAMES)}
+    assert {file.path: file.size for file in found} == {f"deep/{name}": index for index, name in enumerate(names)}
     for file in found:
-        assert read_bytes(file.uri) == bytes([NAMES.index(file.path[5:])]) * file.size
+        assert read_bytes(file.uri) == bytes([names.index(file.path[5:])]) * file.size
         assert list(list_files(file.uri)) == [FileInfo(file.path[5:], file.uri, file.size)]
 
 
@@ -140,9 +141,10 @@ def test_only_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HOME", "/home/someone")
     assert absolute("data") == str(tmp_path / "data")
     assert absolute("~/data") == "/home/someone/data"
+    assert absolute("file:///a::b/../data/") == absolute("local:///data") == "/data"
     for uri in ("s3://bucket/key", "memory://a", "/data"):
         assert absolute(uri) == uri
-    assert [is_remote(uri) for uri in ("/a", "a", "file:///a", "s3://a", "memory://a")] == [False] * 3 + [True] * 2
+    assert [is_remote(uri) for uri in ("/a", "a", "file:///a", "local:///a", "s3://a")] == [False] * 4 + [True]
 
 
 @pytest.mark.parametrize("uri", ["nosuchscheme://a/b", "s4://bucket"])

@@ -144,3 +144,117 @@ def test_what_cannot_be_a_source_is_told_in_one_line(tmp_path: Path) -> None:
 def ids_of_compressed(folder: Path) -> list[str]:
     (folder / "x.tar.gz").write_bytes(b"")
     return ids(folder / "x.tar.gz")
+
+
+def parquet(path: Path, **columns: list[object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+def test_a_folder_of_two_kinds_is_refused_with_what_is_there(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(b"image")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "_SUCCESS").write_text("")
+    (tmp_path / "0.png.md5").write_text("x")
+    (tmp_path / "unpacked.tar.gz").write_bytes(b"x")
+    parquet(tmp_path / "labels" / "a.parquet", label=["x"])
+    assert len(ids(tmp_path)) == 3
+    parquet(tmp_path / "rows" / "a.parquet", image=[b"1", b"2"])
+    with pytest.raises(UsageError, match=r"3 images and 1 Parquet file; .* pass --image-column"):
+        open_corpus(str(tmp_path))
+    assert contents(tmp_path, image_column="image") == {"rows/a.parquet#0": b"1", "rows/a.parquet#1": b"2"}
+    (tmp_path / "rows" / "a.parquet").unlink()
+    write_tar(tmp_path / "x.tar", {"a.png": b"1"})
+    with pytest.raises(UsageError, match="3 images and 1 compressed tar and 1 tar; which are meant"):
+        open_corpus(str(tmp_path))
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    (tmp_path / "x.tar").rename(tars / "x.tar")
+    (tars / "y.tar.gz").write_bytes(b"x")
+    with pytest.raises(UsageError, match="1 tar and 1 compressed tar"):
+        open_corpus(str(tars))
+
+
+def test_another_kind_is_found_however_late_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2p.translation.kinds._FILES_LOOKED_AT", 3)
+    for number in range(5):
+        (tmp_path / f"{number}.png").write_bytes(b"image")
+    write_tar(tmp_path / "x.tar", {"a.png": b"1"})
+    with pytest.raises(UsageError, match="5 images and 1 tar"):
+        ids(tmp_path)
+
+
+def test_options_for_parquet_mean_nothing_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"image")
+    (tmp_path / "list.txt").write_text("a.png")
+    for source in (tmp_path, tmp_path / "a.png", tmp_path / "list.txt"):
+        for option in ("image_column", "id_column"):
+            with pytest.raises(UsageError, match=f"^--{option.replace('_', '-')} x: .* leave the option out"):
+                open_corpus(str(source), **{option: "x"})
+
+
+def test_tables_beside_images_in_parquet_are_left_out_wherever_they_lie(tmp_path: Path) -> None:
+    parquet(tmp_path / "a" / "labels.parquet", label=["x"])
+    parquet(tmp_path / "errors" / "b.parquet", image=[b"an image of a folder that is called errors"])
+    assert list(contents(tmp_path)) == ["errors/b.parquet#0"]
+
+
+def test_the_column_of_ids_can_be_chosen(tmp_path: Path) -> None:
+    parquet(tmp_path / "x.parquet", id=[7, None, 7], name=["a", "", "b"], image=[b"1", b"2", b"3"])
+    numbered = ["x.parquet#0", "x.parquet#1", "x.parquet#2"]
+    assert ids(tmp_path / "x.parquet") == ["7", "x.parquet#1", "7"]
+    assert ids(tmp_path / "x.parquet", id_column="name") == ["a", "x.parquet#1", "b"]
+    assert ids(tmp_path / "x.parquet", id_column="none") == numbered
+    with pytest.raises(UsageError, match=r"--id-column no: .* its columns are id, name, image"):
+        open_corpus(str(tmp_path / "x.parquet"), id_column="no")
+
+
+def test_a_damaged_tar_costs_only_what_cannot_be_read_of_it(tmp_path: Path) -> None:
+    members = {f"{number}.png": bytes([number]) * 3000 for number in range(4)}
+    write_tar(tmp_path / "a.tar", members)
+    whole = (tmp_path / "a.tar").read_bytes()
+    start = [0, 3584, 7168, 10752]  # of each member's header
+    damaged = {
+        "cut_in_data": (whole[: start[2] + 1000], ["0.png", "1.png"], ["2.png"]),
+        "cut_in_header": (whole[: start[2] + 100], ["0.png", "1.png"], []),
+        "broken_header": (whole[: start[2]] + b"x" * 512 + whole[start[2] + 512 :], ["0.png", "1.png"], []),
+        "empty": (b"", [], []),
+        "no_tar": (b"x" * 2000, [], []),
+    }
+    for name, (data, _, _) in damaged.items():
+        (tmp_path / f"{name}.tar").write_bytes(data)
+    found = contents(tmp_path)
+    expected: dict[str, bytes | str] = {f"a/{member}": data for member, data in members.items()}
+    for name, (_, good, bad) in damaged.items():
+        expected |= {f"{name}/{member}": members[member] for member in good}
+        expected |= {f"{name}/{member}": "DamagedImage" for member in bad}
+        expected[f"{name}.tar"] = "DamagedFile"
+    assert found == expected
+    assert contents(tmp_path / "cut_in_header.tar") == {
+        "0.png": members["0.png"],
+        "1.png": members["1.png"],
+        "cut_in_header.tar": "DamagedFile",
+    }
+    for name in ("empty", "no_tar"):
+        with pytest.raises(UsageError, match="not a readable tar"):
+            ids(tmp_path / f"{name}.tar")
+
+
+def test_a_damaged_parquet_file_costs_only_what_cannot_be_read_of_it(tmp_path: Path) -> None:
+    images = [bytes([number]) * 1000 for number in range(100)]
+    table = pa.table({"id": [f"{number}" for number in range(100)], "image": images})
+    pq.write_table(table.slice(0, 10), tmp_path / "b.parquet")
+    pq.write_table(table.slice(10), tmp_path / "c.parquet", row_group_size=45, compression="none", use_dictionary=False)
+    whole = (tmp_path / "c.parquet").read_bytes()
+    footer = pq.ParquetFile(tmp_path / "c.parquet").metadata
+    second = footer.row_group(1).column(1).data_page_offset
+    (tmp_path / "c.parquet").write_bytes(whole[:second] + b"\xff" * 500 + whole[second + 500 :])
+    ids_of_first = footer.row_group(0).column(0).data_page_offset
+    (tmp_path / "d.parquet").write_bytes(whole[:ids_of_first] + b"\xff" * 100 + whole[ids_of_first + 100 :])
+    (tmp_path / "a.parquet").write_bytes(whole[:5000])
+    (tmp_path / "e.parquet").write_bytes(b"")
+    found = contents(tmp_path)
+    expected: dict[str, bytes | str] = {f"{number}": images[number] for number in range(55)}
+    expected |= {f"{number}": "DamagedFile" for number in range(55, 100)}
+    assert found == expected | {f"{name}.parquet": "DamagedFile" for name in "ade"}

@@ -2,85 +2,84 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
-import subprocess
-import sys
+import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from p2p.errors import P2PError
-from p2p.translation.deaths import FOLDER, begin_note, begun_shards, forgive
-
-# A stand-in for Ray: each attempt at the shards is a process of its own, and one that dies is followed by another. Some
-# images kill it, or hang while Python is locked, as a defect in a decoder's C code would.
-RUN = """
-import ctypes, os, signal, sys
-from contextlib import nullcontext
-import numpy as np
 from p2p.translation import TranslateConfig, actor, codec
+from p2p.translation.actor import Work
+from p2p.translation.attempt import Remaining
+from p2p.translation.deaths import FOLDER, begin_note, begun_shards, forgive
 from p2p.translation.job import run
 from p2p.translation.pool import Outcome
 
-decode = codec.decode
-def dangerous(data, *rest):
-    if b"KILLS" in data:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if b"HANGS" in data:
-        ctypes.PyDLL(None).sleep(300)
-    return decode(data, *rest)
-codec.decode = dangerous
-actor.DECODE_SECONDS = 1.0
+MOST_ENDS = 20
 
-def in_processes(work, left):
+
+def in_processes(work: Work, left: Remaining) -> Outcome:
+    """A stand-in for Ray: each attempt at the shards is a process of its own; another follows one that ends."""
     columns = ("index", "manifest_uri", "row_group", "rows")
     batch = {name: np.array([getattr(shard, name) for shard in left.shards]) for name in columns}
-    for attempt in range(20):
-        pid = os.fork()
-        if not pid:
-            list(actor.ShardTranslator(work)(batch))
-            os._exit(0)
-        if os.waitpid(pid, 0)[1] == 0:
-            print("processes", attempt + 1)
+    for _ in range(MOST_ENDS):
+        process = os.fork()
+        if not process:
+            status = 1
+            with contextlib.suppress(BaseException):
+                list(actor.ShardTranslator(work)(batch))
+                status = 0
+            os._exit(status)
+        if os.waitpid(process, 0)[1] == 0:
             return Outcome()
-    sys.exit("for ever")
+    raise AssertionError("for ever")
 
-checkpoint, source, output = sys.argv[1:]
-config = TranslateConfig(checkpoint=checkpoint, source=source, output=output, precision="fp32", max_bad_fraction=1.0)
-summary = run(config, lambda _: nullcontext(in_processes))
-print(summary["translated"], summary["failed"])
-"""
+
+def dangerous(decode: Callable[..., Any]) -> Callable[..., Any]:
+    """Some images kill the process, or hang while Python is locked, as a defect in a decoder's C code would."""
+
+    def instead(data: bytes, *rest: Any) -> Any:
+        if b"KILLS" in data:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if b"HANGS" in data:
+            ctypes.PyDLL(None).sleep(300)
+        return decode(data, *rest)
+
+    return instead
 
 
 def test_inputs_that_end_their_process_fail_and_the_others_do_not(
-    tmp_path: Path, checkpoint_of_64: str, make_image: Callable[..., bytes]
+    tmp_path: Path, checkpoint_of_64: str, make_image: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "in"
     source.mkdir()
-    for number in range(20):
+    for number in range(9):
         (source / f"{number:02d}.png").write_bytes(make_image(64, 70, seed=number))
     (source / "03.png").write_bytes(make_image(64, 64) + b"KILLS")
-    (source / "12.png").write_bytes(make_image(64, 64) + b"HANGS")
+    (source / "06.png").write_bytes(make_image(64, 64) + b"HANGS")
     output = tmp_path / "out"
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, checkpoint_of_64, str(source), str(output)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    monkeypatch.setattr(codec, "decode", dangerous(codec.decode))
+    monkeypatch.setattr(actor, "DECODE_SECONDS", 0.5)
+    config = TranslateConfig(
+        checkpoint=checkpoint_of_64, source=str(source), output=str(output), precision="fp32", max_bad_fraction=1.0
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "18 2"
+    summary = run(config, lambda _: nullcontext(in_processes))
+    assert (summary["translated"], summary["failed"]) == (7, 2)
     rows = [row for path in (output / "ledger").iterdir() for row in pq.read_table(path).to_pylist()]
     assert sorted(row["image_id"] for row in rows) == sorted(path.name for path in source.iterdir())
     failed = {row["image_id"]: row["error"] for row in rows if row["status"] == "failed"}
-    assert failed == {"03.png": "ProcessEnded", "12.png": "ProcessEnded"}
+    assert failed == {"03.png": "ProcessEnded", "06.png": "ProcessEnded"}
     translated = pq.read_table(output / "data")["image_id"].to_pylist()
-    assert len(translated) == len(set(translated)) == 18
+    assert len(translated) == len(set(translated)) == 7
     assert not (output / FOLDER).exists()
 
 
@@ -90,6 +89,30 @@ def test_a_shard_whose_processes_end_at_no_image_stops_the_job(tmp_path: Path) -
         for _ in range(10):
             begin_note(str(tmp_path), 7)
     assert begun_shards(str(tmp_path)) == {7}
+
+
+def test_an_end_in_the_flow_explains_nothing_and_accuses_nobody(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    assert not begin_note(output, 0).watched
+    note = begin_note(output, 0)
+    assert note.watched and note.unexplained == 0
+    note.take_up(3)
+    note.take_up(None)  # it is through; the end comes while the next one is fetched
+    note = begin_note(output, 0)
+    assert (note.ends, note.unexplained) == ({}, 1)
+
+
+@pytest.mark.parametrize("left", ['{"unexpl', "", "[1]", "null", '{"ends": 3}', '{"at": "x", "ends": {}}'])
+def test_a_note_that_cannot_be_read_is_one_of_a_process_that_ended(tmp_path: Path, left: str) -> None:
+    output = str(tmp_path)
+    begin_note(output, 4)
+    path = tmp_path / FOLDER / "shard-00004.json"
+    path.write_text(left)
+    note = begin_note(output, 4)
+    assert note.watched and (note.ends, note.unexplained) == ({}, 0)
+    path.write_text(left)
+    forgive(output)
+    assert begun_shards(output) == set()
 
 
 def test_a_position_is_bad_after_two_ends_at_it(tmp_path: Path) -> None:

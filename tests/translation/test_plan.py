@@ -26,17 +26,25 @@ class Listing:
         return iter(self.inputs)
 
 
+class Ids:
+    """Outputs whose names are the ids, as in Parquet."""
+
+    is_tree = False
+
+    def name_of(self, image_id: str) -> str:
+        return image_id
+
+
 def numbered(start: int, stop: int, size: int = 0) -> list[Input]:
     return [Input(f"{number:06d}.png", f"/x/{number:06d}.png", size) for number in range(start, stop)]
 
 
 def planned(output: Path, inputs: list[Input], limit: int = 0, smallest: int = 1) -> list[list[Input]]:
-    plan = extend_plan(str(output), Listing(inputs, smallest), str, limit)
+    plan = extend_plan(str(output), Listing(inputs, smallest), Ids(), limit)
     assert load_plan(str(output)) == plan
     assert [shard.index for shard in plan.shards] == list(range(len(plan.shards)))
     shards = [read_inputs(shard) for shard in plan.shards]
     assert [len(shard) for shard in shards] == [shard.rows for shard in plan.shards]
-    assert plan.images == sum(map(len, shards))
     return shards
 
 
@@ -72,13 +80,52 @@ def test_inputs_that_would_share_an_output_are_found_and_leave_no_plan(tmp_path:
     sink = ImagesSink(str(tmp_path), "png")
     clash = Listing([Input("x/a.jpg", "/x/a.jpg"), Input("b.jpg", "/b.jpg"), Input("x/a.png", "/x/a.png")])
     with pytest.raises(UsageError, match=r"'x/a.jpg' and 'x/a.png' would both be written as 'x/a.png'"):
-        extend_plan(str(tmp_path), clash, sink.name_of)
-    assert load_plan(str(tmp_path)).images == 0
+        extend_plan(str(tmp_path), clash, sink)
+    assert not load_plan(str(tmp_path)).shards
     twice = Listing([Input("a", "/1"), Input("b", "/2"), Input("a", "/3")])
     with pytest.raises(UsageError, match=r"two inputs have the id 'a' \(/1 and /3\)"):
-        extend_plan(str(tmp_path), twice, str)
-    assert load_plan(str(tmp_path)).images == 0
-    extend_plan(str(tmp_path), Listing(clash.inputs[:2]), sink.name_of)
+        extend_plan(str(tmp_path), twice, Ids())
+    assert not load_plan(str(tmp_path)).shards
+    extend_plan(str(tmp_path), Listing(clash.inputs[:2]), sink)
     with pytest.raises(UsageError, match="would both be written"):
-        extend_plan(str(tmp_path), clash, sink.name_of)
-    assert load_plan(str(tmp_path)).images == 2
+        extend_plan(str(tmp_path), clash, sink)
+    assert [shard.rows for shard in load_plan(str(tmp_path)).shards] == [2]
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 4, 5])
+def test_a_repeated_input_is_told_whatever_an_earlier_attempt_has_planned(tmp_path: Path, limit: int) -> None:
+    inputs = [Input("a", "/list"), Input("b", "/list"), Input("c", "/list"), Input("a", "/list"), Input("d", "/d")]
+    if limit in (1, 2, 3):
+        extend_plan(str(tmp_path), Listing(inputs), Ids(), limit)
+    elif limit == 5:  # every id is in the plan
+        extend_plan(str(tmp_path), Listing([*inputs[:3], inputs[4]]), Ids())
+    before = load_plan(str(tmp_path))
+    with pytest.raises(UsageError, match=r"two inputs have the id 'a' \(/list\).*remove one of the lines"):
+        extend_plan(str(tmp_path), Listing(inputs), Ids())
+    assert load_plan(str(tmp_path)) == before
+
+
+def test_a_repeat_is_told_with_its_way_out(tmp_path: Path) -> None:
+    for first, second, way_out in (
+        (Input("a", "/1"), Input("a", "/2"), "(/1 and /2); ids must be unique: name them apart in a column image_id"),
+        (Input("a", "/x", 0, 1, 0, 1), Input("a", "/x", 0, 1, 2, 3), "--id-column none"),
+        (Input("a", "/x.tar", 9, 512), Input("a", "/x.tar", 9, 2048), "packed again"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            extend_plan(str(tmp_path), Listing([first, second]), Ids())
+        assert way_out in str(caught.value)
+
+
+@pytest.mark.parametrize("first", [["x.jpg"], ["x.png/sub/y.png"], []])
+def test_an_output_cannot_lie_where_another_needs_a_folder(tmp_path: Path, first: list[str]) -> None:
+    names = ["x.jpg", "2024.06/a.png", "x.png/sub/y.png", "x.png/z.png"]
+    listing = Listing([Input(name, f"/{name}") for name in names])
+    sink = ImagesSink(str(tmp_path), "png")
+    if first:
+        extend_plan(str(tmp_path), Listing([Input(first[0], "/")]), sink)
+    before = load_plan(str(tmp_path))
+    with pytest.raises(UsageError, match=r"'x.jpg' would be written as 'x.png', which must be a folder for 'x.png/"):
+        extend_plan(str(tmp_path), listing, sink)
+    assert load_plan(str(tmp_path)) == before
+    extend_plan(str(tmp_path), listing, ImagesSink(str(tmp_path), "webp"))
+    extend_plan(str(tmp_path / "parquet"), listing, Ids())

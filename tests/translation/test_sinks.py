@@ -29,6 +29,7 @@ SETTINGS = Settings(
     tile_size=64,
     overlap=16,
     image_column="",
+    id_column="auto",
     norm_mode="running",
     dropout=False,
     seed=0,
@@ -181,21 +182,6 @@ def test_ordinary_names_only_change_their_ending(name: str) -> None:
     assert image_name(name, "webp") == f"{stem}.webp"
 
 
-def test_large_shards_reach_a_bucket_whole_or_not_at_all(s3, monkeypatch: pytest.MonkeyPatch) -> None:
-    from p2p.storage.filesystems import exists, read_bytes
-    from p2p.translation.sinks import staging
-    from p2p.translation.sinks.staging import StagedFile
-
-    monkeypatch.setattr(staging, "_ONE_REQUEST", 2**20)
-    small, large, dropped = s3.uri("small"), s3.uri("large"), s3.uri("dropped")
-    data = os.urandom(2**20) * 17
-    for uri, content in ((small, b"few"), (large, data)):
-        staged = StagedFile(uri)
-        staged.file.write(content)
-        assert not exists(uri)
-        assert staged.publish() == len(content)
-        assert read_bytes(uri) == content
-    staged = StagedFile(dropped)
-    staged.file.write(b"x")
-    staged.discard()
-    assert not exists(dropped)
+def test_names_that_end_like_no_image_stay_whole() -> None:
+    names = ["x.parquet#1", "x.parquet#2", "frame.0001", "frame.0002"]
+    assert [image_name(name, "png") for name in names] == [f"{name}.png" for name in names]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tarfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,13 +20,14 @@ from conftest import in_this_process
 from PIL import Image
 
 from p2p.errors import P2PError, TooManyBadInputs, UsageError
+from p2p.model import packing
 from p2p.model.checkpoint import save_checkpoint
 from p2p.model.config import ModelConfig
 from p2p.model.engine import Engine
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.translator import Translator
 from p2p.storage.images import decode
-from p2p.translation import TranslateConfig
+from p2p.translation import TranslateConfig, estimate, job
 from p2p.translation.actor import Work
 from p2p.translation.attempt import Remaining
 from p2p.translation.job import run
@@ -270,6 +273,7 @@ def test_a_limit_translates_the_first_images_and_the_rest_later(
     assert sorted(outputs(tmp_path / "out")) == ["0.png", "1.png"]
     summary = translate(checkpoint, source, tmp_path / "out")
     assert (summary["images"], summary["translated"], summary["skipped"]) == (5, 3, 2)
+    assert translate(checkpoint, source, tmp_path / "out", limit=1)["images"] == 2  # the first shard, whole
 
 
 def test_a_dry_run_estimates_and_writes_nothing(
@@ -282,7 +286,44 @@ def test_a_dry_run_estimates_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_one_unreadable_input_is_bad_but_unreadable_storage_stops_the_work(
+@pytest.mark.parametrize("workers, undisturbed", [(0, 4), (1, 4), (2, 4), (3, 3), (50, 4)])
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_a_dry_run_counts_no_processes_beyond_what_they_share(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch, workers: int, undisturbed: int, gpus: int
+) -> None:
+    def told(config: Any, corpus: Any, work: Work, processes: int, undisturbed: int) -> dict[str, Any]:
+        return {"processes": processes, "undisturbed": undisturbed, "batch": work.batch_size}
+
+    monkeypatch.setattr(estimate, "estimate", told)
+    monkeypatch.setattr(job, "physical_cores", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    source = write(tmp_path / "in", {"a.png": b""})
+    result = translate(checkpoint, source, tmp_path / "out", dry_run=True, workers=workers, batch_size=5)
+    expected = (workers or 4, undisturbed, 8) if not gpus else (workers or 4, min(workers or 4, 2), 5)
+    assert tuple(result.values()) == expected
+
+
+def test_a_network_that_runs_slower_than_it_could_is_told(
+    tmp_path: Path,
+    checkpoint: str,
+    make_image: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise RuntimeError("bf16 path needs a processor with avx512\nand more")
+
+    source = write(tmp_path / "in", {"a.png": make_image(64, 64)})
+    assert translate(checkpoint, source, tmp_path / "quick", precision="bf16")["fallbacks"] == []
+    monkeypatch.setattr(packing._PackedConvolution, "__init__", refuse)
+    with caplog.at_level("WARNING", "p2p"):
+        summary = translate(checkpoint, source, tmp_path / "slow", precision="bf16")
+    told = "weights are not packed for this processor, the network runs slower: bf16 path needs a processor with avx512"
+    assert summary["fallbacks"] == [told] and told in caplog.messages
+
+
+def test_inputs_that_cannot_be_read_are_bad_however_many_stand_in_a_row(
     tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
 ) -> None:
     write(tmp_path / "in", {"good.png": make_image(64, 64)})
@@ -291,13 +332,25 @@ def test_one_unreadable_input_is_bad_but_unreadable_storage_stops_the_work(
     manifest.write_text("in/good.png\nin/folder.png\nin/gone.png\n")
     summary = translate(checkpoint, manifest, tmp_path / "out", max_bad_fraction=1.0)
     assert (summary["translated"], summary["failed"]) == (1, 2)
-    assert ledger(tmp_path / "out")["in/folder.png"]["error"] == "FetchFailed"
+    assert ledger(tmp_path / "out")["in/folder.png"]["error"] == "Refused"
     assert ledger(tmp_path / "out")["in/gone.png"]["error"] == "NotFound"
     many = tmp_path / "many.csv"
     many.write_text("image_id,uri\n" + "".join(f"{number},in/folder.png\n" for number in range(100)))
-    with pytest.raises(P2PError, match="reads in a row have failed"):
-        translate(checkpoint, many, tmp_path / "stopped", max_bad_fraction=1.0)
-    assert temporaries(tmp_path / "stopped") == []
+    with pytest.raises(TooManyBadInputs):
+        translate(checkpoint, many, tmp_path / "bad", max_bad_fraction=0.9)
+    rows = ledger(tmp_path / "bad")
+    assert len(rows) == 100 and {row["error"] for row in rows.values()} == {"Refused"}
+
+
+def test_storage_that_does_not_answer_stops_the_work(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    write(tmp_path, {"good.png": make_image(64, 64)})
+    nobody_listens = "".join(f"{number},http://127.0.0.1:1/{number}.png\n" for number in range(30))
+    (tmp_path / "list.csv").write_text(f"image_id,uri\ngood,good.png\n{nobody_listens}")
+    with pytest.raises(P2PError, match=r"16 reads in a row have failed.*cannot be reached"):
+        translate(checkpoint, tmp_path / "list.csv", tmp_path / "out", max_bad_fraction=1.0)
+    assert temporaries(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("format", ["parquet", "webdataset", "png"])
@@ -375,6 +428,46 @@ def test_failures_can_be_tried_again_into_another_output(
     assert not (tmp_path / "third").exists()
 
 
+def test_one_file_of_a_ledger_means_the_failures_it_lists(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    good = {f"{number:02d}.png": make_image(64, 64) for number in range(20)}
+    source = write(tmp_path / "in", {**good, "01.png": b"", "19.png": b""})
+    out = tmp_path / "out"
+    translate(checkpoint, source, out, max_bad_fraction=1.0)
+    write(source, good)
+    files = sorted((out / "ledger").iterdir())
+    (out / "retry").mkdir()
+    files[0].rename(out / "retry" / files[0].name)  # as a retry that was killed at once leaves it
+    for file, failed in ((files[0], 1), (files[0], 1), (files[-1], 0)):
+        summary = translate(checkpoint, source, out, max_bad_fraction=1.0, only_failed=f"file://{file}")
+        assert (summary["images"], summary["failed"]) == (20, failed)
+    assert outputs(out).keys() == ledger(out).keys() == good.keys()
+    missing = out / "ledger" / "shard-00099.parquet"
+    assert "no ledger is there" in refused(checkpoint, source, out, only_failed=str(missing))
+
+
+def test_a_damaged_tar_among_others_is_one_failed_row(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    source = tmp_path / "in::put"
+    source.mkdir()
+    for name in ("a", "b"):
+        with tarfile.open(source / f"{name}.tar", "w") as tar:
+            for number in range(3):
+                data = make_image(64, 64, seed=number)
+                info = tarfile.TarInfo(f"{number}.png")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    whole = (source / "b.tar").read_bytes()
+    (source / "b.tar").write_bytes(whole[: whole.rindex(b"2.png") + 200])
+    summary = translate(checkpoint, source, tmp_path / "out::put", max_bad_fraction=0.2, format="png")
+    assert (summary["images"], summary["translated"], summary["failed"]) == (6, 5, 1)
+    rows = ledger(tmp_path / "out::put")
+    assert rows["b.tar"]["error"] == "DamagedFile" and "cut off or damaged at byte" in rows["b.tar"]["message"]
+    assert outputs(tmp_path / "out::put").keys() == rows.keys() - {"b.tar"}
+
+
 def test_too_little_memory_is_told_with_what_to_do(
     tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,7 +476,7 @@ def test_too_little_memory_is_told_with_what_to_do(
 
     monkeypatch.setattr(Engine, "start", no_memory)
     source = write(tmp_path / "in", {"a.png": make_image(64, 64)})
-    with pytest.raises(P2PError, match=r"^CUDA out of memory; pass a smaller --batch-size \(now 4\)"):
+    with pytest.raises(P2PError, match=r"^CUDA out of memory; pass a smaller --tile-size or fewer --workers"):
         translate(checkpoint, source, tmp_path / "out")
     monkeypatch.undo()
     assert translate(checkpoint, source, tmp_path / "out")["translated"] == 1
@@ -426,6 +519,8 @@ def test_mistakes_are_told_before_any_work(tmp_path: Path, checkpoint: str, make
     assert "multiple of 64" in refused(checkpoint, source, out, tile_size=100)
     assert "--overlap 80" in refused(checkpoint, source, out, tile_size=64, overlap=80)
     assert "lies in --source" in refused(checkpoint, source, source / "out")
+    assert "lies in --source" in refused(checkpoint, source, f"file://{source}/out")
+    assert "lies in --source" in refused(checkpoint, f"file://{source}", source / "out")
     assert "not available in this version" in refused(checkpoint, source, out, format="geotiff")
     assert not out.exists()
     write(out / "data", {"part-00000.parquet": b"somebody's"})

@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import ClassVar
 
-from p2p.storage.filesystems import join, write_bytes
+from p2p.storage.filesystems import join, remove_file, write_bytes
+from p2p.storage.images import SUFFIXES
 from p2p.translation.sinks.records import Record
-from p2p.translation.sinks.staging import remove_file
 
 FOLDER = "images"
 _LONGEST_COMPONENT = 255  # bytes; what file systems allow
@@ -32,13 +33,15 @@ def _is_safe(component: str) -> bool:
 
 
 def image_name(image_id: str, extension: str) -> str:
-    """The output's path below `images/`: the input's with another ending.
+    """The output's path below `images/`: the input's with another ending, or with one more if it has no image's.
 
     A path that could lead elsewhere, or that a file system refuses (`..`, absolute, NUL, control characters, too long),
     becomes one readable component with a hash of the whole id, so it stays inside, unique, and the same every time.
     """
     stem, ending = os.path.splitext(image_id)
-    name = f"{stem if ending else image_id}.{extension}"
+    if ending.lower() not in SUFFIXES:  # a row's number, a version
+        stem = image_id
+    name = f"{stem}.{extension}"
     if len(name.encode("utf-8", "surrogatepass")) <= _LONGEST_NAME and all(map(_is_safe, name.split("/"))):
         return name
     readable = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in stem)
@@ -52,6 +55,7 @@ class ImagesSink:
 
     output: str
     extension: str
+    is_tree: ClassVar[bool] = True
 
     def open_shard(self, shard: int) -> ImagesShardWriter:
         """A writer that is free to write at once: an image's name never depends on its shard."""

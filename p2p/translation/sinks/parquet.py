@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from p2p.storage.filesystems import arrow_filesystem, exists, join, storage_errors
+from p2p.storage.filesystems import arrow_filesystem, storage_errors
+from p2p.storage.staging import StagedFile
 from p2p.translation.config import Settings
+from p2p.translation.sinks.packed import PackedShardWriter, PackedSink
 from p2p.translation.sinks.records import Record
-from p2p.translation.sinks.staging import StagedFile, remove_file
 
-FOLDER = "data"
 DATA_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -31,40 +31,29 @@ _ROWS_AT_ONCE = 16
 _ROW_GROUP_BYTES = 16 * 2**20  # one request's worth for a reader, and all that is held back in memory
 
 
-@dataclass(frozen=True)
-class ParquetSink:
+class ParquetSink(PackedSink):
     """Writes encoded images into Parquet whose metadata names checkpoint and settings."""
 
-    output: str
-    settings: Settings
+    extension: ClassVar[str] = "parquet"
 
     def open_shard(self, shard: int) -> ParquetShardWriter:
         """A writer of `data/part-XXXXX.parquet`."""
-        return ParquetShardWriter(join(self.output, self._name(shard)), self.settings)
-
-    def output_names(self, shard: int, image_ids: list[str]) -> list[str]:
-        """The one file of the shard."""
-        return [self._name(shard)]
+        return ParquetShardWriter(self.uri_of(shard), self.settings)
 
     def name_of(self, image_id: str) -> str:
         """Rows have whole ids, so only equal ids collide."""
         return image_id
 
-    @staticmethod
-    def _name(shard: int) -> str:
-        return f"{FOLDER}/part-{shard:05d}.parquet"
 
-
-class ParquetShardWriter:
-    """One Parquet file that grows by row groups and appears when it is whole."""
+class ParquetShardWriter(PackedShardWriter):
+    """Writes row groups; holds one back."""
 
     def __init__(self, uri: str, settings: Settings) -> None:
-        self._uri, self._checkpoint_id = uri, settings.checkpoint_id
+        super().__init__(uri, settings)
         described = {"p2p.checkpoint_id": settings.checkpoint_id, "p2p.settings": json.dumps(settings.to_dict())}
         self._schema = DATA_SCHEMA.with_metadata(described)
         self._rows: list[Record] = []
         self._held = 0
-        self._file: StagedFile | None = None
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, record: Record) -> str:
@@ -75,40 +64,25 @@ class ParquetShardWriter:
             self._flush()
         return self._uri
 
-    def keep(self, image_ids: Collection[str]) -> set[str]:
-        """Copy their rows from the file that this one will replace."""
-        kept: set[str] = set()
-        if not exists(self._uri):
-            return kept
+    def _read(self) -> Iterator[Record]:
         filesystem, path = arrow_filesystem(self._uri)
         with storage_errors(self._uri), pq.ParquetFile(path, filesystem=filesystem) as file:
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(Record._fields)):
                 for row in batch.to_pylist():
-                    if row["image_id"] in image_ids and row["image_id"] not in kept:
-                        self.add(Record(**row))
-                        kept.add(row["image_id"])
-        return kept
+                    yield Record(**row)
 
-    def fail(self, image_id: str) -> None:
-        """A row that is not written is nowhere."""
-
-    def publish(self) -> int:
-        """Put the file in its place; a shard without a single translated image has none."""
+    def _end(self) -> None:
         self._flush()
-        if self._writer is None or self._file is None:
-            remove_file(self._uri)  # an earlier attempt may have fetched what this one could not
-            return 0
-        with storage_errors(self._uri):
-            self._writer.close()
-        return self._file.publish()
+        if self._writer is not None:
+            with storage_errors(self._uri):
+                self._writer.close()
 
     def discard(self) -> None:
         """Drop the file if it was never published."""
         if self._writer is not None:
             with contextlib.suppress(Exception):  # it wants to write a footer that nobody will read
                 self._writer.close()
-        if self._file is not None:
-            self._file.discard()
+        super().discard()
 
     def _flush(self) -> None:
         if not self._rows:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple, Protocol
 
+from p2p.translation.plan import Naming
+
 
 class Record(NamedTuple):
     """One translated image, encoded."""
@@ -43,8 +45,9 @@ class Sink(Protocol):
     def open_shard(self, shard: int) -> ShardWriter:
         """A writer for shard number `shard`."""
 
+
+class NamedSink(Sink, Naming, Protocol):
+    """A sink whose outputs have names."""
+
     def output_names(self, shard: int, image_ids: list[str]) -> list[str]:
         """Every file, relative to the output, that a shard with these inputs may have written."""
-
-    def name_of(self, image_id: str) -> str:
-        """What must be unique among the inputs, so that no output overwrites another."""

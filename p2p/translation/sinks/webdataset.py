@@ -6,17 +6,16 @@ import io
 import json
 import posixpath
 import tarfile
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import ClassVar
 
-from p2p.storage.filesystems import exists, join, open_filesystem, storage_errors
+from p2p.storage.filesystems import open_filesystem, storage_errors
 from p2p.storage.images import EXTENSIONS
+from p2p.storage.staging import StagedFile
 from p2p.translation.config import Settings
 from p2p.translation.sinks.images import image_name
+from p2p.translation.sinks.packed import PackedShardWriter, PackedSink
 from p2p.translation.sinks.records import Record
-from p2p.translation.sinks.staging import StagedFile, remove_file
-
-FOLDER = "data"
 
 
 def member_name(image_id: str, extension: str) -> str:
@@ -45,37 +44,26 @@ def read_records(uri: str) -> Iterator[Record]:
                     image = data
 
 
-@dataclass(frozen=True)
-class WebDatasetSink:
+class WebDatasetSink(PackedSink):
     """Writes encoded images into tars, each beside a JSON that names its input and the checkpoint."""
 
-    output: str
-    settings: Settings
+    extension: ClassVar[str] = "tar"
 
     def open_shard(self, shard: int) -> WebDatasetShardWriter:
         """A writer of `data/part-XXXXX.tar`."""
-        return WebDatasetShardWriter(join(self.output, self._name(shard)), self.settings)
-
-    def output_names(self, shard: int, image_ids: list[str]) -> list[str]:
-        """The one file of the shard."""
-        return [self._name(shard)]
+        return WebDatasetShardWriter(self.uri_of(shard), self.settings)
 
     def name_of(self, image_id: str) -> str:
         """Two inputs that differ only by their ending would share a key."""
         return member_name(image_id, EXTENSIONS[self.settings.image_format])
 
-    @staticmethod
-    def _name(shard: int) -> str:
-        return f"{FOLDER}/part-{shard:05d}.tar"
 
-
-class WebDatasetShardWriter:
-    """One tar that grows image by image and appears when it is whole. Equal images make equal tars."""
+class WebDatasetShardWriter(PackedShardWriter):
+    """Writes member by member. Equal images make equal tars."""
 
     def __init__(self, uri: str, settings: Settings) -> None:
-        self._uri, self._checkpoint_id = uri, settings.checkpoint_id
+        super().__init__(uri, settings)
         self._extension = EXTENSIONS[settings.image_format]
-        self._file: StagedFile | None = None
         self._tar: tarfile.TarFile | None = None
 
     def add(self, record: Record) -> str:
@@ -95,29 +83,10 @@ class WebDatasetShardWriter:
             self._tar.members = []  # type: ignore[attr-defined] # else it remembers every member, in memory
         return self._uri
 
-    def keep(self, image_ids: Collection[str]) -> set[str]:
-        """Copy their members from the file that this one will replace."""
-        kept: set[str] = set()
-        if exists(self._uri):
-            for record in read_records(self._uri):
-                if record.image_id in image_ids and record.image_id not in kept:
-                    self.add(record)
-                    kept.add(record.image_id)
-        return kept
+    def _read(self) -> Iterator[Record]:
+        return read_records(self._uri)
 
-    def fail(self, image_id: str) -> None:
-        """A member that is not written is nowhere."""
-
-    def publish(self) -> int:
-        """Put the file in its place; a shard without a single translated image has none."""
-        if self._tar is None or self._file is None:
-            remove_file(self._uri)  # an earlier attempt may have fetched what this one could not
-            return 0
-        with storage_errors(self._uri):
-            self._tar.close()
-        return self._file.publish()
-
-    def discard(self) -> None:
-        """Drop the file if it was never published."""
-        if self._file is not None:
-            self._file.discard()
+    def _end(self) -> None:
+        if self._tar is not None:
+            with storage_errors(self._uri):
+                self._tar.close()

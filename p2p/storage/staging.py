@@ -9,19 +9,10 @@ import tempfile
 import uuid
 from typing import IO
 
-from p2p.storage.filesystems import _TEMPORARY as TEMPORARY_PREFIX
-from p2p.storage.filesystems import is_remote, open_filesystem, storage_errors
+from p2p.storage.filesystems import TEMPORARY_PREFIX, is_remote, open_filesystem, storage_errors
 
 _ONE_REQUEST = 64 * 2**20
 _UPLOAD_BLOCK = 16 * 2**20
-
-
-def remove_file(uri: str) -> None:
-    """Delete exactly this file, whatever characters its name has; none there is fine."""
-    with storage_errors(uri):
-        filesystem, path = open_filesystem(uri)
-        with contextlib.suppress(FileNotFoundError):
-            filesystem.rm_file(path)
 
 
 class StagedFile:

@@ -1,0 +1,83 @@
+"""What is written down while shards are worked on: whose fault it would be if the process ended now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_batching import Inverting
+
+from p2p.translation.codec import Codec
+from p2p.translation.estimate import _Nowhere
+from p2p.translation.fetching import Fetched, Fetcher
+from p2p.translation.inputs import Input
+from p2p.translation.pipeline import Pipeline, ShardBooks
+from p2p.translation.plan import Shard
+from p2p.translation.windows import SizePolicy
+
+IMAGES = 30
+SHARDS = [Shard(number, "", 0, IMAGES) for number in range(2)]
+
+
+class Diary(Fetcher):
+    """Notes every event with the image that is in hand at that moment."""
+
+    def __init__(self) -> None:
+        super().__init__("image")
+        self.in_hand: int | None = None
+        self.begun: list[int] = []
+        self.begun_at_fetch: list[int] = []
+        self.events: list[tuple[str, int | None]] = []
+
+    def fetch(self, unit: list[Input]) -> list[Fetched]:
+        self.events.append((f"fetch {unit[0].image_id}", self.in_hand))
+        self.begun_at_fetch.append(len(self.begun))
+        return super().fetch(unit)
+
+    def publish(self, shard: int, rows: object) -> None:
+        self.events.append(("publish", self.in_hand))
+
+    def take_up(self, shard: int, position: int) -> None:
+        self.in_hand = position
+
+    def put_down(self, shard: int) -> None:
+        self.in_hand = None
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, make_image: Callable[..., bytes]) -> tuple[Pipeline, Diary]:
+    inputs = []
+    for position in range(IMAGES):
+        path = tmp_path / f"{position}.png"
+        path.write_bytes(make_image(16, 16) if position != 3 else b"no image")
+        inputs.append(Input(str(position), str(path)))
+    diary = Diary()
+    books = ShardBooks(
+        lambda shard: inputs, diary.publish, begin=diary.begun.append, take_up=diary.take_up, put_down=diary.put_down
+    )
+    policy, codec = SizePolicy("tile", 16, 4, 16), Codec("whole", 1000, "png", 90, 0)
+    made = Pipeline(
+        network=Inverting(4, 1),
+        policy=policy,
+        codec=codec,
+        fetcher=diary,
+        sink=_Nowhere(),
+        books=books,
+        io_threads=2,
+        codec_threads=0,
+    )
+    return made, diary
+
+
+def test_one_by_one_nobody_is_blamed_for_another_or_for_publishing(pipeline: tuple[Pipeline, Diary]) -> None:
+    run, diary = pipeline
+    list(run.run(SHARDS[:1], one_by_one=True))
+    assert diary.events == [*((f"fetch {position}", position) for position in range(IMAGES)), ("publish", None)]
+
+
+def test_a_shard_is_begun_when_its_turn_comes_though_its_list_is_read_ahead(pipeline: tuple[Pipeline, Diary]) -> None:
+    run, diary = pipeline
+    list(run.run(SHARDS))
+    assert diary.begun == [0, 1]
+    assert diary.begun_at_fetch[:20] == [1] * 20
