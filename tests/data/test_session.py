@@ -1,4 +1,4 @@
-"""Joining a cluster that is not there, what a terminal shows while Ray starts, and whose turn it is on a private one."""
+"""Joining a cluster that is not there, what a terminal shows meanwhile, and whose turn it is on a private Ray."""
 
 from __future__ import annotations
 
