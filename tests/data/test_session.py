@@ -1,13 +1,50 @@
-"""What a terminal shows while Ray starts, and whose turn it is where Ray is private."""
+"""Joining a cluster that is not there, what a terminal shows meanwhile, and whose turn it is on a private Ray."""
 
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from p2p.data.session import without_level_told
+
+_JOIN = """
+import os, sys
+from dataclasses import dataclass
+from p2p.cli import run_job
+from p2p.data.session import ray_session
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    pass
+
+def job(config):
+    with ray_session():
+        return {}
+
+for address in sys.argv[1:]:
+    os.environ["RAY_ADDRESS"] = address
+    assert run_job(Config, job, []) == 2
+"""
+
+
+def test_a_dead_ray_address_is_one_line() -> None:
+    with socket.socket() as free:  # bound and not listening: who connects is refused
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+        addresses = [place, f"ray://{place}", "nonsense"]
+        done = subprocess.run(
+            [sys.executable, "-c", _JOIN, *addresses], capture_output=True, text=True, timeout=60, check=False
+        )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    told = done.stderr.splitlines()
+    assert len(told) == len(addresses), told
+    for line, address in zip(told, addresses, strict=True):
+        assert line.startswith(f"error: RAY_ADDRESS {address}: cannot join")
 
 
 def test_only_one_line_of_ray_is_kept_from_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
