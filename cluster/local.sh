@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A Ray head on this machine, apart from any other Ray: own folder, own ports, own token, its dashboard on loopback.
+# A Ray cluster on this machine, apart from any other Ray: own folder, own ports, own token, its dashboard on loopback.
+# It is a head alone, or a head that takes no work and nodes with resources and object stores of their own.
 # Its own processes are stopped by their ids; `ray stop` would end every Ray of this machine.
 set -euo pipefail
 
@@ -10,12 +11,14 @@ bin=${P2P_CLUSTER_BIN:-$root/.venv/bin}
 usage() {
   cat <<'TEXT'
 cluster/local.sh up       start a Ray head on this machine and say how to use it
+cluster/local.sh up N     start a head that takes no work and N nodes that do; where it runs, the nodes missing from N
 cluster/local.sh status   what runs, and its resources
 cluster/local.sh env      the variables a shell needs: eval "$(cluster/local.sh env)"
 cluster/local.sh down     stop it and remove its folder
 
 P2P_CLUSTER_HOME  its folder (default /tmp/p2p-cluster-UID); another folder is another cluster
 P2P_CLUSTER_BIN   where ray and python lie (default .venv/bin of this repository)
+P2P_CLUSTER_CPUS  logical CPUs of each node (default 4, or for a head alone this machine's if it has more)
 TEXT
 }
 
@@ -98,39 +101,82 @@ TEXT
 }
 
 up() {
-  if [ -e "$home/ports" ]; then
-    echo "already up; cluster/local.sh down stops it" >&2
-    say
-    return
-  fi
+  local nodes=${1:-0}
+  [[ $nodes =~ ^[0-9]{1,2}$ ]] || status=2 fail "up $nodes: the number of nodes is a whole number below 100"
   [ -x "$bin/ray" ] || status=2 fail "no ray in $bin; run make install first, or set P2P_CLUSTER_BIN"
+  if [ -e "$home/ports" ]; then
+    echo "the head is up already; $0 down stops it" >&2
+  else
+    start_head "$nodes"
+  fi
+  local node
+  for node in $(seq "$nodes"); do start_node "$node"; done
+  say
+}
+
+start_head() {
   (umask 077 && mkdir -p "$home")
   (umask 077 && "$bin/python" -c 'import secrets; print(secrets.token_hex(32))' >"$home/token")
-  local ports
+  local ports cpus
   read -ra ports < <(free_ports 6390 8275 52390 52391 52392)
   echo "${ports[@]:0:2}" >"$home/ports"
-  # Ray places work by logical CPUs; with fewer than four its readers and workers wait for each other.
-  local cpus
-  cpus=$(getconf _NPROCESSORS_ONLN)
-  # Jobs run with the python that stands first on the PATH of the head.
-  if ! PATH=$bin:$PATH RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$home/token P2P_CLUSTER_MARK="$home;" \
-    "$bin/ray" start --head --node-ip-address 127.0.0.1 --port "${ports[0]}" --temp-dir "$home/ray" \
-    --dashboard-host 127.0.0.1 --dashboard-port "${ports[1]}" --dashboard-agent-listen-port "${ports[2]}" \
-    --ray-client-server-port "${ports[3]}" --metrics-export-port "${ports[4]}" \
-    --num-cpus "$((cpus > 4 ? cpus : 4))" --disable-usage-stats >"$home/start.log" 2>&1 </dev/null; then
+  cpus=0
+  if [ "$1" = 0 ]; then
+    # Ray places work by logical CPUs; with fewer than four its readers and workers wait for each other.
+    cpus=$(getconf _NPROCESSORS_ONLN)
+    cpus=${P2P_CLUSTER_CPUS:-$((cpus > 4 ? cpus : 4))}
+  fi
+  start head "$(memory_of "$1")" --head --port "${ports[0]}" --temp-dir "$home/ray" \
+    --dashboard-host 127.0.0.1 --dashboard-port "${ports[1]}" --ray-client-server-port "${ports[3]}" \
+    --dashboard-agent-listen-port "${ports[2]}" --metrics-export-port "${ports[4]}" --num-cpus "$cpus"
+}
+
+# A node that runs is left alone, so that `up N` replaces those that were lost.
+start_node() {
+  local head_port ports
+  if [ -e "$home/node$1" ] && [ -n "$(still_ours "$(cat "$home/node$1")")" ]; then return; fi
+  read -r head_port _ <"$home/ports"
+  read -ra ports < <(free_ports 0 0)
+  start "node$1" "$(memory_of "$nodes")" --address "127.0.0.1:$head_port" \
+    --dashboard-agent-listen-port "${ports[0]}" --metrics-export-port "${ports[1]}" \
+    --num-cpus "${P2P_CLUSTER_CPUS:-4}" --labels "p2p-node=$1"
+
+  raylet_of "node$1" >"$home/node$1"
+}
+
+raylet_of() {
+  local id
+  for id in $(grep -lsaF "P2P_CLUSTER_MARK=$home;$1;" /proc/[0-9]*/environ | cut -d/ -f3 || true); do
+    if [ "$(cat "/proc/$id/comm" 2>/dev/null)" = raylet ]; then echo "$id:$(started "$id")"; fi
+  done
+}
+
+# start NAME BYTES OPTION...: `ray start` with what every node has in common.
+start() {
+  local name=$1 bytes=$2
+  shift 2
+  # Jobs run with the python that stands first on the PATH.
+  if ! PATH=$bin:$PATH RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$home/token P2P_CLUSTER_MARK="$home;$name;" \
+    "$bin/ray" start "$@" --node-ip-address 127.0.0.1 --object-store-memory "$bytes" --disable-usage-stats \
+    >"$home/start.log" 2>&1 </dev/null; then
     cat "$home/start.log" >&2
     down
-    fail "the Ray head did not start"
+    fail "the Ray $name did not start"
   fi
   record
-  say
+}
+
+# Bytes of each object store: together a quarter of the memory, and at most a gigabyte each.
+memory_of() {
+  awk -v nodes="$1" '/^MemTotal/ { bytes = $2 * 1024 / 4 / (nodes + 1); print int(bytes < 2^30 ? bytes : 2^30) }' \
+    /proc/meminfo
 }
 
 say() {
   local head_port dashboard_port
   read -r head_port dashboard_port <"$home/ports"
   cat <<TEXT
-Ray head on port $head_port, dashboard http://127.0.0.1:$dashboard_port, token in $home/token
+Ray head on port $head_port, $(nodes_alive) more node(s), dashboard http://127.0.0.1:$dashboard_port, token in $home/token
 
 In each shell that uses it:
   eval "\$($0 env)"
@@ -140,6 +186,14 @@ Then:
 Stop it with:
   $0 down
 TEXT
+}
+
+nodes_alive() {
+  local file count=0
+  for file in "$home"/node*; do
+    if [ -e "$file" ] && [ -n "$(still_ours "$(cat "$file")")" ]; then count=$((count + 1)); fi
+  done
+  echo "$count"
 }
 
 show_status() {
@@ -173,7 +227,7 @@ down() {
 }
 
 case ${1:-} in
-  up) up ;;
+  up) up "${2:-}" ;;
   status) show_status ;;
   env) [ -e "$home/ports" ] || fail "it is not up; start it with $0 up"; environment ;;
   down) down ;;

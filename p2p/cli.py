@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import logging
 import os
 import re
@@ -44,6 +45,8 @@ def _read_config_file(path: str) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--config {path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
     try:
         values = yaml.safe_load(text)  # JSON is a subset of YAML
     except yaml.YAMLError as error:
@@ -108,9 +111,14 @@ def parse(config_class: type[Config], words: Sequence[str]) -> Config:
     """
     paths, rest = _split_config_option(words)
     from_files = [word for path in paths for word in _config_file_words(config_class, path)]
-    description = (config_class.__doc__ or "").strip()
+    description = inspect.cleandoc(config_class.__doc__ or "")
     description += "\n\n--config FILE reads options from YAML or JSON, same names; the command line wins."
-    return tyro.cli(config_class, args=[*from_files, *rest], description=description)
+    config: Config = tyro.cli(config_class, args=[*from_files, *rest], description=description)
+    for name, value in vars(config).items():
+        if isinstance(value, str) and not value.strip():
+            # A shell makes this of a variable that is not set; as an address it would mean the current folder.
+            raise UsageError(f"--{name.replace('_', '-')}: must not be empty")
+    return config
 
 
 # How a traceback that Ray carries as text names an error of ours.
@@ -147,9 +155,12 @@ def _root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _start_logging() -> None:
+def log_to_stderr(job: str = "") -> None:
+    """Let the loggers of p2p write to stderr, each line with `job` where several jobs share a place for their logs."""
     handler = _StderrHandler()
-    handler.setFormatter(_RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(
+        _RedactingFormatter(" ".join(filter(None, ("%(asctime)s", job.replace("%", "%%"), "%(message)s"))), "%H:%M:%S")
+    )
     logger = logging.getLogger("p2p")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
@@ -195,7 +206,7 @@ def run_job(config_class: type[Config], job: Callable[[Config], Summary], words:
     0 done; 1 failed or interrupted; 2 wrong usage, found before work started; 3 done, but too many inputs were bad.
     A user's mistake is one line on stderr; only a defect of p2p itself shows a traceback.
     """
-    _start_logging()
+    log_to_stderr()
     log = logging.getLogger("p2p")
     try:
         config = parse(config_class, sys.argv[1:] if words is None else words)

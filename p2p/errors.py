@@ -4,6 +4,7 @@ P2PError                 exit status 1
 ├── UsageError           exit status 2: wrong options, found before any work starts
 ├── StorageError         a file system, bucket or disk said no
 │   ├── NotFound         nothing lies at that address
+│   ├── Damaged          a file is not what was written there
 │   ├── Refused          this one file or object is denied, a folder, …; its neighbours may be fine
 │   └── KeysRefused      the credentials are missing, wrong or expired: nothing at all can be read or written with them
 ├── CheckpointError      a checkpoint cannot be read, or is of another kind
@@ -68,6 +69,12 @@ class StorageError(P2PError):
 
 class NotFound(StorageError):
     """Nothing lies at that address."""
+
+    may_pass = False
+
+
+class Damaged(StorageError):
+    """A file is not what was written there."""
 
     may_pass = False
 

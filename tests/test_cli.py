@@ -98,6 +98,7 @@ MISTAKES = {
     "nested values": ("metrics: {a: 1}", ["--metrics", "dict"]),
     "not a mapping": ("- a\n- b", ["list"]),
     "not YAML": ("a: [", ["not valid YAML"]),
+    "not text": ("\xff\xfe", ["options.yaml: not UTF-8 text"]),
     "refused by validation": ("batch_size: 0", ["--batch-size is 0"]),
 }
 
@@ -107,7 +108,7 @@ def test_a_mistake_in_the_file_is_told_without_traceback_before_work_starts(
     run_cli: Any, tmp_path: Path, text: str, said: list[str]
 ) -> None:
     file = tmp_path / "options.yaml"
-    file.write_text(text)
+    file.write_bytes(text.encode("latin-1"))
     outcome = run_cli(BakeConfig, pytest.fail, "--output", "o", "--config", file)
     assert outcome.status == 2
     assert outcome.summary is None
@@ -123,6 +124,7 @@ def test_a_mistake_in_the_file_is_told_without_traceback_before_work_starts(
         (["--output", "o", "--gpu", "maybe"], "maybe"),
         (["--output", "o", "--dropout", "perhaps"], "perhaps"),
         (["--output", "o", "--batch-size", "0"], "--batch-size is 0"),
+        (["--output", " "], "--output: must not be empty"),
         (["--output", "o", "--config"], "--config needs a file"),
         (["--output", "o", "--config", "/no/such/file"], "/no/such/file"),
         ([], "output"),

@@ -10,7 +10,8 @@ from p2p.model.config import Direction, ModelConfig, Palette, as_palette
 from p2p.storage.filesystems import join, read_json, write_json
 from p2p.storage.pixels import RGB, PixelFormat, parse_format
 
-_FILE = "dataset.json"
+DESCRIPTION = "dataset.json"
+"""Its file, which jobs/prepare.py writes last."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Description:
 
 def read_description(uri: str) -> Description:
     """What the data set at `uri` says. Raises UsageError if its file is not as jobs/prepare.py writes it."""
-    address = join(uri, _FILE)
+    address = join(uri, DESCRIPTION)
     try:
         said = read_json(address)
         if not isinstance(said, dict):
@@ -81,7 +82,7 @@ def write_description(description: Description, **more: str) -> None:
     for name, side in sides.items():
         document[f"palette_{name}"] = None if side.palette is None else [list(colour) for colour in side.palette]
         document[f"pixels_{name}"] = str(side.pixels)
-    write_json(join(description.uri, _FILE), document | more)
+    write_json(join(description.uri, DESCRIPTION), document | more)
 
 
 def formats_for(model: ModelConfig, swap: bool) -> tuple[PixelFormat, PixelFormat]:

@@ -25,6 +25,7 @@ from p2p.storage.filesystems import (
     storage_errors,
 )
 from p2p.storage.images import Pixels
+from p2p.storage.names import printable
 from p2p.storage.pixels import RGB, PixelFormat
 
 SPLITS = ("train", "val", "test")
@@ -93,6 +94,11 @@ class Pairs:
         return sum(group.rows for group in self.groups)
 
     @property
+    def is_raw(self) -> bool:
+        """Whether they are images in a folder, not parts that jobs/prepare.py wrote."""
+        return self.groups[0].number < 0
+
+    @property
     def group_rows(self) -> list[int]:
         """Pairs in each row group."""
         return [group.rows for group in self.groups]
@@ -148,7 +154,10 @@ def _raw_groups(uri: str, split: str) -> list[RowGroup]:
 
 
 def _images_below(uri: str) -> list[RowGroup]:
-    return [RowGroup(info.uri, -1, 1, pair_id=info.path.rsplit(".", 1)[0]) for info in list_files(uri, images.SUFFIXES)]
+    return [
+        RowGroup(info.uri, -1, 1, pair_id=printable(info.path.rsplit(".", 1)[0]))
+        for info in list_files(uri, images.SUFFIXES)
+    ]
 
 
 def open_pairs(uri: str, split: str, *, raw_load_size: int = 286) -> Pairs:

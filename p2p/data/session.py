@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -60,6 +61,22 @@ def logical_cpus() -> float:
 
 
 _PRIVATE = "p2p-private"
+_LEVEL_TOLD = b"Set ray log level from environment variable"
+
+
+@contextlib.contextmanager
+def without_level_told() -> Iterator[None]:
+    """Whatever is written to the terminal inside shows at the end, but for Ray's line that it was told to be quiet."""
+    with tempfile.TemporaryFile() as held:
+        terminal = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if _LEVEL_TOLD not in line))
 
 
 @contextlib.contextmanager
@@ -71,17 +88,18 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if os.environ.get("RAY_ADDRESS"):
-        _join_cluster(os.environ["RAY_ADDRESS"])
-    else:
-        ray.init(
-            address="local",
-            num_cpus=max(_MIN_LOGICAL_CPUS, _LOGICAL_CPUS_PER_CORE * physical_cores()),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            namespace=_PRIVATE,
-        )
+    with without_level_told():
+        if os.environ.get("RAY_ADDRESS"):
+            _join_cluster(os.environ["RAY_ADDRESS"])
+        else:
+            ray.init(
+                address="local",
+                num_cpus=max(_MIN_LOGICAL_CPUS, _LOGICAL_CPUS_PER_CORE * physical_cores()),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                namespace=_PRIVATE,
+            )
     try:
         yield
     finally:

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from p2p.errors import CheckpointError, NotFound, StorageError, UsageError
+from p2p.errors import CheckpointError, Damaged, NotFound, UsageError
 from p2p.model.config import ModelConfig
 from p2p.model.legacy import infer_config, plain_weights
 from p2p.model.moments import MOMENT
@@ -112,6 +112,19 @@ def load_trainer(folder_uri: str, pix2pix: Pix2Pix) -> dict[str, Any]:
         raise CheckpointError(f"{folder_uri}: its tensors do not fit the model: {error}") from None
     trainer: dict[str, Any] = read_json(join(folder_uri, TRAINER_JSON))
     return trainer
+
+
+def read_whole(folder_uri: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`meta` and `trainer` of a checkpoint folder, every file of which was read to its end.
+
+    Raises CheckpointError, NotFound or Damaged for one that training cannot go on from.
+    """
+    meta = _read_meta(folder_uri)
+    _check_id(_read(join(folder_uri, GENERATOR)), meta, folder_uri)
+    averaged = _config_of(meta["model"], folder_uri).ema_images > 0
+    for name in (DISCRIMINATOR, TRAINER, WITHOUT_EMA)[: 3 if averaged else 2]:
+        _tensors(folder_uri, name)
+    return meta, read_json(join(folder_uri, TRAINER_JSON))
 
 
 _ARCHITECTURE = (
@@ -231,7 +244,7 @@ def _read_meta(folder_uri: str) -> dict[str, Any]:
         meta = read_json(uri)
     except NotFound:
         raise CheckpointError(f"{folder_uri}: no finished checkpoint is there ({META} is missing)") from None
-    except StorageError as error:
+    except Damaged as error:
         raise CheckpointError(str(error)) from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT or not isinstance(meta.get("model"), dict):
         found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__

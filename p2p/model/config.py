@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -149,12 +150,12 @@ class ModelConfig:
                 raise UsageError(f"{_option(name)} {getattr(self, name)}: must be at least 1")
         if self.ema_images < 0:
             raise UsageError(f"--ema-images {self.ema_images}: must be 0 (off) or more")
-        if not self.lr > 0:
-            raise UsageError(f"--lr {self.lr}: must be above 0")
+        if not 0 < self.lr < math.inf:
+            raise UsageError(f"--lr {self.lr}: must be a finite number above 0")
         if not 0 <= self.beta1 < 1:
             raise UsageError(f"--beta1 {self.beta1}: must lie in [0, 1)")
-        if not self.lambda_l1 >= 0:
-            raise UsageError(f"--lambda-l1 {self.lambda_l1}: must be 0 or more")
+        if not 0 <= self.lambda_l1 < math.inf:
+            raise UsageError(f"--lambda-l1 {self.lambda_l1}: must be a finite number, 0 or more")
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"--label-smoothing {self.label_smoothing}: must lie in [0, 1)")
         if self.label_smoothing and self.gan_mode in ("hinge", "wgangp"):

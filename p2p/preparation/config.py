@@ -19,8 +19,8 @@ class PrepareConfig:
     """Turn raw pairs of images into a prepared data set: Parquet shards ready to train on.
 
     Published data sets, streamed straight from their archives (A is the left half, B the right):
-    http://efrosgans.eecs.berkeley.edu/pix2pix/datasets/facades.tar.gz (also cityscapes.tar.gz, maps.tar.gz,
-    edges2shoes.tar.gz, edges2handbags.tar.gz)
+    http://efrosgans.eecs.berkeley.edu/pix2pix/datasets/facades.tar.gz (also maps.tar.gz, night2day.tar.gz,
+    edges2shoes.tar.gz, edges2handbags.tar.gz); jobs/presets/cityscapes.yaml says how to get those of Cityscapes
     """
 
     source: str
@@ -49,8 +49,9 @@ class PrepareConfig:
     """Share, 0 to 1, of the inputs that may be bad before the job ends with exit status 3."""
     check: bool = False
     """Prepare nothing: only look at the pairs of --source, raw or prepared, and write what the doctor finds (swapped
-    partners, copies, leaks between splits, shifts …) to --output as doctor.json, doctor.html and summary.json.
-    Findings leave the exit status alone. Every prepared data set is looked at in the same way as it is made."""
+    partners, copies, leaks between splits, shifts …) to --output as doctor.json, doctor.html and summary.json; every
+    bad input, with why, goes to errors/ there. Findings leave the exit status alone. Every prepared data set is looked
+    at in the same way as it is made."""
 
     def __post_init__(self) -> None:
         """Check each value by itself."""
@@ -65,9 +66,6 @@ class PrepareConfig:
         for option, share in (("--val-fraction", self.val_fraction), ("--max-bad-fraction", self.max_bad_fraction)):
             if not (math.isfinite(share) and 0 <= share <= 1):
                 raise UsageError(f"{option} {share}: must be a share from 0 to 1, such as 0.1")
-        for option, value in (("--source", self.source), ("--output", self.output), ("--source-b", self.source_b)):
-            if value is not None and not value.strip():
-                raise UsageError(f"{option}: must not be empty")
         if self.source_b is not None and self.layout == "combined":
             raise UsageError("--layout combined: one image holds both sides, so leave out --source-b, or --layout")
         if self.source.startswith(SYNTHETIC):

@@ -46,6 +46,7 @@ from p2p.storage.filesystems import (
     write_json,
     write_table,
 )
+from p2p.storage.images import SUFFIXES
 from p2p.storage.outputs import require_output
 
 if TYPE_CHECKING:
@@ -53,9 +54,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("p2p")
 
-_FINDINGS = (DOCUMENT, PAGE)
-_OWN_FILES = ("dataset.json", *_FINDINGS, "summary.json")
-_OWN_FOLDERS = (*SPLITS, "errors")
+_ERRORS = "errors"
+_CHECK_FILES = (DOCUMENT, PAGE, "summary.json")
+_OWN_FILES = ("dataset.json", *_CHECK_FILES)
+_OWN_FOLDERS = (*SPLITS, _ERRORS)
 _PART = re.compile(r"part-\d{5,}\.parquet")
 _ERROR_SCHEMA = pa.schema([("source_uri", pa.string()), ("error", pa.string()), ("message", pa.string())])
 _ERRORS_PER_PART = 100_000
@@ -74,10 +76,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
             _require_apart(address, option, output)
         if kind_of(address) != "synthetic":
             require_readable(address, option)
-    if config.check:
-        _require_findings_only(output)
-    else:
-        _require_replaceable(output)
+    _require_replaceable(output, config)
     # A compressed tar cannot be listed without reading all of it, which waits until Ray can take its images.
     streamed = any(kind_of(address) == "stream" for address, _ in addresses)
     pairing = None if streamed else _find_pairs(config, source, source_b, [])
@@ -90,14 +89,13 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         if pairing is None:
             pairing = _find_pairs(config, source, source_b, chunks)
         _say_what_was_found(pairing, config)
-        if not config.check:
-            _clear(output)
+        _clear(output)
         summary = _write(pairing, config, source=source, output=output, chunks=chunks, started=started)
     check_bad_fraction(
         summary["bad"],
         summary["bad"] + sum(summary["pairs"].values()),
         config.max_bad_fraction,
-        join(output, DOCUMENT if config.check else "errors"),
+        join(output, _ERRORS),
         summary,
     )
     return summary
@@ -108,30 +106,23 @@ def _require_apart(source: str, option: str, output: str) -> None:
         raise UsageError(f"--output {output}: holds {option} {source}, which would be replaced; choose another folder")
 
 
-def _require_replaceable(output: str) -> None:
-    """Raise UsageError if `output` holds anything that this job did not write."""
-    strange = [name for name in list_names(output) if name not in (*_OWN_FILES, *_OWN_FOLDERS)]
-    for folder in _OWN_FOLDERS:
+def _require_replaceable(output: str, config: PrepareConfig) -> None:
+    """Raise UsageError if `output` holds anything that this job, with or without --check, did not write."""
+    own, folders = (_CHECK_FILES, (_ERRORS,)) if config.check else (_OWN_FILES, _OWN_FOLDERS)
+    strange = [name for name in list_names(output) if name not in (*own, *folders)]
+    for folder in folders:
         names = list_names(join(output, folder)) if not strange else []
         strange += [f"{folder}/{name}" for name in names if not _PART.fullmatch(name)]
     if strange:
         shown = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
-        raise UsageError(f"--output {output}: holds files of something else ({shown}); choose an empty or new folder")
-
-
-def _require_findings_only(output: str) -> None:
-    """Raise UsageError if `output` holds anything but an earlier check's findings."""
-    strange = [name for name in list_names(output) if name not in (*_FINDINGS, "summary.json")]
-    if strange:
-        shown = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
+        why = "; --check changes no data set" if config.check else ""
         raise UsageError(
-            f"--output {output}: holds {shown}; --check changes no data set, so choose an empty or new folder for what "
-            "it finds"
+            f"--output {output}: holds files of something else ({shown}){why}; choose an empty or new folder"
         )
 
 
 def _clear(output: str) -> None:
-    """Remove an earlier prepared data set; its description first, so that a half-removed one is not taken for whole."""
+    """Remove what an earlier job wrote; a description first, so that a half-removed data set is not taken for whole."""
     for name in (*reversed(_OWN_FILES), *_OWN_FOLDERS):
         remove(join(output, name))
 
@@ -157,7 +148,7 @@ def _find_pairs(config: PrepareConfig, source: str, source_b: str | None, chunks
 
 def _list(uri: str, option: str, chunks: list[Any]) -> Listing:
     if kind_of(uri) != "stream":
-        return list_source(uri, option)
+        return _told(list_source(uri, option))
     import numpy as np
     import ray
 
@@ -166,7 +157,20 @@ def _list(uri: str, option: str, chunks: list[Any]) -> Listing:
         progress.advance(len(chunk) // 2**20)
 
     with Progress(f"reading {uri}", total=None, unit="MiB") as progress:
-        return read_stream(uri, option, keep, first=len(chunks))
+        return _told(read_stream(uri, option, keep, first=len(chunks)))
+
+
+def _told(listing: Listing) -> Listing:
+    """The same; says what is left out for its ending, which may be images of a kind that is not read."""
+    if listing.members and listing.others:
+        log.info(
+            "%s: %d other files are left out (the first: %s); images end in %s",
+            listing.uri,
+            listing.others,
+            listing.example,
+            " ".join(SUFFIXES),
+        )
+    return listing
 
 
 def _pair_drawings(config: PrepareConfig, source: str) -> Pairing:
@@ -260,8 +264,8 @@ def _write(
             palette_a = merge_palettes(palette_a, report.palette_a)
             palette_b = merge_palettes(palette_b, report.palette_b)
             progress.advance(report.pairs + len(report.bad), f"{len(bad)} bad" if bad else "")
+    _write_errors(output, bad)
     if not config.check:
-        _write_errors(output, bad)
         fixed = as_palette(list(PALETTE.values())) if source.startswith(SYNTHETIC) else None
         described = Description(
             output,
@@ -305,4 +309,4 @@ def _write_errors(output: str, bad: list[BadRow]) -> None:
     ordered = sorted(bad, key=lambda row: (row.source_uri, row.error))
     for number, first in enumerate(range(0, len(ordered), _ERRORS_PER_PART)):
         rows = [vars(row) for row in ordered[first : first + _ERRORS_PER_PART]]
-        write_table(join(output, "errors", part_name(number)), pa.Table.from_pylist(rows, schema=_ERROR_SCHEMA))
+        write_table(join(output, _ERRORS, part_name(number)), pa.Table.from_pylist(rows, schema=_ERROR_SCHEMA))

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from p2p.errors import BadInput, NotFound, StorageError
 from p2p.storage.filesystems import arrow_filesystem, open_filesystem, read_bytes, storage_errors
+from p2p.storage.names import printable
 
 MAX_IMAGE_BYTES = 256 * 2**20
 """Encoded images larger than this are refused unread; it bounds what one task holds."""
@@ -23,7 +24,12 @@ MAX_IMAGE_BYTES = 256 * 2**20
 class File:
     """A file of its own."""
 
-    uri: str
+    address: str
+
+    @property
+    def uri(self) -> str:
+        """What names it to a person."""
+        return printable(self.address)
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class _Member:
     @property
     def uri(self) -> str:
         """What names it to a person."""
-        return f"{self.archive}#{self.name}"
+        return printable(f"{self.archive}#{self.name}")
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Cell:
     @property
     def uri(self) -> str:
         """What names it to a person."""
-        return f"{self.file}#{self.row_group}/{self.row}/{self.column}"
+        return printable(f"{self.file}#{self.row_group}/{self.row}/{self.column}")
 
 
 @dataclass(frozen=True)
@@ -117,8 +123,8 @@ class Fetcher:
         """The bytes at `where`. Raises BadInput where they are missing or damaged, StorageError otherwise."""
         try:
             match where:
-                case File(uri):
-                    return read_bytes(uri)
+                case File(address):
+                    return read_bytes(address)
                 case Range(archive, _, start, size):
                     with storage_errors(archive):
                         filesystem, path = open_filesystem(archive)

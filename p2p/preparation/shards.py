@@ -176,7 +176,7 @@ def _fetch_all(pairs: Sequence[PairRef], fetch: Fetcher) -> Iterator[tuple[PairR
         except BadInput as error:
             return error
 
-    remote = any(isinstance(pair.a, File) and is_remote(pair.a.uri) for pair in pairs)
+    remote = any(isinstance(pair.a, File) and is_remote(pair.a.address) for pair in pairs)
     with ThreadPoolExecutor(_FETCHING_THREADS if remote else 1) as threads:
         for start in range(0, len(pairs), ROW_GROUP_PAIRS):
             window = pairs[start : start + ROW_GROUP_PAIRS]

@@ -16,6 +16,7 @@ from p2p.preparation.config import SYNTHETIC
 from p2p.preparation.locations import Chunk, File, Location, Range, ZipMember, check_size
 from p2p.storage.filesystems import is_file, list_files, open_filesystem, storage_errors
 from p2p.storage.images import SUFFIXES
+from p2p.storage.names import printable
 
 Kind = Literal["synthetic", "zip", "tar", "stream", "parquet", "folder"]
 _STREAMED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -58,17 +59,17 @@ class Listing:
         if not path.lower().endswith(SUFFIXES):
             self.others += 1
             self.parquet += path.lower().endswith(".parquet")
-            self.example = self.example or path
+            self.example = self.example or printable(path)
             return
         try:
             check_size(size)
-            self.members.append(Member(path, locate(), size))
+            self.members.append(Member(printable(path), locate(), size))
         except BadInput as error:
             self.refuse(path, error.kind, str(error))
 
     def refuse(self, path: str, error: str, message: str) -> None:
         """Record an image that will not be read."""
-        self.bad.append(BadRow(f"{self.uri}#{path}", error, message))
+        self.bad.append(BadRow(printable(f"{self.uri}#{path}"), error, printable(message)))
 
     def require_images(self, option: str) -> None:
         """Raise UsageError, with the reason, if there is not one image."""

@@ -171,7 +171,7 @@ def _log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
 def _y_range(values: Sequence[float], log: bool) -> tuple[float, float]:
     low, high = (min(values), max(values)) if values else (1.0, 2.0)
     if log:
-        return (low / 1.3, high * 1.3)
+        return (low / 1.3, max(high * 1.3, low * 2))  # the smallest numbers there are do not grow by 1.3
     if high - low < _NARROWEST * abs(high):  # a line that hardly moves should look like one
         middle, half = (low + high) / 2, _NARROWEST * abs(high) / 2
         low, high = max(0.0, middle - half) if low >= 0 else middle - half, middle + half

@@ -8,8 +8,9 @@ import glob
 import json
 import os
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,7 +20,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from p2p.documents import to_json
-from p2p.errors import KeysRefused, NotFound, P2PError, Refused, StorageError, UsageError, redact
+from p2p.errors import Damaged, KeysRefused, NotFound, P2PError, Refused, StorageError, UsageError, redact
 
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
@@ -47,11 +48,22 @@ _UNREACHABLE = ("ConnectorError", "EndpointConnection", "ConnectTimeout", "Conne
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A file below a listed address: its path relative to that address, its own address, its size in bytes."""
+    """A file below a listed address: its path relative to that address, its own address, its size in bytes, and when
+    it was written (seconds since 1970; 0 where the store does not say).
+    """
 
     path: str
     uri: str
     size: int
+    modified: float = field(default=0.0, compare=False)
+
+
+def _file(path: str, uri: str, details: Mapping[str, Any]) -> FileInfo:
+    modified = details.get("mtime") or details.get("LastModified") or details.get("updated") or 0.0
+    if isinstance(modified, str):
+        modified = datetime.fromisoformat(modified)
+    seconds = modified.timestamp() if isinstance(modified, datetime) else float(modified)
+    return FileInfo(path, uri, int(details.get("size") or 0), seconds)
 
 
 def is_remote(uri: str) -> bool:
@@ -229,11 +241,11 @@ def sweep_temporaries(uri: str) -> None:
 
 
 def read_json(uri: str) -> Any:
-    """The JSON document at `uri`. Raises StorageError if it is not one."""
+    """The JSON document at `uri`. Raises Damaged if it is not one."""
     try:
         return json.loads(read_bytes(uri))
     except ValueError as error:
-        raise StorageError(f"{uri}: not valid JSON: {error}") from None
+        raise Damaged(f"{uri}: not valid JSON: {error}") from None
 
 
 def write_json(uri: str, document: Any) -> None:
@@ -294,7 +306,7 @@ def list_files(uri: str, suffixes: Sequence[str] = ()) -> Iterator[FileInfo]:
         scheme = uri.split("://", 1)[0] + "://" if "://" in uri else ""
         if filesystem.isfile(root):
             name = root.rsplit("/", 1)[-1]
-            yield FileInfo(name, uri, int(filesystem.size(root) or 0))
+            yield _file(name, uri, filesystem.info(root))
             return
         for folder, subfolders, files in filesystem.walk(root, detail=True):
             for name in [name for name in subfolders if name.startswith((".", "_"))]:
@@ -305,7 +317,7 @@ def list_files(uri: str, suffixes: Sequence[str] = ()) -> Iterator[FileInfo]:
                 if not name or is_hidden(name) or (suffixes and not name.lower().endswith(tuple(suffixes))):
                     continue
                 whole = f"{folder.rstrip('/')}/{name}"
-                yield FileInfo(whole[len(root.rstrip("/")) + 1 :], scheme + whole, int(files[name].get("size") or 0))
+                yield _file(whole[len(root.rstrip("/")) + 1 :], scheme + whole, files[name])
 
 
 def require_readable(uri: str, option: str) -> None:

@@ -9,19 +9,32 @@ from typing import Any
 
 import ray
 from ray.train import UserCallback
+from ray.util.metrics import Gauge
 
 from p2p.errors import P2PError
 from p2p.progress import Progress
 
 log = logging.getLogger("p2p")
 _SECONDS_BETWEEN_READS = 0.5
+_GAUGES = {
+    "images_seen": "pairs trained on so far",
+    "step": "optimiser steps taken, at the end of the last epoch",
+    "images_per_second": "pairs per second, in the last epoch",
+    "data_wait": "share of the last epoch in which a worker stood still for data",
+}
 
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Lives as long as a training job, through restarts of its workers."""
+    """Lives as long as a training job, through restarts of its workers.
 
-    def __init__(self) -> None:
+    It also tells Prometheus, through Ray, how the run `output` goes: `ray_p2p_train_…`, labelled with `job`.
+    """
+
+    def __init__(self, output: str) -> None:
+        self._gauges = {name: Gauge(f"p2p_train_{name}", what, ("job",)) for name, what in _GAUGES.items()}
+        for gauge in self._gauges.values():
+            gauge.set_default_tags({"job": output})
         self._lines: list[str] = []
         self._images_seen: int | None = None
         self._note = ""
@@ -34,6 +47,13 @@ class Board:
     def progress(self, images_seen: int, note: str) -> None:
         """How far training is."""
         self._images_seen, self._note = images_seen, note
+        self._gauges["images_seen"].set(images_seen)
+
+    def measured(self, row: dict[str, Any]) -> None:
+        """The numbers of an epoch, or of a part of one."""
+        for name, gauge in self._gauges.items():
+            if row.get(name) is not None:
+                gauge.set(row[name])
 
     def fail(self, error: P2PError) -> None:
         """Training cannot go on, and a restart would not help."""

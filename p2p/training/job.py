@@ -6,12 +6,12 @@ import dataclasses
 import logging
 from typing import Any, Literal
 
-from p2p.data.description import read_description
+from p2p.data.description import DESCRIPTION, read_description
 from p2p.data.order import pairs_per_rank
 from p2p.data.pairs import Pairs, open_pairs, raw_load_size
-from p2p.errors import NotFound, StorageError, TrainingStopped, UsageError
+from p2p.errors import CheckpointError, Damaged, NotFound, StorageError, TrainingStopped, UsageError
 from p2p.model.config import class_planes
-from p2p.storage.filesystems import absolute, join, read_json, require_readable
+from p2p.storage.filesystems import absolute, exists, join, read_json, require_readable
 from p2p.storage.outputs import require_output
 from p2p.storage.pixels import RGB
 from p2p.training.config import TrainConfig
@@ -30,11 +30,17 @@ def run(config: TrainConfig) -> dict[str, Any]:
     config, data = _settle_pixels(config)
     require_output(config.output, "--output", "a run")
     train, val = _open(config)
+    data["pairs"] = len(train)
     folder = RunFolder(config.output)
     earlier = _earlier(folder, config)
-    if earlier and config.resume == "auto" and (why := _why_finished(folder, config, len(train))):
-        log.info("%s is finished (%s); pass --resume never to start over", config.output, why)
-        return folder.summary() or _conclude(folder, config)
+    if earlier and config.resume == "auto":
+        if why := _why_finished(folder, config, len(train)):
+            log.info("%s is finished (%s); pass --resume never to start over", config.output, why)
+            return folder.summary() or _conclude(folder, config)
+        from p2p.training.mending import mend
+
+        mend(folder, config.best_metric)
+        _tell_of_other_data(folder, data)
     # Not at the top of the file: Ray and torch take seconds to import, and a wrong option should be told at once.
     from p2p.data.session import ray_session
     from p2p.training.launch import launch, resources
@@ -69,16 +75,41 @@ def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
             ) from None
         log.info("no %s split in %s: training without validation", config.val_split, config.data)
         val = None
-    for pairs in (train, val):
-        if pairs is not None and pairs.smallest_side < config.crop_size:
+    if not train.is_raw and not exists(join(config.data, DESCRIPTION)):
+        log.warning(
+            "%s has no %s: if jobs/prepare.py made it, that was stopped before its end and pairs are missing; run it "
+            "again",
+            config.data,
+            DESCRIPTION,
+        )
+    for pairs in (train, val) if val is not None else (train,):
+        if pairs.smallest_side < config.crop_size:
             raise UsageError(
                 f"--crop-size {config.crop_size}: a pair in {join(pairs.uri, pairs.split)} is only "
                 f"{pairs.smallest_side} pixels wide or high; prepare again with a larger --load-size, or pass a "
                 "smaller --crop-size"
             )
+        if pairs.is_raw and f"{config.output.rstrip('/')}/".startswith(f"{config.data.rstrip('/')}/"):
+            raise UsageError(
+                f"--output {config.output}: lies in --data {config.data}, where every image is taken for a pair, "
+                "the run's own samples too; choose a folder beside it"
+            )
     if pairs_per_rank(len(train), config.workers) < 1:
         raise UsageError(f"--workers {config.workers}: there are only {len(train)} pairs, not one for each worker")
     return train, val
+
+
+def _tell_of_other_data(folder: RunFolder, data: dict[str, Any]) -> None:
+    latest = folder.latest()
+    before = read_json(join(folder.address(latest["checkpoint"]), "meta.json")).get("data", {}) if latest else {}
+    for name, words in (("pairs", "{} training pairs"), ("load_size", "pairs stored in {} pixels")):
+        if name in before and before[name] != data[name]:
+            log.warning(
+                "%s has changed: %s now, %s before; training goes on with what is there",
+                data["uri"],
+                words.format(data[name]),
+                before[name],
+            )
 
 
 def _settle_pixels(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
@@ -128,9 +159,12 @@ def _earlier(folder: RunFolder, config: TrainConfig) -> bool:
     """Whether a run lies in `folder`. Raises UsageError for one that `config` cannot continue, and for other files."""
     other = "choose another --output"
     try:
-        earlier, latest = folder.config(), folder.latest()
+        earlier, latest = folder.config(), None
+        if earlier is None or config.resume == "auto":
+            latest, _, _ = folder.latest(), folder.best(), folder.rows(up_to_epoch=0)  # damage is told here
     except StorageError as error:
-        raise UsageError(f"--output {error}; if that is not of a training run, {other}") from None
+        way_out = other if config.resume == "never" else f"{other}, or pass --resume never to start over"
+        raise UsageError(f"--output {error}; {way_out}") from None
     if earlier is None and latest is None:
         return False
     if not isinstance(earlier, dict) or not set(earlier) >= _IN_EVERY_RUN:
@@ -147,8 +181,11 @@ def _earlier(folder: RunFolder, config: TrainConfig) -> bool:
 
 
 def _why_finished(folder: RunFolder, config: TrainConfig, pairs: int) -> str:
-    """Why nothing is left to train in a run; empty if something is."""
-    position = _position(folder)
+    """Why nothing is left to train in a run; empty if something is, or if its latest checkpoint cannot tell."""
+    try:
+        position = _position(folder)
+    except (CheckpointError, NotFound, Damaged):
+        return ""
     if not remaining_images(config, pairs, position):
         return f"{position.epoch} epochs, {position.step} steps; raise --epochs or --max-steps to train on"
     if config.patience:

@@ -25,6 +25,13 @@ _WORKERS_SHARE = 0.5
 """Of the logical CPUs; the rest is for the tasks that read and decode."""
 
 
+class _Trainer(TorchTrainer):
+    """Leaves Control-C to the program: Ray's own answer to it may end the process with status 0 and says nothing."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        del controller
+
+
 def resources(config: TrainConfig) -> ScalingConfig:
     """What the workers ask the cluster for. Needs Ray. Raises UsageError if it cannot have that."""
     gpus = available_gpus()
@@ -37,7 +44,11 @@ def resources(config: TrainConfig) -> ScalingConfig:
     if cpus < 0.01:
         raise UsageError(f"--workers {config.workers}: too many for the cluster's {logical:g} CPUs")
     resources = {"CPU": cpus} | ({"GPU": 1.0} if use_gpu else {})
-    return ScalingConfig(num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=resources)
+    # GPUs of one machine talk fastest to each other; workers on CPUs had better not share a machine's.
+    placement = "PACK" if use_gpu else "SPREAD"
+    return ScalingConfig(
+        num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=resources, placement_strategy=placement
+    )
 
 
 def launch(
@@ -50,7 +61,7 @@ def launch(
     scaling: ScalingConfig,
 ) -> None:
     """Train from `position` to the end. Needs Ray. Raises what stopped it."""
-    board = Board.remote()  # type: ignore[attr-defined]
+    board = Board.remote(config.output)  # type: ignore[attr-defined]
     left = remaining_images(config, len(train), position)
     _fit(config, Task(config, train, val, data, board), position, left, scaling)
 
@@ -66,7 +77,7 @@ def _fit(config: TrainConfig, task: Task, position: Position, left: int, scaling
     )
     # Ray's own bookkeeping stays out of the run, which says by itself where it stands.
     with tempfile.TemporaryDirectory(prefix="p2p-ray-train-") as bookkeeping, progress:
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             train_worker,
             train_loop_config={"task": task},
             scaling_config=scaling,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from p2p.data.order import pairs_per_rank
+from p2p.errors import CheckpointError
 from p2p.training.config import TrainConfig
 
 
@@ -34,8 +36,11 @@ class Position:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Position:
-        """Inverse of `to_dict`."""
-        return cls(**{**values, "loss_sums": tuple(values["loss_sums"])})
+        """Inverse of `to_dict`. Raises CheckpointError for anything else."""
+        try:
+            return cls(**{**values, "loss_sums": tuple(values["loss_sums"])})
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"trainer.json does not say where training stands: {error!r}") from None
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,12 @@ class Leg:
 def legs(config: TrainConfig, pairs: int, position: Position) -> Iterator[Leg]:
     """Yield what remains to be done on `pairs` pairs from `position` on, under --epochs and --max-steps."""
     share = pairs_per_rank(pairs, config.workers)
-    step, skip = position.step, position.pairs_in_epoch // config.workers
+    # The data may have shrunk since, or the workers become fewer.
+    step, skip = position.step, min(share, position.pairs_in_epoch // config.workers)
     for epoch in range(position.epoch + 1, config.last_epoch + 1):
         whole = Leg(epoch, skip, share, finishes_epoch=True)
         skip = 0
-        left = config.max_steps - step if config.max_steps else whole.steps(config.batch_size)
+        left = config.max_steps - step if config.max_steps else sys.maxsize
         if left <= 0:
             return
         step += whole.steps(config.batch_size)

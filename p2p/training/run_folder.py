@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from p2p.errors import NotFound, StorageError
+from p2p.documents import to_json
+from p2p.errors import Damaged, NotFound
 from p2p.model.moments import moment_name, moment_of
 from p2p.storage.filesystems import join, list_names, read_bytes, read_json, remove, write_bytes, write_json
 
@@ -57,12 +58,16 @@ class RunFolder:
 
     def latest(self) -> dict[str, Any] | None:
         """`{"checkpoint", "epoch", "step", "metrics"}` of the newest checkpoint."""
-        found: dict[str, Any] | None = self._read("latest.json")
-        return found
+        return self._entry("latest.json")
 
     def best(self) -> dict[str, Any] | None:
         """As `latest`, of the best checkpoint."""
-        found: dict[str, Any] | None = self._read("best.json")
+        return self._entry("best.json")
+
+    def _entry(self, name: str) -> dict[str, Any] | None:
+        found = self._read(name)
+        if found is not None and not (isinstance(found, dict) and {"checkpoint", "epoch", "metrics"} <= found.keys()):
+            raise Damaged(f"{join(self.uri, name)}: names no checkpoint")
         return found
 
     def summary(self) -> dict[str, Any] | None:
@@ -92,13 +97,13 @@ class RunFolder:
             return []
         try:
             rows: list[MetricsRow] = [json.loads(line) for line in lines if line]
-        except ValueError as error:
-            raise StorageError(f"{join(self.uri, 'metrics.jsonl')}: not valid JSON lines: {error}") from None
-        return [row for row in rows if up_to_epoch is None or row["epoch"] <= up_to_epoch]
+            return [row for row in rows if up_to_epoch is None or row["epoch"] <= up_to_epoch]
+        except (ValueError, TypeError, KeyError) as error:
+            raise Damaged(f"{join(self.uri, 'metrics.jsonl')}: not the lines of a run: {error}") from None
 
     def write_rows(self, rows: Sequence[MetricsRow]) -> None:
         """Replace metrics.jsonl."""
-        write_bytes(join(self.uri, "metrics.jsonl"), "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_bytes(join(self.uri, "metrics.jsonl"), "".join(to_json(row) + "\n" for row in rows).encode())
 
     def write_sample(self, moment: str, png: bytes) -> None:
         """Keep the sample sheet drawn at a moment, such as `epoch_0010`."""
@@ -131,10 +136,14 @@ class RunFolder:
     def _named(self) -> set[str]:
         return {entry["checkpoint"] for entry in (self.latest(), self.best()) if entry}
 
-    def _prune(self, keep: int) -> None:
-        kept = self._named()
+    def checkpoints(self) -> list[str]:
+        """Every place a checkpoint was ever begun at, oldest first, as latest.json would name it."""
         present = {name: moment_of(name) for name in list_names(join(self.uri, "checkpoints"))}
         own = sorted((moment, name) for name, moment in present.items() if moment is not None)
-        for _, name in own[:-keep]:
-            if f"checkpoints/{name}" not in kept:
-                remove(self.address(f"checkpoints/{name}"))
+        return [f"checkpoints/{name}" for _, name in own]
+
+    def _prune(self, keep: int) -> None:
+        kept = self._named()
+        for name in self.checkpoints()[:-keep]:
+            if name not in kept:
+                remove(self.address(name))

@@ -253,6 +253,7 @@ class _Worker:
         new = [finding for finding in health if finding["finding"] not in known]
         self._say(_describe(row, self.config), *(describe_finding(finding) for finding in new))
         self._post()
+        self.task.board.measured.remote(row)
         recorder.write(self.rows)
         if save:
             recorder.save(row, self.position)

@@ -22,7 +22,8 @@ from p2p.storage.filesystems import (
     storage_errors,
 )
 from p2p.storage.images import SUFFIXES
-from p2p.translation.inputs import Input, printable
+from p2p.storage.names import printable
+from p2p.translation.inputs import Input
 from p2p.translation.kinds import Kind, find_kind, has_kind, kind_of, list_kind
 from p2p.translation.packed import ParquetCorpus, TarCorpus, holds_images, read_schema
 

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from p2p.errors import BadInput, KeysRefused, NotFound, Refused, StorageError, UsageError
 from p2p.storage.filesystems import arrow_filesystem, open_filesystem, storage_errors
-from p2p.translation.inputs import DAMAGED, WHOLE_FILE, Input, on_disk, printable
+from p2p.storage.names import printable
+from p2p.translation.inputs import DAMAGED, WHOLE_FILE, Input, on_disk
 from p2p.translation.packed import damage_told
 
 _RANGE_BYTES = 8 * 2**20  # neighbours in a tar are read together up to this

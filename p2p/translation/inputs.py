@@ -29,13 +29,6 @@ class Input(NamedTuple):
     """Row inside that row group."""
 
 
-def printable(name: str) -> str:
-    r"""A file's name with each byte that is no UTF-8 written like `\xff`: Parquet and JSON hold UTF-8 only."""
-    if name.isascii():
-        return name
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def on_disk(name: str) -> str:
-    """The name of which `printable` made this one."""
+    """The name of which `p2p.storage.names.printable` made this one."""
     return _ESCAPED_BYTE.sub(lambda byte: os.fsdecode(bytes.fromhex(byte[1])), name)

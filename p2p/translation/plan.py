@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 
 from p2p.errors import UsageError
 from p2p.storage.filesystems import arrow_filesystem, join, list_names, remove, storage_errors, write_bytes
+from p2p.storage.names import printable
 from p2p.translation.corpus import Corpus
-from p2p.translation.inputs import WHOLE_FILE, Input, printable
+from p2p.translation.inputs import WHOLE_FILE, Input
 
 FOLDER = "manifest"
 MANIFEST_SCHEMA = pa.schema(

@@ -20,9 +20,10 @@ import ray.data
 from p2p.data.session import available_cores, available_gpus, physical_cores, quiet_data_context, ray_session
 from p2p.errors import P2PError, UsageError
 from p2p.progress import Progress
-from p2p.translation.actor import ShardTranslator, Work
+from p2p.translation.actor import Work
 from p2p.translation.attempt import Remaining
 from p2p.translation.config import TranslateConfig
+from p2p.translation.metering import MeteredShardTranslator
 from p2p.translation.plan import Shard
 
 log = logging.getLogger("p2p")
@@ -117,7 +118,7 @@ def _translate_on_ray(config: TranslateConfig, work: Work, left: Remaining) -> O
         for chain in _chains(left.shards, actors)
     ]
     dataset = ray.data.from_arrow(blocks).map_batches(
-        ShardTranslator,
+        MeteredShardTranslator,
         fn_constructor_kwargs={"work": work},
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from p2p.data.augment import jitter
 from p2p.data.feed import Part, Preparation, describe_lane, prepare_lane, window_lanes
 from p2p.data.pairs import PAIR_SCHEMA, first_pairs, iter_pairs, open_pairs, part_name, read_rows
 from p2p.errors import BadInput, NotFound, UsageError
@@ -69,6 +70,15 @@ def test_a_raw_folder_of_combined_images_is_taken_too(tmp_path, make_pairs):
     assert [pair["a"].shape for pair in first_pairs(pairs)] == [(16, 16, 3)] * 3
     with pytest.raises(NotFound, match=r"val: no pairs there.*there are train"):
         open_pairs(str(tmp_path / "raw"), "val")
+
+
+def test_a_raw_image_whose_name_is_no_text_is_read_like_any_other(tmp_path, make_pairs):
+    make_pairs(tmp_path, 1, size=20)
+    [image] = tmp_path.iterdir()
+    image.rename(tmp_path / "caf\udce9.png")
+    [pair] = first_pairs(open_pairs(str(tmp_path), "train", raw_load_size=16))
+    assert pair["pair_id"] == r"caf\xe9"
+    jitter(pair["a"], pair["b"], 16, seed=0, epoch=1, pair_id=pair["pair_id"])
 
 
 def test_images_beside_no_split_folders_are_for_training(tmp_path, make_pairs):

@@ -1,45 +1,17 @@
-"""Joining a cluster that is not there."""
+"""What a terminal shows while Ray starts."""
 
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
 
 import pytest
 
-_JOIN = """
-import sys
-from dataclasses import dataclass
-from p2p.cli import run_job
-from p2p.data.session import ray_session
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    pass
-
-def job(config):
-    with ray_session():
-        return {}
-
-sys.exit(run_job(Config, job))
-"""
+from p2p.data.session import without_level_told
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "nonsense"])
-def test_a_dead_ray_address_is_one_line(address: str) -> None:
-    with socket.socket() as free:  # bound and not listening: who connects is refused
-        free.bind(("127.0.0.1", 0))
-        named = address.format(port=free.getsockname()[1])
-        process = subprocess.run(
-            [sys.executable, "-c", _JOIN],
-            env={**os.environ, "RAY_ADDRESS": named},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    assert (process.returncode, process.stdout) == (2, "")
-    assert process.stderr.startswith(f"error: RAY_ADDRESS {named}: cannot join")
-    assert len(process.stderr.splitlines()) == 1
+def test_only_one_line_of_ray_is_kept_from_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), without_level_told():
+        os.write(2, b"one\n[I 1 1] logging.cc:303: Set ray log level from environment variable X to 3\ntwo\n")
+        raise KeyboardInterrupt
+    os.write(2, b"three\n")
+    assert capfd.readouterr().err == "one\ntwo\nthree\n"

@@ -151,7 +151,9 @@ def test_a_check_of_raw_or_prepared_pairs_finds_what_prepare_finds_and_changes_n
     assert outcome.summary["pairs"] == {"train": 20, "val": 3, "test": 0}
     assert outcome.summary["doctor"] == {"unusable_files": 1, "leakage": 2}
     assert "2 leakage: train/0003, val/copy" in outcome.stderr
-    names = ["doctor.html", "doctor.json", "summary.json"]
+    [bad] = pq.read_table(tmp_path / "looked/errors").to_pylist()
+    assert (bad["source_uri"], bad["error"]) == (str(source / "train/bad.png"), "EmptyFile")
+    names = ["doctor.html", "doctor.json", "errors", "summary.json"]
     assert sorted(path.name for path in (tmp_path / "looked").iterdir()) == names
     assert json.loads((tmp_path / "looked/summary.json").read_text()) == outcome.summary
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -164,6 +166,7 @@ def test_a_check_of_raw_or_prepared_pairs_finds_what_prepare_finds_and_changes_n
     again = run_cli(PrepareConfig, prepare, "--source", out, *words[2:])
     assert again.status == 0, "findings are no bad inputs, and bad inputs were left out"
     assert again.summary["doctor"] == {"leakage": 2}
+    assert not (tmp_path / "looked/errors").exists(), "what an earlier check refused is no news of this one"
     refused = run_cli(PrepareConfig, prepare, "--source", out, "--output", out, "--check")
     assert refused.status == 2
     assert "--check changes no data set" in refused.stderr

@@ -298,3 +298,24 @@ def test_numbers_that_break_end_the_run_with_a_finding_and_the_last_good_checkpo
     assert summary["health"][0]["numbers"]["step"] >= latest["step"]
     page = (tmp_path / "report.html").read_text()
     assert "stopped by an error" in page and "no longer finite" in page
+
+
+def test_control_c_ends_a_training_that_is_no_finished_one(raw_pairs, tmp_path):
+    def interrupt() -> None:
+        while not (tmp_path / "run" / "latest.json").exists() and not ended.wait(0.05):
+            pass
+        if not ended.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    ended, thread = threading.Event(), threading.Thread(target=interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background have it ignored
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(config(raw_pairs, tmp_path / "run", epochs=100_000))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        ended.set()
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    assert not (tmp_path / "run" / "summary.json").exists()

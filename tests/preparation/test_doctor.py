@@ -136,6 +136,12 @@ def test_what_stands_in_two_splits_is_leakage_and_no_duplicate(sound: dict[Key, 
     assert named.keys() <= {"leakage", "exchanged_partners"}, "the last has a stranger's map, which may be told too"
 
 
+def test_copies_within_a_split_are_told_though_the_picture_stands_in_another_split_too(sound: dict[Key, Pair]) -> None:
+    pairs = dict(sound)
+    pairs["train", "copy"] = pairs["val", "leak"] = sound["train", "02"]
+    assert found(pairs) == {"exact_duplicates": {"02", "copy"}, "leakage": {"02", "copy", "leak"}}
+
+
 def test_equal_maps_of_different_places_are_no_leakage(sound: dict[Key, Pair]) -> None:
     pairs = dict(sound)
     flat = np.full((SIZE, SIZE, 3), 190, np.uint8)

@@ -42,7 +42,6 @@ def test_synthetic_addresses(address: str, expected: SyntheticSource) -> None:
         ({"load_size": -1}, "--load-size -1: must be 0"),
         ({"val_fraction": 1.5}, r"--val-fraction 1\.5: must be a share from 0 to 1"),
         ({"max_bad_fraction": float("nan")}, "--max-bad-fraction nan"),
-        ({"source": " "}, "--source: must not be empty"),
     ],
 )
 def test_wrong_values_are_refused_at_birth(options: dict[str, Any], message: str) -> None:

@@ -61,6 +61,14 @@ MAKERS: dict[str, Callable[[dict[str, bytes], Path], Path]] = {
 }
 
 
+@pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz"])  # a zip's names are text
+def test_names_that_are_no_text_are_written_as_text_and_their_bytes_found(kind: str, tmp_path: Path) -> None:
+    listing, found = read_all(MAKERS[kind]({"train/caf\udce9.jpg": b"one", "train/caf\udcea.gif": b""}, tmp_path))
+    assert found == {r"train/caf\xe9.jpg": b"one"}
+    assert listing.members[0].location.uri.endswith(r"train/caf\xe9.jpg")
+    assert listing.example == r"train/caf\xea.gif"
+
+
 @pytest.mark.parametrize("kind", MAKERS)
 def test_every_kind_of_source_lists_the_same_images_and_gives_their_bytes(kind: str, tmp_path: Path) -> None:
     listing, contents = read_all(MAKERS[kind](FILES, tmp_path))

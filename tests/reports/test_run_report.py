@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p2p.reports.page import Series, duration, line_chart, number, percent
@@ -253,6 +253,7 @@ VALUES = st.one_of(st.none(), st.just(float("nan")), st.just(float("inf")), st.f
 
 
 @given(values=st.lists(VALUES, max_size=50), log_y=st.booleans(), mark=st.floats(-10, 10))
+@example(values=[5e-324], log_y=True, mark=0.0)
 @settings(max_examples=150, deadline=None)
 def test_whatever_the_numbers_every_point_lies_inside_the_chart(
     values: list[float | None], log_y: bool, mark: float

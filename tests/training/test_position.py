@@ -21,6 +21,12 @@ def test_legs_are_epochs_unless_steps_end_them():
     assert list(legs(config(max_steps=3, batch_size=4), 10, Position())) == [Leg(1, 0, 10, True)]
 
 
+def test_an_epoch_of_which_more_was_seen_than_the_data_now_holds_has_no_steps_left():
+    left = list(legs(config(epochs=2, epochs_decay=0, batch_size=4), 3, Position(pairs_in_epoch=8, step=2)))
+    assert left == [Leg(1, 3, 3, True), Leg(2, 0, 3, True)]
+    assert [leg.steps(4) for leg in left] == [0, 1]
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 50), st.integers(1, 5), st.integers(1, 3), st.integers(1, 60))
 def test_stopping_anywhere_and_going_on_does_the_same_steps(pairs, batch, world, stop_at):

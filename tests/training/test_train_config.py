@@ -27,6 +27,8 @@ def test_the_rate_is_constant_and_then_falls_to_almost_nothing():
         ({"batch_size": 0}, r"--batch-size 0: must be at least 1"),
         ({"epochs": 0, "epochs_decay": 0}, r"nothing to train"),
         ({"lr": 0.0}, r"--lr 0"),
+        ({"lr": float("inf")}, r"--lr inf: must be a finite number"),
+        ({"lambda_l1": float("inf")}, r"--lambda-l1 inf: must be a finite number"),
         ({"label_smoothing": 0.1, "gan_mode": "hinge"}, r"--label-smoothing 0.1: --gan-mode hinge has no labels"),
         ({"best_metric": "val_lpips"}, r"--best-metric val_lpips: validation does not measure that"),
         ({"sync_batch_norm": True, "norm": "instance"}, r"--sync-batch-norm true: --norm instance has no batch stat"),

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from p2p.data.pairs import PAIR_SCHEMA
 from p2p.errors import UsageError
-from p2p.storage.filesystems import write_json
+from p2p.model.checkpoint import save_checkpoint
+from p2p.model.pix2pix import Pix2Pix
+from p2p.storage.filesystems import write_json, write_table
 from p2p.training import TrainConfig, train
 from p2p.training.position import Position
 from p2p.training.run_folder import RunFolder
@@ -31,7 +37,15 @@ def no_ray(monkeypatch) -> None:
 
 
 def config(data: str, output: Path, **options) -> TrainConfig:
-    small = {"generator": "unet_64", "discriminator": "patch_16", "crop_size": 64, "epochs": 9, "epochs_decay": 0}
+    small = {
+        "generator": "unet_64",
+        "discriminator": "patch_16",
+        "crop_size": 64,
+        "epochs": 9,
+        "epochs_decay": 0,
+        "ngf": 1,
+        "ndf": 1,
+    }
     return TrainConfig(data=data, output=str(output), **{**small, **options})
 
 
@@ -45,11 +59,16 @@ def run_of(options: TrainConfig, val_l1: list[float]) -> RunFolder:
         for epoch, value in enumerate(val_l1, 1)
     ]
     folder.write_rows(rows)
-    name = folder.new_checkpoint(len(rows), 4 * len(rows))
-    position = Position(epoch=len(rows), step=4 * len(rows), images_seen=4 * len(rows))
-    write_json(f"{folder.address(name)}/trainer.json", position.to_dict())
-    folder.publish(name, rows[-1], is_best=True, keep=0)
+    folder.publish(saved(folder, options, rows[-1]), rows[-1], is_best=True, keep=0)
     return folder
+
+
+def saved(folder: RunFolder, options: TrainConfig, row: dict) -> str:
+    """The name of a checkpoint with the numbers of `row`, which nothing refers to yet."""
+    name = folder.new_checkpoint(row["epoch"], row["step"])
+    position = Position(epoch=row["epoch"], step=row["step"], images_seen=row["images_seen"])
+    save_checkpoint(folder.address(name), Pix2Pix(options.model("fp32")), {"metrics": row}, position.to_dict())
+    return name
 
 
 def test_a_run_that_ran_out_of_patience_is_finished_even_if_it_was_killed_before_it_said_so(pairs, tmp_path):
@@ -83,7 +102,7 @@ def test_patience_without_validation_is_refused(pairs, tmp_path):
     [
         ({"config.json": {"name": "a web server", "output": "logs"}}, "a config.json that train did not write"),
         ({"config.json": ["a", "list"]}, "a config.json that train did not write"),
-        ({"latest.json": {"version": 3}, "checkpoints/v3/weights": {}}, "has a latest.json and no config.json"),
+        ({"latest.json": {"version": 3}, "checkpoints/v3/weights": {}}, r"latest\.json: names no checkpoint"),
     ],
 )
 def test_a_folder_of_something_else_is_refused_and_left_alone(pairs, tmp_path, files, reason, resume):
@@ -106,3 +125,97 @@ def test_a_run_in_an_empty_folder_begins(pairs, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(AssertionError, match="training was started"):
         train(config(pairs, tmp_path))
+
+
+def test_a_run_among_the_raw_images_it_trains_on_is_refused(tmp_path, make_pairs):
+    make_pairs(tmp_path / "photos", 4, size=72)
+    for output in (tmp_path / "photos", tmp_path / "photos" / "run"):
+        with pytest.raises(UsageError, match=r"lies in --data .* choose a folder beside it"):
+            train(config(str(tmp_path / "photos"), output))
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".png"}
+
+
+def two_checkpoints(options: TrainConfig) -> RunFolder:
+    """A run with a checkpoint after each of two epochs; the later one is the best."""
+    folder = run_of(options, [0.3, 0.2])
+    saved(folder, options, folder.rows()[0])
+    return folder
+
+
+DAMAGES = {
+    "gone": shutil.rmtree,
+    "never finished": lambda checkpoint: (checkpoint / "meta.json").unlink(),
+    "generator cut off": lambda checkpoint: os.truncate(checkpoint / "generator.safetensors", 1000),
+    "moments cut off": lambda checkpoint: os.truncate(checkpoint / "trainer.safetensors", 1000),
+    "position lost": lambda checkpoint: (checkpoint / "trainer.json").write_text("{}"),
+    "position no JSON": lambda checkpoint: (checkpoint / "trainer.json").write_text(""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_latest_checkpoint_gives_way_to_the_one_before(pairs, tmp_path, damage, caplog):
+    options = config(pairs, tmp_path / "run")
+    folder = two_checkpoints(options)
+    before = folder.rows()[0]
+    damage(tmp_path / "run" / "checkpoints" / "epoch_0002")
+    with pytest.raises(AssertionError, match="training was started"):
+        train(options)
+    entry = {"checkpoint": "checkpoints/epoch_0001", "epoch": 1, "step": 4, "metrics": before}
+    assert (folder.latest(), folder.best()) == (entry, entry)
+    assert (
+        "checkpoints/epoch_0002 cannot be used" in caplog.text and "going on from checkpoints/epoch_0001" in caplog.text
+    )
+
+
+def test_a_run_without_one_whole_checkpoint_is_told_before_anything_starts(pairs, tmp_path):
+    options = config(pairs, tmp_path / "run")
+    folder = two_checkpoints(options)
+    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
+        (checkpoint / "meta.json").unlink()
+    with pytest.raises(UsageError, match=r"epoch_0002 is gone or damaged, and there is no other; pass --resume never"):
+        train(options)
+    assert folder.latest()["checkpoint"] == "checkpoints/epoch_0002"
+
+
+def test_a_whole_checkpoint_is_left_as_it_is(pairs, tmp_path):
+    options = config(pairs, tmp_path / "run")
+    folder = two_checkpoints(options)
+    latest = folder.latest()
+    with pytest.raises(AssertionError, match="training was started"):
+        train(options)
+    assert folder.latest() == latest
+
+
+@pytest.mark.parametrize("name", ["latest.json", "best.json", "metrics.jsonl"])
+@pytest.mark.parametrize("content", ["junk", "3"])
+def test_a_damaged_file_of_a_run_is_told_before_anything_starts_and_can_be_left_behind(pairs, tmp_path, name, content):
+    options = config(pairs, tmp_path)
+    run_of(options, [0.3])
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=rf"--output .*{name}: .*--resume never to start over"):
+        train(options)
+    with pytest.raises(AssertionError, match="training was started"):
+        train(config(pairs, tmp_path, resume="never"))
+
+
+def test_data_that_changed_under_a_run_is_told(pairs, tmp_path, caplog):
+    options = config(pairs, tmp_path)
+    folder = run_of(options, [0.3])
+    meta = json.loads((tmp_path / folder.latest()["checkpoint"] / "meta.json").read_text())
+    for known, told in (({}, False), ({"pairs": 4, "load_size": None}, False), ({"pairs": 3}, True)):
+        write_json(f"{folder.address(folder.latest()['checkpoint'])}/meta.json", {**meta, "data": known})
+        caplog.clear()
+        with pytest.raises(AssertionError, match="training was started"):
+            train(options)
+        assert ("4 training pairs now, 3 before" in caplog.text) is told
+
+
+def test_a_data_set_that_was_not_prepared_to_its_end_is_told(tmp_path, make_pairs, caplog):
+    rows = [{"pair_id": str(n), "a": b"", "b": b"", "width": 72, "height": 72, "source_uri": ""} for n in range(4)]
+    write_table(f"{tmp_path}/data/train/part-00000.parquet", pa.Table.from_pylist(rows, schema=PAIR_SCHEMA))
+    for described in (False, True):
+        caplog.clear()
+        with pytest.raises(AssertionError, match="training was started"):
+            train(config(f"{tmp_path}/data", tmp_path / "run"))
+        assert ("stopped before its end" in caplog.text) is not described
+        write_json(f"{tmp_path}/data/dataset.json", {})

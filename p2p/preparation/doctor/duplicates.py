@@ -25,7 +25,7 @@ Rows = npt.NDArray[np.int64]
 
 
 def check_duplicates(facts: Facts, splits: npt.NDArray[np.int64]) -> list[Check]:
-    """Exact and near copies within a split, and whatever stands in several splits.
+    """Exact and near copies within each split, and whatever stands in several splits.
 
     Args:
         facts: (n,) records of `FACTS`.
@@ -34,9 +34,10 @@ def check_duplicates(facts: Facts, splits: npt.NDArray[np.int64]) -> list[Check]
     """
     exact = _groups(len(facts), _same(facts["content"]))
     near = [group for group in _groups(len(facts), _alike(facts)) if len(_distinct(group, facts)) > 1]
-    inside = [group for group in exact if _one_split(group, splits)]
-    copies = [_one_of_each(group, facts) for group in near if _one_split(group, splits)]
-    across = [group for group in near + exact if not _one_split(group, splits)]
+    inside = [part for group in exact for part in _parts(group, splits) if len(part) > 1]
+    copies = [_one_of_each(part, facts) for group in near for part in _parts(group, splits)]
+    copies = [part for part in copies if len(part) > 1]
+    across = [group for group in near + exact if np.ptp(splits[group])]
     leaks = _leaks(across, facts, splits)
     return [
         Check("exact duplicates", len(facts), _exact(inside)),
@@ -45,8 +46,9 @@ def check_duplicates(facts: Facts, splits: npt.NDArray[np.int64]) -> list[Check]
     ]
 
 
-def _one_split(group: Rows, splits: npt.NDArray[np.int64]) -> bool:
-    return not np.ptp(splits[group])
+def _parts(group: Rows, splits: npt.NDArray[np.int64]) -> list[Rows]:
+    """The rows of the group by split."""
+    return [group[splits[group] == split] for split in np.unique(splits[group])]
 
 
 def _distinct(group: Rows, facts: Facts) -> Facts:

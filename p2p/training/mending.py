@@ -1,0 +1,54 @@
+"""A run whose latest checkpoint cannot be read any more: which one to go on from instead."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from p2p.errors import CheckpointError, Damaged, NotFound, UsageError
+from p2p.model.checkpoint import read_whole
+from p2p.training.judgement import is_best
+from p2p.training.position import Position
+from p2p.training.run_folder import RunFolder
+
+log = logging.getLogger("p2p")
+
+_Entry = dict[str, Any]
+
+
+def mend(folder: RunFolder, metric: str) -> None:
+    """Where the latest checkpoint is gone or damaged, publish the newest whole one in its place, and say so.
+
+    If it was the best by `metric` too, the best of those that are left takes that place. A storage that does not answer
+    is no damage. Raises UsageError if there is nothing left to go on from.
+    """
+    latest, best = folder.latest(), folder.best()
+    if latest is None or _whole(folder, latest["checkpoint"]):
+        return
+    left = [name for name in reversed(folder.checkpoints()) if name != latest["checkpoint"]]
+    newest = next((entry for name in left if (entry := _whole(folder, name))), None)
+    if newest is None:
+        raise UsageError(
+            f"--output {folder.uri}: its latest checkpoint {latest['checkpoint']} is gone or damaged, and there is no "
+            "other; pass --resume never to start over"
+        )
+    if best is not None and best["checkpoint"] == latest["checkpoint"]:
+        best = newest
+        for entry in filter(None, (_whole(folder, name) for name in left)):
+            if metric in entry["metrics"] and is_best(entry["metrics"], best["metrics"], metric):
+                best = entry
+        folder.publish(best["checkpoint"], best["metrics"], is_best=True, keep=0)
+    folder.publish(newest["checkpoint"], newest["metrics"], is_best=False, keep=0)
+    log.warning("going on from %s instead", newest["checkpoint"])
+
+
+def _whole(folder: RunFolder, name: str) -> _Entry | None:
+    """What latest.json would say of a checkpoint; None, with a line in the log, if training cannot go on from it."""
+    address = folder.address(name)
+    try:
+        meta, trainer = read_whole(address)
+        Position.from_dict(trainer)
+    except (CheckpointError, NotFound, Damaged) as error:
+        log.warning("%s cannot be used: %s", name, error)
+        return None
+    return {"checkpoint": name, "metrics": meta["metrics"]}

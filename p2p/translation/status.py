@@ -1,0 +1,100 @@
+"""How far a translation is, read from what lies in its output: nothing of it needs to run."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from p2p.errors import UsageError
+from p2p.progress import format_duration
+from p2p.storage.filesystems import absolute, join, list_files, require_readable
+from p2p.translation import ledger
+from p2p.translation.attempt import exists_translation
+from p2p.translation.plan import load_plan
+
+log = logging.getLogger("p2p")
+_WINDOW_SECONDS = 600.0
+"""The rate is that of the shards finished so long before the last one."""
+_SILENCE = 5.0
+"""A job counts as stopped when it has been silent for so many times the usual gap between shards, and a minute."""
+_NUMBER = re.compile(r"\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusConfig:
+    """Say how far a translation is, whether it runs, is finished or died. Reads its output and writes nothing."""
+
+    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
+    """The --output of jobs/translate.py. Path or URI."""
+
+
+def status(config: StatusConfig) -> dict[str, Any]:
+    """Count what the ledger says. Raises UsageError where no translation is.
+
+    `images` is what is planned so far: a job lists its whole source before it starts. `images_per_second` and
+    `eta_seconds` are None where too little is done to tell, the latter also when nothing has been finished lately.
+    """
+    output = absolute(config.output)
+    require_readable(output, "OUTPUT")
+    if not exists_translation(output):
+        raise UsageError(f"OUTPUT {config.output}: holds no translation; name the --output of jobs/translate.py")
+    shards = {shard.index: shard.rows for shard in load_plan(output).shards}
+    finished = _finished(output, shards)
+    totals = ledger.read_totals(output, (index for _, index in finished))
+    images, done = sum(shards.values()), sum(shards[index] for _, index in finished)
+    rate, gap = _pace([(moment, shards[index]) for moment, index in finished])
+    silence = time.time() - finished[-1][0] if finished else None
+    state = "finished" if images and done == images else "waiting"
+    if silence is not None and done < images:
+        state = "working" if silence < max(60.0, _SILENCE * gap) else "stopped"
+    summary = {
+        "output": output,
+        "state": state,
+        "images": images,
+        "done": done,
+        "translated": totals.translated,
+        "failed": totals.failed,
+        "left": images - done,
+        "images_per_second": None if rate is None else round(rate, 2),
+        "eta_seconds": round((images - done) / rate) if rate and state == "working" else None,
+        "seconds_since_last_shard": None if silence is None else round(max(0.0, silence)),
+    }
+    log.info("%s", _describe(summary))
+    return summary
+
+
+def _finished(output: str, shards: dict[int, int]) -> list[tuple[float, int]]:
+    """When each finished shard was finished, and which it is, in order of time."""
+    files = list_files(join(output, ledger.FOLDER), (".parquet",))
+    found = [(file.modified, int(_NUMBER.findall(file.path)[-1])) for file in files]
+    return sorted((moment, index) for moment, index in found if index in shards)
+
+
+def _pace(finished: Sequence[tuple[float, int]]) -> tuple[float | None, float]:
+    """Images per second over the last minutes of work, and the usual gap between two shards in seconds."""
+    recent = [entry for entry in finished if entry[0] >= finished[-1][0] - _WINDOW_SECONDS]
+    if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
+        return None, 0.0
+    seconds = recent[-1][0] - recent[0][0]
+    return sum(rows for _, rows in recent[1:]) / seconds, seconds / (len(recent) - 1)
+
+
+def _describe(summary: dict[str, Any]) -> str:
+    share = f" ({summary['done'] / summary['images']:.1%})" if summary["images"] else ""
+    line = f"{summary['state']}: {summary['done']} of {summary['images']} images done{share}"
+    line += f", {summary['failed']} of them failed, {summary['left']} left"
+    if summary["images_per_second"] is not None:
+        line += f", {summary['images_per_second']} img/s"
+    if summary["eta_seconds"] is not None:
+        line += f", ETA {format_duration(summary['eta_seconds'])}"
+    if summary["seconds_since_last_shard"] is not None:
+        line += f"; last shard finished {format_duration(summary['seconds_since_last_shard'])} ago"
+    if summary["state"] == "stopped":
+        line += "; if its job has ended, the same command does the rest"
+    return line

@@ -1,0 +1,86 @@
+"""How far a translation is, by what lies in its output."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import in_this_process
+
+from p2p.translation import TranslateConfig
+from p2p.translation.job import run
+from p2p.translation.status import StatusConfig, status
+
+
+@pytest.fixture
+def output(tmp_path: Path, checkpoint_of_64: str, make_image: Any, s3: Any, request: Any) -> str:
+    """24 images in three shards, one of them bad, translated; the ledgers ten seconds apart."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for number in range(23):
+        (source / f"{number:02d}.png").write_bytes(make_image(8, 8, seed=number))
+    (source / "bad.png").write_bytes(b"no image")
+    where = getattr(request, "param", None)
+    output = s3.uri("out") if where == "s3" else str(tmp_path / "out")
+    config = TranslateConfig(checkpoint=checkpoint_of_64, source=str(source), output=output, max_bad_fraction=1.0)
+    run(config, lambda _: nullcontext(in_this_process))
+    if where != "s3":
+        now = time.time()
+        for number, path in enumerate(sorted((tmp_path / "out" / "ledger").iterdir())):
+            os.utime(path, (now, now - 30 + 10 * number))
+    return output
+
+
+def test_a_finished_translation_is_finished(output: str) -> None:
+    found = status(StatusConfig(output=output))
+    counts = {name: found[name] for name in ("state", "images", "done", "translated", "failed", "left")}
+    assert counts == {"state": "finished", "images": 24, "done": 24, "translated": 23, "failed": 1, "left": 0}
+    assert found["images_per_second"] == pytest.approx(16 / 20, rel=0.01)
+    assert found["eta_seconds"] is None
+
+
+@pytest.mark.parametrize("output", ["s3"], indirect=True)
+def test_it_is_read_from_a_bucket(output: str) -> None:
+    found = status(StatusConfig(output=output))
+    assert (found["state"], found["done"]) == ("finished", 24)
+    assert 0 <= found["seconds_since_last_shard"] < 60
+
+
+def test_work_that_goes_on_has_an_eta_and_work_that_ended_has_none(output: str) -> None:
+    ledgers = sorted(Path(output, "ledger").iterdir())
+    ledgers[-1].unlink()
+    found = status(StatusConfig(output=output))
+    assert (found["state"], found["done"], found["left"]) == ("working", 16, 8)
+    assert found["eta_seconds"] == pytest.approx(10, abs=1)
+    for path in ledgers[:-1]:
+        os.utime(path, (0, path.stat().st_mtime - 3600))
+    found = status(StatusConfig(output=output))
+    assert (found["state"], found["eta_seconds"]) == ("stopped", None)
+    assert found["seconds_since_last_shard"] >= 3600
+
+
+def test_before_the_first_shard_it_waits(output: str) -> None:
+    for path in Path(output, "ledger").iterdir():
+        path.unlink()
+    found = status(StatusConfig(output=output))
+    assert (found["state"], found["done"], found["left"]) == ("waiting", 0, 24)
+    assert found["seconds_since_last_shard"] is None
+
+
+def test_the_job_prints_a_line_for_a_person_and_one_for_a_program(output: str, run_cli: Any, tmp_path: Path) -> None:
+    before = Path(output, "summary.json").read_bytes()
+    outcome = run_cli(StatusConfig, status, output)
+    assert (outcome.status, outcome.summary["state"]) == (0, "finished")
+    assert "finished: 24 of 24 images done (100.0%), 1 of them failed, 0 left, 0.8 img/s" in outcome.stderr
+    assert Path(output, "summary.json").read_bytes() == before
+
+
+def test_what_holds_no_translation_is_refused(tmp_path: Path, run_cli: Any) -> None:
+    outcome = run_cli(StatusConfig, status, tmp_path)
+    assert outcome.status == 2
+    assert outcome.stderr == f"error: OUTPUT {tmp_path}: holds no translation; name the --output of jobs/translate.py\n"
+    assert run_cli(StatusConfig, status, tmp_path / "none").status == 2
