@@ -71,8 +71,8 @@ class TranslateConfig:
     seed: int = 0
     """Seeds that noise."""
     only_failed: str = ""
-    """A ledger (or the --output that holds it): translate just the inputs that failed there. That of --output itself:
-    its failures are tried again, and what was translated stays. Another one: --output holds those inputs alone."""
+    """A ledger, one file of it, or the --output that holds it: translate just the inputs that failed there. Of --output
+    itself: they are tried again, and what was translated stays. Of another: --output holds those inputs alone."""
     max_pixels: int = MAX_PIXELS
     """Images of more pixels are refused by their header, before they are decoded."""
     max_bad_fraction: float = 0.0

@@ -46,12 +46,6 @@ class _Nowhere:
     def open_shard(self, shard: int) -> _Nowhere:
         return self
 
-    def output_names(self, shard: int, image_ids: list[str]) -> list[str]:
-        return []
-
-    def name_of(self, image_id: str) -> str:
-        return image_id
-
     def add(self, record: Record) -> str:
         return ""
 

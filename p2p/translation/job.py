@@ -93,7 +93,9 @@ def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[s
             remove_translation(output)
         begin(output, settings)
         if config.only_failed:
-            ledger.reopen_failed(output, ledger.shards_meant(config.only_failed, output) or ())
+            meant = ledger.shards_meant(config.only_failed, output)
+            if meant and not ledger.reopen_failed(output, meant) and meant <= ledger.done_shards(output):
+                log.warning("--only-failed %s: it lists no failure", config.only_failed)
         left = remaining(output, _planned(output, corpus, sink, config.limit), config.limit)
         if config.limit and left.images > config.limit:
             log.warning("--limit %d: an earlier attempt planned more, in shards; %d images", config.limit, left.images)

@@ -235,7 +235,8 @@ def _members(raw: IO[bytes], file: FileInfo, prefix: str, alone: bool) -> Iterat
             for member in tar:
                 position = member.offset_data
                 hidden = is_hidden(posixpath.basename(member.name))
-                if member.isfile() and not hidden and member.name.lower().endswith(SUFFIXES):
+                begins = not member.size or not 0 < file.size <= position  # a bucket refuses to read behind the end
+                if member.isfile() and begins and not hidden and member.name.lower().endswith(SUFFIXES):
                     yield Input(
                         prefix + member.name.removeprefix("./"), file.uri, member.size, offset=member.offset_data
                     )

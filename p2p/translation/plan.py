@@ -303,7 +303,7 @@ def _require_unique_ids(output: str, hashes: Hashes) -> None:
 
 def _repeated(first: Input, second: Input) -> UsageError:
     if second.row_group != WHOLE_FILE:
-        way_out = "pass --id-column with a column that has, or --id-column none to name rows by file and number"
+        way_out = "pass --id-column with a column whose values are, or --id-column none to name rows by file and number"
     elif second.offset != WHOLE_FILE:
         way_out = "a tar that holds a name twice must be packed again"
     elif second.source_uri == first.source_uri:

@@ -104,6 +104,9 @@ def test_s3_prefixes_tars_and_parquet_read_like_folders(tmp_path: Path, s3) -> N
     write_tar(tmp_path / "x.tar", expected)
     write_bytes(s3.uri("x.tar"), (tmp_path / "x.tar").read_bytes())
     assert contents(s3.uri("x.tar")) == expected
+    for length, second in ((1536, {}), (1540, {"sub/b c.png": "DamagedImage"})):  # nothing behind a header, or little
+        write_bytes(s3.uri("cut.tar"), (tmp_path / "x.tar").read_bytes()[:length])
+        assert contents(s3.uri("cut.tar")) == {"a.png": b"a.png", **second, "cut.tar": "DamagedFile"}
     pq.write_table(pa.table({"id": list(expected), "image": list(expected.values())}), tmp_path / "x.parquet")
     write_bytes(s3.uri("x.parquet"), (tmp_path / "x.parquet").read_bytes())
     assert contents(s3.uri("x.parquet")) == expected
