@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 # Read by Ray at import, so they stand before it. Each can be overridden from outside.
@@ -36,9 +38,16 @@ _MIN_LOGICAL_CPUS = 4
 _ANSWER_SECONDS = 5
 
 
+_CPU_LIMIT = "/sys/fs/cgroup/cpu.max"  # of a container, as "QUOTA PERIOD" in microseconds, or "max PERIOD"
+
+
 def physical_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use: those it is allowed on, and no more than its container's limit comes to."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = map(int, Path(_CPU_LIMIT).read_text(encoding="ascii").split())
+        allowed = min(allowed, max(1, math.ceil(quota / period)))
+    return allowed
 
 
 def _cluster_resources() -> dict[str, float]:

@@ -28,13 +28,13 @@ _GAUGES = {
 class Board:
     """Lives as long as a training job, through restarts of its workers.
 
-    It also tells Prometheus, through Ray, how the run `output` goes: `ray_p2p_train_…`, labelled with `job`.
+    It also tells Prometheus, through Ray, how the run `output` goes: `ray_p2p_train_…`, labelled with `output`.
     """
 
     def __init__(self, output: str) -> None:
-        self._gauges = {name: Gauge(f"p2p_train_{name}", what, ("job",)) for name, what in _GAUGES.items()}
+        self._gauges = {name: Gauge(f"p2p_train_{name}", what, ("output",)) for name, what in _GAUGES.items()}
         for gauge in self._gauges.values():
-            gauge.set_default_tags({"job": output})
+            gauge.set_default_tags({"output": output})
         self._lines: list[str] = []
         self._images_seen: int | None = None
         self._note = ""

@@ -19,17 +19,17 @@ log = logging.getLogger("p2p")
 class MeteredShardTranslator(ShardTranslator):
     """A ShardTranslator that also counts for Prometheus and writes what it finished into its process's log.
 
-    Ray exports the counters as `ray_p2p_…_total`, each with the label `job`, the output's address.
+    Ray exports the counters as `ray_p2p_…_total`, each with the label `output`, the output's address.
     """
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
         log_to_stderr(f"translate {work.output}")
-        self._translated = Counter("p2p_translated", "images translated", ("job",))
-        self._failed = Counter("p2p_failed", "inputs that failed", ("job",))
-        self._stages = Counter("p2p_stage_seconds", "seconds of all threads, by stage of work", ("job", "stage"))
+        self._translated = Counter("p2p_translated", "images translated", ("output",))
+        self._failed = Counter("p2p_failed", "inputs that failed", ("output",))
+        self._stages = Counter("p2p_stage_seconds", "seconds of all threads, by stage of work", ("output", "stage"))
         for counter in (self._translated, self._failed, self._stages):
-            counter.set_default_tags({"job": work.output})
+            counter.set_default_tags({"output": work.output})
 
     def __call__(self, batch: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[dict[str, list[str]]]:
         """As ShardTranslator does."""

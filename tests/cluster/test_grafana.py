@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 BOARD = json.loads((ROOT / "cluster" / "grafana.json").read_text())
-OWN_WORDS = {"sum", "max", "rate", "increase", "by", "label_values", "job", "stage", "instance", "GpuIndex", "Location"}
+OWN_WORDS = {"sum", "max", "rate", "increase", "by", "label_values", "output", "stage", "instance", "GpuIndex", "Location"}
 
 
 def exported() -> dict[str, set[str]]:
@@ -24,7 +24,7 @@ def exported() -> dict[str, set[str]]:
             found[f"ray_{name}_total"] = set(labels)
     for node in ast.walk(ast.parse((ROOT / "p2p" / "training" / "board.py").read_text())):
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "_GAUGES":
-            found |= {f"ray_p2p_train_{name}": {"job"} for name in ast.literal_eval(node.value)}
+            found |= {f"ray_p2p_train_{name}": {"output"} for name in ast.literal_eval(node.value)}
     return found
 
 

@@ -304,10 +304,9 @@ def test_the_network_lets_through_what_is_needed_and_nothing_else() -> None:
     assert open_ways == expected
 
 
-def test_prometheus_finds_the_ports_and_keeps_the_label_job() -> None:
+def test_prometheus_finds_the_ports() -> None:
     (monitor,) = load(KUBERAY / "podmonitor.yaml")
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
-    assert endpoint["honorLabels"] is True
     for overlay in OVERLAYS:
         manifest = only(render(overlay))
         for group in (cluster_of(manifest)["headGroupSpec"], workers_of(manifest)):

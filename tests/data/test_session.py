@@ -1,4 +1,4 @@
-"""Joining a cluster that is not there, what a terminal shows meanwhile, and whose turn it is on a private Ray."""
+"""Joining a cluster that is not there, what a terminal shows meanwhile; whose turn it is, and on how many cores."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -76,3 +77,16 @@ def test_what_a_private_ray_starts_interrupts_nobody_and_what_computes_does(monk
     with ray_session():
         policies["this process"] = os.sched_getscheduler(0)
     assert policies == {"helper": os.SCHED_BATCH, "computing": os.SCHED_OTHER, "this process": os.SCHED_OTHER}
+
+
+@pytest.mark.parametrize(("limit", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 8), (None, 8)])
+def test_a_container_has_the_cores_that_its_limit_comes_to(
+    limit: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from p2p.data import session
+
+    if limit is not None:
+        (tmp_path / "cpu.max").write_text(limit)
+    monkeypatch.setattr(session, "_CPU_LIMIT", str(tmp_path / "cpu.max"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert session.physical_cores() == cores
