@@ -12,7 +12,19 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 BOARD = json.loads((ROOT / "cluster" / "grafana.json").read_text())
-OWN_WORDS = {"sum", "max", "rate", "increase", "by", "label_values", "output", "stage", "instance", "GpuIndex", "Location"}
+OWN_WORDS = {
+    "sum",
+    "max",
+    "rate",
+    "increase",
+    "by",
+    "label_values",
+    "output",
+    "stage",
+    "instance",
+    "GpuIndex",
+    "Location",
+}
 
 
 def exported() -> dict[str, set[str]]:
