@@ -38,6 +38,8 @@ _MOST_LANES = 24
 _WINDOW_BYTES = 320 * 2**20
 _READ_AHEAD = 2
 """Executions under way or read while another is consumed: together they hide the 0.2 s that each takes to start."""
+_FIRST_LANES, _LANES_AT_ONCE = 4, 48
+"""Lanes of the first execution where its windows are small, and of any: training starts before much has been read."""
 _READY_BYTES = 96 * 2**20
 _MOST_READY = 256
 
@@ -244,17 +246,17 @@ class Feed:
         )
 
     def _executions(self) -> Iterator[list[tuple[Part, Window | None]]]:
-        """Gather windows for one Ray Data execution each: as many as fit into a window's memory, but at least one."""
+        """Gather windows for one Ray Data execution each: at least one, more where they are small."""
         gathered: list[tuple[Part, Window | None]] = []
-        gathered_bytes = 0
+        lanes, size, most = 0, 0, _FIRST_LANES
         for part in self._plan:
             for window in self._windows_of(part):
-                window_bytes = len(window.turns) * self._preparation.pair_bytes
-                if gathered_bytes and gathered_bytes + window_bytes > _WINDOW_BYTES:
+                window_size = len(window.turns) * self._preparation.pair_bytes
+                if lanes and (lanes + len(window.lanes) > most or size + window_size > _WINDOW_BYTES):
                     yield gathered
-                    gathered, gathered_bytes = [], 0
+                    gathered, lanes, size, most = [], 0, 0, min(4 * most, _LANES_AT_ONCE)
                 gathered.append((part, window))
-                gathered_bytes += window_bytes
+                lanes, size = lanes + len(window.lanes), size + window_size
             gathered.append((part, None))
         if gathered:
             yield gathered
