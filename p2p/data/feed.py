@@ -37,7 +37,10 @@ _MOST_LANES = 24
 """Divisible by 2, 3, 4, 6, 8 and 12 ranks, which then share no row group."""
 _WINDOW_BYTES = 320 * 2**20
 _READ_AHEAD = 2
-"""Executions under way or read while another is consumed: together they hide the 0.2 s that each takes to start."""
+"""Executions under way or read while another is consumed: together they hide the 0.2 s that each takes to start.
+
+Each holds up to a third of a gigabyte in this process.
+"""
 _FIRST_LANES, _LANES_AT_ONCE = 4, 48
 """Lanes of the first execution where its windows are small, and of any: training starts before much has been read."""
 _READY_BYTES = 96 * 2**20
@@ -268,7 +271,7 @@ class Feed:
             return []
         context = quiet_data_context()
         context.execution_options.preserve_order = True
-        context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=2 * _WINDOW_BYTES)
+        context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=_WINDOW_BYTES)
         items = [{"lane": describe_lane(part, rows)} for part, rows in lanes]
         prepare = functools.partial(prepare_lane, preparation=self._preparation)
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(prepare, batch_size=None)
@@ -277,7 +280,9 @@ class Feed:
             problem = next(filter(None, batch["problem"]), None)
             if problem is not None:
                 raise BadInput("BadPair", f"{problem}; jobs/prepare.py leaves bad pairs out and lists them")
-            arrays.append(batch["pairs"])
+            # A copy, since arrays in Ray's object store stay there for as long as they are looked at: windows that wait
+            # for the training would fill a small store, and then no task could go on.
+            arrays.append(batch["pairs"].copy())
             if self._closed.is_set():
                 break
         return arrays
