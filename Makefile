@@ -6,10 +6,10 @@ INSTALLED := $(VENV)/.installed
 DEMO := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint lock clean
+.PHONY: help install demo cluster-demo test lint lock clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 install: $(INSTALLED) ## make .venv and install everything in it, at the pinned versions
 
@@ -43,6 +43,18 @@ demo: install ## the whole product on the embedded data set, from nothing, into 
 	@echo 'Open these in a browser:'
 	@ls -1 $(CURDIR)/$(DEMO)/run/report.html $(CURDIR)/$(DEMO)/evaluation/report.html \
 	  $(CURDIR)/$(DEMO)/translated/*/report.html
+
+cluster-demo: install ## the demo's jobs, smaller, submitted to a head and two nodes on this machine
+	@rm -rf $(DEMO)/cluster && mkdir -p $(DEMO)/cluster
+	@export PATH="$(CURDIR)/$(BIN):$$PATH" P2P_CLUSTER_BIN="$(CURDIR)/$(BIN)"; \
+	trap 'cluster/local.sh down' EXIT; set -e; \
+	cluster/local.sh up 2; eval "$$(cluster/local.sh env)"; out="$(CURDIR)/$(DEMO)/cluster"; \
+	submit() { echo "== python $$*"; ray job submit --working-dir . -- python "$$@"; }; \
+	submit jobs/prepare.py --source 'synthetic:city?pairs=200&size=128' --load-size 0 --val-fraction 0.1 --output "$$out/pairs"; \
+	submit jobs/train.py --data "$$out/pairs" --output "$$out/run" --generator unet_64 --ngf 16 --discriminator patch_16 \
+	  --crop-size 64 --batch-size 4 --epochs 2 --epochs-decay 1 --workers 2; \
+	submit jobs/translate.py --checkpoint "$$out/run" --source "$$out/pairs/train" --output "$$out/translated"; \
+	cluster/local.sh status; $(BIN)/python jobs/status.py "$$out/translated"
 
 test: install ## the test suite; no GPU and no network
 	$(BIN)/python -m pytest

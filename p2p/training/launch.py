@@ -28,8 +28,10 @@ _WORKERS_SHARE = 0.5
 class _Trainer(TorchTrainer):
     """Leaves Control-C to the program: Ray's own answer to it may end the process with status 0 and says nothing."""
 
+    controller: Any = None
+
     def _register_sigint_handler(self, controller: Any) -> None:
-        del controller
+        self.controller = controller
 
 
 def resources(config: TrainConfig) -> ScalingConfig:
@@ -90,6 +92,10 @@ def _fit(config: TrainConfig, task: Task, position: Position, left: int, scaling
         )
         try:
             trainer.fit()
+        except KeyboardInterrupt:  # else the workers would go on for as long as this process lives
+            if trainer.controller is not None:
+                ray.kill(trainer.controller)
+            raise
         except ray.train.TrainingFailedError as error:
             _explain(config, error)
             log.info("what %s holds is intact, and the same command continues", config.output)

@@ -335,3 +335,7 @@ def test_control_c_ends_a_training_that_is_no_finished_one(raw_pairs, tmp_path):
         thread.join()
         signal.signal(signal.SIGINT, before)
     assert not (tmp_path / "run" / "summary.json").exists()
+    deadline = time.monotonic() + 60
+    while training_worker() is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert training_worker() is None, "nobody waits for it any more"
