@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,21 @@ class _DiscriminatorLoss(nn.Module):
         return loss, d_fake, d_real
 
 
+class _Adam(torch.optim.Adam):
+    """Sees every tensor in the order of its memory, else the fused step on CPUs copies each channels-last gradient."""
+
+    def _init_group(self, group: dict[str, Any], params: list[Tensor], *lists: list[Tensor]) -> bool:
+        sparse_or_complex: bool = super()._init_group(group, params, *lists)  # type: ignore[no-untyped-call]
+        grads, first_moments, second_moments, *_ = lists
+        for index, parameter in enumerate(params):
+            if parameter.is_contiguous():
+                continue
+            for tensors in (params, grads, first_moments, second_moments):
+                tensors[index] = tensors[index].permute(0, 2, 3, 1)
+            grads[index] = grads[index].contiguous()  # it is, unless backward left it in another layout
+        return sparse_or_complex
+
+
 class Pix2Pix:
     """Generator, discriminator and their optimisers.
 
@@ -87,7 +102,7 @@ class Pix2Pix:
     def _adam(self, network: nn.Module) -> torch.optim.Adam:
         betas = (self.config.beta1, _BETA2)
         fused = self.device.type in _FUSED_ADAM
-        return torch.optim.Adam(network.parameters(), lr=self.config.lr, betas=betas, fused=fused)
+        return _Adam(network.parameters(), lr=self.config.lr, betas=betas, fused=fused)
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         # One context for each pass: autocast remembers the weights it has cast until the context ends.

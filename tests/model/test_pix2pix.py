@@ -256,3 +256,19 @@ def test_a_single_broken_number_in_either_network_is_seen():
     with torch.no_grad():
         next(model.discriminator.parameters()).data[0, 0, 0, 0] = float("nan")
     assert not model.is_finite()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_gradient_in_another_memory_layout_moves_the_right_weights(layout):
+    """Torch's fused step walks weights and gradients in memory order, without looking at their strides."""
+    model = small_model()
+    weight = next(parameter for parameter in model.generator.parameters() if parameter.dim() == 4)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    plain = torch.nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
+    expected = torch.optim.Adam([plain], lr=model.config.lr, betas=(model.config.beta1, 0.999))
+    for step in range(3):
+        plain.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(step))
+        weight.grad = plain.grad.to(memory_format=layout)
+        expected.step()
+        model._generator_adam.step()
+    torch.testing.assert_close(weight.detach(), plain.detach(), rtol=0, atol=1e-7)
