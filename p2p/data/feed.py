@@ -28,7 +28,7 @@ from ray.data import ExecutionResources
 from p2p.data.augment import centre_crop, jitter, join_sides
 from p2p.data.order import LANE_ROWS, Row, Window, epoch_order, stored_order
 from p2p.data.pairs import Formats, Pair, Pairs, RowGroup, read_rows
-from p2p.data.session import quiet_data_context
+from p2p.data.session import is_private, physical_cores, quiet_data_context
 from p2p.errors import BadInput
 from p2p.storage.images import Pixels
 from p2p.storage.pixels import RGB
@@ -143,6 +143,11 @@ def describe_lane(part: Part, rows: tuple[Row, ...]) -> str:
     groups = [vars(part.pairs.groups[group]) for group in places]
     own_rows = [(places[group], row) for group, row in rows]
     return json.dumps({"epoch": part.epoch, "groups": groups, "rows": own_rows, "load_size": part.pairs.load_size})
+
+
+def _tasks_at_once() -> int | None:
+    """Of one execution: on a private Ray no more than keep its cores busy, since their processes stay and disturb."""
+    return max(1, physical_cores() // _READ_AHEAD) if is_private() else None
 
 
 @dataclass(frozen=True)
@@ -274,7 +279,9 @@ class Feed:
         context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=_WINDOW_BYTES)
         items = [{"lane": describe_lane(part, rows)} for part, rows in lanes]
         prepare = functools.partial(prepare_lane, preparation=self._preparation)
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(prepare, batch_size=None)
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            prepare, batch_size=None, compute=ray.data.TaskPoolStrategy(size=_tasks_at_once())
+        )
         arrays: list[Pixels] = []
         for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
             problem = next(filter(None, batch["problem"]), None)

@@ -50,13 +50,18 @@ def physical_cores() -> int:
     return allowed
 
 
+def is_private() -> bool:
+    """Whether this Ray was started by this job, for itself. Needs Ray."""
+    return bool(ray.get_runtime_context().namespace == _PRIVATE)
+
+
 def _cluster_resources() -> dict[str, float]:
     return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
 def available_cores() -> int:
     """Cores for compute-bound actors: this machine's on a private Ray, the cluster's CPUs otherwise. Needs Ray."""
-    if ray.get_runtime_context().namespace == _PRIVATE:
+    if is_private():
         return physical_cores()
     return max(1, int(_cluster_resources().get("CPU", 1)))
 

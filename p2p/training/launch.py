@@ -12,7 +12,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from p2p.data.pairs import Pairs
-from p2p.data.session import available_gpus, logical_cpus
+from p2p.data.session import available_gpus, is_private, logical_cpus
 from p2p.errors import P2PError, TrainingStopped, UsageError
 from p2p.training.board import Board, LostWorkers, ProgressThread
 from p2p.training.config import TrainConfig
@@ -26,12 +26,25 @@ _WORKERS_SHARE = 0.5
 
 
 class _Trainer(TorchTrainer):
-    """Leaves Control-C to the program: Ray's own answer to it may end the process with status 0 and says nothing."""
+    """Ray's, without two of its habits; should Ray rename what is overridden here, they come back."""
 
     controller: Any = None
 
     def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave Control-C to the program: Ray's own answer to it may end the process with status 0 and says nothing."""
         self.controller = controller
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Start no process that is of no use here: each wakes a hundred times a second beside the network."""
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [callback for callback in callbacks if type(callback).__name__ not in _unneeded()]
+
+
+def _unneeded() -> tuple[str, ...]:
+    """Of Ray Train's callbacks: that for data sets which Ray Train hands out, here each worker reads its own; and on a
+    private Ray, which ends with its driver, the one that cleans up after that.
+    """
+    return ("DatasetsCallback", "PlacementGroupCleanerCallback") if is_private() else ("DatasetsCallback",)
 
 
 def resources(config: TrainConfig) -> ScalingConfig:
