@@ -7,12 +7,13 @@ import itertools
 import json
 import logging
 import platform
+import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -46,10 +47,12 @@ log = logging.getLogger("p2p")
 
 _LOAD_SIZE = 286
 _EPOCHS = 2
+_ROUNDS = 3
 _PAIRS = "pairs"
 _MADE_HEIGHT, _MADE_WIDTH = 600, 1200
 _JPEG_QUALITY = 90
 Row = dict[str, Any]
+Result = TypeVar("Result")
 
 
 def _device(wanted: str) -> str:
@@ -58,11 +61,30 @@ def _device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _row(what: str, value: float, unit: str, against: Row | None = None) -> Row:
-    """A line of the table; `against` is the row that `ratio` compares it with."""
+def _row(what: str, value: float, unit: str, against: Row | None = None, ratio: float | None = None) -> Row:
+    """A line of the table; `against` is the row that it is compared with, `ratio` how, where not as it stands there."""
     log.info("%s: %.4g %s", what, value, unit)
     row = {"what": what, "value": value, "unit": unit}
-    return row if against is None else {**row, "ratio": value / against["value"], "against": against["what"]}
+    if against is None:
+        return row
+    return {**row, "ratio": value / against["value"] if ratio is None else ratio, "against": against["what"]}
+
+
+def _alternate(limit: Callable[[], float], job: Callable[[], Result]) -> tuple[list[float], list[Result]]:
+    """Measure `limit`, then a few times `job` and `limit` again: no machine is as quick now as a minute ago."""
+    limits, jobs = [limit()], []
+    for _ in range(_ROUNDS):
+        jobs.append(job())
+        limits.append(limit())
+    log.info("the limit, before, between and after the jobs: %s", ", ".join(f"{value:.4g}" for value in limits))
+    return limits, jobs
+
+
+def _ratio(jobs: Sequence[float], limits: Sequence[float]) -> float:
+    """Median of the rounds' ratios: each job against the mean of what was measured just before and just after it."""
+    return statistics.median(
+        2 * job / sum(around) for job, around in zip(jobs, itertools.pairwise(limits), strict=True)
+    )
 
 
 def _images(config: BenchmarkConfig, folder: Path) -> Path:
@@ -90,35 +112,34 @@ def _images(config: BenchmarkConfig, folder: Path) -> Path:
 
 
 def _train_rows(config: BenchmarkConfig, device: str, precision: Precision, folder: Path) -> list[Row]:
-    """Bare updates and the job that makes them.
-
-    The job runs between two measurements of what it is compared with. The quicker one counts: whatever else the machine
-    does only slows them, so a ratio is rather too low than too high.
-    """
+    """Bare updates and the job that makes them."""
     batch = config.batch_size or (64 if device == "cuda" else 8)
     seconds = config.seconds
     rows = []
     for size in sorted({1, batch}):
         plain = _row(f"update, textbook float32, batch {size}", alone(plain_update, size, seconds, device), "pairs/s")
-        rows.append(plain)
-        if size != batch:
-            rate = alone(bare_update, size, seconds, device, precision)
-            rows.append(_row(f"bare update, {precision}, batch {size}", rate, "pairs/s", plain))
-    before = alone(bare_update, batch, seconds / 2, device, precision)
-    steps = max(2, round(seconds * before / batch))
-    job = _train_job(batch, steps, device, precision, folder)
-    after = alone(bare_update, batch, seconds / 2, device, precision)
-    log.info("bare update before the job %.4g, after it %.4g pairs/s", before, after)
-    bare = _row(f"bare update, {precision}, batch {batch}", max(before, after), "pairs/s", plain)
+        rate = alone(bare_update, size, seconds, device, precision)
+        bare = _row(f"bare update, {precision}, batch {size}", rate, "pairs/s", plain)
+        rows += [plain, bare]
+    data = _repeated(folder, max(2, round(seconds * rate / batch)) * batch)
+    runs = itertools.count()
+    limits, jobs = _alternate(
+        lambda: alone(bare_update, batch, seconds / 2, device, precision),
+        lambda: _train_job(batch, data, device, precision, folder / f"run-{next(runs)}"),
+    )
     what = f"training job, {precision}, batch {batch}"
+    rates, inside = [job.rate for job in jobs], [job.inside for job in jobs]
+
+    def middle(values: Iterable[float]) -> float:
+        return statistics.median(values)
+
     return [
         *rows,
-        bare,
-        _row(f"{what}, epochs of {job.pairs} pairs", job.rate, "pairs/s", bare),
-        _row(f"{what}, inside an epoch", job.inside, "pairs/s", bare),
-        _row(f"{what}, between two epochs", job.between, "s"),
-        _row(f"{what}, waiting for data", 100 * job.waiting, "% of an epoch"),
-        _row(f"{what}, before and after the epochs", job.around, "s"),
+        _row(f"{what}, epochs of {jobs[0].pairs} pairs", middle(rates), "pairs/s", bare, _ratio(rates, limits)),
+        _row(f"{what}, inside an epoch", middle(inside), "pairs/s", bare, _ratio(inside, limits)),
+        _row(f"{what}, between two epochs", middle(job.between for job in jobs), "s"),
+        _row(f"{what}, waiting for data", middle(100 * job.waiting for job in jobs), "% of an epoch"),
+        _row(f"{what}, before and after the epochs", middle(job.around for job in jobs), "s"),
     ]
 
 
@@ -140,19 +161,22 @@ class _TrainJob:
     """Seconds of the job outside its epochs: starting Ray and the network, the last checkpoint, stopping."""
 
 
-def _train_job(batch: int, steps: int, device: str, precision: Precision, folder: Path) -> _TrainJob:
-    """Run `jobs/train.py` for two epochs of at least `steps` steps, as it comes: no validation, one checkpoint.
-
-    The first epoch is the warm-up, the second is measured. The pairs are those at hand, repeated.
-    """
+def _repeated(folder: Path, wanted: int) -> Path:
+    """A data set of at least `wanted` pairs: those at hand, again and again."""
     pairs, data = folder / _PAIRS, folder / "repeated"
-    count = len(list(pairs.glob("train/*.parquet")))
-    wanted = max(1, -(-steps * batch // max(1, _pairs_in(pairs))))
+    parts = sorted(pairs.glob("train/*.parquet"))
     (data / "train").mkdir(parents=True)
-    for copy in range(wanted):
-        for number, part in enumerate(sorted(pairs.glob("train/*.parquet"))):
-            (data / "train" / f"part-{copy * count + number:05d}.parquet").hardlink_to(part)
-    run = folder / "run"
+    for copy in range(-(-wanted // _pairs_in(pairs))):
+        for number, part in enumerate(parts):
+            (data / "train" / f"part-{copy * len(parts) + number:05d}.parquet").hardlink_to(part)
+    return data
+
+
+def _train_job(batch: int, data: Path, device: str, precision: Precision, run: Path) -> _TrainJob:
+    """Run `jobs/train.py` for two epochs, as it comes: no validation, one checkpoint.
+
+    The first epoch is the warm-up, the second is measured.
+    """
     started = time.monotonic()
     train(
         TrainConfig(
@@ -195,15 +219,22 @@ def _translate_rows(
         rate = alone(engine_rate, size, seconds, device, precision, 0)
         bare = _row(f"bare network, {precision}, batch {size}", rate, "images/s", plain)
         rows.append(bare)
+
+    def parts(seconds: float = seconds / 2) -> float:
+        network = alone(engine_rate, batch, seconds, device, precision, 0)
+        codecs: Codecs = alone(codec_seconds, str(images), seconds)
+        return 1 / (1 / network + (codecs.decode + codecs.resize + codecs.encode) / cores)
+
+    limits, jobs = _alternate(parts, lambda: _translate_job(device, precision, images, folder))
     codecs: Codecs = alone(codec_seconds, str(images), seconds)
     for name, value in (("decode", codecs.decode), ("resize", codecs.resize), ("encode PNG", codecs.encode)):
         rows.append(_row(f"{name}, one core", 1000 * value, "ms/image"))
-    parts = 1 / (1 / bare["value"] + (codecs.decode + codecs.resize + codecs.encode) / cores)
-    limit = _row(f"sum of the parts on {cores} cores", parts, "images/s", bare)
+    limit = _row(f"sum of the parts on {cores} cores", statistics.median(limits), "images/s", bare)
     rows.append(limit)
-    whole = _translate_job(device, precision, images, folder)
+    whole = statistics.median(jobs)
+    rows.append(_row("translation job", whole, "images/s", plain))
     rows.append(_row("translation job", whole, "images/s", bare))
-    rows.append(_row("translation job", whole, "images/s", limit))
+    rows.append(_row("translation job", whole, "images/s", limit, _ratio(jobs, limits)))
     difference = alone(fast_path_difference, str(images), device, precision)
     rows.append(_row(f"{precision} against float32, mean absolute difference", difference, "levels of 255"))
     return rows
@@ -225,6 +256,7 @@ def _translate_job(device: str, precision: Precision, images: Path, folder: Path
             checkpoint=str(_untrained_checkpoint(folder)),
             source=str(images),
             output=str(folder / "translated"),
+            resume="never",
             side="left",
             size_mode="resize",
             gpu="true" if device == "cuda" else "false",
