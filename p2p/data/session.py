@@ -29,6 +29,7 @@ for _name, _value in {
 
 import ray  # noqa: E402
 import ray.data  # noqa: E402
+from ray.util import placement_group, remove_placement_group  # noqa: E402
 
 from p2p.errors import UsageError  # noqa: E402
 
@@ -54,9 +55,14 @@ def _cluster_resources() -> dict[str, float]:
     return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
+def is_private() -> bool:
+    """Whether Ray is this process's own: no node can join or leave it, and nobody else uses it. Needs Ray."""
+    return bool(ray.get_runtime_context().namespace == _PRIVATE)
+
+
 def available_cores() -> int:
     """Cores for compute-bound actors: this machine's on a private Ray, the cluster's CPUs otherwise. Needs Ray."""
-    if ray.get_runtime_context().namespace == _PRIVATE:
+    if is_private():
         return physical_cores()
     return max(1, int(_cluster_resources().get("CPU", 1)))
 
@@ -64,6 +70,15 @@ def available_cores() -> int:
 def available_gpus() -> int:
     """GPUs of the cluster. Needs Ray."""
     return int(_cluster_resources().get("GPU", 0))
+
+
+def await_gpu(seconds: float) -> bool:
+    """Ask the cluster for a GPU and wait for one to be up, so that a cluster may start from none. Needs Ray."""
+    wanted = placement_group([{"GPU": 1}])
+    try:
+        return bool(wanted.wait(seconds))
+    finally:
+        remove_placement_group(wanted)
 
 
 def logical_cpus() -> float:

@@ -10,6 +10,7 @@ import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from p2p.data.pairs import Pairs
 from p2p.data.session import available_gpus, logical_cpus
@@ -63,7 +64,9 @@ def launch(
     scaling: ScalingConfig,
 ) -> None:
     """Train from `position` to the end. Needs Ray. Raises what stopped it."""
-    board = Board.remote(config.output)  # type: ignore[attr-defined]
+    # Beside this process, so that no other node's end takes it away: the workers are started again, it is not.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = Board.options(scheduling_strategy=here).remote(config.output)  # type: ignore[attr-defined]
     left = remaining_images(config, len(train), position)
     _fit(config, Task(config, train, val, data, board), position, left, scaling)
 

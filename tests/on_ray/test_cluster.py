@@ -1,0 +1,268 @@
+"""A real cluster of several Ray nodes: jobs submitted to it over HTTP, nodes that are killed and others that join."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import in_this_process
+from safetensors.numpy import load_file
+
+from p2p.data.pairs import PAIR_SCHEMA, part_name
+from p2p.training import TrainConfig, train
+from p2p.translation import TranslateConfig
+from p2p.translation.job import run as translate
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parent.parent.parent
+BIN = Path(sys.executable).parent
+KEY = "wJalrXUtnFEMI-K7MDENG-only-for-this-test"
+PATIENCE = 120.0  # seconds until a test that waits for another process gives up
+IMAGES = 480
+
+
+class Cluster:
+    """`cluster/local.sh` with a folder of its own, whose path is short as Ray's sockets need it."""
+
+    def __init__(self) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="p2p-", dir="/tmp")) / "c"
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
+        self.environment = {
+            **clean,
+            "P2P_CLUSTER_HOME": str(self.home),
+            "P2P_CLUSTER_BIN": str(BIN),
+            "P2P_CLUSTER_CPUS": "2",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+        }
+
+    def call(self, *words: object) -> subprocess.CompletedProcess[str]:
+        return self.run("bash", "cluster/local.sh", *words)
+
+    def up(self, nodes: int) -> subprocess.CompletedProcess[str]:
+        done = self.call("up", nodes)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def run(self, *words: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+        with self.start(*words, cwd=cwd, **environment) as process:
+            stdout, stderr = process.communicate(timeout=PATIENCE)
+        return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
+
+    def start(self, *words: object, cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            list(map(str, words)),
+            cwd=cwd,
+            env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def variables(self) -> dict[str, str]:
+        lines = [line.removeprefix("export ") for line in self.call("env").stdout.splitlines()]
+        return {name: value.strip("'") for name, _, value in (line.partition("=") for line in lines)}
+
+    def submission(self, *words: object, working_dir: Path = ROOT, **environment: str) -> list[object]:
+        """The command that submits a job: over HTTP, since it is told no other address."""
+        told = ("--runtime-env-json", json.dumps({"env_vars": environment})) if environment else ()
+        return [BIN / "ray", "job", "submit", "--working-dir", working_dir, *told, "--", "python", *words]
+
+    def access(self) -> dict[str, str]:
+        """What a submitter needs to know, and no more."""
+        return {name: value for name, value in self.variables().items() if name != "RAY_ADDRESS"}
+
+    def processes_of(self, node: str) -> list[int]:
+        """`head` or `node1`…: all its processes, and those of the jobs on it."""
+        roots = [pid for pid in pids() if f"P2P_CLUSTER_MARK={self.home};{node};" in read(pid, "environ")]
+        return list(dict.fromkeys(pid for root in roots for pid in (root, *descendants(root))))
+
+    def workers_of(self, node: str, title: str) -> list[int]:
+        return [pid for pid in self.processes_of(node) if title in read(pid, "cmdline")]
+
+    def kill(self, node: str) -> None:
+        """As if its machine were gone."""
+        for pid in self.processes_of(node):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def has_finished_a_shard(self, node: str, output: Path) -> bool:
+        """Whether a process of that node has written the line into its log that it did one."""
+        logs = (
+            log
+            for pid in self.workers_of(node, "ShardTranslator")
+            for log in self.home.glob(f"ray/session_latest/logs/worker-*-{pid}.err")
+        )
+        return any(f"translate {output} shard" in log.read_text() for log in logs)
+
+    def remains(self) -> list[int]:
+        """Processes that carry this cluster's folder in their command line or environment."""
+        return [pid for pid in pids() if str(self.home) in read(pid, "cmdline") + read(pid, "environ")]
+
+
+def T(what):
+    print(time.strftime("%X"), time.monotonic() - T0, what, flush=True)
+T0 = time.monotonic()
+
+
+def pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def read(pid: int, what: str) -> str:
+    """Empty for a process that has ended."""
+    try:
+        return (Path("/proc") / str(pid) / what).read_text(errors="replace") if pid != os.getpid() else ""
+    except OSError:
+        return ""
+
+
+def descendants(pid: int) -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield int(child)
+                yield from descendants(int(child))
+
+
+def wait_until(condition: Callable[[], Any], job: subprocess.Popen[str]) -> Any:
+    """What `condition` returns once it is true. Fails when the job is over before that."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        if job.poll() is not None or time.monotonic() > deadline:
+            job.kill()
+            pytest.fail("it never came to that:\n" + "\n".join(job.communicate()))
+        time.sleep(0.05)
+    return found
+
+
+def finish(job: subprocess.Popen[str]) -> str:
+    stdout, stderr = job.communicate(timeout=PATIENCE)
+    assert job.returncode == 0, stdout + stderr
+    assert "Traceback" not in stdout + stderr
+    return stdout + stderr
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster()
+    assert cluster.call("env").returncode == 1, "nothing is up"
+    yield cluster
+    cluster.call("down")
+    cluster.home.parent.rmdir()
+
+
+class Source:
+    """Images over HTTP, at a pace that the test sets: a corpus that takes its time and no processor's."""
+
+    _SECONDS_EACH = 0.12
+
+    def __init__(self, images: dict[str, bytes]) -> None:
+        source, turns = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                with turns if not source.hurries.is_set() else contextlib.nullcontext():
+                    source.hurries.wait(source._SECONDS_EACH)
+                data = images[self.path.lstrip("/")]
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.hurries = threading.Event()
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a reader was killed
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture(scope="module")
+def source(make_image: Callable[..., bytes]) -> Iterator[Source]:
+    source = Source({f"{number:03d}.png": make_image(64, 64, seed=number) for number in range(IMAGES)})
+    yield source
+    source.hurries.set()
+    source.server.shutdown()
+    source.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def corpus(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    listed = tmp_path_factory.mktemp("corpus") / "list.csv"
+    lines = "".join(f"{number:03d},{source.url}/{number:03d}.png\n" for number in range(IMAGES))
+    listed.write_text("image_id,uri\n" + lines)
+    return listed
+
+
+def pixels(output: Path) -> dict[str, bytes]:
+    """Every translated image by its id, as it was encoded; and that each input is in the ledger and the output once."""
+    table = pa.concat_tables([pq.read_table(path) for path in sorted((output / "data").iterdir())])
+    ledger = pa.concat_tables([pq.read_table(path) for path in sorted((output / "ledger").iterdir())])
+    assert Counter(table["image_id"].to_pylist()) == Counter(ledger["image_id"].to_pylist())
+    assert set(Counter(ledger["image_id"].to_pylist()).values()) == {1}
+    assert not [path for path in output.rglob("*") if path.name.startswith(".p2p-")]
+    return dict(zip(table["image_id"].to_pylist(), table["image"].to_pylist(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def alone(
+    source: Source, corpus: Path, checkpoint_of_64: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """What one process makes of the corpus."""
+    source.hurries.set()
+    output = tmp_path_factory.mktemp("alone") / "out"
+    config = TranslateConfig(checkpoint=checkpoint_of_64, source=str(corpus), output=str(output))
+    translate(config, lambda _: contextlib.nullcontext(in_this_process))
+    return pixels(output)
+
+
+def shards_done(output: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (output / "ledger").glob("shard-*.parquet")}
+
+
+def test_a_translation_outlives_a_node_and_gives_work_to_one_that_joins(
+    cluster: Cluster, source: Source, corpus: Path, checkpoint_of_64: str, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    up = cluster.up(2)
+    address = cluster.variables()["RAY_API_SERVER_ADDRESS"]
+    assert f"ray job submit --address {address} --working-dir . -- python jobs/train.py" in up.stdout
+    assert stat.S_IMODE((cluster.home / "token").stat().st_mode) == 0o600
+    words = ("jobs/translate.py", "--checkpoint", checkpoint_of_64, "--source", corpus, "--output", output)
+    source.hurries.clear()
+    with cluster.start(*cluster.submission(*words), **cluster.access()) as job:
+        wait_until(lambda: all(cluster.has_finished_a_shard(node, output) for node in ("node1", "node2")), job)
+        T("2 nodes work"); cluster.up(3); T("up 3")
+        wait_until(lambda: cluster.has_finished_a_shard("node3", output), job)
+        T("node3 works"); cluster.kill("node1")
+        source.hurries.set()
+        print(finish(job)); T("finished")
+    summary = json.loads((output / "summary.json").read_text())
+    print(summary)
+    assert (summary["images"], summary["translated"], summary["failed"]) == (IMAGES, IMAGES, 0)
+    assert pixels(output) == alone
