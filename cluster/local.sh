@@ -119,7 +119,7 @@ up() {
 }
 
 start_head() {
-  (umask 077 && mkdir -p "$home")
+  (umask 077 && mkdir -p "$home/tmp")
   (umask 077 && "$bin/python" -c 'import secrets; print(secrets.token_hex(32))' >"$home/token")
   local ports cpus
   read -ra ports < <(free_ports 6390 8275 52390 52391 52392)
@@ -165,8 +165,8 @@ start() {
   local name=$1 bytes=$2
   shift 2
   # Jobs run with the python that stands first on the PATH. A lost node is noticed after five refused questions: here one
-  # a second, since machines of one's own do not go away for a moment; a busy node still has its time to answer.
-  if ! PATH=$bin:$PATH RAY_health_check_period_ms=1000 RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$home/token P2P_CLUSTER_MARK="$home;$name;" \
+  # a second, since machines of one's own do not go away for a moment; a busy node still has its time to answer. What jobs that were killed leave in TMPDIR goes with `down`.
+  if ! PATH=$bin:$PATH TMPDIR=$home/tmp RAY_health_check_period_ms=1000 RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$home/token P2P_CLUSTER_MARK="$home;$name;" \
     "$bin/ray" start "$@" --node-ip-address 127.0.0.1 --object-store-memory "$bytes" --disable-usage-stats \
     >"$home/start.log" 2>&1 </dev/null; then
     cat "$home/start.log" >&2

@@ -169,9 +169,8 @@ def _translate_on_ray(config: TranslateConfig, work: Work, left: Remaining) -> O
         ),
         **pool.resources,
     )
-    # Without a budget, actors for which there is no room yet wait in Ray's own queue: its autoscaler sees them, and a
-    # node that joins gets them at once. Ray Data's budget learns of nodes three times a minute.
-    dataset.context.op_resource_reservation_enabled = pool.most == pool.actors
+    if pool.most > pool.actors:
+        _let_it_grow(dataset.context, config.workers or pool.actors)
     dataset.context.target_max_block_size = 1  # every report travels at once instead of filling a block
     # Closed on every way out: an execution that outlives its Ray starts another one, and never ends.
     with contextlib.closing(iter(dataset.iter_rows())) as rows:  # type: ignore[type-var]
@@ -181,6 +180,15 @@ def _translate_on_ray(config: TranslateConfig, work: Work, left: Remaining) -> O
             "translate", total=left.images, unit="images", done_before=left.images_done, seconds_before=began
         ) as progress:
             return collect(itertools.chain(first, rows), progress)
+
+
+def _let_it_grow(context: ray.data.DataContext, at_once: int) -> None:
+    """Let `at_once` more actors than there is room for wait in Ray's own queue, where its autoscaler sees them and a
+    node that joins gets them at once. Ray Data's budget, which forbids that, learns of nodes three times a minute.
+    """
+    context.op_resource_reservation_enabled = False
+    context.downstream_capacity_backpressure_ratio = None  # with no budget it takes a few unread reports for too many
+    context.autoscaling_config.actor_pool_max_upscaling_delta = at_once
 
 
 def collect(rows: Iterable[Mapping[str, Any]], progress: Progress) -> Outcome:

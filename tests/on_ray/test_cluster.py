@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from conftest import in_this_process
 from safetensors.numpy import load_file
 
 from p2p.data.pairs import PAIR_SCHEMA, part_name
+from p2p.storage.filesystems import write_bytes
 from p2p.training import TrainConfig, train
 from p2p.translation import TranslateConfig
 from p2p.translation.job import run as translate
@@ -36,6 +38,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
 KEY = "wJalrXUtnFEMI-K7MDENG-only-for-this-test"
+TOLD = "FwoGZXIvYXdzEJr-told-by-runtime-env-alone"
 PATIENCE = 120.0  # seconds until a test that waits for another process gives up
 IMAGES = 480
 
@@ -51,6 +54,8 @@ class Cluster:
             "P2P_CLUSTER_HOME": str(self.home),
             "P2P_CLUSTER_BIN": str(BIN),
             "P2P_CLUSTER_CPUS": "2",
+            "AWS_ACCESS_KEY_ID": "AKIATESTSOFP2PONLY00",
+            "AWS_SECRET_ACCESS_KEY": KEY,
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
         }
 
@@ -266,3 +271,137 @@ def test_a_translation_outlives_a_node_and_gives_work_to_one_that_joins(
     print(summary)
     assert (summary["images"], summary["translated"], summary["failed"]) == (IMAGES, IMAGES, 0)
     assert pixels(output) == alone
+
+
+def holding(folder: Path, text: str) -> set[str]:
+    """Names of the files below `folder` that hold `text`."""
+    return {
+        path.name
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink() and text.encode() in path.read_bytes()
+    }
+
+
+def test_a_head_is_lost_and_the_same_submission_does_the_rest_and_tells_no_key(
+    cluster: Cluster,
+    source: Source,
+    corpus: Path,
+    s3: Any,
+    s3_server: Any,
+    checkpoint_of_64: str,
+    alone: dict[str, bytes],
+    tmp_path: Path,
+) -> None:
+    output, folder = tmp_path / "the output", Path("a folder") / "with spaces"
+    for name in ("jobs", "p2p"):
+        shutil.copytree(ROOT / name, tmp_path / folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    write_bytes(s3.uri("list.csv"), corpus.read_bytes())
+    words = ("jobs/translate.py", "--checkpoint", checkpoint_of_64, "--source", s3.uri("list.csv"), "--output", output)
+    told = {"AWS_ENDPOINT_URL": s3_server.url, "AWS_SESSION_TOKEN": TOLD}
+    command = cluster.submission(*words, working_dir=folder, **told)
+
+    cluster.up(2)
+    source.hurries.clear()
+    with cluster.start(*command, cwd=tmp_path, **cluster.access()) as job:
+        wait_until(lambda: len(shards_done(output)) >= 3, job)
+        T("3 shards done")
+        cluster.kill("head")
+        job.kill()
+        said = "".join(job.communicate())
+    T("killed")
+    assert KEY not in said and holding(cluster.home, KEY) == set()
+    print(holding(cluster.home, TOLD))
+    assert TOLD not in said
+    assert "the head was lost" in cluster.up(2).stderr
+    T("up")
+    source.hurries.set()
+    done = shards_done(output)
+    with cluster.start(*command, cwd=tmp_path, **cluster.access()) as job:
+        said = finish(job)
+    T("finished")
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["skipped"] == 8 * len(done) and summary["translated"] == IMAGES - summary["skipped"]
+    assert {path: path.stat().st_mtime_ns for path in done} == done, "finished work was done again"
+    assert pixels(output) == alone
+    assert KEY not in said and holding(output, KEY) | holding(cluster.home, KEY) == set()
+    print(holding(cluster.home, TOLD))
+    assert TOLD not in said and holding(output, TOLD) == set()
+
+
+def prepare_by_hand(folder: Path, make_image: Callable[..., bytes]) -> Path:
+    """A prepared data set of eight pairs."""
+    rows = [
+        {
+            "pair_id": f"{index}",
+            "a": make_image(72, 72, seed=index),
+            "b": make_image(72, 72, seed=index + 9),
+            "width": 72,
+            "height": 72,
+            "source_uri": f"{index}.png",
+        }
+        for index in range(8)
+    ]
+    (folder / "train").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, PAIR_SCHEMA), folder / "train" / part_name(0))
+    described = {"load_size": 72, "palette_a": None, "palette_b": None, "layout": "combined", "source": "by hand"}
+    (folder / "dataset.json").write_text(json.dumps(described))
+    return folder
+
+
+def weights(run: Path) -> dict[str, np.ndarray[Any, Any]]:
+    latest = json.loads((run / "latest.json").read_text())
+    return load_file(run / latest["checkpoint"] / "generator.safetensors")
+
+
+def test_a_training_on_two_nodes_outlives_one_and_ends_as_on_one_machine(
+    cluster: Cluster, ray_cluster: None, make_image: Callable[..., bytes], tmp_path: Path
+) -> None:
+    data = str(prepare_by_hand(tmp_path / "pairs", make_image))
+    options = {"generator": "unet_64", "ngf": 4, "discriminator": "patch_16", "ndf": 4, "crop_size": 64}
+    options |= {"workers": 2, "batch_size": 2, "epochs": 10, "epochs_decay": 0, "precision": "fp32"}
+    options |= {"checkpoint_every_steps": 1, "samples_every": 0}
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    run = tmp_path / "run"
+    cluster.up(2)
+    with cluster.start(
+        *cluster.submission("jobs/train.py", "--data", data, "--output", run, *words), **cluster.access()
+    ) as job:
+        wait_until(lambda: (run / "latest.json").exists(), job)
+        T("training")
+        trained_on = [node for node in ("node1", "node2") if cluster.workers_of(node, "RayTrainWorker")]
+        cluster.kill("node1")
+        said = finish(job)
+    T("finished")
+    print(said)
+    assert trained_on == ["node1", "node2"], "the workers shared a node"
+    assert "starting the workers again (1 of 3)" in said
+    train(TrainConfig(data=data, output=str(tmp_path / "alone"), **options))
+    T("reference")
+    found, expected = weights(run), weights(tmp_path / "alone")
+    print(max(np.abs(found[name] - expected[name]).max() for name in expected))
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_mistakes_are_told_strangers_refused_and_nothing_is_left(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.up(2)
+    wrong = cluster.run(*cluster.submission("jobs/train.py", "--data", tmp_path / "none", "--output", "x"), **cluster.access())
+    said = wrong.stdout + wrong.stderr
+    assert wrong.returncode == 1
+    assert f"error: --data {tmp_path}/none: nothing is there" in said
+    assert "Traceback" not in said and "exit code 2" in said
+    assert "answers without a token" not in said
+
+    (tmp_path / "other").write_text("f" * 64)
+    uninvited = {**cluster.access(), "RAY_AUTH_TOKEN_PATH": str(tmp_path / "other")}
+    assert cluster.run(*cluster.submission("-c", "print(1)"), **uninvited).returncode != 0
+
+    ports = [int(port) for port in (cluster.home / "ports").read_text().split()]
+    assert len(cluster.remains()) > 3
+    assert cluster.call("down").returncode == 0
+    assert cluster.remains() == []
+    assert not cluster.home.exists()
+    for port in ports:
+        with socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.bind(("127.0.0.1", port))
