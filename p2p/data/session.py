@@ -90,7 +90,8 @@ def smallest_node_cpus() -> float:
     """CPUs by which Ray places work on the smallest node that takes any; a private Ray has more of them than cores.
     Needs Ray.
     """
-    counts = (node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    counts = (node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"])
     return min((float(count) for count in counts if count), default=1.0)
 
 

@@ -89,7 +89,7 @@ class _Pool:
     """To begin with: there is room for so many now."""
     most: int
     """As nodes join."""
-    resources: dict[str, float]
+    resources: dict[str, Any]
     """What each asks of Ray."""
 
 

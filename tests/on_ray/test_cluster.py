@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -37,8 +39,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
-KEY = "wJalrXUtnFEMI-K7MDENG-only-for-this-test"
-TOLD = "FwoGZXIvYXdzEJr-told-by-runtime-env-alone"
+KEY, TOLD = secrets.token_hex(20), secrets.token_hex(20)  # of the cluster's environment, and of one job alone
 PATIENCE = 120.0  # seconds until a test that waits for another process gives up
 IMAGES = 480
 
@@ -110,15 +111,6 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def has_finished_a_shard(self, node: str, output: Path) -> bool:
-        """Whether a process of that node has written the line into its log that it did one."""
-        logs = (
-            log
-            for pid in self.workers_of(node, "ShardTranslator")
-            for log in self.home.glob(f"ray/session_latest/logs/worker-*-{pid}.err")
-        )
-        return any(f"translate {output} shard" in log.read_text() for log in logs)
-
     def remains(self) -> list[int]:
         """Processes that carry this cluster's folder in their command line or environment."""
         return [pid for pid in pids() if str(self.home) in read(pid, "cmdline") + read(pid, "environ")]
@@ -126,6 +118,8 @@ class Cluster:
 
 def T(what):
     print(time.strftime("%X"), time.monotonic() - T0, what, flush=True)
+
+
 T0 = time.monotonic()
 
 
@@ -177,19 +171,19 @@ def cluster() -> Iterator[Cluster]:
 
 
 class Source:
-    """Images over HTTP, at a pace that the test sets: a corpus that takes its time and no processor's."""
-
-    _SECONDS_EACH = 0.12
+    """Images over HTTP, of which it gives as many as the test says: a corpus that takes its time and no processor's."""
 
     def __init__(self, images: dict[str, bytes]) -> None:
-        source, turns = self, threading.Lock()
+        source = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                with turns if not source.hurries.is_set() else contextlib.nullcontext():
-                    source.hurries.wait(source._SECONDS_EACH)
+                with source.turn:
+                    source.askers.add(self.client_address[1])
+                    source.turn.wait_for(lambda: source.left > 0)
+                    source.left -= 1
                 data = images[self.path.lstrip("/")]
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(data)))
@@ -199,19 +193,36 @@ class Source:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.hurries = threading.Event()
+        self.turn = threading.Condition()
+        self.left = 0.0
+        self.askers: set[int] = set()
+        """The ports of those who have asked for an image."""
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a reader was killed
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
+    def give(self, images: float) -> None:
+        with self.turn:
+            self.left = images
+            self.turn.notify_all()
+
+    def was_asked_by(self, pids: list[int]) -> bool:
+        import psutil  # comes with Ray
+
+        ports: set[int] = set()
+        for pid in pids:
+            with contextlib.suppress(psutil.Error):
+                ports |= {place.laddr.port for place in psutil.Process(pid).net_connections("tcp")}
+        return bool(ports & self.askers)
+
 
 @pytest.fixture(scope="module")
 def source(make_image: Callable[..., bytes]) -> Iterator[Source]:
     source = Source({f"{number:03d}.png": make_image(64, 64, seed=number) for number in range(IMAGES)})
     yield source
-    source.hurries.set()
+    source.give(math.inf)
     source.server.shutdown()
     source.server.server_close()
 
@@ -239,7 +250,7 @@ def alone(
     source: Source, corpus: Path, checkpoint_of_64: str, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, bytes]:
     """What one process makes of the corpus."""
-    source.hurries.set()
+    source.give(math.inf)
     output = tmp_path_factory.mktemp("alone") / "out"
     config = TranslateConfig(checkpoint=checkpoint_of_64, source=str(corpus), output=str(output))
     translate(config, lambda _: contextlib.nullcontext(in_this_process))
@@ -259,14 +270,22 @@ def test_a_translation_outlives_a_node_and_gives_work_to_one_that_joins(
     assert f"ray job submit --address {address} --working-dir . -- python jobs/train.py" in up.stdout
     assert stat.S_IMODE((cluster.home / "token").stat().st_mode) == 0o600
     words = ("jobs/translate.py", "--checkpoint", checkpoint_of_64, "--source", corpus, "--output", output)
-    source.hurries.clear()
+
+    def works(node: str) -> bool:
+        return source.was_asked_by(cluster.workers_of(node, "ShardTranslator"))
+
+    source.give(100)
     with cluster.start(*cluster.submission(*words), **cluster.access()) as job:
-        wait_until(lambda: all(cluster.has_finished_a_shard(node, output) for node in ("node1", "node2")), job)
-        T("2 nodes work"); cluster.up(3); T("up 3")
-        wait_until(lambda: cluster.has_finished_a_shard("node3", output), job)
-        T("node3 works"); cluster.kill("node1")
-        source.hurries.set()
-        print(finish(job)); T("finished")
+        wait_until(lambda: works("node1") and works("node2"), job)
+        T("2 nodes work")
+        cluster.up(3)
+        T("up 3")
+        wait_until(lambda: works("node3"), job)
+        T("node3 works")
+        cluster.kill("node1")
+        source.give(math.inf)
+        finish(job)
+        T("finished")
     summary = json.loads((output / "summary.json").read_text())
     print(summary)
     assert (summary["images"], summary["translated"], summary["failed"]) == (IMAGES, IMAGES, 0)
@@ -301,9 +320,9 @@ def test_a_head_is_lost_and_the_same_submission_does_the_rest_and_tells_no_key(
     command = cluster.submission(*words, working_dir=folder, **told)
 
     cluster.up(2)
-    source.hurries.clear()
+    source.give(200)
     with cluster.start(*command, cwd=tmp_path, **cluster.access()) as job:
-        wait_until(lambda: len(shards_done(output)) >= 3, job)
+        wait_until(lambda: shards_done(output), job)
         T("3 shards done")
         cluster.kill("head")
         job.kill()
@@ -314,7 +333,7 @@ def test_a_head_is_lost_and_the_same_submission_does_the_rest_and_tells_no_key(
     assert TOLD not in said
     assert "the head was lost" in cluster.up(2).stderr
     T("up")
-    source.hurries.set()
+    source.give(math.inf)
     done = shards_done(output)
     with cluster.start(*command, cwd=tmp_path, **cluster.access()) as job:
         said = finish(job)
@@ -366,7 +385,7 @@ def test_a_training_on_two_nodes_outlives_one_and_ends_as_on_one_machine(
     with cluster.start(
         *cluster.submission("jobs/train.py", "--data", data, "--output", run, *words), **cluster.access()
     ) as job:
-        wait_until(lambda: (run / "latest.json").exists(), job)
+        wait_until((run / "latest.json").exists, job)
         T("training")
         trained_on = [node for node in ("node1", "node2") if cluster.workers_of(node, "RayTrainWorker")]
         cluster.kill("node1")
@@ -385,7 +404,8 @@ def test_a_training_on_two_nodes_outlives_one_and_ends_as_on_one_machine(
 
 def test_mistakes_are_told_strangers_refused_and_nothing_is_left(cluster: Cluster, tmp_path: Path) -> None:
     cluster.up(2)
-    wrong = cluster.run(*cluster.submission("jobs/train.py", "--data", tmp_path / "none", "--output", "x"), **cluster.access())
+    words = ("jobs/train.py", "--data", tmp_path / "none", "--output", "x")
+    wrong = cluster.run(*cluster.submission(*words), **cluster.access())
     said = wrong.stdout + wrong.stderr
     assert wrong.returncode == 1
     assert f"error: --data {tmp_path}/none: nothing is there" in said
