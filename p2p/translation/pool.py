@@ -86,7 +86,9 @@ class _Pool:
 
     work: Work
     actors: int
-    """To begin with: there is room for so many now."""
+    """There is room for so many now."""
+    at_first: int
+    """So many are asked for at once."""
     most: int
     """As nodes join."""
     resources: dict[str, Any]
@@ -100,20 +102,21 @@ def _sized(config: TranslateConfig, work: Work, shards: int) -> _Pool:
     gpus, cores = available_gpus(), available_cores()
     use_gpu = bool(gpus) and config.gpu != "false"
     room = ACTORS_PER_GPU * gpus if use_gpu else cores
-    actors = most = min(config.workers or room, shards)
+    most = actors = min(config.workers or room, shards)
     if not is_private():
         most = min(config.workers or max(room, _MOST_UNASKED), shards)
         actors = min(most, room)
+    at_first = most if config.workers else actors  # what was asked for is known to the autoscaler from the beginning
     if use_gpu:
         work = on_gpu(work, config.batch_size, cores // actors)
-        return _Pool(work, actors, most, {"num_cpus": 1, "num_gpus": 1 / math.ceil(actors / gpus)})
+        return _Pool(work, actors, at_first, most, {"num_cpus": 1, "num_gpus": 1 / math.ceil(actors / gpus)})
     threads = min(max(1, cores // actors), physical_cores())
     if config.batch_size not in (0, work.batch_size):
         log.info(
             "on CPUs %d tiles are computed at a time, whatever the --batch-size, so that it changes no bit",
             work.batch_size,
         )
-    return _Pool(on_cores(work, threads), actors, most, {"num_cpus": 1})
+    return _Pool(on_cores(work, threads), actors, at_first, most, {"num_cpus": 1})
 
 
 def _chains(shards: Sequence[Shard], actors: int) -> list[list[Shard]]:
@@ -165,12 +168,12 @@ def _translate_on_ray(config: TranslateConfig, work: Work, left: Remaining) -> O
         fn_constructor_kwargs={"work": pool.work},
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=pool.most, initial_size=pool.actors, max_tasks_in_flight_per_actor=2
+            min_size=1, max_size=pool.most, initial_size=pool.at_first, max_tasks_in_flight_per_actor=2
         ),
         **pool.resources,
     )
     if pool.most > pool.actors:
-        _let_it_grow(dataset.context, config.workers or pool.actors)
+        _let_it_grow(dataset.context, pool.actors)
     dataset.context.target_max_block_size = 1  # every report travels at once instead of filling a block
     # Closed on every way out: an execution that outlives its Ray starts another one, and never ends.
     with contextlib.closing(iter(dataset.iter_rows())) as rows:  # type: ignore[type-var]
@@ -183,8 +186,9 @@ def _translate_on_ray(config: TranslateConfig, work: Work, left: Remaining) -> O
 
 
 def _let_it_grow(context: ray.data.DataContext, at_once: int) -> None:
-    """Let `at_once` more actors than there is room for wait in Ray's own queue, where its autoscaler sees them and a
-    node that joins gets them at once. Ray Data's budget, which forbids that, learns of nodes three times a minute.
+    """Let actors for which there is no room, up to `at_once` of them that nobody asked for, wait in Ray's own queue:
+    its autoscaler sees them there, and a node that joins gets them at once. Ray Data's budget, which forbids that,
+    learns of nodes three times a minute.
     """
     context.op_resource_reservation_enabled = False
     context.downstream_capacity_backpressure_ratio = None  # with no budget it takes a few unread reports for too many
