@@ -104,6 +104,10 @@ up() {
   local nodes=${1:-0}
   [[ $nodes =~ ^[0-9]{1,2}$ ]] || status=2 fail "up $nodes: the number of nodes is a whole number below 100"
   [ -x "$bin/ray" ] || status=2 fail "no ray in $bin; run make install first, or set P2P_CLUSTER_BIN"
+  if [ -e "$home/ports" ] && ! is_alive head; then
+    echo "the head was lost; starting anew" >&2
+    down
+  fi
   if [ -e "$home/ports" ]; then
     echo "the head is up already; $0 down stops it" >&2
   else
@@ -115,7 +119,7 @@ up() {
 }
 
 start_head() {
-  (umask 077 && mkdir -p "$home")
+  (umask 077 && mkdir -p "$home/tmp")
   (umask 077 && "$bin/python" -c 'import secrets; print(secrets.token_hex(32))' >"$home/token")
   local ports cpus
   read -ra ports < <(free_ports 6390 8275 52390 52391 52392)
@@ -129,34 +133,40 @@ start_head() {
   start head "$(memory_of "$1")" --head --port "${ports[0]}" --temp-dir "$home/ray" \
     --dashboard-host 127.0.0.1 --dashboard-port "${ports[1]}" --ray-client-server-port "${ports[3]}" \
     --dashboard-agent-listen-port "${ports[2]}" --metrics-export-port "${ports[4]}" --num-cpus "$cpus"
+  core_of head gcs_server >"$home/head"
 }
 
 # A node that runs is left alone, so that `up N` replaces those that were lost.
 start_node() {
   local head_port ports
-  if [ -e "$home/node$1" ] && [ -n "$(still_ours "$(cat "$home/node$1")")" ]; then return; fi
+  if is_alive "node$1"; then return; fi
   read -r head_port _ <"$home/ports"
   read -ra ports < <(free_ports 0 0)
   start "node$1" "$(memory_of "$nodes")" --address "127.0.0.1:$head_port" \
     --dashboard-agent-listen-port "${ports[0]}" --metrics-export-port "${ports[1]}" \
     --num-cpus "${P2P_CLUSTER_CPUS:-4}" --labels "p2p-node=$1"
-
-  raylet_of "node$1" >"$home/node$1"
+  core_of "node$1" raylet >"$home/node$1"
 }
 
-raylet_of() {
+# core_of NAME PROGRAM: the process without which a head or a node is none.
+core_of() {
   local id
   for id in $(grep -lsaF "P2P_CLUSTER_MARK=$home;$1;" /proc/[0-9]*/environ | cut -d/ -f3 || true); do
-    if [ "$(cat "/proc/$id/comm" 2>/dev/null)" = raylet ]; then echo "$id:$(started "$id")"; fi
+    if [ "$(cat "/proc/$id/comm" 2>/dev/null)" = "$2" ]; then echo "$id:$(started "$id")"; fi
   done
+}
+
+is_alive() {
+  [ -e "$home/$1" ] && [ -n "$(still_ours "$(cat "$home/$1")")" ]
 }
 
 # start NAME BYTES OPTION...: `ray start` with what every node has in common.
 start() {
   local name=$1 bytes=$2
   shift 2
-  # Jobs run with the python that stands first on the PATH.
-  if ! PATH=$bin:$PATH RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$home/token P2P_CLUSTER_MARK="$home;$name;" \
+  # Jobs run with the python that stands first on the PATH. A lost node is noticed after five refused questions: here one
+  # a second, since machines of one's own do not go away for a moment; a busy node still has its time to answer. What jobs that were killed leave in TMPDIR goes with `down`.
+  if ! PATH=$bin:$PATH TMPDIR=$home/tmp RAY_health_check_period_ms=1000 RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$home/token P2P_CLUSTER_MARK="$home;$name;" \
     "$bin/ray" start "$@" --node-ip-address 127.0.0.1 --object-store-memory "$bytes" --disable-usage-stats \
     >"$home/start.log" 2>&1 </dev/null; then
     cat "$home/start.log" >&2
@@ -191,7 +201,7 @@ TEXT
 nodes_alive() {
   local file count=0
   for file in "$home"/node*; do
-    if [ -e "$file" ] && [ -n "$(still_ours "$(cat "$file")")" ]; then count=$((count + 1)); fi
+    if is_alive "${file##*/}"; then count=$((count + 1)); fi
   done
   echo "$count"
 }

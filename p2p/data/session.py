@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import math
 import os
 import socket
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,8 +32,11 @@ for _name, _value in {
 
 import ray  # noqa: E402
 import ray.data  # noqa: E402
+from ray.util import placement_group, remove_placement_group  # noqa: E402
 
 from p2p.errors import UsageError  # noqa: E402
+
+log = logging.getLogger("p2p")
 
 # Ray places work by logical CPUs. A small machine lends more than it has, else readers and workers starve each other.
 _LOGICAL_CPUS_PER_CORE = 2
@@ -50,13 +56,13 @@ def physical_cores() -> int:
     return allowed
 
 
-def is_private() -> bool:
-    """Whether this Ray was started by this job, for itself. Needs Ray."""
-    return bool(ray.get_runtime_context().namespace == _PRIVATE)
-
-
 def _cluster_resources() -> dict[str, float]:
     return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
+def is_private() -> bool:
+    """Whether Ray is this process's own: no node can join or leave it, and nobody else uses it. Needs Ray."""
+    return bool(ray.get_runtime_context().namespace == _PRIVATE)
 
 
 def available_cores() -> int:
@@ -71,9 +77,22 @@ def available_gpus() -> int:
     return int(_cluster_resources().get("GPU", 0))
 
 
-def logical_cpus() -> float:
-    """CPUs by which the cluster places work; a private Ray has more of them than cores. Needs Ray."""
-    return float(_cluster_resources().get("CPU", 1.0))
+def await_gpu(seconds: float) -> bool:
+    """Ask the cluster for a GPU and wait for one to be up, so that a cluster may start from none. Needs Ray."""
+    wanted = placement_group([{"GPU": 1}])
+    try:
+        return bool(wanted.wait(seconds))
+    finally:
+        remove_placement_group(wanted)
+
+
+def smallest_node_cpus() -> float:
+    """CPUs by which Ray places work on the smallest node that takes any; a private Ray has more of them than cores.
+    Needs Ray.
+    """
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    counts = (node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"])
+    return min((float(count) for count in counts if count), default=1.0)
 
 
 _PRIVATE = "p2p-private"
@@ -163,13 +182,40 @@ def _join_cluster(address: str) -> None:
     try:
         if place.port:  # Ray itself tries for two minutes before it says that nobody listens
             socket.create_connection((place.hostname, place.port), _ANSWER_SECONDS).close()
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        context = ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UsageError(
             f"RAY_ADDRESS {address}: cannot join a Ray cluster there ({reason}). Check that it runs and that its "
             "token is at hand (RAY_AUTH_MODE, RAY_AUTH_TOKEN), or unset RAY_ADDRESS to use this machine alone"
         ) from None
+    dashboard = context.dashboard_url
+    if dashboard and not is_loopback(dashboard) and takes_jobs_of_anybody(dashboard):
+        log.warning(
+            "the cluster's dashboard at %s answers without a token: whoever reaches it can run programs there. Start "
+            "Ray with RAY_AUTH_MODE=token, or its dashboard on 127.0.0.1",
+            dashboard,
+        )
+
+
+def is_loopback(place: str) -> bool:
+    """Whether HOST:PORT is reached from the same machine alone."""
+    host = urlsplit(f"//{place}").hostname or ""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def takes_jobs_of_anybody(dashboard: str) -> bool:
+    """Whether the dashboard at HOST:PORT answers a question about jobs that comes without a token."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        direct.open(f"http://{dashboard}/api/jobs/p2p", timeout=_ANSWER_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        return error.code not in (401, 403)  # 404: it has looked for that job
+    except OSError:
+        return False  # nobody can reach it from here
+    return True
 
 
 def quiet_data_context() -> ray.data.DataContext:

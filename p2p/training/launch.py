@@ -10,9 +10,10 @@ import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from p2p.data.pairs import Pairs
-from p2p.data.session import available_gpus, is_private, logical_cpus
+from p2p.data.session import available_gpus, is_private, smallest_node_cpus
 from p2p.errors import P2PError, TrainingStopped, UsageError
 from p2p.training.board import Board, LostWorkers, ProgressThread
 from p2p.training.config import TrainConfig
@@ -22,7 +23,7 @@ from p2p.training.worker import Task, train_worker
 log = logging.getLogger("p2p")
 _MOST_RESTARTS = 3
 _WORKERS_SHARE = 0.5
-"""Of the logical CPUs; the rest is for the tasks that read and decode."""
+"""Of a node's logical CPUs; the rest is for the tasks that read and decode."""
 
 
 class _Trainer(TorchTrainer):
@@ -53,11 +54,12 @@ def resources(config: TrainConfig) -> ScalingConfig:
     if config.gpu == "true" and gpus < config.workers:
         raise UsageError(f"--gpu true --workers {config.workers}: the cluster has {gpus} GPUs; pass --gpu auto")
     use_gpu = config.gpu != "false" and gpus >= config.workers
-    logical = logical_cpus()
-    # Ray counts CPUs to place work, it does not reserve them. Workers that took all would leave readers none, for ever.
+    logical = smallest_node_cpus()
+    # Ray counts CPUs to place work, it does not reserve them. Workers that took all would leave readers none, for ever;
+    # and any node may be the one that is left to all of them.
     cpus = min(1.0, int(100 * _WORKERS_SHARE * logical / config.workers) / 100)
     if cpus < 0.01:
-        raise UsageError(f"--workers {config.workers}: too many for the cluster's {logical:g} CPUs")
+        raise UsageError(f"--workers {config.workers}: too many for a node of {logical:g} CPUs")
     resources = {"CPU": cpus} | ({"GPU": 1.0} if use_gpu else {})
     # GPUs of one machine talk fastest to each other; workers on CPUs had better not share a machine's.
     placement = "PACK" if use_gpu else "SPREAD"
@@ -76,7 +78,9 @@ def launch(
     scaling: ScalingConfig,
 ) -> None:
     """Train from `position` to the end. Needs Ray. Raises what stopped it."""
-    board = Board.remote(config.output)  # type: ignore[attr-defined]
+    # Beside this process, so that no other node's end takes it away: the workers are started again, it is not.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = Board.options(scheduling_strategy=here).remote(config.output)  # type: ignore[attr-defined]
     left = remaining_images(config, len(train), position)
     _fit(config, Task(config, train, val, data, board), position, left, scaling)
 

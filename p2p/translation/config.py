@@ -59,7 +59,8 @@ class TranslateConfig:
     batch_size: int = 0
     """Tiles per forward pass on a GPU. 0: 64. On CPUs the tile size decides it, since results would depend on it."""
     workers: int = 0
-    """Processes that hold the model. 0: one per core, or two per GPU."""
+    """Processes that hold the model; on a cluster at most so many. 0: one per core, or two per GPU, and more as nodes
+    join."""
     gpu: Literal["auto", "true", "false"] = "auto"
     """auto: use GPUs if the cluster has any."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -199,6 +201,12 @@ def _dry_run(config: TranslateConfig, corpus: Corpus, work: Work) -> dict[str, A
 
     torch.set_num_threads(1)
     cores = physical_cores()
+    if os.environ.get("RAY_ADDRESS"):
+        log.warning(
+            "a dry run measures the machine that it runs on (%s, %d cores), not the cluster; run it where workers run",
+            platform.node(),
+            cores,
+        )
     if choose_device(config.gpu).type == "cuda":
         gpus = torch.cuda.device_count()
         processes = config.workers or ACTORS_PER_GPU * gpus

@@ -17,7 +17,15 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from p2p.data.session import available_cores, available_gpus, physical_cores, quiet_data_context, ray_session
+from p2p.data.session import (
+    available_cores,
+    available_gpus,
+    await_gpu,
+    is_private,
+    physical_cores,
+    quiet_data_context,
+    ray_session,
+)
 from p2p.errors import P2PError, UsageError
 from p2p.progress import Progress
 from p2p.translation.actor import Work
@@ -33,6 +41,8 @@ ACTORS_PER_GPU = 2
 _GPU_BATCH = 64
 _CPU_BATCH, _CPU_BATCH_PIXELS = 8, 2**19  # larger ones are no quicker and take memory
 _LONGEST_CHAIN = 8  # shards an actor gets at once; batches fill up across them
+_MOST_UNASKED = 256  # processes of a cluster that grows, where nobody said how many
+_SECONDS_FOR_A_GPU = 900.0  # until a cluster that had none has started a node with one
 
 
 @dataclass
@@ -70,21 +80,43 @@ def on_cores(work: Work, cores: int) -> Work:
     return dataclasses.replace(work, device="cpu", batch_size=fixed, threads=cores)
 
 
-def _sized(config: TranslateConfig, work: Work, shards: int) -> tuple[Work, int, dict[str, Any]]:
-    """Fit the pool to the cluster: the work of each actor, how many actors, what each asks of Ray."""
+@dataclass(frozen=True)
+class _Pool:
+    """How many actors, and of which kind."""
+
+    work: Work
+    actors: int
+    """There is room for so many now."""
+    at_first: int
+    """So many are asked for at once."""
+    most: int
+    """As nodes join."""
+    resources: dict[str, Any]
+    """What each asks of Ray."""
+
+
+def _sized(config: TranslateConfig, work: Work, shards: int) -> _Pool:
+    """Fit the pool to the machines that are up. On a cluster `--workers` is an upper bound; how many there are at a
+    time is for Ray to find out.
+    """
     gpus, cores = available_gpus(), available_cores()
-    if gpus and config.gpu != "false":
-        actors = min(config.workers or ACTORS_PER_GPU * gpus, shards)
-        per_gpu = math.ceil(actors / gpus)
-        return on_gpu(work, config.batch_size, cores // actors), actors, {"num_cpus": 1, "num_gpus": 1 / per_gpu}
-    actors = min(config.workers or cores, shards)
+    use_gpu = bool(gpus) and config.gpu != "false"
+    room = ACTORS_PER_GPU * gpus if use_gpu else cores
+    most = actors = min(config.workers or room, shards)
+    if not is_private():
+        most = min(config.workers or max(room, _MOST_UNASKED), shards)
+        actors = min(most, room)
+    at_first = most if config.workers else actors  # what was asked for is known to the autoscaler from the beginning
+    if use_gpu:
+        work = on_gpu(work, config.batch_size, cores // actors)
+        return _Pool(work, actors, at_first, most, {"num_cpus": 1, "num_gpus": 1 / math.ceil(actors / gpus)})
     threads = min(max(1, cores // actors), physical_cores())
     if config.batch_size not in (0, work.batch_size):
         log.info(
             "on CPUs %d tiles are computed at a time, whatever the --batch-size, so that it changes no bit",
             work.batch_size,
         )
-    return on_cores(work, threads), actors, {"num_cpus": 1}
+    return _Pool(on_cores(work, threads), actors, at_first, most, {"num_cpus": 1})
 
 
 def _chains(shards: Sequence[Shard], actors: int) -> list[list[Shard]]:
@@ -103,29 +135,45 @@ def ray_workforce(config: TranslateConfig) -> Iterator[Callable[[Work, Remaining
     """Ray is running inside. Raises UsageError if the cluster cannot be joined or lacks what was asked for."""
     with ray_session():
         if config.gpu == "true" and not available_gpus():
-            raise UsageError("--gpu true: the cluster has no GPU; pass --gpu auto or false")
+            _wait_for_a_gpu()
         yield functools.partial(_translate_on_ray, config)
+
+
+def _wait_for_a_gpu() -> None:
+    if not is_private():
+        log.info("no GPU is up; waiting up to %d minutes for the cluster to start one", _SECONDS_FOR_A_GPU // 60)
+        if await_gpu(_SECONDS_FOR_A_GPU):
+            return
+    raise UsageError("--gpu true: the cluster has no GPU; pass --gpu auto or false")
 
 
 def _translate_on_ray(config: TranslateConfig, work: Work, left: Remaining) -> Outcome:
     """Let a pool of actors do every shard of `left`."""
-    work, actors, resources = _sized(config, work, len(left.shards))
-    log.info("translating %d images on %d %s processes", left.images - left.images_done, actors, work.device)
+    pool = _sized(config, work, len(left.shards))
+    log.info(
+        "translating %d images on %d %s processes%s",
+        left.images - left.images_done,
+        pool.actors,
+        pool.work.device,
+        f", up to {pool.most} as nodes join" if pool.most > pool.actors else "",
+    )
     quiet_data_context()
     columns = ("index", "manifest_uri", "row_group", "rows")
     blocks = [
         pa.table({name: [getattr(shard, name) for shard in chain] for name in columns})
-        for chain in _chains(left.shards, actors)
+        for chain in _chains(left.shards, pool.actors)
     ]
     dataset = ray.data.from_arrow(blocks).map_batches(
         MeteredShardTranslator,
-        fn_constructor_kwargs={"work": work},
+        fn_constructor_kwargs={"work": pool.work},
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=actors, initial_size=actors, max_tasks_in_flight_per_actor=2
+            min_size=1, max_size=pool.most, initial_size=pool.at_first, max_tasks_in_flight_per_actor=2
         ),
-        **resources,
+        **pool.resources,
     )
+    if pool.most > pool.actors:
+        _let_it_grow(dataset.context, pool.actors)
     dataset.context.target_max_block_size = 1  # every report travels at once instead of filling a block
     # Closed on every way out: an execution that outlives its Ray starts another one, and never ends.
     with contextlib.closing(iter(dataset.iter_rows())) as rows:  # type: ignore[type-var]
@@ -135,6 +183,16 @@ def _translate_on_ray(config: TranslateConfig, work: Work, left: Remaining) -> O
             "translate", total=left.images, unit="images", done_before=left.images_done, seconds_before=began
         ) as progress:
             return collect(itertools.chain(first, rows), progress)
+
+
+def _let_it_grow(context: ray.data.DataContext, at_once: int) -> None:
+    """Let actors for which there is no room, up to `at_once` of them that nobody asked for, wait in Ray's own queue:
+    its autoscaler sees them there, and a node that joins gets them at once. Ray Data's budget, which forbids that,
+    learns of nodes three times a minute.
+    """
+    context.op_resource_reservation_enabled = False
+    context.downstream_capacity_backpressure_ratio = None  # with no budget it takes a few unread reports for too many
+    context.autoscaling_config.actor_pool_max_upscaling_delta = at_once
 
 
 def collect(rows: Iterable[Mapping[str, Any]], progress: Progress) -> Outcome:

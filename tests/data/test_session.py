@@ -7,11 +7,12 @@ import socket
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from p2p.data.session import without_level_told
+from p2p.data.session import is_loopback, takes_jobs_of_anybody, without_level_told
 
 _JOIN = """
 import os, sys
@@ -90,3 +91,29 @@ def test_a_container_has_the_cores_that_its_limit_comes_to(
     monkeypatch.setattr(session, "_CPU_LIMIT", str(tmp_path / "cpu.max"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert session.physical_cores() == cores
+
+
+@pytest.mark.parametrize(
+    "place, expected",
+    [("127.0.0.1:8265", True), ("localhost:1", True), ("[::1]:1", True), ("192.0.2.2:8265", False), ("head:1", False)],
+)
+def test_who_can_reach_a_dashboard(place: str, expected: bool) -> None:
+    assert is_loopback(place) is expected
+
+
+@pytest.mark.parametrize("status, expected", [(200, True), (404, True), (401, False), (403, False)])
+def test_a_dashboard_that_asks_for_a_token_takes_no_jobs_of_anybody(status: int, expected: bool) -> None:
+    class Dashboard(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert takes_jobs_of_anybody(f"127.0.0.1:{server.server_port}") is expected
+        thread.join()
+    assert not takes_jobs_of_anybody(f"127.0.0.1:{server.server_port}"), "nobody answers"

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import random
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -21,12 +15,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from p2p.errors import P2PError, TooManyBadInputs
+from p2p.errors import P2PError, TooManyBadInputs, UsageError
 from p2p.storage.filesystems import arrow_filesystem, list_files, list_names, read_bytes, write_bytes
-from p2p.translation import TranslateConfig, translate
+from p2p.translation import TranslateConfig, pool, translate
 
 pytestmark = pytest.mark.ray
-JOB = Path(__file__).parents[2] / "jobs" / "translate.py"
 PATIENCE = 120.0  # seconds until a test that waits for another process gives up
 
 
@@ -132,46 +125,13 @@ def test_a_killed_actor_costs_nothing_and_a_second_run_does_nothing(
         translate(config_of(checkpoint, corpus, output, max_bad_fraction=0.0))
 
 
-@contextlib.contextmanager
-def cluster_of_nodes(monkeypatch: pytest.MonkeyPatch, workers: int) -> Iterator[tuple[Any, list[Any]]]:
-    """A head that takes no work and `workers` nodes, each a Ray of its own, whose loss is noticed in two seconds."""
-    from ray.cluster_utils import Cluster
-
-    for name, value in {"initial_delay_ms": 1000, "period_ms": 500, "timeout_ms": 500, "failure_threshold": 3}.items():
-        monkeypatch.setenv(f"RAY_health_check_{name}", str(value))
-    folder = tempfile.mkdtemp(prefix="p2p-ray-", dir="/tmp")
-    options = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": folder, **options})
-    try:
-        yield cluster, [cluster.add_node(num_cpus=2, **options) for _ in range(workers)]
-    finally:
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def test_a_node_an_actor_and_the_driver_are_lost_and_every_input_is_there_once(
-    tmp_path: Path, checkpoint: str, corpus: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_gpu_that_no_node_has_is_waited_for_before_anything_is_begun(
+    ray_cluster: None, tmp_path: Path, checkpoint: str, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = tmp_path / "out"
-    moments = random.Random(0)
-    with cluster_of_nodes(monkeypatch, workers=2) as (cluster, nodes):
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        command = [sys.executable, str(JOB), "--checkpoint", checkpoint, "--source", str(corpus)]
-        command += ["--output", str(output), "--workers", "2", "--max-bad-fraction", "0.01"]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
-            wait_for_shards(output, moments.randint(1, 3))
-            cluster.remove_node(nodes[0], allow_graceful=False)
-            wait_for_shards(output, moments.randint(5, 8))
-            os.kill(actors()[0], signal.SIGKILL)
-            wait_for_shards(output, moments.randint(10, 14))
-            os.kill(driver.pid, signal.SIGKILL)
-        finished = {path: path.stat().st_mtime_ns for path in (output / "ledger").glob("*.parquet")}
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    summary = json.loads(done.stdout.splitlines()[-1])
-    assert summary["skipped"] > 0 and summary["translated"] > 0, "the driver was killed while there was work left"
-    assert summary["skipped"] + summary["translated"] == 200
-    assert_each_input_once(output, corpus)
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished, "finished work was done again"
+    monkeypatch.setattr(pool, "_SECONDS_FOR_A_GPU", 0.1)
+    with pytest.raises(UsageError, match="--gpu true: the cluster has no GPU"):
+        translate(config_of(checkpoint, corpus, tmp_path / "out", gpu="true"))
+    assert not (tmp_path / "out" / "manifest").exists()
 
 
 def test_work_that_must_stop_is_told_in_a_line_and_leaves_no_actor(

@@ -1,0 +1,412 @@
+"""A real cluster of several Ray nodes: jobs submitted to it over HTTP, nodes that are killed and others that join."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import in_this_process
+from safetensors.numpy import load_file
+
+from p2p.data.feed import Feed, Part, Preparation
+from p2p.data.pairs import open_pairs, raw_load_size
+from p2p.model.pix2pix import Pix2Pix
+from p2p.storage.filesystems import write_bytes
+from p2p.training import TrainConfig
+from p2p.training.loop import Loop
+from p2p.training.position import Leg, Position
+from p2p.translation import TranslateConfig
+from p2p.translation.job import run as translate
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parent.parent.parent
+BIN = Path(sys.executable).parent
+KEY, TOLD = secrets.token_hex(20), secrets.token_hex(20)  # of the cluster's environment, and of one job alone
+PATIENCE = 120.0  # seconds until a test that waits for another process gives up
+IMAGES = 480
+
+
+class Cluster:
+    """`cluster/local.sh` with a folder of its own, whose path is short as Ray's sockets need it."""
+
+    def __init__(self) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="p2p-", dir="/tmp")) / "c"
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
+        self.environment = {
+            **clean,
+            "P2P_CLUSTER_HOME": str(self.home),
+            "P2P_CLUSTER_BIN": str(BIN),
+            "P2P_CLUSTER_CPUS": "1",  # a process of a translation for each
+            "AWS_ACCESS_KEY_ID": "AKIATESTSOFP2PONLY00",
+            "AWS_SECRET_ACCESS_KEY": KEY,
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+        }
+
+    def call(self, *words: object) -> subprocess.CompletedProcess[str]:
+        return self.run("bash", "cluster/local.sh", *words)
+
+    def up(self, nodes: int, **environment: str) -> subprocess.CompletedProcess[str]:
+        done = self.run("bash", "cluster/local.sh", "up", nodes, **environment)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def run(self, *words: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+        with self.start(*words, cwd=cwd, **environment) as process:
+            stdout, stderr = process.communicate(timeout=PATIENCE)
+        return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
+
+    def start(self, *words: object, cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            list(map(str, words)),
+            cwd=cwd,
+            env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def variables(self) -> dict[str, str]:
+        lines = [line.removeprefix("export ") for line in self.call("env").stdout.splitlines()]
+        return {name: value.strip("'") for name, _, value in (line.partition("=") for line in lines)}
+
+    def submission(self, *words: object, working_dir: Path = ROOT, **environment: str) -> list[object]:
+        """The command that submits a job: over HTTP, since it is told no other address."""
+        told = ("--runtime-env-json", json.dumps({"env_vars": environment})) if environment else ()
+        return [BIN / "ray", "job", "submit", "--working-dir", working_dir, *told, "--", "python", *words]
+
+    def access(self) -> dict[str, str]:
+        """What a submitter needs to know, and no more."""
+        return {name: value for name, value in self.variables().items() if name != "RAY_ADDRESS"}
+
+    def processes_of(self, node: str) -> list[int]:
+        """`head` or `node1`…: all its processes, and those of the jobs on it."""
+        roots = [pid for pid in pids() if f"P2P_CLUSTER_MARK={self.home};{node};" in read(pid, "environ")]
+        return list(dict.fromkeys(pid for root in roots for pid in (root, *descendants(root))))
+
+    def workers_of(self, node: str, title: str) -> list[int]:
+        return [pid for pid in self.processes_of(node) if title in read(pid, "cmdline")]
+
+    def kill(self, node: str) -> None:
+        """As if its machine were gone."""
+        for pid in self.processes_of(node):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def remains(self) -> list[int]:
+        """Processes that carry this cluster's folder in their command line or environment."""
+        return [pid for pid in pids() if str(self.home) in read(pid, "cmdline") + read(pid, "environ")]
+
+
+def pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def read(pid: int, what: str) -> str:
+    """Empty for a process that has ended."""
+    try:
+        return (Path("/proc") / str(pid) / what).read_text(errors="replace") if pid != os.getpid() else ""
+    except OSError:
+        return ""
+
+
+def descendants(pid: int) -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield int(child)
+                yield from descendants(int(child))
+
+
+def wait_until(condition: Callable[[], Any], job: subprocess.Popen[str]) -> Any:
+    """What `condition` returns once it is true. Fails when the job is over before that."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        if job.poll() is not None or time.monotonic() > deadline:
+            job.kill()
+            pytest.fail("it never came to that:\n" + "\n".join(job.communicate()))
+        time.sleep(0.05)
+    return found
+
+
+def finish(job: subprocess.Popen[str]) -> str:
+    stdout, stderr = job.communicate(timeout=PATIENCE)
+    assert job.returncode == 0, stdout + stderr
+    assert "Traceback" not in stdout + stderr
+    return stdout + stderr
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster()
+    assert cluster.call("env").returncode == 1, "nothing is up"
+    yield cluster
+    cluster.call("down")
+    cluster.home.parent.rmdir()
+
+
+def tensors(checkpoint: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Every number of a checkpoint, by file and name."""
+    files = sorted(checkpoint.glob("*.safetensors"))
+    return {f"{file.stem}.{name}": value for file in files for name, value in load_file(file).items()}
+
+
+def moments_of_a_step_alone(data: str, options: TrainConfig) -> dict[str, np.ndarray[Any, Any]]:
+    """The optimisers' first moments after one step with a batch of four, taken in this process."""
+    preparation = Preparation(64, options.seed, options.flip, swap=False)
+    part = Part(open_pairs(data, "train", raw_load_size=raw_load_size(64)), 1, 4, stop=4)
+    loop = Loop(options, Pix2Pix(options.model("fp32"), seed=options.seed), Position())
+    with Feed(iter([part]), preparation, largest_batch=4) as feed:
+        batches = (preparation.sides(torch.from_numpy(batch)) for batch in feed.batches())
+        loop.run(Leg(1, 0, 4, False), batches, lambda: None)
+    state = loop.pix2pix.state().trainer
+    return {f"trainer.{name}": value.numpy() for name, value in state.items() if name.endswith(".exp_avg")}
+
+
+def test_a_training_on_two_nodes_takes_the_steps_of_one_process_and_outlives_a_node(
+    cluster: Cluster, ray_cluster: None, make_pairs: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = str(make_pairs(tmp_path / "pairs" / "train", 8, size=72).parent)
+    options: dict[str, Any] = {"generator": "unet_64", "ngf": 4, "discriminator": "patch_16", "ndf": 4}
+    options |= {"crop_size": 64, "batch_size": 2, "epochs": 10, "epochs_decay": 0, "precision": "fp32", "gpu": "false"}
+    options |= {"norm": "instance", "dropout": False, "workers": 2, "checkpoint_every_steps": 1, "keep_checkpoints": 0}
+    words = [str(word).lower() for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    run = tmp_path / "run"
+    cluster.up(2, P2P_CLUSTER_CPUS="2")  # the workers, and the tasks that read for them
+    submission = cluster.submission("jobs/train.py", "--data", data, "--output", run, *words)
+    with cluster.start(*submission, **cluster.access()) as job:
+        wait_until((run / "latest.json").exists, job)
+        trained_on = [node for node in ("node1", "node2") if cluster.workers_of(node, "RayTrainWorker")]
+        cluster.kill("node1")
+        said = finish(job)
+    assert trained_on == ["node1", "node2"], "the workers shared a node"
+    assert "starting the workers again (1 of 3)" in said
+    assert json.loads((run / "latest.json").read_text())["step"] == 20
+    printed = [json.loads(line) for line in said.splitlines() if line.startswith('{"')]
+    assert printed == [json.loads((run / "summary.json").read_text())]
+
+    # Two workers take the step that one takes with twice the batch. Adam's first moment is a tenth of half the
+    # gradient; the step itself has only the gradient's sign.
+    options |= {"batch_size": 4, "workers": 1}
+    one = moments_of_a_step_alone(data, TrainConfig(data=data, output="-", **options))
+    two = tensors(run / "checkpoints/epoch_0001_step_00000001")
+    assert one
+    for name in one:
+        assert np.linalg.norm(one[name] - two[name]) <= 1e-3 * np.linalg.norm(one[name]) + 1e-5, name
+
+
+class Source:
+    """Images over HTTP, of which it gives as many as the test says: a corpus that takes its time and no processor's."""
+
+    def __init__(self, images: dict[str, bytes]) -> None:
+        source = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                with source.turn:
+                    source.askers.add(self.client_address[1])
+                    source.turn.wait_for(lambda: source.left > 0)
+                    source.left -= 1
+                data = images[self.path.lstrip("/")]
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.turn = threading.Condition()
+        self.left = 0.0
+        self.askers: set[int] = set()
+        """The ports of those who have asked for an image."""
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a reader was killed
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def give(self, images: float) -> None:
+        with self.turn:
+            self.left = images
+            self.turn.notify_all()
+
+    def was_asked_by(self, pids: list[int]) -> bool:
+        import psutil  # comes with Ray
+
+        ports: set[int] = set()
+        for pid in pids:
+            with contextlib.suppress(psutil.Error):
+                ports |= {place.laddr.port for place in psutil.Process(pid).net_connections("tcp")}
+        return bool(ports & self.askers)
+
+
+@pytest.fixture(scope="module")
+def source(make_image: Callable[..., bytes]) -> Iterator[Source]:
+    source = Source({f"{number:03d}.png": make_image(64, 64, seed=number) for number in range(IMAGES)})
+    yield source
+    source.give(math.inf)
+    source.server.shutdown()
+    source.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def corpus(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    listed = tmp_path_factory.mktemp("corpus") / "list.csv"
+    lines = "".join(f"{number:03d},{source.url}/{number:03d}.png\n" for number in range(IMAGES))
+    listed.write_text("image_id,uri\n" + lines)
+    return listed
+
+
+def pixels(output: Path) -> dict[str, bytes]:
+    """Every translated image by its id, as it was encoded; and that each input is in the ledger and the output once."""
+    table = pa.concat_tables([pq.read_table(path) for path in sorted((output / "data").iterdir())])
+    ledger = pa.concat_tables([pq.read_table(path) for path in sorted((output / "ledger").iterdir())])
+    assert Counter(table["image_id"].to_pylist()) == Counter(ledger["image_id"].to_pylist())
+    assert set(Counter(ledger["image_id"].to_pylist()).values()) == {1}
+    assert not [path for path in output.rglob("*") if path.name.startswith(".p2p-")]
+    return dict(zip(table["image_id"].to_pylist(), table["image"].to_pylist(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def alone(
+    source: Source, corpus: Path, checkpoint_of_64: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """What one process makes of the corpus."""
+    source.give(math.inf)
+    output = tmp_path_factory.mktemp("alone") / "out"
+    config = TranslateConfig(checkpoint=checkpoint_of_64, source=str(corpus), output=str(output))
+    translate(config, lambda _: contextlib.nullcontext(in_this_process))
+    return pixels(output)
+
+
+def shards_done(output: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (output / "ledger").glob("shard-*.parquet")}
+
+
+def test_a_translation_outlives_a_node_and_gives_work_to_one_that_joins(
+    cluster: Cluster, source: Source, corpus: Path, checkpoint_of_64: str, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    up = cluster.up(2)
+    address = cluster.variables()["RAY_API_SERVER_ADDRESS"]
+    assert f"ray job submit --address {address} --working-dir . -- python jobs/train.py" in up.stdout
+    assert stat.S_IMODE((cluster.home / "token").stat().st_mode) == 0o600
+    words = ("jobs/translate.py", "--checkpoint", checkpoint_of_64, "--source", corpus, "--output", output)
+
+    def works(node: str) -> bool:
+        return source.was_asked_by(cluster.workers_of(node, "ShardTranslator"))
+
+    source.give(100)
+    with cluster.start(*cluster.submission(*words), **cluster.access()) as job:
+        wait_until(lambda: works("node1") and works("node2"), job)
+        cluster.up(3)
+        wait_until(lambda: works("node3"), job)
+        cluster.kill("node1")
+        source.give(math.inf)
+        finish(job)
+    summary = json.loads((output / "summary.json").read_text())
+    assert (summary["images"], summary["translated"], summary["failed"]) == (IMAGES, IMAGES, 0)
+    assert pixels(output) == alone
+
+
+def holding(folder: Path, text: str) -> set[str]:
+    """Names of the files below `folder` that hold `text`."""
+    return {
+        path.name
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink() and text.encode() in path.read_bytes()
+    }
+
+
+def test_a_head_is_lost_and_the_same_submission_does_the_rest_and_tells_no_key(
+    cluster: Cluster,
+    source: Source,
+    corpus: Path,
+    s3: Any,
+    s3_server: Any,
+    checkpoint_of_64: str,
+    alone: dict[str, bytes],
+    tmp_path: Path,
+) -> None:
+    output, folder = tmp_path / "the output", Path("a folder") / "with spaces"
+    for name in ("jobs", "p2p"):
+        shutil.copytree(ROOT / name, tmp_path / folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    write_bytes(s3.uri("list.csv"), corpus.read_bytes())
+    words = ("jobs/translate.py", "--checkpoint", checkpoint_of_64, "--source", s3.uri("list.csv"), "--output", output)
+    words += ("--workers", "2")
+    told = {"AWS_ENDPOINT_URL": s3_server.url, "AWS_SESSION_TOKEN": TOLD}
+    command = cluster.submission(*words, working_dir=folder, **told)
+
+    cluster.up(2)
+    source.give(200)
+    with cluster.start(*command, cwd=tmp_path, **cluster.access()) as job:
+        wait_until(lambda: shards_done(output), job)
+        cluster.kill("head")
+        job.kill()
+        said = "".join(job.communicate())
+    assert KEY not in said and holding(cluster.home, KEY) == set()
+    assert TOLD not in said
+    assert "the head was lost" in cluster.up(2).stderr
+    source.give(math.inf)
+    done = shards_done(output)
+    with cluster.start(*command, cwd=tmp_path, **cluster.access()) as job:
+        said = finish(job)
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["skipped"] == 8 * len(done) and summary["translated"] == IMAGES - summary["skipped"]
+    assert {path: path.stat().st_mtime_ns for path in done} == done, "finished work was done again"
+    assert pixels(output) == alone
+    assert KEY not in said and holding(output, KEY) | holding(cluster.home, KEY) == set()
+    logged = holding(cluster.home, TOLD)
+    assert all(name.startswith("runtime_env_agent") for name in logged), "Ray's own log has it, and nothing else"
+    assert TOLD not in said and holding(output, TOLD) == set()
+
+
+def test_mistakes_are_told_strangers_refused_and_nothing_is_left(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.up(2)
+    words = ("jobs/train.py", "--data", tmp_path / "none", "--output", "x")
+    wrong = cluster.run(*cluster.submission(*words), **cluster.access())
+    said = wrong.stdout + wrong.stderr
+    assert wrong.returncode == 1
+    assert f"error: --data {tmp_path}/none: nothing is there" in said
+    assert "Traceback" not in said and "exit code 2" in said
+    assert "answers without a token" not in said
+
+    (tmp_path / "other").write_text("f" * 64)
+    uninvited = {**cluster.access(), "RAY_AUTH_TOKEN_PATH": str(tmp_path / "other")}
+    assert cluster.run(*cluster.submission("-c", "print(1)"), **uninvited).returncode != 0
+
+    ports = [int(port) for port in (cluster.home / "ports").read_text().split()]
+    assert len(cluster.remains()) > 3
+    assert cluster.call("down").returncode == 0
+    assert cluster.remains() == []
+    assert not cluster.home.exists()
+    for port in ports:
+        with socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.bind(("127.0.0.1", port))

@@ -1,0 +1,82 @@
+"""How many processes a translation gets: exactly so many on a machine of its own, as many as join on a cluster."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from p2p.errors import UsageError
+from p2p.translation import TranslateConfig, pool
+from p2p.translation.actor import Work
+
+
+def sized(monkeypatch: pytest.MonkeyPatch, *, private: bool, cores: int, gpus: int, shards: int, **options: Any) -> Any:
+    for name, value in {"is_private": private, "available_cores": cores, "available_gpus": gpus}.items():
+        monkeypatch.setattr(pool, name, lambda value=value: value)
+    monkeypatch.setattr(pool, "physical_cores", lambda: 8)
+    settings: Any = SimpleNamespace(size_mode="tile", tile_size=64)
+    work = Work(
+        generator_uri="",
+        output="",
+        settings=settings,
+        image_column="",
+        max_pixels=1,
+        batch_size=8,
+        device="cpu",
+        threads=1,
+        codec_threads=0,
+        io_threads=1,
+    )
+    return pool._sized(TranslateConfig(checkpoint="c", source="s", output="o", **options), work, shards)
+
+
+@pytest.mark.parametrize(
+    "private, workers, shards, actors, most",
+    [
+        (True, 0, 1000, 4, 4),
+        (True, 9, 1000, 9, 9),
+        (False, 0, 1000, 4, 256),
+        (False, 2, 1000, 2, 2),
+        (False, 9, 1000, 4, 9),
+        (False, 0, 3, 3, 3),
+        (False, 9, 6, 4, 6),
+    ],
+)
+def test_processes_of_four_cores(
+    monkeypatch: pytest.MonkeyPatch, private: bool, workers: int, shards: int, actors: int, most: int
+) -> None:
+    found = sized(monkeypatch, private=private, cores=4, gpus=0, shards=shards, workers=workers)
+    assert (found.actors, found.most) == (actors, most)
+    assert found.at_first == (most if workers else actors)
+    assert found.work.threads * found.actors <= max(4, found.actors)
+
+
+@pytest.mark.parametrize(
+    "private, workers, actors, most, per_gpu",
+    [
+        (True, 0, 4, 4, 2),
+        (True, 2, 2, 2, 1),
+        (True, 6, 6, 6, 3),
+        (False, 0, 4, 256, 2),
+        (False, 2, 2, 2, 1),
+        (False, 64, 4, 64, 2),
+    ],
+)
+def test_processes_of_two_gpus(
+    monkeypatch: pytest.MonkeyPatch, private: bool, workers: int, actors: int, most: int, per_gpu: int
+) -> None:
+    found = sized(monkeypatch, private=private, cores=16, gpus=2, shards=1000, workers=workers)
+    assert (found.actors, found.most, 1 / found.resources["num_gpus"]) == (actors, most, per_gpu)
+    assert found.work.codec_threads == 16 // actors
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_gpu_that_never_comes_is_a_mistake_of_the_options(monkeypatch: pytest.MonkeyPatch, private: bool) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(pool, "is_private", lambda: private)
+    monkeypatch.setattr(pool, "await_gpu", lambda seconds: bool(asked.append(seconds)))
+    with pytest.raises(UsageError, match="--gpu true: the cluster has no GPU"):
+        pool._wait_for_a_gpu()
+    assert len(asked) == (not private), "only a cluster can start one"
