@@ -309,7 +309,7 @@ def shards_done(output: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in (output / "ledger").glob("shard-*.parquet")}
 
 
-def test_a_translation_outlives_a_node_and_gives_work_to_one_that_joins(
+def test_a_translation_outlives_a_node_and_a_process_and_gives_work_to_one_that_joins(
     cluster: Cluster, source: Source, corpus: Path, checkpoint_of_64: str, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
@@ -327,6 +327,7 @@ def test_a_translation_outlives_a_node_and_gives_work_to_one_that_joins(
         wait_until(lambda: works("node1") and works("node2"), job)
         cluster.up(3)
         wait_until(lambda: works("node3"), job)
+        os.kill(cluster.workers_of("node2", "ShardTranslator")[0], signal.SIGKILL)
         cluster.kill("node1")
         source.give(math.inf)
         finish(job)
