@@ -87,11 +87,12 @@ class NoRay:
             raise ModuleNotFoundError("No module named 'ray'", name="ray")
 
 sys.meta_path.insert(0, NoRay())
+import p2p, p2p.errors, p2p.model.config, p2p.scenes.tiling
+assert "torch" not in sys.modules  # the names of the package bring it when they are asked for
 for name in sys.argv[1:]:
     importlib.import_module(name)
 
 import numpy, tempfile, torch
-import p2p
 from p2p.scenes.tiling import TilePlan
 from p2p.storage import filesystems, images
 
@@ -101,6 +102,7 @@ filesystems.write_bytes(folder + "/scene.png", images.encode(scene))
 scene = images.decode(filesystems.read_bytes(folder + "/scene.png"))
 plan = TilePlan(70, 90, 64, 16)
 assert (plan.join(plan.split(scene)) == scene).all()
+p2p.Translator, p2p.Pix2Pix, p2p.load_generator
 generator = p2p.UNetGenerator(num_downs=5, ngf=4)
 assert generator(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 32, 32)
 assert not any(name.split(".")[0] == "ray" for name in sys.modules)

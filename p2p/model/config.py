@@ -89,7 +89,7 @@ class ModelConfig:
     dropout: bool = True
     """Dropout of 0.5 in the generator's inner blocks while it trains."""
     gan_mode: GanMode = "vanilla"
-    """Adversarial objective: vanilla is binary cross-entropy on logits."""
+    """Adversarial objective: vanilla is binary cross-entropy on logits; wgangp is meant for --norm instance or none."""
     lambda_l1: float = 100.0
     """Weight of the mean absolute error (in [-1, 1] units) in the generator's objective."""
     label_smoothing: float = 0.0

@@ -34,7 +34,8 @@ class State(NamedTuple):
 class _DiscriminatorLoss(nn.Module):
     """The discriminator's whole objective in one forward, so that a data-parallel wrapper sees one per backward.
 
-    Generated and real pairs go through separately: each keeps its own batch statistics.
+    Generated and real pairs go through separately: each keeps its own batch statistics. All of it is halved, as the
+    paper does to slow the discriminator down, the gradient penalty too: it keeps its weight beside the critic's means.
     """
 
     def __init__(self, discriminator: nn.Module, objective: GanObjective) -> None:
@@ -45,10 +46,10 @@ class _DiscriminatorLoss(nn.Module):
     def forward(self, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         d_fake = self.objective.fake(self.discriminator(fake))
         d_real = self.objective.real(self.discriminator(real))
-        loss = (d_fake + d_real) * 0.5
+        loss = d_fake + d_real
         if self.objective.mode == "wgangp":
             loss = loss + gradient_penalty(self.discriminator, real, fake)
-        return loss, d_fake, d_real
+        return loss * 0.5, d_fake, d_real
 
 
 class _Adam(torch.optim.Adam):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,13 @@ _KNOWN = {"apiVersion", "kind", "resources", "components", "patches", "images"}
 
 def load(path: Path) -> list[Manifest]:
     """Every document of a YAML file."""
-    # Through text, so that what an anchor stands for several times is no longer one object.
-    return [json.loads(json.dumps(document)) for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
+    return [json.loads(document) for document in _documents(path.read_text(encoding="utf-8"))]
+
+
+@functools.cache
+def _documents(text: str) -> list[str]:
+    # As text, so that what an anchor stands for several times is no longer one object, nor what two tests load.
+    return [json.dumps(document) for document in yaml.safe_load_all(text)]
 
 
 def render(folder: Path, components: Sequence[Path] = ()) -> list[Manifest]:

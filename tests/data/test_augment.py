@@ -14,7 +14,7 @@ def coordinates(height: int, width: int) -> np.ndarray:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(8, 60), st.integers(8, 60), st.integers(1, 8), st.integers(0, 99), st.text(max_size=9))
+@given(st.integers(8, 60), st.integers(8, 60), st.integers(1, 8), st.integers(0, 99), st.text("az09/é鳥", max_size=9))
 def test_both_sides_get_the_same_window_of_the_image(height, width, crop, epoch, pair_id):
     image = coordinates(height, width)
     a, b = jitter(image, image.copy(), crop, seed=0, epoch=epoch, pair_id=pair_id)

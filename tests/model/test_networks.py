@@ -1,11 +1,13 @@
+import hashlib
+from typing import get_args
+
 import pytest
 import torch
 
 from p2p.errors import UsageError
-from p2p.model.config import ModelConfig
+from p2p.model.config import GeneratorName, ModelConfig
 from p2p.model.networks import (
     PatchDiscriminator,
-    PixelDiscriminator,
     ResnetGenerator,
     UNetGenerator,
     build_discriminator,
@@ -21,8 +23,9 @@ def parameters(network):
 def test_default_sizes_are_the_published_ones():
     with torch.device("meta"):
         generator, discriminator = UNetGenerator(), PatchDiscriminator()
-        logits = discriminator(torch.empty(1, 6, 256, 256))
-        output = generator(torch.empty(2, 3, 256, 256))
+    # Small ones, since torch takes seconds to be ready to compute shapes alone.
+    logits = PatchDiscriminator(ndf=1)(torch.zeros(1, 6, 256, 256))
+    output = UNetGenerator(ngf=1).eval()(torch.zeros(2, 3, 256, 256))
     assert parameters(generator) == 54_413_955
     assert parameters(discriminator) == 2_768_705
     assert logits.shape == (1, 1, 30, 30)
@@ -38,32 +41,68 @@ def test_unet_has_eight_halvings_and_dropout_in_three_inner_levels():
     assert len([module for module in generator.modules() if isinstance(module, torch.nn.Dropout)]) == 3
 
 
-@pytest.mark.parametrize("layers, field", [(1, 16), (3, 70), (5, 286)])
-def test_patch_discriminators_see_as_far_as_their_name_says(layers, field):
-    discriminator = PatchDiscriminator(1, 1, layers, "none").eval()
+@pytest.mark.parametrize("name, field", [("pixel", 1), ("patch_16", 16), ("patch_70", 70), ("patch_286", 286)])
+def test_discriminators_see_as_far_as_their_name_says(name, field):
+    discriminator = build_discriminator(ModelConfig(discriminator=name, ndf=1, norm="none", crop_size=512)).eval()
     for parameter in discriminator.parameters():
         torch.nn.init.constant_(parameter, 0.1)
     side = 3 * field
-    x = torch.ones(1, 1, side, side, requires_grad=True)
+    x = torch.ones(1, 6, side, side, requires_grad=True)
     logits = discriminator(x)
     middle = logits.shape[2] // 2
     (gradient,) = torch.autograd.grad(logits[0, 0, middle, middle], x)
-    seen = gradient[0, 0].nonzero()
-    assert (seen.max(0).values - seen.min(0).values + 1).tolist() == [field, field]
+    for channel in gradient[0]:
+        seen = channel.nonzero()
+        assert (seen.max(0).values - seen.min(0).values + 1).tolist() == [field, field]
 
 
-def test_pixel_discriminator_sees_one_pixel():
-    x = torch.rand(1, 6, 4, 4, requires_grad=True)
-    (gradient,) = torch.autograd.grad(PixelDiscriminator(ndf=4).eval()(x)[0, 0, 1, 2], x)
-    assert gradient.abs().sum((0, 1)).nonzero().tolist() == [[1, 2]]
+# SHA-256 (its first 16 digits) of `layout` of every network of pytorch-CycleGAN-and-pix2pix, with 5 channels in, 2 out
+# and 8 filters; each for batch norm, instance norm and none.
+LAYOUTS = {
+    "unet_64": "36530e40c4db075e e0456a5711672a4b 5e4081fa14137ea7",
+    "unet_128": "4538219a84218f4a 2ddab0ea9a38ead6 9a2d7eae7ff3099a",
+    "unet_256": "00e9aca5523cba3b 6717a0cbdd5c9f72 b609c8cc584e6069",
+    "unet_512": "adb9d4720f2593a6 3f17392ee6c1b5f9 291964bff1c64e56",
+    "resnet_6": "a1c51b4dcae2a0c9 ea5e42ad042b47e7 cf26f4f4e936b620",
+    "resnet_9": "6865dc078aa482f9 825f93192a2f0937 a6d4090881debf15",
+    "patch_16": "56a5031591d1140b bf31d11ab716bd1e 32bb31d49d38f896",
+    "patch_70": "1f42bbcb6710274f 79c358168b866648 343ed29417817c9f",
+    "patch_286": "39764622b9fe12b1 11b5b1f4bcae95de 8733a7985a2a7fd7",
+    "pixel": "407ff19f1689ef0f 5b035951926f0406 c1eceff4372f4f4a",
+}
+
+
+def layout(network):
+    """Every layer in its order: what it is called, what it is, and all that decides what it computes."""
+    numbers = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding")
+    numbers += ("num_features", "eps", "momentum", "affine", "track_running_stats", "negative_slope", "p")
+    lines = []
+    for name, module in network.named_modules():
+        if not list(module.children()):
+            values = [f"{number}={getattr(module, number)}" for number in numbers if hasattr(module, number)]
+            bias = getattr(module, "bias", None) is not None
+            lines.append(" ".join([name, type(module).__name__.removeprefix("_"), *values, f"bias={bias}"]))
+    return lines
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layer_is_the_published_one(name):
+    found = []
+    for norm in ("batch", "instance", "none"):
+        kind = {"generator": name} if name in get_args(GeneratorName) else {"discriminator": name}
+        config = ModelConfig(**kind, norm=norm, input_channels=5, output_channels=2, ngf=8, ndf=8, crop_size=512)
+        network = build_discriminator(config) if "discriminator" in kind else empty_generator(config)
+        found.append(hashlib.sha256("\n".join(layout(network)).encode()).hexdigest()[:16])
+    assert found == LAYOUTS[name].split(), layout(network)
 
 
 @pytest.mark.parametrize("name, side", [("unet_64", 64), ("unet_128", 128), ("unet_512", 512), ("resnet_6", 8)])
 def test_generators_keep_the_size_at_multiples_of_their_stride(name, side):
     config = ModelConfig(generator=name, ngf=2, input_channels=1, output_channels=4, crop_size=512)
-    generator = empty_generator(config)
+    generator = build_generator(config).eval()
     assert side % generator.stride == 0
-    assert generator(torch.empty(1, 1, side, 2 * side, device="meta")).shape == (1, 4, side, 2 * side)
+    with torch.no_grad():
+        assert generator(torch.zeros(1, 1, side, 2 * side)).shape == (1, 4, side, 2 * side)
 
 
 def test_initial_weights_come_from_the_seed_alone_and_have_the_published_spread():

@@ -153,15 +153,3 @@ def test_the_public_names_are_these():
     assert set(p2p.__all__) <= set(dir(p2p))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         p2p.nonsense  # noqa: B018
-
-
-def test_importing_p2p_does_not_import_torch_and_the_model_does_not_need_ray():
-    script = """
-import sys
-sys.modules["ray"] = None
-import p2p, p2p.errors, p2p.model.config, p2p.scenes.tiling
-assert "torch" not in sys.modules
-p2p.Translator, p2p.Pix2Pix, p2p.load_generator
-import p2p.model.engine
-"""
-    subprocess.run([sys.executable, "-c", script], check=True)

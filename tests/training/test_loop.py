@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from p2p.errors import TrainingStopped
 from p2p.model.pix2pix import Pix2Pix
 from p2p.training import TrainConfig
+from p2p.training import loop as loop_module
 from p2p.training.loop import Loop
 from p2p.training.position import Leg, Position
 from p2p.training.run_folder import RunFolder
@@ -50,14 +51,16 @@ def nothing() -> None: ...
 
 
 @pytest.mark.parametrize("options", [{}, {"gan_mode": "wgangp", "ema_images": 100, "norm": "instance"}])
-def test_no_step_reads_anything_back_from_the_device(tmp_path, options):
+def test_no_step_reads_anything_back_from_the_device(tmp_path, monkeypatch, options):
+    assert loop_module._STEPS_BETWEEN_CHECKS == 100
+    monkeypatch.setattr(loop_module, "_STEPS_BETWEEN_CHECKS", 12)
     trained = loop(config(tmp_path, **options))
     seen = []
     with Readings() as readings:
-        trained.run(Leg(1, 0, 105, True), batches(105), lambda: seen.append(readings.count))
-    assert len(seen) == 105
-    assert seen[98] == 0  # then the losses of a hundred steps are looked at
-    assert 0 < seen[99] == seen[104] <= 8
+        trained.run(Leg(1, 0, 15, True), batches(15), lambda: seen.append(readings.count))
+    assert len(seen) == 15
+    assert seen[10] == 0  # then the losses of all steps so far are looked at
+    assert 0 < seen[11] == seen[14] <= 8
     assert readings.count <= 16  # and at the end of the epoch
 
 
