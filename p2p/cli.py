@@ -49,13 +49,28 @@ def _read_config_file(path: str) -> dict[str, Any]:
         raise UsageError(f"--config {path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
     try:
         values = yaml.safe_load(text)  # JSON is a subset of YAML
+        written = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise UsageError(f"--config {path}: not valid YAML or JSON: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise UsageError(f"--config {path}: expected `option: value` lines, found a {type(values).__name__}")
+    _refuse_repeated(path, [str(key.value) for key, _ in written.value])
     return {str(name): value for name, value in values.items()}
+
+
+def _refuse_repeated(path: str, written: Sequence[str]) -> None:
+    """YAML itself lets the last of two lines win, and a dash or an underscore makes no other option."""
+    seen: set[str] = set()
+    for name in map(_field_name, written):
+        if name in seen:
+            raise UsageError(f"--config {path}: --{name.replace('_', '-')} is named twice; keep one of the lines")
+        seen.add(name)
+
+
+def _field_name(written: str) -> str:
+    return written.lstrip("-").replace("-", "_")
 
 
 def _words_of(name: str, value: Any, is_flag: bool) -> list[str]:
@@ -77,7 +92,7 @@ def _config_file_words(config_class: type, path: str) -> list[str]:
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     words: list[str] = []
     for written, value in _read_config_file(path).items():
-        name = written.lstrip("-").replace("-", "_")
+        name = _field_name(written)
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
             hint = f"did you mean {near[0].replace('_', '-')}?" if near else "--help lists the options"

@@ -78,6 +78,21 @@ def test_a_config_written_to_a_file_is_read_back_as_it_was(tmp_path_factory: Any
     assert parse(BakeConfig, ["--config", str(write(file, values, "yaml"))]) == BakeConfig(**values)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "output: o\nbatch-size: 2\nbatch-size: 4\n",
+        "batch_size: 2\nbatch-size: 4\n",
+        '{"batch-size": 2, "batch-size": 2}',
+    ],
+)
+def test_an_option_named_twice_in_one_config_file_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match="--batch-size is named twice"):
+        parse(BakeConfig, ["--config", str(file)])
+
+
 def test_yaml_words_that_mean_booleans_reach_options_that_take_words(tmp_path: Path) -> None:
     file = tmp_path / "options.yaml"
     file.write_text("output: o\ngpu: true\ndropout: no\nlambda-l1: 2e-4\nmetrics: [l1, psnr]\n")
