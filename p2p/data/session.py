@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import ipaddress
 import logging
 import math
@@ -213,7 +214,7 @@ def takes_jobs_of_anybody(dashboard: str) -> bool:
         direct.open(f"http://{dashboard}/api/jobs/p2p", timeout=_ANSWER_SECONDS).close()
     except urllib.error.HTTPError as error:
         return error.code not in (401, 403)  # 404: it has looked for that job
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False  # nobody can reach it from here
     return True
 
