@@ -35,7 +35,7 @@ import ray  # noqa: E402
 import ray.data  # noqa: E402
 from ray.util import placement_group, remove_placement_group  # noqa: E402
 
-from p2p.errors import UsageError  # noqa: E402
+from p2p.errors import P2PError, UsageError  # noqa: E402
 
 log = logging.getLogger("p2p")
 
@@ -149,7 +149,8 @@ def _schedule(policy: int) -> None:
 def ray_session() -> Iterator[None]:
     """Ray is running inside. A private Ray started here is stopped at the end; one found running is left alone.
 
-    Raises UsageError where `RAY_ADDRESS` names no cluster that can be joined.
+    Raises UsageError where `RAY_ADDRESS` names no cluster that can be joined, P2PError where a private Ray does not
+    start.
     """
     if ray.is_initialized():
         yield
@@ -166,15 +167,26 @@ def ray_session() -> Iterator[None]:
 
 
 def _start_private() -> None:
-    with _patient():
-        ray.init(
-            address="local",
-            num_cpus=max(_MIN_LOGICAL_CPUS, _LOGICAL_CPUS_PER_CORE * physical_cores()),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            namespace=_PRIVATE,
-        )
+    try:
+        with _patient():
+            ray.init(
+                address="local",
+                num_cpus=max(_MIN_LOGICAL_CPUS, _LOGICAL_CPUS_PER_CORE * physical_cores()),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                namespace=_PRIVATE,
+            )
+    except Exception as error:  # Ray raises plain ones, such as for a machine too busy to start it in time
+        raise P2PError(
+            f"Ray did not start on this machine ({_one_line(error)}). Its logs lie in "
+            f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray/session_latest/logs; free disk and memory there, or try again "
+            "when the machine is less busy"
+        ) from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _join_cluster(address: str) -> None:
@@ -184,11 +196,10 @@ def _join_cluster(address: str) -> None:
         if place.port:  # Ray itself tries for two minutes before it says that nobody listens
             socket.create_connection((place.hostname, place.port), _ANSWER_SECONDS).close()
         context = ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except Exception as error:  # Ray raises all kinds
         raise UsageError(
-            f"RAY_ADDRESS {address}: cannot join a Ray cluster there ({reason}). Check that it runs and that its "
-            "token is at hand (RAY_AUTH_MODE, RAY_AUTH_TOKEN), or unset RAY_ADDRESS to use this machine alone"
+            f"RAY_ADDRESS {address}: cannot join a Ray cluster there ({_one_line(error)}). Check that it runs and that "
+            "its token is at hand (RAY_AUTH_MODE, RAY_AUTH_TOKEN), or unset RAY_ADDRESS to use this machine alone"
         ) from None
     dashboard = context.dashboard_url
     if dashboard and not is_loopback(dashboard) and takes_jobs_of_anybody(dashboard):

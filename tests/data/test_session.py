@@ -31,10 +31,13 @@ def job(config):
 for address in sys.argv[1:]:
     os.environ["RAY_ADDRESS"] = address
     assert run_job(Config, job, []) == 2
+del os.environ["RAY_ADDRESS"]
+os.environ["RAY_TMPDIR"] = "/proc/nowhere"
+assert run_job(Config, job, []) == 1
 """
 
 
-def test_a_dead_ray_address_is_one_line() -> None:
+def test_a_ray_that_cannot_be_joined_or_started_is_one_line() -> None:
     with socket.socket() as free:  # bound and not listening: who connects is refused
         free.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{free.getsockname()[1]}"
@@ -44,7 +47,8 @@ def test_a_dead_ray_address_is_one_line() -> None:
         )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     told = done.stderr.splitlines()
-    assert len(told) == len(addresses), told
+    assert len(told) == len(addresses) + 1, told
+    assert told.pop().startswith("error: Ray did not start on this machine (")
     for line, address in zip(told, addresses, strict=True):
         assert line.startswith(f"error: RAY_ADDRESS {address}: cannot join")
 
