@@ -54,7 +54,7 @@ def _read_config_file(path: str) -> dict[str, Any]:
         raise UsageError(f"--config {path}: not valid YAML or JSON: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
-    if not isinstance(values, dict):
+    if not (isinstance(values, dict) and isinstance(written, yaml.MappingNode)):
         raise UsageError(f"--config {path}: expected `option: value` lines, found a {type(values).__name__}")
     _refuse_repeated(path, [str(key.value) for key, _ in written.value])
     return {str(name): value for name, value in values.items()}

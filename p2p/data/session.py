@@ -8,8 +8,10 @@ import ipaddress
 import logging
 import math
 import os
+import signal
 import socket
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -155,15 +157,25 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    before = signal.getsignal(signal.SIGTERM)
     with without_level_told():
         if os.environ.get("RAY_ADDRESS"):
             _join_cluster(os.environ["RAY_ADDRESS"])
         else:
             _start_private()
     try:
+        _take_termination_for_an_interrupt()
         yield
     finally:
         ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _take_termination_for_an_interrupt() -> None:
+    """Schedulers end jobs by SIGTERM. Ray's own answer ends its processes beneath the job, which then dies of it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _start_private() -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +40,29 @@ def raise_in_dataset(error: Exception) -> None:
     ray.data.range(1).map_batches(rows).materialize()
 
 
+_WORKS_FOR_EVER = """
+import sys, threading
+from dataclasses import dataclass
+from pathlib import Path
+from p2p.cli import run_job
+from p2p.data.session import ray, ray_session
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    pass
+
+def job(config):
+    with ray_session():
+        ray.get(ray.remote(work).remote(sys.argv[1]))
+
+def work(started):
+    Path(started).touch()
+    threading.Event().wait()
+
+sys.exit(run_job(Config, job, []))
+"""
+
+
 @pytest.mark.parametrize("raise_in_worker", [raise_in_task, raise_in_dataset])
 @pytest.mark.parametrize(
     "error, status",
@@ -60,3 +87,17 @@ def test_a_secret_in_a_workers_error_is_taken_out(ray_cluster: None, run_cli: An
     assert outcome.status == 1
     assert "RuntimeError: cannot sign with ***" in outcome.stderr
     assert secret not in outcome.stderr + outcome.stdout
+
+
+def test_a_job_that_is_told_to_end_ends_like_an_interrupted_one(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    script = [sys.executable, "-c", _WORKS_FOR_EVER, str(started)]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        while not started.exists():
+            assert job.poll() is None
+            time.sleep(0.05)
+        job.terminate()
+        stdout, stderr = job.communicate(timeout=60)
+    assert (job.returncode, stdout) == (1, "")
+    assert len(stderr.splitlines()) == 1, stderr
+    assert stderr.endswith("interrupted; the same command goes on from what is finished\n")
