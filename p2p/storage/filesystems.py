@@ -84,6 +84,12 @@ def _options(scheme: str, attempts: int) -> dict[str, Any]:
                 "retries": {"max_attempts": attempts, "mode": "standard"},
             },
         }
+    if scheme in ("http", "https"):
+        import aiohttp
+
+        # Its own is five minutes for a whole file: too long for a server that is gone, too short for a large file.
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
+        return {"client_kwargs": {"timeout": patience}}
     return {"auto_mkdir": True} if scheme == "file" else {}
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,12 @@ from p2p.errors import BadInput, CheckpointError, P2PError
 from p2p.model.allocator import keep_freed_memory
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, choose_precision
-from p2p.storage.filesystems import exists
+from p2p.storage.filesystems import exists, is_remote
 from p2p.translation.codec import Codec
 from p2p.translation.config import Settings
 from p2p.translation.deaths import DECODE_SECONDS, PROCESS_ENDED, Deadline, Note, begin_note, begun_shards
 from p2p.translation.fetching import Fetcher
+from p2p.translation.hosts import LOCAL
 from p2p.translation.inputs import Input
 from p2p.translation.ledger import LedgerRow, ledger_uri, read_kept, write_ledger
 from p2p.translation.passage import ShardReport
@@ -29,6 +30,8 @@ from p2p.translation.pipeline import Pipeline, ShardBooks
 from p2p.translation.plan import Shard, read_inputs
 from p2p.translation.sinks import Sink, open_sink
 from p2p.translation.windows import SizePolicy
+
+_LOCAL_IO_THREADS, _REMOTE_IO_THREADS = 4, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,14 @@ class Work:
     threads: int
     """Of a CPU's network; each computes a batch by itself."""
     codec_threads: int
-    io_threads: int
+    io_threads: int = 1
+    hosts: int = 1
+    """On so many servers the corpus lies."""
+
+    def reading_from(self, hosts: Collection[str]) -> Work:
+        """The same for a corpus that lies on `hosts`."""
+        far = is_remote(self.output) or any(host != LOCAL for host in hosts)
+        return dataclasses.replace(self, hosts=len(hosts), io_threads=_REMOTE_IO_THREADS if far else _LOCAL_IO_THREADS)
 
 
 def make_pipeline(work: Work, sink: Sink, books: ShardBooks) -> Pipeline:
@@ -74,6 +84,7 @@ def make_pipeline(work: Work, sink: Sink, books: ShardBooks) -> Pipeline:
         books=books,
         io_threads=work.io_threads,
         codec_threads=work.codec_threads,
+        hosts=work.hosts,
         deadline=Deadline(DECODE_SECONDS),
     )
 

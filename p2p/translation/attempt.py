@@ -41,6 +41,8 @@ class Remaining:
 
     shards: tuple[Shard, ...]
     done: tuple[Shard, ...]
+    hosts: frozenset[str] = frozenset()
+    """The servers on which the corpus lies."""
 
     @property
     def images_done(self) -> int:
@@ -178,4 +180,5 @@ def remaining(output: str, whole: Plan, limit: int) -> Remaining:
     return Remaining(
         tuple(shard for shard in within if shard.index not in finished),
         tuple(shard for shard in within if shard.index in finished),
+        whole.hosts,
     )

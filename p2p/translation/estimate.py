@@ -11,6 +11,7 @@ from p2p.progress import format_duration
 from p2p.translation.actor import Work, make_pipeline
 from p2p.translation.config import TranslateConfig
 from p2p.translation.corpus import Corpus
+from p2p.translation.hosts import host_of
 from p2p.translation.inputs import Input
 from p2p.translation.pipeline import ShardBooks
 from p2p.translation.plan import Shard
@@ -70,7 +71,8 @@ def estimate(config: TranslateConfig, corpus: Corpus, work: Work, processes: int
     count, chosen = sample(corpus, config.limit)
     held = [chosen[:1], chosen]  # the first image pays for memory and kernels
     books = ShardBooks(lambda shard: held[shard.index], lambda shard, rows: None)
-    pipeline = make_pipeline(work, _Nowhere(), books)
+    hosts = {host_of(item.source_uri) for item in chosen}
+    pipeline = make_pipeline(work.reading_from(hosts), _Nowhere(), books)
     list(pipeline.run([Shard(0, "", 0, 1)]))
     started = time.monotonic()
     reports = [report for report in pipeline.run([Shard(1, "", 0, len(chosen))]) if report.finished]

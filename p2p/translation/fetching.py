@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,11 +14,14 @@ import pyarrow.parquet as pq
 from p2p.errors import BadInput, KeysRefused, NotFound, Refused, StorageError, UsageError
 from p2p.storage.filesystems import arrow_filesystem, open_filesystem, storage_errors
 from p2p.storage.names import printable
+from p2p.translation.hosts import is_web
 from p2p.translation.inputs import DAMAGED, WHOLE_FILE, Input, on_disk
 from p2p.translation.packed import damage_told
 
 _RANGE_BYTES = 8 * 2**20  # neighbours in a tar are read together up to this
 _ROWS_AT_ONCE = 32
+_WEB_PAUSES = (0.5, 2.0)
+"""Seconds before a web server that did not answer, or asked for patience, is asked again."""
 
 Fetched = bytes | BadInput
 FETCH_FAILED = "FetchFailed"
@@ -52,6 +56,14 @@ class Fetcher:
 
     def fetch(self, unit: Sequence[Input]) -> list[Fetched]:
         """The bytes of each input of a unit, or why there are none. Raises KeysRefused: no input is bad for that."""
+        for pause in _WEB_PAUSES if is_web(unit[0].source_uri) else ():  # other storage has retries of its own
+            fetched = self._fetch(unit)
+            if not all(isinstance(data, BadInput) and data.kind == FETCH_FAILED for data in fetched):
+                return fetched
+            time.sleep(pause)
+        return self._fetch(unit)
+
+    def _fetch(self, unit: Sequence[Input]) -> list[Fetched]:
         first = unit[0]
         if first.row == DAMAGED:
             return [_damaged(first)]

@@ -16,7 +16,6 @@ from p2p.errors import CheckpointError, P2PError, StorageError, UsageError, chec
 from p2p.model.sizing import default_overlap
 from p2p.storage.filesystems import (
     absolute,
-    is_remote,
     join,
     require_readable,
     sweep_temporaries,
@@ -49,7 +48,6 @@ from p2p.translation.sinks import NamedSink, open_sink
 
 log = logging.getLogger("p2p")
 
-_LOCAL_IO_THREADS, _REMOTE_IO_THREADS = 4, 16
 _EXAMPLES = 12
 
 
@@ -103,7 +101,7 @@ def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[s
             log.warning("--limit %d: an earlier attempt planned more, in shards; %d images", config.limit, left.images)
         if left.done:
             log.info("%d of %d images were done by an earlier attempt", left.images_done, left.images)
-        outcome = work_through(work, left) if left.shards else Outcome()
+        outcome = work_through(work.reading_from(left.hosts), left) if left.shards else Outcome()
     return _finish(config, work, left, outcome, started)
 
 
@@ -177,7 +175,6 @@ def _overlap(config: TranslateConfig, tile_size: int) -> int:
 
 def _work(config: TranslateConfig, output: str, settings: Settings, corpus: Corpus, model: _Model) -> Work:
     """The work of one process on this machine's cores; the pool fits it to a cluster."""
-    far = is_remote(settings.source) or is_remote(output)
     work = Work(
         generator_uri=model.generator_uri,
         output=output,
@@ -188,7 +185,6 @@ def _work(config: TranslateConfig, output: str, settings: Settings, corpus: Corp
         device="cpu",
         threads=1,
         codec_threads=0,
-        io_threads=_REMOTE_IO_THREADS if far else _LOCAL_IO_THREADS,
     )
     return on_cores(work, 1)
 

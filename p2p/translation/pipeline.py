@@ -22,6 +22,7 @@ from p2p.translation.batching import Batcher, Network
 from p2p.translation.codec import Codec
 from p2p.translation.fetching import FETCH_FAILED, Fetcher
 from p2p.translation.flow import Stopwatch, ahead
+from p2p.translation.hosts import Hosts
 from p2p.translation.inputs import Input
 from p2p.translation.ledger import LedgerRow
 from p2p.translation.passage import Job, OpenShard, ShardReport
@@ -34,7 +35,6 @@ Array = npt.NDArray[np.uint8]
 _FETCHED_BYTES = 64 * 2**20
 _DECODED_PIXELS = 32 * 2**20  # 96 MB
 _PUBLISHERS = 4
-_MOST_UNREADABLE_IN_A_ROW = 16
 _SECONDS_BETWEEN_REPORTS = 1.0
 
 
@@ -60,7 +60,8 @@ class Pipeline:
     """Translates shards with one network.
 
     io_threads read ahead. codec_threads decode and encode beside the network; 0 does both in the calling thread, which
-    is quickest where the network itself uses the core. `deadline` is entered wherever an image is decoded.
+    is quickest where the network itself uses the core. `deadline` is entered wherever an image is decoded. `hosts` is
+    how many servers the corpus lies on.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Pipeline:
         books: ShardBooks,
         io_threads: int,
         codec_threads: int,
+        hosts: int = 1,
         deadline: contextlib.AbstractContextManager[None] | None = None,
     ) -> None:
         self.network, self._policy, self._codec = network, policy, codec
@@ -82,7 +84,7 @@ class Pipeline:
         self._deadline = deadline or contextlib.nullcontext()
         self._io_threads, self._codec_threads = io_threads, codec_threads
         self._stages = Stopwatch()
-        self._unreadable_in_a_row = 0
+        self._hosts = Hosts(hosts)
 
     def run(self, shards: Iterable[Shard], one_by_one: bool = False) -> Iterator[ShardReport]:
         """Translate `shards`; yield a report about once a second, and one for each shard when it is finished.
@@ -166,11 +168,13 @@ class Pipeline:
     def _fetch(self, unit: list[Job]) -> list[Job]:
         started = time.perf_counter()
         try:
+            if self._hosts.is_given_up(unit[0].item.source_uri):
+                raise BadInput(FETCH_FAILED, "its server has not answered many reads in a row and was not asked again")
             if len(unit) == 1:  # whose doing it is that several are read together, nobody can say
                 self._take_up(unit[0])
             fetched = self._fetcher.fetch([job.item for job in unit])
         except BadInput as error:
-            fetched = [error]
+            fetched = [error] * len(unit)
         for job, data in zip(unit, fetched, strict=True):
             job.data = data
             if isinstance(data, bytes):
@@ -187,16 +191,12 @@ class Pipeline:
         self._books.take_up(job.shard.report.shard, job.position)
 
     def _readable(self, units: Iterable[list[Job]]) -> Iterator[Job]:
-        """Pass the inputs on. Where reads are not answered it is the storage that is bad, and the work must stop.
-
-        A refusal is an answer, and any number of them in a row is nothing but bad inputs.
-        """
+        """Pass the inputs on. Where no read is answered it is the storage that is bad, and the work must stop."""
         for unit in units:
             errors = [job.data for job in unit if isinstance(job.data, BadInput) and job.data.kind == FETCH_FAILED]
-            self._unreadable_in_a_row = self._unreadable_in_a_row + 1 if len(errors) == len(unit) else 0
-            if self._unreadable_in_a_row >= _MOST_UNREADABLE_IN_A_ROW:
+            if not self._hosts.note(unit[0].item.source_uri, answered=len(errors) < len(unit)):
                 raise StorageError(
-                    f"{self._unreadable_in_a_row} reads in a row have failed, the last with: {errors[0]}; "
+                    f"the reads of many images in a row have failed, the last with: {errors[-1]}; "
                     f"when the storage is well again, the same command continues"
                 )
             yield from unit

@@ -13,7 +13,7 @@ import hashlib
 import posixpath
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ from p2p.errors import UsageError
 from p2p.storage.filesystems import arrow_filesystem, join, list_names, remove, storage_errors, write_bytes
 from p2p.storage.names import printable
 from p2p.translation.corpus import Corpus
+from p2p.translation.hosts import host_of
 from p2p.translation.inputs import WHOLE_FILE, Input
 
 FOLDER = "manifest"
@@ -68,6 +69,8 @@ class Plan:
     """Every shard there is."""
 
     shards: tuple[Shard, ...]
+    hosts: frozenset[str] = field(default=frozenset(), compare=False)
+    """The servers on which the corpus lies; known where it was listed."""
 
 
 class Naming(Protocol):
@@ -127,7 +130,8 @@ def extend_plan(output: str, corpus: Corpus, naming: Naming, limit: int = 0) -> 
     names = np.concatenate([np.empty(0, np.uint64), *(part for _, _, part in read)])
     writer = _PlanWriter(output, len(parts), max((shard.index for shard in shards), default=-1) + 1, naming)
     try:
-        for group in _groups(_unknown(corpus, limit, np.sort(ids)), corpus.smallest_shard):
+        listing = _Listing(corpus, limit)
+        for group in _groups(_unknown(listing, np.sort(ids)), corpus.smallest_shard):
             writer.add(group)
         writer.flush()
         if writer.parts:
@@ -141,7 +145,7 @@ def extend_plan(output: str, corpus: Corpus, naming: Naming, limit: int = 0) -> 
         for uri in writer.parts:
             remove(uri)
         raise
-    return Plan((*shards, *writer.shards))
+    return Plan((*shards, *writer.shards), frozenset(listing.hosts))
 
 
 def require_unique(corpus: Corpus, naming: Naming, limit: int = 0) -> None:
@@ -150,20 +154,28 @@ def require_unique(corpus: Corpus, naming: Naming, limit: int = 0) -> None:
         extend_plan(scratch, corpus, naming, limit)
 
 
-def _listed(corpus: Corpus, limit: int) -> Iterator[Input]:
-    for number, item in enumerate(corpus.items()):
-        if limit and number >= limit:
-            return
-        yield item._replace(image_id=printable(item.image_id), source_uri=printable(item.source_uri))
+class _Listing:
+    """The first `limit` inputs of a corpus, or all; and on what servers those lie that were listed so far."""
+
+    def __init__(self, corpus: Corpus, limit: int) -> None:
+        self._corpus, self._limit = corpus, limit
+        self.hosts: set[str] = set()
+
+    def __iter__(self) -> Iterator[Input]:
+        for number, item in enumerate(self._corpus.items()):
+            if self._limit and number >= self._limit:
+                return
+            self.hosts.add(host_of(item.source_uri))
+            yield item._replace(image_id=printable(item.image_id), source_uri=printable(item.source_uri))
 
 
-def _unknown(corpus: Corpus, limit: int, known: Hashes) -> Iterator[Input]:
-    """List `corpus` without what the plan has already. Raises UsageError for an id of the plan that is listed twice.
+def _unknown(listing: _Listing, known: Hashes) -> Iterator[Input]:
+    """List what the plan does not have already. Raises UsageError for an id of the plan that is listed twice.
 
     Hashes are looked up a chunk at a time, since NumPy is quick only on many.
     """
     met = np.zeros(len(known), bool)
-    for chunk in _chunks(_listed(corpus, limit), _LOOK_AHEAD):
+    for chunk in _chunks(iter(listing), _LOOK_AHEAD):
         if not len(known):
             yield from chunk
             continue
@@ -175,7 +187,7 @@ def _unknown(corpus: Corpus, limit: int, known: Hashes) -> Iterator[Input]:
         repeated[np.setdiff1d(np.arange(len(found)), np.unique(found, return_index=True)[1])] = True
         if repeated.any():
             second = chunk[np.flatnonzero(is_known)[repeated.argmax()]]
-            raise _repeated(next(item for item in _listed(corpus, limit) if item.image_id == second.image_id), second)
+            raise _repeated(next(item for item in listing if item.image_id == second.image_id), second)
         met[found] = True
         yield from (item for item, hit in zip(chunk, is_known, strict=True) if not hit)
 

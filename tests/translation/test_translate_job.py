@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import io
 import json
 import os
 import tarfile
+import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -348,15 +352,47 @@ def test_inputs_that_cannot_be_read_are_bad_however_many_stand_in_a_row(
     assert len(rows) == 100 and {row["error"] for row in rows.values()} == {"Refused"}
 
 
-def test_storage_that_does_not_answer_stops_the_work(
-    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
-) -> None:
-    write(tmp_path, {"good.png": make_image(64, 64)})
-    nobody_listens = "".join(f"{number},http://127.0.0.1:1/{number}.png\n" for number in range(30))
-    (tmp_path / "list.csv").write_text(f"image_id,uri\ngood,good.png\n{nobody_listens}")
-    with pytest.raises(P2PError, match=r"16 reads in a row have failed.*cannot be reached"):
-        translate(checkpoint, tmp_path / "list.csv", tmp_path / "out", max_bad_fraction=1.0)
+NOBODY_LISTENS = [f"http://127.0.0.1:1/{number}.png" for number in range(40)]
+
+
+def test_storage_that_does_not_answer_stops_the_work(tmp_path: Path, checkpoint: str) -> None:
+    (tmp_path / "list.txt").write_text("\n".join(NOBODY_LISTENS))
+    with pytest.raises(P2PError, match=r"many images in a row have failed.*cannot be reached"):
+        translate(checkpoint, tmp_path / "list.txt", tmp_path / "out", max_bad_fraction=1.0)
     assert temporaries(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_one_server_of_several_that_is_gone_spoils_its_own_images_only(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], first: bool
+) -> None:
+    """The other one asks for patience at first."""
+    refused: set[str] = set()
+
+    class Impatient(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path in refused:
+                super().do_GET()
+            else:
+                refused.add(self.path)
+                self.send_error(429)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    write(tmp_path / "served", {f"{number}.png": make_image(64, 64, seed=number) for number in range(20)})
+    handler = functools.partial(Impatient, directory=tmp_path / "served")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        answered = [f"http://127.0.0.1:{server.server_port}/{number}.png" for number in range(20)]
+        addresses = [*NOBODY_LISTENS, *answered] if first else [*answered, *NOBODY_LISTENS]
+        (tmp_path / "list.txt").write_text("\n".join(addresses))
+        summary = translate(checkpoint, tmp_path / "list.txt", tmp_path / "out", max_bad_fraction=0.9)
+        server.shutdown()
+    assert (summary["translated"], summary["failed"]) == (20, len(NOBODY_LISTENS))
+    errors = Counter(row["message"] for row in ledger(tmp_path / "out").values() if row["error"] == "FetchFailed")
+    assert errors["its server has not answered many reads in a row and was not asked again"] >= 8
+    assert refused == {f"/{number}.png" for number in range(20)}
 
 
 @pytest.mark.parametrize("format", ["parquet", "webdataset", "png"])
