@@ -316,5 +316,5 @@ def in_this_process(work: Any, left: Any) -> Any:
 
     columns = ("index", "manifest_uri", "row_group", "rows")
     batch = {name: np.array([getattr(shard, name) for shard in left.shards]) for name in columns}
-    rows = ({"report": row["report"][0]} for row in ShardTranslator(work)(batch))
+    rows = ({"report": report} for told in ShardTranslator(work)(batch) for report in told["report"])
     return collect(rows, _Quiet())  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ _PREFLIGHT_ATTEMPTS = 2  # a wrong address should be told in seconds; while work
 _BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs")
 _UNCHAINED_SCHEMES = ("file", *_BUCKET_SCHEMES, "http", "https")
 _LOCAL = ("file://", "local://")
+_S3 = ("s3://", "s3a://")
 TEMPORARY_PREFIX = ".p2p-"
 """How the names of files begin that are not whole yet: listings pass them by."""
 _REFUSED_KEYS = (
@@ -156,7 +157,8 @@ def _explain(error: BaseException, uri: str) -> StorageError:
         what = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights" if is_remote(uri) else "check its mode"
         return Refused(f"{uri}: access denied; {what}")
     if any(word in chain for word in _UNREACHABLE):
-        return StorageError(f"{uri}: its server cannot be reached; check AWS_ENDPOINT_URL and the network")
+        what = "AWS_ENDPOINT_URL" if uri.startswith(_S3) else "the address"
+        return StorageError(f"{uri}: its server cannot be reached; check {what} and the network")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"{uri}: no space left on the disk")
     if isinstance(error, OSError) and error.errno == errno.EFBIG:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from p2p.translation.sinks import Sink, open_sink
 from p2p.translation.windows import SizePolicy
 
 _LOCAL_IO_THREADS, _REMOTE_IO_THREADS = 4, 16
+_SECONDS_BETWEEN_REPORTS = 1.0
+_SHARD_FIELDS = dataclasses.fields(Shard)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +92,6 @@ def make_pipeline(work: Work, sink: Sink, books: ShardBooks) -> Pipeline:
     )
 
 
-def _row(report: Mapping[str, Any]) -> dict[str, list[str]]:
-    return {"report": [json.dumps({"at": time.time(), **report})]}
-
-
 class ShardTranslator:
     """Loads the model once; each call translates the shards of one batch and tells about them while it does."""
 
@@ -102,32 +101,48 @@ class ShardTranslator:
         self._work = work
         self._notes: dict[int, Note] = {}
         self._pipeline: Pipeline | None = None
+        self._told = -math.inf
 
     def __call__(self, batch: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[dict[str, list[str]]]:
         """Yield reports as JSON, the first when work begins; each has `at`, this machine's clock in seconds.
 
+        They are gathered for a second: whatever is yielded, however small, costs Ray 20 ms.
+        """
+        shards = [Shard(*row) for row in zip(*(batch[field.name].tolist() for field in _SHARD_FIELDS), strict=True)]
+        waiting: list[str] = []
+        for report in self.reports(shards):
+            waiting.append(json.dumps({"at": time.time(), **report}))
+            if time.monotonic() - self._told > _SECONDS_BETWEEN_REPORTS:
+                yield {"report": waiting}
+                waiting, self._told = [], time.monotonic()
+        if waiting:
+            yield {"report": waiting}
+
+    def reports(self, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
+        """Translate `shards`; yield what there is to tell of them.
+
         What must stop the whole job (a full disk, a bucket that refuses, too little memory) is the last report,
         `stopped`: raised here, it would reach the user below pages of Ray's tracebacks.
         """
-        rows = zip(*(batch[field.name].tolist() for field in dataclasses.fields(Shard)), strict=True)
         try:
             if self._pipeline is None:
                 self._pipeline = make_pipeline(
                     self._work, open_sink(self._work.output, self._work.settings), self._books()
                 )
-            yield _row({})
-            for report in self._translate(self._pipeline, [Shard(*row) for row in rows]):
-                yield _row(dataclasses.asdict(report))
-            yield _row({"fallbacks": self._pipeline.network.fallbacks})
+                yield {}
+            for report in self._translate(self._pipeline, shards):
+                yield dataclasses.asdict(report)
+            if self._pipeline.network.fallbacks:
+                yield {"fallbacks": self._pipeline.network.fallbacks}
         except P2PError as error:
-            yield _row({"stopped": str(error)})
+            yield {"stopped": str(error)}
         except (torch.OutOfMemoryError, MemoryError) as error:
             reason = str(error).split(". ")[0] or "out of memory"
             smaller = f"--batch-size (now {self._work.batch_size}), a smaller " if self._work.device != "cpu" else ""
             advice = f"{reason}; pass a smaller {smaller}--tile-size or fewer --workers"
-            yield _row({"stopped": f"{advice}. The same command continues"})
+            yield {"stopped": f"{advice}. The same command continues"}
 
-    def _translate(self, pipeline: Pipeline, shards: list[Shard]) -> Iterator[ShardReport]:
+    def _translate(self, pipeline: Pipeline, shards: Sequence[Shard]) -> Iterator[ShardReport]:
         """All shards in one flow, except those at which a process has ended: these go image by image."""
         begun = begun_shards(self._work.output)
         yield from pipeline.run(shard for shard in shards if shard.index not in begun)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import signal
 import sys
 import threading
 from dataclasses import dataclass, field
@@ -126,10 +127,13 @@ def forgive(output: str) -> None:
 class Deadline:
     """While entered, by any number of threads, the process ends if nothing enters or leaves for so many seconds.
 
-    The clock runs outside Python, since a decoder that hangs may hold Python's lock.
+    The clock is the system's (`SIGALRM`), since a decoder that hangs may hold Python's lock, and since it is set twice
+    for each image. Where the process was goes to stderr.
     """
 
     def __init__(self, seconds: float) -> None:
+        if sys.__stderr__ is not None:
+            faulthandler.register(signal.SIGALRM, file=sys.__stderr__, chain=True)
         self._seconds = seconds
         self._inside = 0
         self._lock = threading.Lock()
@@ -143,7 +147,4 @@ class Deadline:
     def _move(self, step: int) -> None:
         with self._lock:
             self._inside += step
-            if self._inside and sys.__stderr__ is not None:
-                faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__)
-            else:
-                faulthandler.cancel_dump_traceback_later()
+            signal.setitimer(signal.ITIMER_REAL, self._seconds if self._inside else 0)

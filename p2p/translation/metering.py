@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from ray.util.metrics import Counter
 
 from p2p.cli import log_to_stderr
 from p2p.translation.actor import ShardTranslator, Work
+from p2p.translation.plan import Shard
 
 log = logging.getLogger("p2p")
 
@@ -31,11 +30,11 @@ class MeteredShardTranslator(ShardTranslator):
         for counter in (self._translated, self._failed, self._stages):
             counter.set_default_tags({"output": work.output})
 
-    def __call__(self, batch: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[dict[str, list[str]]]:
+    def reports(self, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
         """As ShardTranslator does."""
-        for row in super().__call__(batch):
-            self._note(json.loads(row["report"][0]))
-            yield row
+        for report in super().reports(shards):
+            self._note(report)
+            yield report
 
     def _note(self, report: dict[str, Any]) -> None:
         if "stopped" in report:

@@ -196,7 +196,7 @@ class Pipeline:
             errors = [job.data for job in unit if isinstance(job.data, BadInput) and job.data.kind == FETCH_FAILED]
             if not self._hosts.note(unit[0].item.source_uri, answered=len(errors) < len(unit)):
                 raise StorageError(
-                    f"the reads of many images in a row have failed, the last with: {errors[-1]}; "
+                    f"many reads in a row have failed, the last with: {errors[-1]}; "
                     f"when the storage is well again, the same command continues"
                 )
             yield from unit

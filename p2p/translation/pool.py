@@ -124,7 +124,7 @@ def _chains(shards: Sequence[Shard], actors: int) -> list[list[Shard]]:
     chains: list[list[Shard]] = []
     start = 0
     while start < len(shards):
-        length = min(_LONGEST_CHAIN, max(1, (len(shards) - start) // (4 * actors)))
+        length = min(_LONGEST_CHAIN, max(1, (len(shards) - start) // (2 * actors)))
         chains.append(list(shards[start : start + length]))
         start += length
     return chains

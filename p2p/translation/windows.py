@@ -80,7 +80,7 @@ class WholeWindow:
 
     def add(self, index: int, output: Array) -> None:
         """Take the answer to `index`."""
-        self._output = output[: self._crop[0], : self._crop[1]].copy()
+        self._output = output[: self._crop[0], : self._crop[1]]
 
     def result(self) -> Array:
         """(H, W, C) uint8."""
