@@ -137,7 +137,7 @@ class Engine:
         """Batches that may be started before the first of them is taken; more would wait for each other."""
         if self._takes_lanes:
             return _LANES
-        return self._threads + 1 if self._threads and self._threads > 1 else 1  # one waits while the others compute
+        return self._threads + 1 if self._threads else 1  # one waits while the others compute
 
     @property
     def fallbacks(self) -> list[str]:

@@ -40,7 +40,8 @@ ACTORS_PER_GPU = 2
 """One computes while the other copies."""
 _GPU_BATCH = 64
 _CPU_BATCH, _CPU_BATCH_PIXELS = 8, 2**19  # larger ones are no quicker and take memory
-_LONGEST_CHAIN = 8  # shards an actor gets at once; batches fill up across them
+_LONGEST_CHAIN = 64  # shards an actor gets at once; batches fill up across them
+_LONGEST_SHARED_CHAIN = 8  # on a cluster, where a node that joins must find some left
 _MOST_UNASKED = 256  # processes of a cluster that grows, where nobody said how many
 _SECONDS_FOR_A_GPU = 900.0  # until a cluster that had none has started a node with one
 
@@ -119,12 +120,12 @@ def _sized(config: TranslateConfig, work: Work, shards: int) -> _Pool:
     return _Pool(on_cores(work, threads), actors, at_first, most, {"num_cpus": 1})
 
 
-def _chains(shards: Sequence[Shard], actors: int) -> list[list[Shard]]:
+def _chains(shards: Sequence[Shard], actors: int, longest: int) -> list[list[Shard]]:
     """Cut the list into chains, long ones first and single shards last, so that actors finish at the same time."""
     chains: list[list[Shard]] = []
     start = 0
     while start < len(shards):
-        length = min(_LONGEST_CHAIN, max(1, (len(shards) - start) // (2 * actors)))
+        length = min(longest, max(1, (len(shards) - start) // (2 * actors)))
         chains.append(list(shards[start : start + length]))
         start += length
     return chains
@@ -161,7 +162,7 @@ def _translate_on_ray(config: TranslateConfig, work: Work, left: Remaining) -> O
     columns = ("index", "manifest_uri", "row_group", "rows")
     blocks = [
         pa.table({name: [getattr(shard, name) for shard in chain] for name in columns})
-        for chain in _chains(left.shards, pool.actors)
+        for chain in _chains(left.shards, pool.actors, _LONGEST_CHAIN if is_private() else _LONGEST_SHARED_CHAIN)
     ]
     dataset = ray.data.from_arrow(blocks).map_batches(
         MeteredShardTranslator,
