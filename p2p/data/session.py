@@ -29,7 +29,7 @@ for _name, _value in {
     "RAY_enable_worker_prestart": "0",  # each process in waiting wakes a hundred times a second beside the network
     "RAY_prestart_worker_first_driver": "0",
     "RAY_worker_niceness": "0",  # at Ray's default of 15 its own helpers take turns from the networks
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # it also paces every start and end, 2 s at a time
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # it also paces every start and end, 2 s at a time
 }.items():
     os.environ.setdefault(_name, _value)
 
@@ -179,6 +179,10 @@ def _take_termination_for_an_interrupt() -> None:
 
 
 def _start_private() -> None:
+    # For the helpers that are started here: each takes a percent of a core, for what nobody looks at on a private Ray.
+    os.environ.setdefault("RAY_event_stats", "0")
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(max(1, physical_cores() // 2)))  # idle ones that stay
     try:
         with _patient():
             ray.init(
