@@ -254,5 +254,6 @@ def quiet_data_context() -> ray.data.DataContext:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):  # its log file keeps everything
             handler.setLevel(logging.ERROR)
+    context.memory_usage_poll_interval_s = None  # walking a gigabyte's page table every second, for what nobody reads
     context.execution_no_progress_timeout_s = -1  # a slow training step or validation is no fault
     return context

@@ -132,6 +132,18 @@ class Engine:
         other._lanes = deque()
         return other
 
+    def warm_up(self) -> None:
+        """Compute blank tiles, so that no later batch pays for choosing kernels and claiming memory.
+
+        Tiles of any shape are not known beforehand; nothing is done for them.
+        """
+        if self.tile_size is None:
+            return
+        blank = np.zeros((1, self.tile_size, self.tile_size, self.input_channels), self.dtype)
+        under_way = [self.start(blank, [""]) for _ in range(self._threads or self.in_flight)]
+        for take in under_way:
+            take()
+
     @property
     def in_flight(self) -> int:
         """Batches that may be started before the first of them is taken; more would wait for each other."""

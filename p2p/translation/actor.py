@@ -33,7 +33,7 @@ from p2p.translation.sinks import Sink, open_sink
 from p2p.translation.windows import SizePolicy
 
 _LOCAL_IO_THREADS, _REMOTE_IO_THREADS = 4, 16
-_SECONDS_BETWEEN_REPORTS = 1.0
+_SECONDS_BETWEEN_REPORTS = 2.0
 _SHARD_FIELDS = dataclasses.fields(Shard)
 
 
@@ -78,6 +78,7 @@ def make_pipeline(work: Work, sink: Sink, books: ShardBooks) -> Pipeline:
         seed=settings.seed,
         threads=work.threads,
     )
+    engine.warm_up()
     return Pipeline(
         network=engine,
         policy=SizePolicy(settings.size_mode, settings.tile_size, settings.overlap, engine.stride),
@@ -106,7 +107,7 @@ class ShardTranslator:
     def __call__(self, batch: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[dict[str, list[str]]]:
         """Yield reports as JSON, the first when work begins; each has `at`, this machine's clock in seconds.
 
-        They are gathered for a second: whatever is yielded, however small, costs Ray 20 ms.
+        They are gathered for two seconds: whatever is yielded, however small, costs Ray 20 ms.
         """
         shards = [Shard(*row) for row in zip(*(batch[field.name].tolist() for field in _SHARD_FIELDS), strict=True)]
         waiting: list[str] = []

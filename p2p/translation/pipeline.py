@@ -147,12 +147,14 @@ class Pipeline:
     def _units(self, shards: Iterable[Shard], open_shards: list[OpenShard], io: Executor | None) -> Iterator[list[Job]]:
         def read(shard: Shard) -> tuple[Shard, list[Input], dict[str, LedgerRow]]:
             inputs = self._books.read_inputs(shard)
-            return shard, inputs, self._books.read_kept(shard.index) if inputs else {}
+            if not inputs:
+                return shard, [], {}
+            self._books.begin(shard.index)  # here, where a slow disk or bucket holds nothing up
+            return shard, inputs, self._books.read_kept(shard.index)
 
         for shard, inputs, before in ahead(read, shards, io, count=2):
             if not inputs:
                 continue
-            self._books.begin(shard.index)
             writer = self._sink.open_shard(shard.index)
             kept = writer.keep(before) if before else set()
             rows = [before[item.image_id] if item.image_id in kept else None for item in inputs]
