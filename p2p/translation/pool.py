@@ -111,7 +111,8 @@ def _sized(config: TranslateConfig, work: Work, shards: int) -> _Pool:
     if use_gpu:
         work = on_gpu(work, config.batch_size, cores // actors)
         return _Pool(work, actors, at_first, most, {"num_cpus": 1, "num_gpus": 1 / math.ceil(actors / gpus)})
-    threads = min(max(1, cores // actors), physical_cores())
+    # One more than a process has cores: while one pauses between two chains, another computes on its core too.
+    threads = min(max(1, cores // actors), physical_cores()) + 1
     if config.batch_size not in (0, work.batch_size):
         log.info(
             "on CPUs %d tiles are computed at a time, whatever the --batch-size, so that it changes no bit",
