@@ -5,7 +5,7 @@ from formula_weights import fill
 
 from p2p.errors import UsageError
 from p2p.model.config import ModelConfig
-from p2p.model.engine import Engine, choose_device, choose_precision
+from p2p.model.engine import Engine, _SignBitReLU, choose_device, choose_precision
 from p2p.model.networks import build_generator
 from p2p.model.tensors import to_model_range, to_uint8
 
@@ -51,6 +51,13 @@ def test_a_tile_depends_on_nothing_but_itself(precision, norm_mode, dropout):
     assert np.array_equal(run(TILES[order], [KEYS[i] for i in order]), together[order])
     alone = np.concatenate([run(TILES[i : i + 1], KEYS[i : i + 1]) for i in range(7)])
     assert np.array_equal(alone, together)
+
+
+def test_relu_by_sign_bit_is_relu_for_every_bfloat16():
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
+    numbers = every[~every.isnan()]
+    expected = torch.relu(numbers)
+    assert torch.equal(_SignBitReLU(torch.nn.ReLU(inplace=True))(numbers.clone()), expected)
 
 
 def test_own_statistics_are_those_of_training_mode_with_a_batch_of_one():
