@@ -53,6 +53,18 @@ def test_a_tile_depends_on_nothing_but_itself(precision, norm_mode, dropout):
     assert np.array_equal(alone, together)
 
 
+@pytest.mark.parametrize("tile_size, threads, batches", [(64, 3, 3), (64, None, 1), (None, 2, 0)])
+def test_warming_up_computes_a_batch_for_each_thread_and_changes_no_result(monkeypatch, tile_size, threads, batches):
+    run = engine(small_generator(), tile_size=tile_size, threads=threads)
+    expected = run(TILES)
+    computed = []
+    forward = run._forward
+    monkeypatch.setattr(run, "_forward", lambda tiles: computed.append(len(tiles)) or forward(tiles))
+    run.warm_up()
+    assert computed == [4] * batches
+    assert np.array_equal(run(TILES), expected)
+
+
 def test_relu_by_sign_bit_is_relu_for_every_bfloat16():
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
     numbers = every[~every.isnan()]
