@@ -3,6 +3,7 @@ from typing import get_args
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from p2p.errors import UsageError
 from p2p.model.config import GeneratorName, ModelConfig
@@ -118,6 +119,27 @@ def test_initial_weights_come_from_the_seed_alone_and_have_the_published_spread(
     assert kernels.mean().abs() < 1e-3 and abs(kernels.std() - 0.02) < 1e-3
     assert abs(scales.mean() - 1) < 0.01 and abs(scales.std() - 0.02) < 0.01
     assert all(not m.bias.any() for m in first.modules() if getattr(m, "bias", None) is not None)
+
+
+class _NormsBackward(TorchDispatchMode):
+    """Notes for each batch norm that is differentiated whether its gradient comes in channels-last layout."""
+
+    def __init__(self):
+        super().__init__()
+        self.channels_last = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function is torch.ops.aten.native_batch_norm_backward.default:
+            self.channels_last.append(arguments[0].is_contiguous(memory_format=torch.channels_last))
+        return function(*arguments, **(options or {}))
+
+
+def test_gradients_reach_every_norm_in_the_layout_that_torch_is_quick_in():
+    generator = build_generator(ModelConfig(generator="unet_64", ngf=8)).to(memory_format=torch.channels_last)
+    output = generator(torch.rand(2, 3, 64, 64).to(memory_format=torch.channels_last))
+    with _NormsBackward() as norms:
+        output.square().sum().backward()
+    assert norms.channels_last == [True] * sum(isinstance(layer, torch.nn.BatchNorm2d) for layer in generator.modules())
 
 
 def test_training_noise_does_not_depend_on_the_memory_layout():
