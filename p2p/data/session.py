@@ -99,6 +99,14 @@ def smallest_node_cpus() -> float:
 
 
 _PRIVATE = "p2p-private"
+# What Ray's helpers leave undone on a private one, where nobody looks at it: each takes up to a percent of a core.
+_UNSEEN = {
+    "RAY_event_stats": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # else it looks through the logs ten times a second,
+    "LOG_NAME_UPDATE_INTERVAL_S": "3600",  # to send them to a driver that takes none
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # to the dashboard, which is not there
+}
 _LEVEL_TOLD = b"Set ray log level from environment variable"
 
 
@@ -179,9 +187,8 @@ def _take_termination_for_an_interrupt() -> None:
 
 
 def _start_private() -> None:
-    # For the helpers that are started here: each takes a percent of a core, for what nobody looks at on a private Ray.
-    os.environ.setdefault("RAY_event_stats", "0")
-    os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    for name, value in _UNSEEN.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_num_workers_soft_limit", str(max(1, physical_cores() // 2)))  # idle ones that stay
     try:
         with _patient():

@@ -15,7 +15,7 @@ from p2p.errors import P2PError
 from p2p.progress import Progress
 
 log = logging.getLogger("p2p")
-_SECONDS_BETWEEN_READS = 0.5
+_SECONDS_BETWEEN_READS = 1.0
 _GAUGES = {
     "images_seen": "pairs trained on so far",
     "step": "optimiser steps taken, at the end of the last epoch",

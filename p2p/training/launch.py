@@ -38,14 +38,21 @@ class _Trainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         """Start no process that is of no use here: each wakes a hundred times a second beside the network."""
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        return [callback for callback in callbacks if type(callback).__name__ not in _unneeded()]
+        unneeded = _unneeded(self.scaling_config.num_workers)
+        return [callback for callback in callbacks if type(callback).__name__ not in unneeded]
 
 
-def _unneeded() -> tuple[str, ...]:
-    """Of Ray Train's callbacks: that for data sets which Ray Train hands out, here each worker reads its own; and on a
-    private Ray, which ends with its driver, the one that cleans up after that.
+def _unneeded(workers: Any) -> list[str]:
+    """Of Ray Train's callbacks: that for data sets which Ray Train hands out, here each worker reads its own; on a
+    private Ray, which ends with its driver, the one that cleans up after that; and for a worker by itself the one that
+    lets it talk to the others.
     """
-    return ("DatasetsCallback", "PlacementGroupCleanerCallback") if is_private() else ("DatasetsCallback",)
+    names = ["DatasetsCallback"]
+    if is_private():
+        names.append("PlacementGroupCleanerCallback")
+    if workers == 1:
+        names.append("BackendSetupCallback")
+    return names
 
 
 def resources(config: TrainConfig) -> ScalingConfig:
