@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from p2p.errors import UsageError
 from p2p.model.config import PATCH_LAYERS, RESNET_BLOCKS, UNET_DOWNS, ModelConfig
+from p2p.model.convolutions import Conv2d, ConvTranspose2d
 from p2p.model.tensors import InputEncoder
 from p2p.storage.images import Pixels
 
@@ -126,22 +127,22 @@ class UNetGenerator(Generator):
         for level in reversed(range(1, num_downs)):
             outer_width, width = widths[level - 1], widths[level]
             layers: list[nn.Module] = [nn.LeakyReLU(_LEAK, inplace=True)]
-            layers.append(nn.Conv2d(outer_width, width, 4, stride=2, padding=1, bias=bias))
+            layers.append(Conv2d(outer_width, width, 4, stride=2, padding=1, bias=bias))
             if inner is not None:
                 layers += [_norm_layer(norm, width), inner]
             up_width = width if inner is None else 2 * width
             layers.append(nn.ReLU(inplace=True))
-            layers.append(nn.ConvTranspose2d(up_width, outer_width, 4, stride=2, padding=1, bias=bias))
+            layers.append(ConvTranspose2d(up_width, outer_width, 4, stride=2, padding=1, bias=bias))
             layers.append(_norm_layer(norm, outer_width))
             if dropout and 4 <= level < num_downs - 1:
                 layers.append(_Dropout(0.5))
             inner = _SkipLevel(*layers)
         assert inner is not None
         self.model = _Level(
-            nn.Conv2d(input_channels, ngf, 4, stride=2, padding=1, bias=bias),
+            Conv2d(input_channels, ngf, 4, stride=2, padding=1, bias=bias),
             inner,
             nn.ReLU(inplace=True),
-            nn.ConvTranspose2d(2 * ngf, output_channels, 4, stride=2, padding=1),
+            ConvTranspose2d(2 * ngf, output_channels, 4, stride=2, padding=1),
             nn.Tanh(),
         )
 
@@ -154,11 +155,11 @@ class _ResidualBlock(nn.Module):
     def __init__(self, channels: int, norm: Norm, dropout: bool) -> None:
         super().__init__()
         bias = norm == "instance"
-        layers: list[nn.Module] = [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3, bias=bias)]
+        layers: list[nn.Module] = [nn.ReflectionPad2d(1), Conv2d(channels, channels, 3, bias=bias)]
         layers += [_norm_layer(norm, channels), nn.ReLU(inplace=True)]
         if dropout:
             layers.append(_Dropout(0.5))
-        layers += [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3, bias=bias), _norm_layer(norm, channels)]
+        layers += [nn.ReflectionPad2d(1), Conv2d(channels, channels, 3, bias=bias), _norm_layer(norm, channels)]
         self.conv_block = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -182,18 +183,18 @@ class ResnetGenerator(Generator):
     ) -> None:
         super().__init__()
         bias = norm == "instance"
-        layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(input_channels, ngf, 7, bias=bias)]
+        layers: list[nn.Module] = [nn.ReflectionPad2d(3), Conv2d(input_channels, ngf, 7, bias=bias)]
         layers += [_norm_layer(norm, ngf), nn.ReLU(inplace=True)]
         for width in (2 * ngf, 4 * ngf):
-            layers.append(nn.Conv2d(width // 2, width, 3, stride=2, padding=1, bias=bias))
+            layers.append(Conv2d(width // 2, width, 3, stride=2, padding=1, bias=bias))
             layers += [_norm_layer(norm, width), nn.ReLU(inplace=True)]
         layers += [_ResidualBlock(4 * ngf, norm, dropout) for _ in range(num_blocks)]
         for width in (2 * ngf, ngf):
             layers.append(
-                nn.ConvTranspose2d(2 * width, width, 3, stride=2, padding=1, output_padding=1, bias=bias),
+                ConvTranspose2d(2 * width, width, 3, stride=2, padding=1, output_padding=1, bias=bias),
             )
             layers += [_norm_layer(norm, width), nn.ReLU(inplace=True)]
-        layers += [nn.ReflectionPad2d(3), nn.Conv2d(ngf, output_channels, 7), nn.Tanh()]
+        layers += [nn.ReflectionPad2d(3), Conv2d(ngf, output_channels, 7), nn.Tanh()]
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -211,13 +212,13 @@ class PatchDiscriminator(Discriminator):
         super().__init__()
         bias = norm == "instance"
         widths = [ndf * min(2**layer, _WIDEST) for layer in range(num_layers + 1)]
-        layers: list[nn.Module] = [nn.Conv2d(input_channels, ndf, 4, stride=2, padding=1)]
+        layers: list[nn.Module] = [Conv2d(input_channels, ndf, 4, stride=2, padding=1)]
         layers.append(nn.LeakyReLU(_LEAK, inplace=True))
         for layer in range(1, num_layers + 1):
             stride = 2 if layer < num_layers else 1
-            layers.append(nn.Conv2d(widths[layer - 1], widths[layer], 4, stride=stride, padding=1, bias=bias))
+            layers.append(Conv2d(widths[layer - 1], widths[layer], 4, stride=stride, padding=1, bias=bias))
             layers += [_norm_layer(norm, widths[layer]), nn.LeakyReLU(_LEAK, inplace=True)]
-        layers.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
+        layers.append(Conv2d(widths[-1], 1, 4, padding=1))
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -232,12 +233,12 @@ class PixelDiscriminator(Discriminator):
         super().__init__()
         bias = norm == "instance"
         self.net = nn.Sequential(
-            nn.Conv2d(input_channels, ndf, 1),
+            Conv2d(input_channels, ndf, 1),
             nn.LeakyReLU(_LEAK, inplace=True),
-            nn.Conv2d(ndf, 2 * ndf, 1, bias=bias),
+            Conv2d(ndf, 2 * ndf, 1, bias=bias),
             _norm_layer(norm, 2 * ndf),
             nn.LeakyReLU(_LEAK, inplace=True),
-            nn.Conv2d(2 * ndf, 1, 1, bias=bias),
+            Conv2d(2 * ndf, 1, 1, bias=bias),
         )
 
     def forward(self, x: Tensor) -> Tensor:
