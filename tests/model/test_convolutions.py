@@ -13,6 +13,7 @@ CASES = {  # the layer's arguments, and the input's height and width
     "stride 1": (Conv2d, (32, 48, 4, 1, 1), 12, 11),
     "unpadded": (Conv2d, (32, 48, 3), 12, 11),
     "up": (ConvTranspose2d, (32, 48, 4, 2, 1), 6, 8),
+    "up, many pixels": (ConvTranspose2d, (32, 48, 4, 2, 1), 20, 24),
     "up from one pixel": (ConvTranspose2d, (32, 48, 4, 2, 1), 1, 1),
     "up, odd output": (ConvTranspose2d, (32, 48, 3, 2, 1, 1), 6, 8),
 }
