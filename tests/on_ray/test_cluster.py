@@ -7,6 +7,7 @@ import json
 import math
 import os
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -111,10 +112,18 @@ class Cluster:
         return [pid for pid in self.processes_of(node) if title in read(pid, "cmdline")]
 
     def kill(self, node: str) -> None:
-        """As if its machine were gone."""
+        """As if its machine were gone: none of its processes is left, not even one that is still dying."""
+        handles = []
         for pid in self.processes_of(node):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                handles.append(os.pidfd_open(pid))
+        for handle in handles:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        for handle in handles:
+            ended, _, _ = select.select([handle], [], [], PATIENCE)
+            assert ended, "killed, and still there"
+            os.close(handle)
 
     def remains(self) -> list[int]:
         """Processes that carry this cluster's folder in their command line or environment."""
