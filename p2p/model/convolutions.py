@@ -1,7 +1,12 @@
-"""torch's convolutions. Where oneDNN is slow at their gradients, matrix products compute them instead.
+"""torch's convolutions. Where oneDNN is slow at them, matrix products compute them instead.
 
-That is on CPUs in bfloat16: oneDNN puts weights, pixels and gradients into orders of its own, and results back. At the
-U-Net's inner levels, whose pixels are few and whose weights are many, that takes five times as long as the arithmetic.
+That is in training on CPUs in bfloat16. oneDNN puts weights, pixels and gradients into orders of its own, and results
+back: at the U-Net's inner levels, whose pixels are few and whose weights are many, that takes up to five times as long
+as the arithmetic. And its kernels fill their vectors with channels, of which the last layers have one or three.
+
+A convolution has a side with a position for each place of the kernel (its output; of a transposed one the input) and a
+side of which the kernel sees a patch there. They are called `few` and `many` here, and weights are (few's channels,
+many's channels, kernel, kernel).
 """
 
 from __future__ import annotations
@@ -12,22 +17,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from p2p.model.winograd import is_quicker, weight_gradient_of_4x4
+
 _MOST_POSITIONS = 32 * 32
-"""Of the side with fewer pixels: above, copying the other side's out for the products costs what they gain."""
+"""Of `few`, for the gradient of the weights: above, copying the patches out costs what the product gains."""
+_MOST_INNER_POSITIONS = 8 * 8
+"""Of `few`, for pixels too, which the products write or read several times over."""
+_MOST_THIN_VALUES = 64
+"""Of one patch, kernel * kernel * channels of `many`: so few are soon copied, whatever the number of positions."""
 _FEWEST_CHANNELS = 16
+"""Of `few`."""
 
 
 class _Shape(NamedTuple):
     """How a convolution moves over its input; square kernels, strides and paddings, no dilation, no groups."""
 
+    kernel: int
     stride: int
     padding: int
-    transposed: bool
-    output_padding: int
+    transposed: bool = False
+    output_padding: int = 0
 
     def arguments(self) -> tuple[Any, ...]:
         """As torch's own functions take them."""
         return ([self.stride] * 2, [self.padding] * 2, [1, 1], self.transposed, [self.output_padding] * 2, 1)
+
+    def output(self, sides: torch.Size) -> torch.Size:
+        """The output's height and width for the input's."""
+        if self.transposed:
+            beyond = self.kernel + self.output_padding - 2 * self.padding
+            return torch.Size((side - 1) * self.stride + beyond for side in sides)
+        return torch.Size((side + 2 * self.padding - self.kernel) // self.stride + 1 for side in sides)
+
+    def positions(self, x: Tensor) -> int:
+        """Of `few` in one image, for the input `x`."""
+        return (x.shape[2:] if self.transposed else self.output(x.shape[2:])).numel()
+
+
+_DOUBLING = _Shape(4, 2, 1, transposed=True)
 
 
 class Conv2d(nn.Conv2d):
@@ -35,8 +62,14 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) float of any precision -> (B, C', H', W')."""
-        if _is_quicker(self, input, positions=_positions(input) // (self.stride[0] * self.stride[1])):
-            return _convolve(self, input, _Shape(self.stride[0], int(self.padding[0]), False, 0))
+        if _may_use_products(input):
+            weight, shape = self.weight, _Shape(self.kernel_size[0], self.stride[0], int(self.padding[0]))
+            if shape.stride == 1 and self.out_channels * shape.kernel**2 <= _MOST_THIN_VALUES:
+                # The same sums the other way round: each input pixel adds its share to the few values that see it.
+                weight = weight.flip(2, 3).transpose(0, 1)
+                shape = _Shape(shape.kernel, 1, shape.kernel - 1 - shape.padding, transposed=True)
+            if _are_products_quicker(input, weight, shape):
+                return _convolve(input, weight, self.bias, shape)
         return super().forward(input)
 
 
@@ -45,31 +78,34 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(B, C, H, W) float of any precision -> (B, C', H', W')."""
-        if output_size is None and _is_quicker(self, input, positions=_positions(input)):
-            shape = _Shape(self.stride[0], int(self.padding[0]), True, self.output_padding[0])
-            return _convolve(self, input, shape)
+        if output_size is None and _may_use_products(input):
+            shape = _Shape(self.kernel_size[0], self.stride[0], int(self.padding[0]), True, self.output_padding[0])
+            if _are_products_quicker(input, self.weight, shape):
+                return _convolve(input, self.weight, self.bias, shape)
         return super().forward(input, output_size)
 
 
-def _positions(images: Tensor) -> int:
-    return images.shape[-2] * images.shape[-1]
-
-
-def _is_quicker(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, positions: int) -> bool:
+def _may_use_products(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
+        and torch.is_grad_enabled()
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and torch.is_grad_enabled()
-        and layer.weight.requires_grad
-        and layer.weight.shape[0] >= _FEWEST_CHANNELS
-        and positions <= _MOST_POSITIONS
     )
 
 
-def _convolve(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, shape: _Shape) -> Tensor:
-    bias = None if layer.bias is None else layer.bias.bfloat16()
-    convolved: Tensor = _Convolution.apply(x.bfloat16(), layer.weight.bfloat16(), bias, shape)
+def _are_products_quicker(x: Tensor, weight: Tensor, shape: _Shape) -> bool:
+    few_enough = shape.positions(x) <= _MOST_POSITIONS or _is_thin(weight, shape)
+    return few_enough and len(weight) >= _FEWEST_CHANNELS
+
+
+def _is_thin(weight: Tensor, shape: _Shape) -> bool:
+    return shape.transposed and weight[0].numel() <= _MOST_THIN_VALUES
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape) -> Tensor:
+    bias = None if bias is None else bias.bfloat16()
+    convolved: Tensor = _Convolution.apply(x.bfloat16(), weight.bfloat16(), bias, shape)
     return convolved
 
 
@@ -77,25 +113,49 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape) -> Tensor:
         ctx.shape = shape
+        ctx.inner = shape.positions(x) <= _MOST_INNER_POSITIONS
         ctx.save_for_backward(x, weight)
-        return torch.convolution(x, weight, bias, *shape.arguments())
+        thin = _is_thin(weight, shape)
+        if thin and shape == _DOUBLING:
+            return _doubled(x, weight, bias)
+        if not (ctx.inner or thin):
+            return torch.convolution(x, weight, bias, *shape.arguments())
+        sides = shape.output(x.shape[2:])
+        if shape.transposed:
+            output = _add_up(_pixels(x) @ _rows(weight), x.shape[2:], sides, shape)
+        else:
+            output = torch.empty(len(x), len(weight), *sides, dtype=x.dtype, memory_format=torch.channels_last)
+            # Into place, since the layer after this one may not change a view in place.
+            torch.mm(_patches(x, sides, shape), _rows(weight).t(), out=_pixels(output))
+        return output if bias is None else output + bias[:, None, None]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,), (x, weight), shape = gradients, ctx.saved_tensors, ctx.shape
         few, many = (x, gradient) if shape.transposed else (gradient, x)
-        columns = _columns(many, few, weight.shape[-1], shape)
-        x_gradient = bias_gradient = None
-        if ctx.needs_input_grad[0] and shape.transposed:
-            x_gradient = (columns @ _rows(weight).t()).view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
-        elif ctx.needs_input_grad[0]:
+        for_x, for_weight, for_bias, _ = ctx.needs_input_grad
+        x_gradient = weight_gradient = None
+        for_winograd = is_quicker(few, many, shape.kernel, shape.stride)
+        if shape.transposed or (for_weight and not for_winograd):
+            patches = _patches(many, few.shape[2:], shape)
+        if for_x and shape.transposed:
+            x_gradient = (patches @ _rows(weight).t()).view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+        elif for_x and ctx.inner:
+            x_gradient = _add_up(_pixels(gradient) @ _rows(weight), few.shape[2:], x.shape[2:], shape)
+        elif for_x:
             only_x = [True, False, False]
             x_gradient = torch.ops.aten.convolution_backward(gradient, x, weight, None, *shape.arguments(), only_x)[0]
-        weight_rows = few.permute(1, 0, 2, 3).flatten(1) @ columns
-        weight_gradient = weight_rows.view(len(weight_rows), *weight.shape[2:], -1).permute(0, 3, 1, 2)
-        if ctx.needs_input_grad[2]:
-            bias_gradient = gradient.sum((0, 2, 3))
-        return x_gradient, weight_gradient, bias_gradient, None
+        if for_weight and for_winograd:
+            weight_gradient = weight_gradient_of_4x4(few, many, shape.stride, shape.padding)
+        elif for_weight:
+            rows = _pixels(few).t() @ patches
+            weight_gradient = rows.view(len(rows), *weight.shape[2:], -1).permute(0, 3, 1, 2)
+        return x_gradient, weight_gradient, gradient.sum((0, 2, 3)) if for_bias else None, None
+
+
+def _pixels(images: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B * H * W, C)."""
+    return images.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _rows(weight: Tensor) -> Tensor:
@@ -103,13 +163,31 @@ def _rows(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).flatten(1)
 
 
-def _columns(many: Tensor, few: Tensor, kernel: int, shape: _Shape) -> Tensor:
-    """What lies under the kernel at each of its places: (B * H * W, kernel * kernel * C').
-
-    `few` (B, C, H, W) is the side with a position for each place of the kernel (a convolution's output, a transposed
-    one's input), `many` (B, C', H', W') the other.
-    """
-    height, width = few.shape[-2:]
+def _patches(many: Tensor, few_sides: torch.Size, shape: _Shape) -> Tensor:
+    """What the kernel sees of (B, C, H, W) `many` at each of `few`'s positions: (positions, kernel * kernel * C)."""
+    height, width = few_sides
     padded = F.pad(many.permute(0, 2, 3, 1), (0, 0, *[shape.padding] * 4))
-    under = padded.unfold(1, kernel, shape.stride).unfold(2, kernel, shape.stride)[:, :height, :width]
-    return under.permute(0, 1, 2, 4, 5, 3).reshape(len(few) * height * width, -1)
+    seen = padded.unfold(1, shape.kernel, shape.stride).unfold(2, shape.kernel, shape.stride)[:, :height, :width]
+    return seen.permute(0, 1, 2, 4, 5, 3).reshape(len(many) * height * width, -1)
+
+
+def _add_up(patches: Tensor, few_sides: torch.Size, many_sides: torch.Size, shape: _Shape) -> Tensor:
+    """The transpose of `_patches`: (B, C, H, W) images whose pixels are the sums of what patches have for them."""
+    height, width = few_sides
+    seen = patches.view(-1, height, width, shape.kernel, shape.kernel, patches.shape[1] // shape.kernel**2)
+    sides = [side + 2 * shape.padding for side in many_sides]
+    padded = torch.zeros(len(seen), *sides, seen.shape[-1])  # float32: rounded once, as a convolution's sums are
+    rows, columns = (slice(0, shape.stride * count, shape.stride) for count in few_sides)
+    for row in range(shape.kernel):
+        for column in range(shape.kernel):
+            padded[:, row:, column:][:, rows, columns] += seen[:, :, :, row, column]
+    inside = padded[:, shape.padding :, shape.padding :][:, : many_sides[0], : many_sides[1]]
+    return inside.permute(0, 3, 1, 2).to(patches.dtype)
+
+
+def _doubled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`_DOUBLING`: each of the four pixels that lie between four of the input's sees those with a 2x2 kernel."""
+    kernels = weight.reshape(*weight.shape[:2], 2, 2, 2, 2).flip(2, 4).permute(1, 3, 5, 0, 2, 4).flatten(0, 2)
+    bias = None if bias is None else bias.repeat_interleave(4)
+    between = F.conv2d(x, kernels.contiguous(memory_format=torch.channels_last), bias, padding=1)
+    return F.pixel_shuffle(between, 2)[:, :, 1:-1, 1:-1].contiguous(memory_format=torch.channels_last)

@@ -2,20 +2,31 @@ import pytest
 import torch
 from torch import nn
 
+from p2p.model import convolutions
 from p2p.model.convolutions import Conv2d, ConvTranspose2d
 from p2p.model.losses import gradient_penalty
+from p2p.model.winograd import weight_gradient_of_4x4
 
 OWN = "_ConvolutionBackward"
 CASES = {  # the layer's arguments, and the input's height and width
-    "down": (Conv2d, (32, 48, 4, 2, 1), 16, 20),
+    "down": (Conv2d, (32, 48, 4, 2, 1), 24, 20),
+    "down, inner level": (Conv2d, (32, 48, 4, 2, 1), 12, 14),
     "down, odd sides": (Conv2d, (32, 48, 4, 2, 1), 9, 13),
     "down to one pixel": (Conv2d, (32, 48, 4, 2, 1), 2, 2),
     "stride 1": (Conv2d, (32, 48, 4, 1, 1), 12, 11),
     "unpadded": (Conv2d, (32, 48, 3), 12, 11),
+    "unpadded, inner level": (Conv2d, (32, 48, 3), 8, 9),
+    "to one channel": (Conv2d, (32, 1, 4, 1, 1), 40, 38),
+    "to three channels": (Conv2d, (32, 3, 3, 1, 1), 7, 9),
+    "down, many channels": (Conv2d, (128, 256, 4, 2, 1), 54, 53),
+    "stride 1, many channels": (Conv2d, (128, 256, 4, 1, 1), 28, 29),
     "up": (ConvTranspose2d, (32, 48, 4, 2, 1), 6, 8),
     "up, many pixels": (ConvTranspose2d, (32, 48, 4, 2, 1), 20, 24),
+    "up, many channels": (ConvTranspose2d, (256, 128, 4, 2, 1), 27, 26),
     "up from one pixel": (ConvTranspose2d, (32, 48, 4, 2, 1), 1, 1),
     "up, odd output": (ConvTranspose2d, (32, 48, 3, 2, 1, 1), 6, 8),
+    "up to three channels": (ConvTranspose2d, (32, 3, 4, 2, 1), 40, 36),
+    "up to one channel, odd output": (ConvTranspose2d, (32, 1, 3, 2, 1, 1), 40, 36),
 }
 
 
@@ -24,43 +35,82 @@ def gradients(layer, x, *, bfloat16):
     layer.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         output = layer(x)
-    weights = torch.linspace(-1, 1, output.numel()).view(output.shape)
+    weights = torch.linspace(-1, 2, output.numel()).view(output.shape)
     (output.float() * weights).sum().backward()
-    return output, [x.grad, layer.weight.grad, *([] if layer.bias is None else [layer.bias.grad])]
+    return output, [x.grad, *(parameter.grad for parameter in layer.parameters() if parameter.requires_grad)]
+
+
+def layer_and_input(case, *, bias=True, layout=torch.channels_last):
+    kind, arguments, height, width = CASES[case]
+    torch.manual_seed(0)
+    layer = kind(*arguments, bias=bias).to(memory_format=layout)
+    x = torch.randn(3, layer.in_channels, height, width).to(memory_format=layout)
+    with torch.no_grad():  # numbers that bfloat16 holds exactly
+        for parameter in layer.parameters():
+            parameter.copy_(parameter.bfloat16().float())
+    return layer, x.bfloat16().float()
+
+
+def assert_rounded(ours, theirs):
+    assert ours.shape == theirs.shape
+    assert torch.linalg.vector_norm(ours - theirs) < 0.01 * torch.linalg.vector_norm(theirs)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_are_those_of_float32_to_the_rounding_of_bfloat16(case, bias, layout):
-    kind, arguments, height, width = CASES[case]
-    torch.manual_seed(0)
-    layer = kind(*arguments, bias=bias).to(memory_format=layout)
-    x = torch.randn(3, 32, height, width).to(memory_format=layout)
-    with torch.no_grad():  # numbers that bfloat16 holds exactly
-        x = x.bfloat16().float()
-        for parameter in layer.parameters():
-            parameter.copy_(parameter.bfloat16().float())
+def test_output_and_gradients_are_those_of_float32_to_the_rounding_of_bfloat16(case, bias, layout):
+    layer, x = layer_and_input(case, bias=bias, layout=layout)
     exact_output, exact = gradients(layer, x, bfloat16=False)
     exact = [gradient.clone() for gradient in exact]
     output, found = gradients(layer, x, bfloat16=True)
     assert (OWN in output.grad_fn.name(), OWN in exact_output.grad_fn.name()) == (True, False)
+    assert output.dtype == torch.bfloat16
+    assert_rounded(output.float(), exact_output)
     for ours, theirs in zip(found, exact, strict=True):
-        assert ours.dtype == torch.float32 and ours.shape == theirs.shape
-        assert torch.linalg.vector_norm(ours - theirs) < 0.01 * torch.linalg.vector_norm(theirs)
+        assert ours.dtype == torch.float32
+        assert_rounded(ours, theirs)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_frozen_layer_hands_the_same_gradient_on(case):  # the discriminator, while the generator learns
+    layer, x = layer_and_input(case)
+    _, (expected, *_) = gradients(layer, x, bfloat16=True)
+    _, found = gradients(layer.requires_grad_(False), x, bfloat16=True)
+    assert len(found) == 1 and torch.equal(found[0], expected)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_next_layer_may_rectify_in_place(case):
+    layer, x = layer_and_input(case, bias=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(x)
+    assert torch.equal(output.clone().relu(), nn.functional.relu(output, inplace=True))
+
+
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_only_gradients_of_many_weights_and_positions_are_winograds(case, amx, monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(
+        convolutions, "weight_gradient_of_4x4", lambda *given: taken.append(case) or weight_gradient_of_4x4(*given)
+    )
+    gradients(*layer_and_input(case), bfloat16=True)
+    assert bool(taken) == ("many channels" in case and not amx)
 
 
 @pytest.mark.parametrize(
     "layer, side",
     [
         (Conv2d(32, 8, 4, 2, 1), 16),  # too few channels
+        (Conv2d(8, 1, 4, 1, 1), 16),
         (Conv2d(32, 48, 4, 2, 1), 66),  # 33 x 33 positions
         (ConvTranspose2d(32, 48, 4, 2, 1), 33),
-        (Conv2d(32, 48, 4, 2, 1).requires_grad_(False), 16),  # the discriminator, while the generator learns
     ],
 )
 def test_torch_computes_what_it_is_quicker_at(layer, side):
-    x = torch.randn(1, 32, side, side, requires_grad=True)
+    x = torch.randn(1, layer.in_channels, side, side, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         assert OWN not in layer(x).grad_fn.name()
 

@@ -121,25 +121,29 @@ def test_initial_weights_come_from_the_seed_alone_and_have_the_published_spread(
     assert all(not m.bias.any() for m in first.modules() if getattr(m, "bias", None) is not None)
 
 
-class _NormsBackward(TorchDispatchMode):
-    """Notes for each batch norm that is differentiated whether its gradient comes in channels-last layout."""
+class _BackwardLayouts(TorchDispatchMode):
+    """Notes for each batch norm and each sum of images in a backward pass whether its gradients are channels-last."""
 
     def __init__(self):
         super().__init__()
-        self.channels_last = []
+        self.norms, self.sums = [], []
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        if function is torch.ops.aten.native_batch_norm_backward.default:
-            self.channels_last.append(arguments[0].is_contiguous(memory_format=torch.channels_last))
+        noted = {"aten::native_batch_norm_backward": self.norms, "aten::add": self.sums, "aten::add_": self.sums}
+        if function.name().split(".")[0] in noted and arguments[0].ndim == 4:
+            gradients = arguments[: 1 if "norm" in function.name() else 2]
+            layouts = [gradient.is_contiguous(memory_format=torch.channels_last) for gradient in gradients]
+            noted[function.name().split(".")[0]].append(all(layouts))
         return function(*arguments, **(options or {}))
 
 
-def test_gradients_reach_every_norm_in_the_layout_that_torch_is_quick_in():
+def test_gradients_reach_every_norm_and_sum_in_the_layout_that_torch_is_quick_in():
     generator = build_generator(ModelConfig(generator="unet_64", ngf=8)).to(memory_format=torch.channels_last)
     output = generator(torch.rand(2, 3, 64, 64).to(memory_format=torch.channels_last))
-    with _NormsBackward() as norms:
+    with _BackwardLayouts() as layouts:
         output.square().sum().backward()
-    assert norms.channels_last == [True] * sum(isinstance(layer, torch.nn.BatchNorm2d) for layer in generator.modules())
+    assert layouts.norms == [True] * sum(isinstance(layer, torch.nn.BatchNorm2d) for layer in generator.modules())
+    assert layouts.sums == [True] * 5  # one for each skip connection
 
 
 def test_training_noise_does_not_depend_on_the_memory_layout():
