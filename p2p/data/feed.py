@@ -28,7 +28,7 @@ from ray.data import ExecutionResources
 from p2p.data.augment import centre_crop, jitter, join_sides
 from p2p.data.order import LANE_ROWS, Row, Window, epoch_order, stored_order
 from p2p.data.pairs import Formats, Pair, Pairs, RowGroup, read_rows
-from p2p.data.session import is_private, physical_cores, quiet_data_context
+from p2p.data.session import is_private, physical_cores, quiet_data_context, reader_cpus
 from p2p.errors import BadInput
 from p2p.storage.images import Pixels
 from p2p.storage.pixels import RGB
@@ -280,7 +280,7 @@ class Feed:
         items = [{"lane": describe_lane(part, rows)} for part, rows in lanes]
         prepare = functools.partial(prepare_lane, preparation=self._preparation)
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            prepare, batch_size=None, compute=ray.data.TaskPoolStrategy(size=_tasks_at_once())
+            prepare, batch_size=None, num_cpus=reader_cpus(), compute=ray.data.TaskPoolStrategy(size=_tasks_at_once())
         )
         arrays: list[Pixels] = []
         for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):

@@ -98,6 +98,15 @@ def smallest_node_cpus() -> float:
     return min((float(count) for count in counts if count), default=1.0)
 
 
+TRAINERS_SHARE = 0.5
+"""Of a node's CPUs, as Ray counts them to place work, for all workers of a training that any one node may get."""
+
+
+def reader_cpus() -> float:
+    """What a task that reads for a training asks for: no more than workers leave on the smallest node. Needs Ray."""
+    return min(1.0, (1 - TRAINERS_SHARE) * smallest_node_cpus())
+
+
 _PRIVATE = "p2p-private"
 # What Ray's helpers leave undone on a private one, where nobody looks at it: each takes up to a percent of a core.
 _UNSEEN = {
@@ -166,18 +175,34 @@ def ray_session() -> Iterator[None]:
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
-    with without_level_told():
-        if os.environ.get("RAY_ADDRESS"):
-            _join_cluster(os.environ["RAY_ADDRESS"])
-        else:
-            _start_private()
     try:
+        with _interrupted_afterwards(), without_level_told():
+            if os.environ.get("RAY_ADDRESS"):
+                _join_cluster(os.environ["RAY_ADDRESS"])
+            else:
+                _start_private()
         _take_termination_for_an_interrupt()
         yield
     finally:
         ray.shutdown()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _interrupted_afterwards() -> Iterator[None]:
+    """Control-C inside is answered at the end, some seconds later: Ray may crash if it is interrupted as it starts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    told: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: told.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if told:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _take_termination_for_an_interrupt() -> None:

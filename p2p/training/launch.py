@@ -13,7 +13,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from p2p.data.pairs import Pairs
-from p2p.data.session import available_gpus, is_private, smallest_node_cpus
+from p2p.data.session import TRAINERS_SHARE, available_gpus, is_private, smallest_node_cpus
 from p2p.errors import P2PError, TrainingStopped, UsageError
 from p2p.training.board import Board, LostWorkers, ProgressThread
 from p2p.training.config import TrainConfig
@@ -22,8 +22,6 @@ from p2p.training.worker import Task, train_worker
 
 log = logging.getLogger("p2p")
 _MOST_RESTARTS = 3
-_WORKERS_SHARE = 0.5
-"""Of a node's logical CPUs; the rest is for the tasks that read and decode."""
 
 
 class _Trainer(TorchTrainer):
@@ -64,7 +62,7 @@ def resources(config: TrainConfig) -> ScalingConfig:
     logical = smallest_node_cpus()
     # Ray counts CPUs to place work, it does not reserve them. Workers that took all would leave readers none, for ever;
     # and any node may be the one that is left to all of them.
-    cpus = min(1.0, int(100 * _WORKERS_SHARE * logical / config.workers) / 100)
+    cpus = min(1.0, int(100 * TRAINERS_SHARE * logical / config.workers) / 100)
     if cpus < 0.01:
         raise UsageError(f"--workers {config.workers}: too many for a node of {logical:g} CPUs")
     resources = {"CPU": cpus} | ({"GPU": 1.0} if use_gpu else {})

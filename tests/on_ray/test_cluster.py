@@ -204,7 +204,9 @@ def test_a_training_on_two_nodes_takes_the_steps_of_one_process_and_outlives_a_n
     options |= {"norm": "instance", "dropout": False, "workers": 2, "checkpoint_every_steps": 1, "keep_checkpoints": 0}
     words = [str(word).lower() for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
     run = tmp_path / "run"
-    cluster.up(2, P2P_CLUSTER_CPUS="2")  # the workers, and the tasks that read for them
+    cluster.up(
+        2
+    )  # of one CPU each, and at last only one of them: for the workers, and for the tasks that read for them
     submission = cluster.submission("jobs/train.py", "--data", data, "--output", run, *words)
     with cluster.start(*submission, **cluster.access()) as job:
         wait_until((run / "latest.json").exists, job)

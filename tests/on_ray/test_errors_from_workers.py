@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil  # comes with Ray
 import pytest
 
 from p2p.errors import BadInput, P2PError, StorageError, UsageError
@@ -89,15 +91,35 @@ def test_a_secret_in_a_workers_error_is_taken_out(ray_cluster: None, run_cli: An
     assert secret not in outcome.stderr + outcome.stdout
 
 
-def test_a_job_that_is_told_to_end_ends_like_an_interrupted_one(tmp_path: Path) -> None:
+def a_worker_works(job: subprocess.Popen[str], started: Path) -> bool:
+    return started.exists()
+
+
+def ray_is_starting(job: subprocess.Popen[str], started: Path) -> bool:
+    return any("gcs_server" in child.name() for child in psutil.Process(job.pid).children(recursive=True))
+
+
+@pytest.mark.parametrize(
+    "moment, number",
+    [(a_worker_works, signal.SIGTERM), (a_worker_works, signal.SIGINT), (ray_is_starting, signal.SIGINT)],
+)
+def test_a_job_that_is_told_to_end_is_one_line_and_leaves_no_process(tmp_path: Path, moment: Any, number: int) -> None:
     started = tmp_path / "started"
-    script = [sys.executable, "-c", _WORKS_FOR_EVER, str(started)]
-    with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
-        while not started.exists():
+    with subprocess.Popen(
+        [sys.executable, "-c", _WORKS_FOR_EVER, str(started)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background has them ignore the signal, and all that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    ) as job:
+        while not moment(job, started):
             assert job.poll() is None
             time.sleep(0.05)
-        job.terminate()
+        helpers = psutil.Process(job.pid).children(recursive=True)
+        job.send_signal(number)
         stdout, stderr = job.communicate(timeout=60)
     assert (job.returncode, stdout) == (1, "")
     assert len(stderr.splitlines()) == 1, stderr
     assert stderr.endswith("interrupted; the same command goes on from what is finished\n")
+    assert helpers and psutil.wait_procs(helpers, timeout=30)[1] == []
