@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -348,17 +349,23 @@ def require_readable(uri: str, option: str) -> None:
 
 
 def require_writable(uri: str, option: str) -> None:
-    """Raise UsageError, naming `option`, unless a file can be written below `uri`. Answers in seconds."""
+    """Raise UsageError, naming `option`, unless a file can be written below `uri`. Takes seconds, leaves nothing."""
     probe = join(uri, f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}")
     try:
         with storage_errors(uri):
+            filesystem, path = open_filesystem(probe, _PREFLIGHT_ATTEMPTS)
             if is_remote(uri):
-                filesystem, path = open_filesystem(probe, _PREFLIGHT_ATTEMPTS)
                 filesystem.pipe_file(path, b"")
                 filesystem.rm_file(path)
             else:
-                write_bytes(probe, b"")
-                remove(probe)
+                missing = [str(folder) for folder in PurePath(path).parents if not os.path.exists(folder)]
+                try:
+                    write_bytes(probe, b"")
+                    remove(probe)
+                finally:
+                    for folder in missing:
+                        with contextlib.suppress(OSError):
+                            os.rmdir(folder)
     except StorageError as error:
         reason = str(error).replace(probe, uri)
         raise UsageError(f"{option} {reason}") from None
