@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import io
 import json
@@ -140,6 +141,22 @@ def s3_server() -> Iterator[S3Server]:
 def s3(s3_server: S3Server, request: pytest.FixtureRequest, tmp_path: Path) -> S3Place:
     """`s3.uri("pairs", "train")` is an address below a prefix that only this test uses."""
     return S3Place("p2p-tests", re.sub(r"[^\w]+", "-", request.node.name)[:60].strip("-") + "-" + tmp_path.name)
+
+
+def read_process(pid: int, what: str) -> str:
+    """A file of /proc, such as `cmdline`; empty for a process that has ended."""
+    with contextlib.suppress(OSError):
+        return (Path("/proc") / str(pid) / what).read_text(errors="replace")
+    return ""
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """The processes that `pid` started, and theirs."""
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield int(child)
+                yield from descendants(int(child))
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,7 @@ from torch import Tensor, nn
 from p2p.model.winograd import is_quicker, weight_gradient_of_4x4
 
 _MOST_POSITIONS = 32 * 32
-"""Of `few`, for the gradient of the weights: above, copying the patches out costs what the product gains."""
-_MOST_INNER_POSITIONS = 8 * 8
-"""Of `few`, for pixels too, which the products write or read several times over."""
+"""Of `few`: above, copying the patches out costs what the products gain."""
 _MOST_THIN_VALUES = 64
 """Of one patch, kernel * kernel * channels of `many`: so few are soon copied, whatever the number of positions."""
 _FEWEST_CHANNELS = 16
@@ -113,20 +111,12 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape) -> Tensor:
         ctx.shape = shape
-        ctx.inner = shape.positions(x) <= _MOST_INNER_POSITIONS
         ctx.save_for_backward(x, weight)
-        thin = _is_thin(weight, shape)
-        if thin and shape == _DOUBLING:
-            return _doubled(x, weight, bias)
-        if not (ctx.inner or thin):
+        if not _is_thin(weight, shape):
             return torch.convolution(x, weight, bias, *shape.arguments())
-        sides = shape.output(x.shape[2:])
-        if shape.transposed:
-            output = _add_up(_pixels(x) @ _rows(weight), x.shape[2:], sides, shape)
-        else:
-            output = torch.empty(len(x), len(weight), *sides, dtype=x.dtype, memory_format=torch.channels_last)
-            # Into place, since the layer after this one may not change a view in place.
-            torch.mm(_patches(x, sides, shape), _rows(weight).t(), out=_pixels(output))
+        if shape == _DOUBLING:
+            return _doubled(x, weight, bias)
+        output = _add_up(_pixels(x) @ _rows(weight), x.shape[2:], shape)
         return output if bias is None else output + bias[:, None, None]
 
     @staticmethod
@@ -135,17 +125,15 @@ class _Convolution(torch.autograd.Function):
         few, many = (x, gradient) if shape.transposed else (gradient, x)
         for_x, for_weight, for_bias, _ = ctx.needs_input_grad
         x_gradient = weight_gradient = None
-        for_winograd = is_quicker(few, many, shape.kernel, shape.stride)
-        if shape.transposed or (for_weight and not for_winograd):
+        for_winograd = for_weight and is_quicker(few, many, shape.kernel, shape.stride)
+        if (for_x and shape.transposed) or (for_weight and not for_winograd):
             patches = _patches(many, few.shape[2:], shape)
         if for_x and shape.transposed:
             x_gradient = (patches @ _rows(weight).t()).view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
-        elif for_x and ctx.inner:
-            x_gradient = _add_up(_pixels(gradient) @ _rows(weight), few.shape[2:], x.shape[2:], shape)
         elif for_x:
             only_x = [True, False, False]
             x_gradient = torch.ops.aten.convolution_backward(gradient, x, weight, None, *shape.arguments(), only_x)[0]
-        if for_weight and for_winograd:
+        if for_winograd:
             weight_gradient = weight_gradient_of_4x4(few, many, shape.stride, shape.padding)
         elif for_weight:
             rows = _pixels(few).t() @ patches
@@ -171,10 +159,11 @@ def _patches(many: Tensor, few_sides: torch.Size, shape: _Shape) -> Tensor:
     return seen.permute(0, 1, 2, 4, 5, 3).reshape(len(many) * height * width, -1)
 
 
-def _add_up(patches: Tensor, few_sides: torch.Size, many_sides: torch.Size, shape: _Shape) -> Tensor:
-    """The transpose of `_patches`: (B, C, H, W) images whose pixels are the sums of what patches have for them."""
+def _add_up(patches: Tensor, few_sides: torch.Size, shape: _Shape) -> Tensor:
+    """The transpose of `_patches`: what each of `many`'s pixels has in all patches together, (B, C, H, W)."""
     height, width = few_sides
     seen = patches.view(-1, height, width, shape.kernel, shape.kernel, patches.shape[1] // shape.kernel**2)
+    many_sides = shape.output(few_sides)
     sides = [side + 2 * shape.padding for side in many_sides]
     padded = torch.zeros(len(seen), *sides, seen.shape[-1])  # float32: rounded once, as a convolution's sums are
     rows, columns = (slice(0, shape.stride * count, shape.stride) for count in few_sides)

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import in_this_process
+from conftest import descendants, in_this_process, read_process
 from safetensors.numpy import load_file
 
 from p2p.data.feed import Feed, Part, Preparation
@@ -105,11 +105,11 @@ class Cluster:
 
     def processes_of(self, node: str) -> list[int]:
         """`head` or `node1`…: all its processes, and those of the jobs on it."""
-        roots = [pid for pid in pids() if f"P2P_CLUSTER_MARK={self.home};{node};" in read(pid, "environ")]
+        roots = [pid for pid in pids() if f"P2P_CLUSTER_MARK={self.home};{node};" in read_process(pid, "environ")]
         return list(dict.fromkeys(pid for root in roots for pid in (root, *descendants(root))))
 
     def workers_of(self, node: str, title: str) -> list[int]:
-        return [pid for pid in self.processes_of(node) if title in read(pid, "cmdline")]
+        return [pid for pid in self.processes_of(node) if title in read_process(pid, "cmdline")]
 
     def kill(self, node: str) -> None:
         """As if its machine were gone: none of its processes is left, not even one that is still dying."""
@@ -127,27 +127,12 @@ class Cluster:
 
     def remains(self) -> list[int]:
         """Processes that carry this cluster's folder in their command line or environment."""
-        return [pid for pid in pids() if str(self.home) in read(pid, "cmdline") + read(pid, "environ")]
+        return [pid for pid in pids() if str(self.home) in read_process(pid, "cmdline") + read_process(pid, "environ")]
 
 
 def pids() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-
-
-def read(pid: int, what: str) -> str:
-    """Empty for a process that has ended."""
-    try:
-        return (Path("/proc") / str(pid) / what).read_text(errors="replace") if pid != os.getpid() else ""
-    except OSError:
-        return ""
-
-
-def descendants(pid: int) -> Iterator[int]:
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                yield int(child)
-                yield from descendants(int(child))
+    """All processes but this one."""
+    return [pid for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()) if pid != os.getpid()]
 
 
 def wait_until(condition: Callable[[], Any], job: subprocess.Popen[str]) -> Any:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil  # comes with Ray
 import pytest
+from conftest import descendants, read_process
 
 from p2p.errors import BadInput, P2PError, StorageError, UsageError
 
@@ -96,7 +96,7 @@ def a_worker_works(job: subprocess.Popen[str], started: Path) -> bool:
 
 
 def ray_is_starting(job: subprocess.Popen[str], started: Path) -> bool:
-    return any("gcs_server" in child.name() for child in psutil.Process(job.pid).children(recursive=True))
+    return any("gcs_server" in read_process(pid, "cmdline") for pid in descendants(job.pid))
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,13 @@ def test_a_job_that_is_told_to_end_is_one_line_and_leaves_no_process(tmp_path: P
         while not moment(job, started):
             assert job.poll() is None
             time.sleep(0.05)
-        helpers = psutil.Process(job.pid).children(recursive=True)
+        helpers = list(descendants(job.pid))
         job.send_signal(number)
         stdout, stderr = job.communicate(timeout=60)
     assert (job.returncode, stdout) == (1, "")
     assert len(stderr.splitlines()) == 1, stderr
     assert stderr.endswith("interrupted; the same command goes on from what is finished\n")
-    assert helpers and psutil.wait_procs(helpers, timeout=30)[1] == []
+    deadline = time.monotonic() + 30
+    while (left := [pid for pid in helpers if read_process(pid, "cmdline")]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert helpers and not left

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from conftest import descendants, read_process
 
 from p2p.errors import P2PError, TooManyBadInputs, UsageError
 from p2p.storage.filesystems import arrow_filesystem, list_files, list_names, read_bytes, write_bytes
@@ -73,24 +74,9 @@ def wait_for_shards(output: Path, count: int) -> None:
         time.sleep(0.01)
 
 
-def command_of(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    return ""
-
-
-def descendants(pid: int) -> Iterator[int]:
-    """The processes that `pid` started, and theirs."""
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                yield int(child)
-                yield from descendants(int(child))
-
-
 def actors() -> list[int]:
     """The processes of this test's Ray that hold a model."""
-    return [pid for pid in descendants(os.getpid()) if "ShardTranslator" in command_of(pid)]
+    return [pid for pid in descendants(os.getpid()) if "ShardTranslator" in read_process(pid, "cmdline")]
 
 
 @contextlib.contextmanager
