@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from p2p.model.winograd import is_quicker, weight_gradient_of_4x4
+from p2p.model import winograd
 
 _MOST_POSITIONS = 32 * 32
 """Of `few`: above, copying the patches out costs what the products gain."""
@@ -111,30 +111,38 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape) -> Tensor:
         ctx.shape = shape
-        ctx.save_for_backward(x, weight)
-        if not _is_thin(weight, shape):
-            return torch.convolution(x, weight, bias, *shape.arguments())
-        if shape == _DOUBLING:
-            return _doubled(x, weight, bias)
-        output = _add_up(_pixels(x) @ _rows(weight), x.shape[2:], shape)
+        ctx.by_winograd = winograd.is_quicker(weight, len(x) * shape.positions(x), shape.stride)
+        differences = None
+        if ctx.by_winograd and not shape.transposed:
+            sides = shape.output(x.shape[2:])
+            differences = winograd.differences(x, sides, shape.stride, shape.padding)
+            output = winograd.convolve(differences, weight, sides, shape.stride)
+        elif not _is_thin(weight, shape):
+            output, bias = torch.convolution(x, weight, bias, *shape.arguments()), None
+        elif shape == _DOUBLING:
+            output, bias = _doubled(x, weight, bias), None
+        else:
+            output = _add_up(_pixels(x) @ _rows(weight), x.shape[2:], shape)
+        ctx.save_for_backward(x, weight, differences if ctx.needs_input_grad[1] else None)
         return output if bias is None else output + bias[:, None, None]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,), (x, weight), shape = gradients, ctx.saved_tensors, ctx.shape
+        (gradient,), (x, weight, differences), shape = gradients, ctx.saved_tensors, ctx.shape
         few, many = (x, gradient) if shape.transposed else (gradient, x)
         for_x, for_weight, for_bias, _ = ctx.needs_input_grad
         x_gradient = weight_gradient = None
-        for_winograd = for_weight and is_quicker(few, many, shape.kernel, shape.stride)
-        if (for_x and shape.transposed) or (for_weight and not for_winograd):
+        if (for_x and shape.transposed) or (for_weight and not ctx.by_winograd):
             patches = _patches(many, few.shape[2:], shape)
         if for_x and shape.transposed:
             x_gradient = (patches @ _rows(weight).t()).view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
         elif for_x:
             only_x = [True, False, False]
             x_gradient = torch.ops.aten.convolution_backward(gradient, x, weight, None, *shape.arguments(), only_x)[0]
-        if for_winograd:
-            weight_gradient = weight_gradient_of_4x4(few, many, shape.stride, shape.padding)
+        if for_weight and ctx.by_winograd:
+            if differences is None or torch.is_grad_enabled():  # for the gradient's gradient it depends on the pixels
+                differences = winograd.differences(many, few.shape[2:], shape.stride, shape.padding)
+            weight_gradient = winograd.weight_gradient(differences, few, shape.stride)
         elif for_weight:
             rows = _pixels(few).t() @ patches
             weight_gradient = rows.view(len(rows), *weight.shape[2:], -1).permute(0, 3, 1, 2)

@@ -1,13 +1,14 @@
-"""The weights' gradient of 4x4 convolutions in nine sixteenths of the multiplications.
+"""4x4 convolutions and their weights' gradients in nine sixteenths of the multiplications.
 
-It is Winograd's F(2, 2) (Lavin and Gray, 2016, "Fast Algorithms for Convolutional Neural Networks"). With d and e for
-the gradients at two neighbouring positions and a, b, c for the pixels that two places of the kernel see from there,
+It is Winograd's F(2, 2) (Lavin and Gray, 2016, "Fast Algorithms for Convolutional Neural Networks"). With a, b, c for
+the pixels that two places of the kernel see from two neighbouring positions, v and w for the weights there, and d and e
+for the gradients at those positions, outputs and weights' gradients
 
-    a d + b e = (a - b) d + b (d + e)
-    b d + c e = b (d + e) + (c - b) e
+    a v + b w = (a - b) v + b (v + w)        a d + b e = (a - b) d + b (d + e)
+    b v + c w = b (v + w) + (c - b) w        b d + c e = b (d + e) + (c - b) e
 
 have three products instead of four; along both axes that makes nine instead of sixteen. Their factors are rounded once
-more, which takes a gradient in bfloat16 from 0.2 % beside that of float32 to 0.6 %.
+more, which takes a result in bfloat16 from 0.2 % beside that of float32 to 0.6 %.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _KERNEL = 4
-_FEWEST_OF_FEW = 256
-_FEWEST_OF_MANY = 128
+_FEWEST_OUT = 256
+_FEWEST_IN = 128
 _FEWEST_POSITIONS = 2048
 """In the batch. With less of these, taking sums and differences costs more than the multiplications they spare."""
 _PAIRS = torch.kron(*2 * [torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])])
-"""Which of the nine products make each of the four gradients."""
+"""Which of the nine products make each of the four results."""
 
 
-def is_quicker(few: Tensor, many: Tensor, kernel: int, stride: int) -> bool:
-    """Whether `weight_gradient_of_4x4` can compute it, and sooner than one product does (measured, AVX512-bf16)."""
-    enough = few.shape[1] >= _FEWEST_OF_FEW and many.shape[1] >= _FEWEST_OF_MANY
-    can = kernel == _KERNEL and stride in (1, 2)
-    return can and enough and few[:, 0].numel() >= _FEWEST_POSITIONS and not _multiplies_at_once()
+def is_quicker(weight: Tensor, positions: int, stride: int) -> bool:
+    """Whether the functions below are for these weights (C, C', k, k), and quicker (measured, AVX512-bf16).
+
+    `positions` of the kernel, in the whole batch.
+    """
+    can = weight.shape[-1] == _KERNEL and stride in (1, 2)
+    enough = weight.shape[0] >= _FEWEST_OUT and weight.shape[1] >= _FEWEST_IN and positions >= _FEWEST_POSITIONS
+    return can and enough and not _multiplies_at_once()
 
 
 def _multiplies_at_once() -> bool:
@@ -37,37 +41,64 @@ def _multiplies_at_once() -> bool:
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
-def weight_gradient_of_4x4(few: Tensor, many: Tensor, stride: int, padding: int) -> Tensor:
-    """The gradient of (C, C', 4, 4) weights from (B, C, h, w) `few` and (B, C', H, W) `many`; stride 1 or 2.
+def differences(pixels: Tensor, few_sides: torch.Size, stride: int, padding: int) -> Tensor:
+    """Of (B, C', H, W) `pixels`, for a kernel with `few_sides` positions: (9, B * h / 2 * w / 2, 4 * C').
 
-    Of a convolution `few` is the gradient of its output and `many` its input; of a transposed one, the other way round.
+    These are a - b, b and c - b along either axis, for every second place of the kernel.
     """
-    halves = [(side + 1) // 2 for side in few.shape[2:]]
-    products = _sums(few, halves).transpose(1, 2) @ _differences(many, halves, stride, padding)
-    gradient = (_PAIRS.to(products) @ products.flatten(1)).view(2, 2, len(products[0]), 2, 2, -1)
-    # Places of the kernel that see neighbours are `stride` apart.
-    order = (2, 3, 0, 4, 1, 5) if stride == 1 else (2, 0, 3, 1, 4, 5)
-    return gradient.permute(order).reshape(-1, _KERNEL, _KERNEL, many.shape[1]).permute(0, 3, 1, 2)
-
-
-def _sums(few: Tensor, halves: list[int]) -> Tensor:
-    """(9, B * h / 2 * w / 2, C): d, d + e and e along either axis."""
-    spare = [2 * half - side for half, side in zip(halves, few.shape[2:], strict=True)]
-    padded = F.pad(few.permute(0, 2, 3, 1), (0, 0, 0, spare[1], 0, spare[0]))
-    blocks = padded.reshape(len(few), halves[0], 2, halves[1], 2, -1).permute(2, 4, 0, 1, 3, 5)
-    rows = (blocks[0], blocks[0] + blocks[1], blocks[1])
-    return torch.stack([sums for d, e in rows for sums in (d, d + e, e)]).flatten(1, 3)
-
-
-def _differences(many: Tensor, halves: list[int], stride: int, padding: int) -> Tensor:
-    """(9, B * h / 2 * w / 2, 4 * C'): a - b, b and c - b along either axis, for every second place of the kernel."""
+    halves = _halves(few_sides)
     seen = [(half - 1) * 2 * stride + _KERNEL + stride for half in halves]
-    spare = [count - padding - side for count, side in zip(seen, many.shape[2:], strict=True)]
-    padded = F.pad(many.permute(0, 2, 3, 1), (0, 0, padding, spare[1], padding, spare[0]))
+    spare = [count - padding - side for count, side in zip(seen, pixels.shape[2:], strict=True)]
+    padded = F.pad(pixels.permute(0, 2, 3, 1), (0, 0, padding, spare[1], padding, spare[0]))
     nine = [both for rows in _along(padded, 1, stride) for both in _along(rows, 2, stride)]
     if stride == 1:
         nine = [both.unfold(1, 2, 1).unfold(2, 2, 1) for both in nine]
     return torch.stack([both.permute(0, 1, 2, 4, 5, 3) for both in nine]).flatten(4).flatten(1, 3)
+
+
+def convolve(taken: Tensor, weight: Tensor, few_sides: torch.Size, stride: int) -> Tensor:
+    """(B, C, h, w) in channels-last layout, from the pixels' `differences` and (C, C', 4, 4) weights."""
+    places = weight.permute(0, 2, 3, 1).reshape(len(weight), 2, 2, 2, 2, -1)
+    first, second = (2, 4) if stride == 1 else (1, 3)  # of the axes, those along which places see neighbours
+    halves = (row.unbind(second - 1) for row in places.unbind(first))
+    sums = torch.stack(_with_sums(*(torch.stack(_with_sums(*half)) for half in halves))).flatten(0, 1)
+    products = taken @ sums.flatten(2).transpose(1, 2)
+    height, width = _halves(few_sides)
+    results = (_PAIRS.to(products) @ products.flatten(1)).view(2, 2, -1, height, width, len(weight))
+    shape = (results.shape[2], len(weight), 2 * height, 2 * width)
+    # Copied into place, since the layer after this one may not change a view in place.
+    output = torch.empty(shape, dtype=results.dtype, memory_format=torch.channels_last)
+    output.permute(0, 2, 3, 1).view(-1, height, 2, width, 2, len(weight)).copy_(results.permute(2, 3, 0, 4, 1, 5))
+    if output.shape[2:] == few_sides:
+        return output
+    return output[:, :, : few_sides[0], : few_sides[1]].contiguous(memory_format=torch.channels_last)
+
+
+def weight_gradient(taken: Tensor, few: Tensor, stride: int) -> Tensor:
+    """Of (C, C', 4, 4) weights, from `differences` of the side of which they see patches, and (B, C, h, w) `few`.
+
+    `few` is the other side, with a position for each place of the kernel: the gradient of a convolution's output, or
+    the input of a transposed one.
+    """
+    halves = _halves(few.shape[2:])
+    spare = [2 * half - side for half, side in zip(halves, few.shape[2:], strict=True)]
+    padded = F.pad(few.permute(0, 2, 3, 1), (0, 0, 0, spare[1], 0, spare[0]))
+    blocks = padded.reshape(len(few), halves[0], 2, halves[1], 2, -1).permute(2, 4, 0, 1, 3, 5)
+    sums = torch.stack([both for rows in _with_sums(*blocks) for both in _with_sums(*rows)]).flatten(1, 3)
+    products = sums.transpose(1, 2) @ taken
+    gradient = (_PAIRS.to(products) @ products.flatten(1)).view(2, 2, len(products[0]), 2, 2, -1)
+    # Places of the kernel that see neighbours are `stride` apart.
+    order = (2, 3, 0, 4, 1, 5) if stride == 1 else (2, 0, 3, 1, 4, 5)
+    many_channels = taken.shape[-1] // 4
+    return gradient.permute(order).reshape(-1, _KERNEL, _KERNEL, many_channels).permute(0, 3, 1, 2)
+
+
+def _halves(sides: torch.Size) -> list[int]:
+    return [(side + 1) // 2 for side in sides]
+
+
+def _with_sums(v: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return v, v + w, w
 
 
 def _along(images: Tensor, axis: int, stride: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,10 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from p2p.model import convolutions
+from p2p.model import winograd
 from p2p.model.convolutions import Conv2d, ConvTranspose2d
 from p2p.model.losses import gradient_penalty
-from p2p.model.winograd import weight_gradient_of_4x4
 
 OWN = "_ConvolutionBackward"
 CASES = {  # the layer's arguments, and the input's height and width
@@ -88,14 +87,22 @@ def test_the_next_layer_may_rectify_in_place(case):
 
 @pytest.mark.parametrize("amx", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_only_gradients_of_many_weights_and_positions_are_winograds(case, amx, monkeypatch):
+def test_only_many_weights_at_many_positions_are_winograds(case, amx, monkeypatch):
     taken = []
+
+    def note(function):
+        return lambda *given: taken.append(function.__name__) or function(*given)
+
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(
-        convolutions, "weight_gradient_of_4x4", lambda *given: taken.append(case) or weight_gradient_of_4x4(*given)
-    )
+    for function in (winograd.differences, winograd.convolve, winograd.weight_gradient):
+        monkeypatch.setattr(winograd, function.__name__, note(function))
     gradients(*layer_and_input(case), bfloat16=True)
-    assert bool(taken) == ("many channels" in case and not amx)
+    if amx or "many channels" not in case:
+        assert taken == []
+    elif "up" in case:
+        assert taken == ["differences", "weight_gradient"]
+    else:  # differences are taken once, for output and gradient
+        assert taken == ["differences", "convolve", "weight_gradient"]
 
 
 @pytest.mark.parametrize(
