@@ -126,7 +126,7 @@ start_head() {
   echo "${ports[@]:0:2}" >"$home/ports"
   cpus=0
   if [ "$1" = 0 ]; then
-    # Ray places work by logical CPUs; with fewer than four its readers and workers wait for each other.
+    # Ray places work by logical CPUs, and lets more of it wait than a small machine has to.
     cpus=$(getconf _NPROCESSORS_ONLN)
     cpus=${P2P_CLUSTER_CPUS:-$((cpus > 4 ? cpus : 4))}
   fi

@@ -143,6 +143,11 @@ def s3(s3_server: S3Server, request: pytest.FixtureRequest, tmp_path: Path) -> S
     return S3Place("p2p-tests", re.sub(r"[^\w]+", "-", request.node.name)[:60].strip("-") + "-" + tmp_path.name)
 
 
+def pids() -> list[int]:
+    """All processes but this one."""
+    return [pid for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()) if pid != os.getpid()]
+
+
 def read_process(pid: int, what: str) -> str:
     """A file of /proc, such as `cmdline`; empty for a process that has ended."""
     with contextlib.suppress(OSError):

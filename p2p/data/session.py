@@ -99,7 +99,7 @@ def smallest_node_cpus() -> float:
 
 
 TRAINERS_SHARE = 0.5
-"""Of a node's CPUs, as Ray counts them to place work, for all workers of a training that any one node may get."""
+"""The part of a node's CPUs, as Ray counts them to place work, that a training's workers together may ask for."""
 
 
 def reader_cpus() -> float:
@@ -176,11 +176,12 @@ def ray_session() -> Iterator[None]:
         return
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with _interrupted_afterwards(), without_level_told():
+        with without_level_told():
             if os.environ.get("RAY_ADDRESS"):
                 _join_cluster(os.environ["RAY_ADDRESS"])
             else:
-                _start_private()
+                with _interrupted_afterwards():
+                    _start_private()
         _take_termination_for_an_interrupt()
         yield
     finally:
@@ -192,7 +193,7 @@ def ray_session() -> Iterator[None]:
 @contextlib.contextmanager
 def _interrupted_afterwards() -> Iterator[None]:
     """Control-C inside is answered at the end, some seconds later: Ray may crash if it is interrupted as it starts."""
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
         yield
         return
     told: list[int] = []

@@ -4,9 +4,9 @@ That is in training on CPUs in bfloat16. oneDNN puts weights, pixels and gradien
 back: at the U-Net's inner levels, whose pixels are few and whose weights are many, that takes up to five times as long
 as the arithmetic. And its kernels fill their vectors with channels, of which the last layers have one or three.
 
-A convolution has a side with a position for each place of the kernel (its output; of a transposed one the input) and a
-side of which the kernel sees a patch there. They are called `few` and `many` here, and weights are (few's channels,
-many's channels, kernel, kernel).
+A convolution has a side with a value for each position of the kernel (its output; of a transposed one the input) and
+a side of which the kernel sees a patch from there. They are called `few` and `many` here, and weights are (few's
+channels, many's channels, kernel, kernel).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from p2p.model import winograd
 
 _MOST_POSITIONS = 32 * 32
 """Of `few`: above, copying the patches out costs what the products gain."""
-_MOST_THIN_VALUES = 64
-"""Of one patch, kernel * kernel * channels of `many`: so few are soon copied, whatever the number of positions."""
+_MOST_THIN_CHANNELS, _MOST_THIN_VALUES = 4, 64
+"""Of `many`, and of one patch of it: so few are soon copied, whatever the number of positions."""
 _FEWEST_CHANNELS = 16
 """Of `few`."""
 
@@ -62,7 +62,7 @@ class Conv2d(nn.Conv2d):
         """(B, C, H, W) float of any precision -> (B, C', H', W')."""
         if _may_use_products(input):
             weight, shape = self.weight, _Shape(self.kernel_size[0], self.stride[0], int(self.padding[0]))
-            if shape.stride == 1 and self.out_channels * shape.kernel**2 <= _MOST_THIN_VALUES:
+            if shape.stride == 1 and _is_thin(self.out_channels, shape.kernel):
                 # The same sums the other way round: each input pixel adds its share to the few values that see it.
                 weight = weight.flip(2, 3).transpose(0, 1)
                 shape = _Shape(shape.kernel, 1, shape.kernel - 1 - shape.padding, transposed=True)
@@ -93,12 +93,12 @@ def _may_use_products(x: Tensor) -> bool:
 
 
 def _are_products_quicker(x: Tensor, weight: Tensor, shape: _Shape) -> bool:
-    few_enough = shape.positions(x) <= _MOST_POSITIONS or _is_thin(weight, shape)
-    return few_enough and len(weight) >= _FEWEST_CHANNELS
+    thin = shape.transposed and _is_thin(weight.shape[1], shape.kernel)
+    return (thin or shape.positions(x) <= _MOST_POSITIONS) and len(weight) >= _FEWEST_CHANNELS
 
 
-def _is_thin(weight: Tensor, shape: _Shape) -> bool:
-    return shape.transposed and weight[0].numel() <= _MOST_THIN_VALUES
+def _is_thin(channels: int, kernel: int) -> bool:
+    return channels <= _MOST_THIN_CHANNELS and channels * kernel**2 <= _MOST_THIN_VALUES
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape) -> Tensor:
@@ -117,7 +117,7 @@ class _Convolution(torch.autograd.Function):
             sides = shape.output(x.shape[2:])
             differences = winograd.differences(x, sides, shape.stride, shape.padding)
             output = winograd.convolve(differences, weight, sides, shape.stride)
-        elif not _is_thin(weight, shape):
+        elif not (shape.transposed and _is_thin(weight.shape[1], shape.kernel)):
             output, bias = torch.convolution(x, weight, bias, *shape.arguments()), None
         elif shape == _DOUBLING:
             output, bias = _doubled(x, weight, bias), None
@@ -173,7 +173,7 @@ def _add_up(patches: Tensor, few_sides: torch.Size, shape: _Shape) -> Tensor:
     seen = patches.view(-1, height, width, shape.kernel, shape.kernel, patches.shape[1] // shape.kernel**2)
     many_sides = shape.output(few_sides)
     sides = [side + 2 * shape.padding for side in many_sides]
-    padded = torch.zeros(len(seen), *sides, seen.shape[-1])  # float32: rounded once, as a convolution's sums are
+    padded = torch.zeros(len(seen), *sides, seen.shape[-1])  # float32, so that adding up rounds no further
     rows, columns = (slice(0, shape.stride * count, shape.stride) for count in few_sides)
     for row in range(shape.kernel):
         for column in range(shape.kernel):

@@ -113,7 +113,7 @@ class _Join(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         (gradient,) = gradients
         first, second = gradient[:, : ctx.channels], gradient[:, ctx.channels :]
-        if gradient.device.type == "cpu" and _is_channels_last(gradient):
+        if _is_channels_last(gradient):
             return _channels_last(first), _channels_last(second)
         return first, second
 

@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -349,7 +348,7 @@ def require_readable(uri: str, option: str) -> None:
 
 
 def require_writable(uri: str, option: str) -> None:
-    """Raise UsageError, naming `option`, unless a file can be written below `uri`. Takes seconds, leaves nothing."""
+    """Raise UsageError, naming `option`, unless `uri` can be written below. Takes seconds, leaves no new folder."""
     probe = join(uri, f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}")
     try:
         with storage_errors(uri):
@@ -358,14 +357,13 @@ def require_writable(uri: str, option: str) -> None:
                 filesystem.pipe_file(path, b"")
                 filesystem.rm_file(path)
             else:
-                missing = [str(folder) for folder in PurePath(path).parents if not os.path.exists(folder)]
-                try:
-                    write_bytes(probe, b"")
-                    remove(probe)
-                finally:
-                    for folder in missing:
-                        with contextlib.suppress(OSError):
-                            os.rmdir(folder)
+                folder = os.path.dirname(path)
+                is_new = not os.path.exists(folder)
+                write_bytes(probe, b"")
+                remove(probe)
+                if is_new:
+                    with contextlib.suppress(OSError):
+                        os.rmdir(folder)
     except StorageError as error:
         reason = str(error).replace(probe, uri)
         raise UsageError(f"{option} {reason}") from None

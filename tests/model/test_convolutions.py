@@ -111,6 +111,7 @@ def test_only_many_weights_at_many_positions_are_winograds(case, amx, monkeypatc
     [
         (Conv2d(32, 8, 4, 2, 1), 16),  # too few channels
         (Conv2d(8, 1, 4, 1, 1), 16),
+        (Conv2d(32, 48, 1), 40),  # small patches of many channels
         (Conv2d(32, 48, 4, 2, 1), 66),  # 33 x 33 positions
         (ConvTranspose2d(32, 48, 4, 2, 1), 33),
     ],

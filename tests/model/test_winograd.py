@@ -44,7 +44,10 @@ def test_in_bfloat16_they_are_within_one_percent(stride):
         assert torch.linalg.vector_norm(ours.float() - theirs) < 0.01 * torch.linalg.vector_norm(theirs)
 
 
-def test_an_output_lies_in_channels_last_layout():
-    pixels, weight, _, sides = convolution(1, 8, 9, 1, dtype=torch.float32)
+@pytest.mark.parametrize("batch, height, width", [(2, 8, 9), (1, 9, 8), (1, 8, 8)])
+def test_an_output_lies_in_channels_last_layout_and_is_no_view(batch, height, width):
+    pixels, weight, _, sides = convolution(1, height, width, 1, dtype=torch.float32)
+    pixels = pixels[:batch]
     output = convolve(differences(pixels, sides, 1, 1), weight, sides, 1)
     assert output.is_contiguous(memory_format=torch.channels_last)
+    assert not output._is_view()

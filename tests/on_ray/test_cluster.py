@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import descendants, in_this_process, read_process
+from conftest import descendants, in_this_process, pids, read_process
 from safetensors.numpy import load_file
 
 from p2p.data.feed import Feed, Part, Preparation
@@ -130,11 +130,6 @@ class Cluster:
         return [pid for pid in pids() if str(self.home) in read_process(pid, "cmdline") + read_process(pid, "environ")]
 
 
-def pids() -> list[int]:
-    """All processes but this one."""
-    return [pid for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()) if pid != os.getpid()]
-
-
 def wait_until(condition: Callable[[], Any], job: subprocess.Popen[str]) -> Any:
     """What `condition` returns once it is true. Fails when the job is over before that."""
     deadline = time.monotonic() + PATIENCE
@@ -189,9 +184,8 @@ def test_a_training_on_two_nodes_takes_the_steps_of_one_process_and_outlives_a_n
     options |= {"norm": "instance", "dropout": False, "workers": 2, "checkpoint_every_steps": 1, "keep_checkpoints": 0}
     words = [str(word).lower() for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
     run = tmp_path / "run"
-    cluster.up(
-        2
-    )  # of one CPU each, and at last only one of them: for the workers, and for the tasks that read for them
+    # Of one CPU each, and at last a single one, for the workers and the tasks that read for them.
+    cluster.up(2)
     submission = cluster.submission("jobs/train.py", "--data", data, "--output", run, *words)
     with cluster.start(*submission, **cluster.access()) as job:
         wait_until((run / "latest.json").exists, job)

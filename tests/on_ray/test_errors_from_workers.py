@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import descendants, read_process
+from conftest import descendants, pids, read_process
 
 from p2p.errors import BadInput, P2PError, StorageError, UsageError
 
@@ -91,6 +91,10 @@ def test_a_secret_in_a_workers_error_is_taken_out(ray_cluster: None, run_cli: An
     assert secret not in outcome.stderr + outcome.stdout
 
 
+def marked(mark: Path) -> list[int]:
+    return [pid for pid in pids() if f"P2P_TEST_MARK={mark}" in read_process(pid, "environ")]
+
+
 def a_worker_works(job: subprocess.Popen[str], started: Path) -> bool:
     return started.exists()
 
@@ -110,19 +114,20 @@ def test_a_job_that_is_told_to_end_is_one_line_and_leaves_no_process(tmp_path: P
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "P2P_TEST_MARK": str(tmp_path)},  # which all that it starts inherits
         # A shell that runs the tests in the background has them ignore the signal, and all that they start.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as job:
         while not moment(job, started):
             assert job.poll() is None
             time.sleep(0.05)
-        helpers = list(descendants(job.pid))
+        assert job.pid in marked(tmp_path)
         job.send_signal(number)
         stdout, stderr = job.communicate(timeout=60)
     assert (job.returncode, stdout) == (1, "")
     assert len(stderr.splitlines()) == 1, stderr
     assert stderr.endswith("interrupted; the same command goes on from what is finished\n")
     deadline = time.monotonic() + 30
-    while (left := [pid for pid in helpers if read_process(pid, "cmdline")]) and time.monotonic() < deadline:
+    while (left := marked(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert helpers and not left
+    assert not left
