@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import json
@@ -117,9 +118,13 @@ def _train_rows(config: BenchmarkConfig, device: str, precision: Precision, fold
     seconds = config.seconds
     rows = []
     for size in sorted({1, batch}):
-        plain = _row(f"update, textbook float32, batch {size}", alone(plain_update, size, seconds, device), "pairs/s")
-        rate = alone(bare_update, size, seconds, device, precision)
-        bare = _row(f"bare update, {precision}, batch {size}", rate, "pairs/s", plain)
+        plains, bares = _alternate(
+            functools.partial(alone, plain_update, size, seconds / 2, device),
+            functools.partial(alone, bare_update, size, seconds / 2, device, precision),
+        )
+        plain = _row(f"update, textbook float32, batch {size}", statistics.median(plains), "pairs/s")
+        rate = statistics.median(bares)
+        bare = _row(f"bare update, {precision}, batch {size}", rate, "pairs/s", plain, _ratio(bares, plains))
         rows += [plain, bare]
     data = _repeated(folder, max(2, round(seconds * rate / batch)) * batch)
     runs = itertools.count()
