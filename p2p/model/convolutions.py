@@ -21,6 +21,8 @@ from p2p.model import winograd
 
 _MOST_POSITIONS = 32 * 32
 """Of `few`: above, copying the patches out costs what the products gain."""
+_MOST_INNER_POSITIONS = 16 * 16
+"""Of `few` in the whole batch: with so few, pixels and their gradients are products too."""
 _MOST_THIN_CHANNELS, _MOST_THIN_VALUES = 4, 64
 """Of `many`, and of one patch of it: so few are soon copied, whatever the number of positions."""
 _FEWEST_CHANNELS = 16
@@ -111,18 +113,24 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape) -> Tensor:
         ctx.shape = shape
-        ctx.by_winograd = winograd.is_quicker(weight, len(x) * shape.positions(x), shape.stride)
+        sides, positions = shape.output(x.shape[2:]), len(x) * shape.positions(x)
+        ctx.inner = positions <= _MOST_INNER_POSITIONS
+        ctx.by_winograd = winograd.is_quicker(weight, positions, shape.stride)
+        thin = shape.transposed and _is_thin(weight.shape[1], shape.kernel)
         differences = None
         if ctx.by_winograd and not shape.transposed:
-            sides = shape.output(x.shape[2:])
             differences = winograd.differences(x, sides, shape.stride, shape.padding)
             output = winograd.convolve(differences, weight, sides, shape.stride)
-        elif not (shape.transposed and _is_thin(weight.shape[1], shape.kernel)):
-            output, bias = torch.convolution(x, weight, bias, *shape.arguments()), None
-        elif shape == _DOUBLING:
+        elif thin and shape == _DOUBLING:
             output, bias = _doubled(x, weight, bias), None
+        elif thin or (ctx.inner and shape.transposed):
+            output = _add_up(_pixels(x) @ _rows(weight), x.shape[2:], sides, shape)
+        elif ctx.inner:
+            # Into place, since the layer after this one may not change a view in place.
+            output = torch.empty(len(x), len(weight), *sides, dtype=x.dtype, memory_format=torch.channels_last)
+            torch.mm(_patches(x, sides, shape), _rows(weight).t(), out=_pixels(output))
         else:
-            output = _add_up(_pixels(x) @ _rows(weight), x.shape[2:], shape)
+            output, bias = torch.convolution(x, weight, bias, *shape.arguments()), None
         ctx.save_for_backward(x, weight, differences if ctx.needs_input_grad[1] else None)
         return output if bias is None else output + bias[:, None, None]
 
@@ -136,6 +144,8 @@ class _Convolution(torch.autograd.Function):
             patches = _patches(many, few.shape[2:], shape)
         if for_x and shape.transposed:
             x_gradient = (patches @ _rows(weight).t()).view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+        elif for_x and ctx.inner:
+            x_gradient = _add_up(_pixels(gradient) @ _rows(weight), few.shape[2:], x.shape[2:], shape)
         elif for_x:
             only_x = [True, False, False]
             x_gradient = torch.ops.aten.convolution_backward(gradient, x, weight, None, *shape.arguments(), only_x)[0]
@@ -167,11 +177,10 @@ def _patches(many: Tensor, few_sides: torch.Size, shape: _Shape) -> Tensor:
     return seen.permute(0, 1, 2, 4, 5, 3).reshape(len(many) * height * width, -1)
 
 
-def _add_up(patches: Tensor, few_sides: torch.Size, shape: _Shape) -> Tensor:
+def _add_up(patches: Tensor, few_sides: torch.Size, many_sides: torch.Size, shape: _Shape) -> Tensor:
     """The transpose of `_patches`: what each of `many`'s pixels has in all patches together, (B, C, H, W)."""
     height, width = few_sides
     seen = patches.view(-1, height, width, shape.kernel, shape.kernel, patches.shape[1] // shape.kernel**2)
-    many_sides = shape.output(few_sides)
     sides = [side + 2 * shape.padding for side in many_sides]
     padded = torch.zeros(len(seen), *sides, seen.shape[-1])  # float32, so that adding up rounds no further
     rows, columns = (slice(0, shape.stride * count, shape.stride) for count in few_sides)

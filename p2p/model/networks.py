@@ -73,6 +73,29 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """(B, C_in + C_out, H, W) float in [-1, 1] -> (B, 1, h, w) logits, high for real pairs."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in + C_out, H, W) float in [-1, 1] -> (B, 1, h, w) logits."""
+        for layer in self.layers():
+            x = layer(x)
+        return x
+
+    def layers(self) -> nn.Sequential:
+        """All of it, in order."""
+        raise NotImplementedError
+
+    def judge(self, *batches: Tensor) -> tuple[Tensor, ...]:
+        """What `forward` makes of batches of one shape, in order: each has its own statistics in batch norms.
+
+        The other layers take them all at once.
+        """
+        x = torch.cat(batches)
+        for layer in self.layers():
+            if isinstance(layer, nn.BatchNorm2d):
+                x = torch.cat([layer(batch) for batch in x.chunk(len(batches))])
+            else:
+                x = layer(x)
+        return x.chunk(len(batches))
+
 
 class _Level(nn.Module):
     """One resolution of the U-Net; it holds the next coarser one among its layers."""
@@ -239,9 +262,9 @@ class PatchDiscriminator(Discriminator):
         layers.append(Conv2d(widths[-1], 1, 4, padding=1))
         self.model = nn.Sequential(*layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in + C_out, H, W) float in [-1, 1] -> (B, 1, h, w) logits."""
-        return self.model(x)  # type: ignore[no-any-return]
+    def layers(self) -> nn.Sequential:
+        """All of it, in order."""
+        return self.model
 
 
 class PixelDiscriminator(Discriminator):
@@ -259,9 +282,9 @@ class PixelDiscriminator(Discriminator):
             Conv2d(2 * ndf, 1, 1, bias=bias),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in + C_out, H, W) float in [-1, 1] -> (B, 1, H, W) logits."""
-        return self.net(x)  # type: ignore[no-any-return]
+    def layers(self) -> nn.Sequential:
+        """All of it, in order."""
+        return self.net
 
 
 @torch.no_grad()

@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from p2p.model.average import Average
 from p2p.model.config import ModelConfig
 from p2p.model.losses import GanObjective, gradient_penalty
-from p2p.model.networks import Generator, build_discriminator, build_generator
+from p2p.model.networks import Discriminator, Generator, build_discriminator, build_generator
 from p2p.model.tensors import InputEncoder
 
 _BETA2 = 0.999
 _FUSED_ADAM = ("cpu", "cuda")
+_CANCELLING = ("hinge", "wgangp")
+"""Where generated and real pairs give the last bias opposite gradients. In one sum rounding would leave something of
+them, of which Adam makes a whole step.
+"""
 Wrap = Callable[[nn.Module], nn.Module]
 
 
@@ -34,18 +38,21 @@ class State(NamedTuple):
 class _DiscriminatorLoss(nn.Module):
     """The discriminator's whole objective in one forward, so that a data-parallel wrapper sees one per backward.
 
-    Generated and real pairs go through separately: each keeps its own batch statistics. All of it is halved, as the
-    paper does to slow the discriminator down, the gradient penalty too: it keeps its weight beside the critic's means.
+    Generated and real pairs keep their own batch statistics. All of it is halved, as the paper does to slow the
+    discriminator down, the gradient penalty too: it keeps its weight beside the critic's means.
     """
 
-    def __init__(self, discriminator: nn.Module, objective: GanObjective) -> None:
+    def __init__(self, discriminator: Discriminator, objective: GanObjective) -> None:
         super().__init__()
         self.discriminator = discriminator
         self.objective = objective
 
     def forward(self, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        d_fake = self.objective.fake(self.discriminator(fake))
-        d_real = self.objective.real(self.discriminator(real))
+        if self.objective.mode in _CANCELLING:
+            fake_logits, real_logits = self.discriminator(fake), self.discriminator(real)
+        else:
+            fake_logits, real_logits = self.discriminator.judge(fake, real)
+        d_fake, d_real = self.objective.fake(fake_logits), self.objective.real(real_logits)
         loss = d_fake + d_real
         if self.objective.mode == "wgangp":
             loss = loss + gradient_penalty(self.discriminator, real, fake)

@@ -9,10 +9,12 @@ from p2p.model.losses import gradient_penalty
 OWN = "_ConvolutionBackward"
 CASES = {  # the layer's arguments, and the input's height and width
     "down": (Conv2d, (32, 48, 4, 2, 1), 24, 20),
+    "down, inner level": (Conv2d, (32, 48, 4, 2, 1), 12, 14),
     "down, odd sides": (Conv2d, (32, 48, 4, 2, 1), 9, 13),
     "down to one pixel": (Conv2d, (32, 48, 4, 2, 1), 2, 2),
     "stride 1": (Conv2d, (32, 48, 4, 1, 1), 12, 11),
     "unpadded": (Conv2d, (32, 48, 3), 12, 11),
+    "unpadded, inner level": (Conv2d, (32, 48, 3), 8, 9),
     "to one channel": (Conv2d, (32, 1, 4, 1, 1), 40, 38),
     "to three channels": (Conv2d, (32, 3, 3, 1, 1), 7, 9),
     "down, many channels": (Conv2d, (128, 256, 4, 2, 1), 54, 53),

@@ -202,3 +202,17 @@ def test_a_configuration_survives_its_dictionary():
     assert ModelConfig.from_dict(config.to_dict()) == config
     with pytest.raises(UsageError, match="unknown fields: colour"):
         ModelConfig.from_dict({"colour": 1})
+
+
+@pytest.mark.parametrize("name", ["patch_16", "pixel"])
+@pytest.mark.parametrize("norm", ["batch", "instance", "none"])
+def test_pairs_judged_together_get_the_logits_and_statistics_of_those_judged_one_after_the_other(name, norm):
+    config = ModelConfig(discriminator=name, ndf=4, norm=norm, crop_size=64, generator="unet_64")
+    together, apart = build_discriminator(config), build_discriminator(config)
+    dark, bright = torch.rand(2, 6, 64, 64) - 1, torch.rand(2, 6, 64, 64)
+    found, expected = together.judge(dark, bright), [apart(dark), apart(bright)]
+    assert len(found) == 2
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+    for key, value in apart.state_dict().items():
+        assert torch.allclose(together.state_dict()[key], value, atol=1e-6), key
