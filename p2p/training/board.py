@@ -69,6 +69,11 @@ class Board:
         return lines, self._images_seen, self._note
 
 
+def last_words(error: Exception) -> str:
+    """The line of Ray's long messages that says what happened."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].split(". ")[0][:300]
+
+
 class LostWorkers(UserCallback):
     """Tells the board why workers are started again; runs in Ray Train's controller."""
 
@@ -86,8 +91,7 @@ class LostWorkers(UserCallback):
         for rank, error in sorted(worker_exceptions.items()):
             if isinstance(error, P2PError) and not error.may_pass:
                 continue  # ends the job, which says so
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].split(". ")[0]
-            self._board.say.remote(f"worker {rank} was lost: {reason[:300]}; {again}")
+            self._board.say.remote(f"worker {rank} was lost: {last_words(error)}; {again}")
 
 
 class ProgressThread:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import tempfile
 from typing import Any
@@ -10,12 +11,13 @@ import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from p2p.data.pairs import Pairs
 from p2p.data.session import TRAINERS_SHARE, available_gpus, is_private, smallest_node_cpus
 from p2p.errors import P2PError, TrainingStopped, UsageError
-from p2p.training.board import Board, LostWorkers, ProgressThread
+from p2p.training.board import Board, LostWorkers, ProgressThread, last_words
 from p2p.training.config import TrainConfig
 from p2p.training.position import Position, remaining_images
 from p2p.training.worker import Task, train_worker
@@ -83,9 +85,11 @@ def launch(
     scaling: ScalingConfig,
 ) -> None:
     """Train from `position` to the end. Needs Ray. Raises what stopped it."""
-    # Beside this process, so that no other node's end takes it away: the workers are started again, it is not.
+    # Beside this process, so that no other node's end takes it away. Should it die by itself, a new one has what is
+    # told from then on.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = Board.options(scheduling_strategy=here).remote(config.output)  # type: ignore[attr-defined]
+    again = {"max_restarts": -1, "max_task_retries": -1}
+    board = Board.options(scheduling_strategy=here, **again).remote(config.output)  # type: ignore[attr-defined]
     left = remaining_images(config, len(train), position)
     _fit(config, Task(config, train, val, data, board), position, left, scaling)
 
@@ -99,8 +103,20 @@ def _fit(config: TrainConfig, task: Task, position: Position, left: int, scaling
         config.last_epoch,
         config.workers,
     )
+    with progress:
+        for lost in itertools.count(1):
+            try:
+                _fit_once(config, task, scaling)
+                return
+            except ray.exceptions.ActorDiedError as error:
+                _tell_of_lost_controller(config, lost, error)
+                _free_places()
+
+
+def _fit_once(config: TrainConfig, task: Task, scaling: ScalingConfig) -> None:
+    """From the run's latest checkpoint to its end. Raises ActorDiedError if Ray Train's controller dies."""
     # Ray's own bookkeeping stays out of the run, which says by itself where it stands.
-    with tempfile.TemporaryDirectory(prefix="p2p-ray-train-") as bookkeeping, progress:
+    with tempfile.TemporaryDirectory(prefix="p2p-ray-train-") as bookkeeping:
         trainer = _Trainer(
             train_worker,
             train_loop_config={"task": task},
@@ -126,6 +142,28 @@ def _fit(config: TrainConfig, task: Task, position: Position, left: int, scaling
             failure: P2PError | None = ray.get(task.board.failure.remote())
             if failure is not None:
                 raise failure from None
+
+
+def _tell_of_lost_controller(config: TrainConfig, lost: int, error: Exception) -> None:
+    """Raises TrainingStopped if that was once too often."""
+    if lost > _MOST_RESTARTS:
+        raise TrainingStopped(
+            f"Ray Train's controller was lost {lost} times, the last time: {last_words(error)}; what {config.output} "
+            "holds is intact, and the same command continues"
+        ) from None
+    log.info(
+        "Ray Train's controller was lost: %s; starting the workers again (%d of %d)",
+        last_words(error),
+        lost,
+        _MOST_RESTARTS,
+    )
+
+
+def _free_places() -> None:
+    """Give back what the workers of a lost controller had asked a private Ray for; on a cluster, Ray Train does so."""
+    if is_private():
+        for name in placement_group_table():
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
 
 
 def _explain(config: TrainConfig, error: Exception) -> None:
