@@ -24,6 +24,10 @@ from p2p.training.worker import Task, train_worker
 
 log = logging.getLogger("p2p")
 _MOST_RESTARTS = 3
+_ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+"""For glibc as a worker starts. Ray Train has it work in a thread, whose own arena would return every large buffer to
+the kernel, whatever `keep_freed_memory` says.
+"""
 
 
 class _Trainer(TorchTrainer):
@@ -124,6 +128,7 @@ def _fit_once(config: TrainConfig, task: Task, scaling: ScalingConfig) -> None:
             run_config=RunConfig(
                 name="train",
                 storage_path=bookkeeping,
+                worker_runtime_env={"env_vars": _ONE_ARENA},  # type: ignore[call-arg]
                 failure_config=FailureConfig(max_failures=_MOST_RESTARTS),
                 callbacks=[LostWorkers(task.board, _MOST_RESTARTS)],  # type: ignore[list-item]
             ),

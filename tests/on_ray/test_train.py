@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import s3fs
+import torch
 from conftest import descendants, read_process
 from PIL import Image
 from safetensors.torch import load
@@ -22,10 +24,12 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, Event
 from p2p.data.feed import Feed, Part, Preparation
 from p2p.data.pairs import open_pairs, raw_load_size
 from p2p.errors import UsageError
+from p2p.model.allocator import keep_freed_memory
 from p2p.model.checkpoint import load_generator
 from p2p.storage.filesystems import list_names, read_bytes, read_json
-from p2p.training import TrainConfig, train
+from p2p.training import TrainConfig, launch, train
 from p2p.training.config import TrainConfig as Config
+from p2p.training.position import Position
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -151,6 +155,24 @@ def test_ray_data_rests_while_the_training_computes(raw_pairs, monkeypatch):
             assert time.monotonic() < until, "an execution waits for the training, and Ray Data's loop spins meanwhile"
             time.sleep(0.05)
         assert [sum(len(batch) for batch in feed.batches()) for _ in parts] == [10] * 5
+
+
+def test_a_worker_keeps_the_memory_it_frees_though_its_loop_runs_in_a_thread(raw_pairs, tmp_path, monkeypatch):
+    def count_page_faults(settings):
+        keep_freed_memory()
+        counts = []
+        for megabytes in (100, 90):  # more than a thread's arena of glibc's may hold
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.empty(megabytes * 2**20, dtype=torch.uint8).fill_(1)
+            counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        told.write_text(json.dumps(counts))
+
+    told, options = tmp_path / "faults.json", config(raw_pairs, tmp_path)
+    monkeypatch.setattr(launch, "train_worker", count_page_faults)
+    pairs = open_pairs(raw_pairs, "train", raw_load_size=raw_load_size(64))
+    launch.launch(options, pairs, None, {}, position=Position(), scaling=launch.resources(options))
+    first, second = json.loads(told.read_text())
+    assert second < first / 10
 
 
 # Survival
