@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from p2p.model import winograd
 
 _MOST_POSITIONS = 32 * 32
-"""Of `few`: above, copying the patches out costs what the products gain."""
+"""Of `few`, in one image: above, copying the patches out costs what the products gain."""
 _MOST_INNER_POSITIONS = 16 * 16
-"""Of `few` in the whole batch: with so few, pixels and their gradients are products too."""
+"""Of `few`, in the whole batch: with so few, outputs and the inputs' gradients are products too."""
 _MOST_THIN_CHANNELS, _MOST_THIN_VALUES = 4, 64
 """Of `many`, and of one patch of it: so few are soon copied, whatever the number of positions."""
 _FEWEST_CHANNELS = 16

@@ -83,7 +83,7 @@ class Discriminator(nn.Module):
         """All of it, in order."""
         raise NotImplementedError
 
-    def judge(self, *batches: Tensor) -> tuple[Tensor, ...]:
+    def logits_of_each(self, *batches: Tensor) -> tuple[Tensor, ...]:
         """What `forward` makes of batches of one shape, in order: each has its own statistics in batch norms.
 
         The other layers take them all at once.

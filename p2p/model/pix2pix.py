@@ -19,8 +19,8 @@ from p2p.model.tensors import InputEncoder
 _BETA2 = 0.999
 _FUSED_ADAM = ("cpu", "cuda")
 _CANCELLING = ("hinge", "wgangp")
-"""Where generated and real pairs give the last bias opposite gradients. In one sum rounding would leave something of
-them, of which Adam makes a whole step.
+"""Where generated and real pairs may give the last bias opposite gradients (hinge: while no logit is past its margin).
+One after the other they cancel exactly; in one sum rounding would leave something, of which Adam makes a whole step.
 """
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -51,7 +51,7 @@ class _DiscriminatorLoss(nn.Module):
         if self.objective.mode in _CANCELLING:
             fake_logits, real_logits = self.discriminator(fake), self.discriminator(real)
         else:
-            fake_logits, real_logits = self.discriminator.judge(fake, real)
+            fake_logits, real_logits = self.discriminator.logits_of_each(fake, real)
         d_fake, d_real = self.objective.fake(fake_logits), self.objective.real(real_logits)
         loss = d_fake + d_real
         if self.objective.mode == "wgangp":

@@ -26,7 +26,7 @@ log = logging.getLogger("p2p")
 _MOST_RESTARTS = 3
 _ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 """For glibc as a worker starts. Ray Train has it work in a thread, whose own arena would return every large buffer to
-the kernel, whatever `keep_freed_memory` says.
+the kernel, whatever `keep_freed_memory` says. The tasks that read for a worker have it from there too.
 """
 
 
@@ -92,7 +92,7 @@ def launch(
     # Beside this process, so that no other node's end takes it away. Should it die by itself, a new one has what is
     # told from then on.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    again = {"max_restarts": -1, "max_task_retries": -1}
+    again = {"max_restarts": -1, "max_task_retries": _MOST_RESTARTS}
     board = Board.options(scheduling_strategy=here, **again).remote(config.output)  # type: ignore[attr-defined]
     left = remaining_images(config, len(train), position)
     _fit(config, Task(config, train, val, data, board), position, left, scaling)
@@ -108,17 +108,17 @@ def _fit(config: TrainConfig, task: Task, position: Position, left: int, scaling
         config.workers,
     )
     with progress:
-        for lost in itertools.count(1):
-            try:
-                _fit_once(config, task, scaling)
+        for count in itertools.count(1):
+            lost = _fit_once(config, task, scaling)
+            if lost is None:
                 return
-            except ray.exceptions.ActorDiedError as error:
-                _tell_of_lost_controller(config, lost, error)
-                _free_places()
+            _tell_of_lost_controller(config, count, lost)
+            _free_places()
 
 
-def _fit_once(config: TrainConfig, task: Task, scaling: ScalingConfig) -> None:
-    """From the run's latest checkpoint to its end. Raises ActorDiedError if Ray Train's controller dies."""
+def _fit_once(config: TrainConfig, task: Task, scaling: ScalingConfig) -> Exception | None:
+    """Train from the run's latest checkpoint to its end, or until Ray Train's controller dies: of what is returned."""
+    lost: Exception | None = None
     # Ray's own bookkeeping stays out of the run, which says by itself where it stands.
     with tempfile.TemporaryDirectory(prefix="p2p-ray-train-") as bookkeeping:
         trainer = _Trainer(
@@ -139,36 +139,51 @@ def _fit_once(config: TrainConfig, task: Task, scaling: ScalingConfig) -> None:
             if trainer.controller is not None:
                 ray.kill(trainer.controller)
             raise
+        except ray.exceptions.RayActorError as error:
+            if trainer.controller is None or error.actor_init_failed:
+                raise
+            ray.kill(trainer.controller)  # it may only be out of reach, and two of them would write one run
+            lost = error
         except ray.train.TrainingFailedError as error:
+            _raise_failure(task)
             _explain(config, error)
             log.info("what %s holds is intact, and the same command continues", config.output)
             raise
-        finally:
-            failure: P2PError | None = ray.get(task.board.failure.remote())
-            if failure is not None:
-                raise failure from None
+    _raise_failure(task)
+    return lost
 
 
-def _tell_of_lost_controller(config: TrainConfig, lost: int, error: Exception) -> None:
+def _raise_failure(task: Task) -> None:
+    """Raise what a worker has told the board that no restart can mend."""
+    failure: P2PError | None = ray.get(task.board.failure.remote())
+    if failure is not None:
+        raise failure from None
+
+
+def _tell_of_lost_controller(config: TrainConfig, count: int, error: Exception) -> None:
     """Raises TrainingStopped if that was once too often."""
-    if lost > _MOST_RESTARTS:
+    if count > _MOST_RESTARTS:
         raise TrainingStopped(
-            f"Ray Train's controller was lost {lost} times, the last time: {last_words(error)}; what {config.output} "
+            f"Ray Train's controller was lost {count} times, the last time: {last_words(error)}; what {config.output} "
             "holds is intact, and the same command continues"
         ) from None
     log.info(
         "Ray Train's controller was lost: %s; starting the workers again (%d of %d)",
         last_words(error),
-        lost,
+        count,
         _MOST_RESTARTS,
     )
 
 
 def _free_places() -> None:
-    """Give back what the workers of a lost controller had asked a private Ray for; on a cluster, Ray Train does so."""
-    if is_private():
-        for name in placement_group_table():
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
+    """Give back what the workers of a lost controller had asked Ray for.
+
+    Ray Train itself does so on a cluster only, for workers that were up, and where Ray's dashboard runs.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for group in placement_group_table():
+        if group.endswith(job):  # an identifier in hexadecimal, whose last bytes are those of its job
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
 
 
 def _explain(config: TrainConfig, error: Exception) -> None:

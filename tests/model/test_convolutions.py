@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from p2p.model import winograd
 from p2p.model.convolutions import Conv2d, ConvTranspose2d
@@ -106,6 +107,26 @@ def test_only_many_weights_at_many_positions_are_winograds(case, amx, monkeypatc
         assert taken == ["differences", "weight_gradient"]
     else:  # differences are taken once, for output and gradient
         assert taken == ["differences", "convolve", "weight_gradient"]
+
+
+class _Called(TorchDispatchMode):
+    """The names of all that torch is asked to compute."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+@pytest.mark.parametrize("case", ["down, inner level", "unpadded, inner level", "up", "up, odd output"])
+def test_the_inner_levels_are_left_to_products_altogether(case, bfloat16):
+    with _Called() as called:
+        gradients(*layer_and_input(case), bfloat16=bfloat16)
+    assert any("convolution" in name for name in called.names) != bfloat16
 
 
 @pytest.mark.parametrize(

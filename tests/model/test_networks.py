@@ -210,7 +210,7 @@ def test_pairs_judged_together_get_the_logits_and_statistics_of_those_judged_one
     config = ModelConfig(discriminator=name, ndf=4, norm=norm, crop_size=64, generator="unet_64")
     together, apart = build_discriminator(config), build_discriminator(config)
     dark, bright = torch.rand(2, 6, 64, 64) - 1, torch.rand(2, 6, 64, 64)
-    found, expected = together.judge(dark, bright), [apart(dark), apart(bright)]
+    found, expected = together.logits_of_each(dark, bright), [apart(dark), apart(bright)]
     assert len(found) == 2
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
