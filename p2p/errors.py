@@ -5,6 +5,7 @@ P2PError                 exit status 1
 ├── StorageError         a file system, bucket or disk said no
 │   ├── NotFound         nothing lies at that address
 │   ├── Damaged          a file is not what was written there
+│   │   └── UnsafeFileError   reading it could run code that its author chose
 │   ├── Refused          this one file or object is denied, a folder, …; its neighbours may be fine
 │   └── KeysRefused      the credentials are missing, wrong or expired: nothing at all can be read or written with them
 ├── CheckpointError      a checkpoint cannot be read, or is of another kind
@@ -74,9 +75,16 @@ class NotFound(StorageError):
 
 
 class Damaged(StorageError):
-    """A file is not what was written there."""
+    """A file is not what was written there. `kind` is its name in a ledger."""
 
     may_pass = False
+    kind = "DamagedFile"
+
+
+class UnsafeFileError(Damaged):
+    """Reading a file could run code that its author chose."""
+
+    kind = "UnsafeFile"
 
 
 class Refused(StorageError):

@@ -181,3 +181,40 @@ def test_no_file_names_a_package_index() -> None:
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
         assert not [word for word in words if word in text], path
+
+
+TABLE_READERS = {
+    *("ParquetFile", "ParquetDataset", "read_table", "read_pandas", "read_schema", "read_metadata", "read_parquet"),
+    *("read_datasource", "read_webdataset", "read_feather", "dataset", "parquet_dataset", "FileFormat"),
+    *("open_file", "open_stream", "read_message", "read_record_batch"),
+}
+TABLE_LIBRARIES = {"pq", "pa", "ds", "ipc", "feather", "pd", "data", "parquet", "pyarrow", "pandas", "polars", "duckdb"}
+
+
+def calls_of(path: Path) -> list[tuple[int, str, str]]:
+    """Line, object and method of every call `object.method(…)`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute))
+    return [(node.lineno, ast.unparse(node.func.value), node.func.attr) for node in calls]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_tables_are_opened_in_one_place(path: Path) -> None:
+    """Reading Parquet in any other way than by `p2p.storage.parquet` can run code that the file's author chose."""
+    if name_of(path) == "p2p.storage.parquet":
+        return
+    for line, owner, method in calls_of(path):
+        is_reader = method in TABLE_READERS and owner.rpartition(".")[2] in TABLE_LIBRARIES
+        assert not is_reader, f"{name_of(path)}:{line} reads a table with {owner}.{method}; use p2p.storage.parquet"
+    for module in imported(path):  # `from pyarrow.parquet import read_table`
+        library, _, name = module.rpartition(".")
+        assert not (library.startswith("pyarrow") and name in TABLE_READERS), f"{name_of(path)} imports {module}"
+
+
+def test_only_what_prepare_has_pickled_itself_is_unpickled() -> None:
+    unpicklers = {("pickle", "load"), ("pickle", "loads"), ("pickle", "Unpickler"), ("cloudpickle", "loads")}
+    found = {name_of(path) for path in MODULES for _, owner, method in calls_of(path) if (owner, method) in unpicklers}
+    assert found == {"p2p.preparation.job"}
+    for path in MODULES:
+        source = path.read_text(encoding="utf-8").replace("safetensors.torch.load(", "")
+        assert source.count("torch.load(") == source.count("weights_only=True"), name_of(path)

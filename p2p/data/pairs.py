@@ -13,19 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p2p.data.order import Row
-from p2p.errors import BadInput, NotFound, UsageError
+from p2p.errors import BadInput, Damaged, NotFound, UsageError
 from p2p.storage import images, pixels
 from p2p.storage.filesystems import (
-    is_remote,
     join,
     list_files,
     list_names,
-    open_filesystem,
     read_bytes,
-    storage_errors,
 )
 from p2p.storage.images import Pixels
 from p2p.storage.names import printable
+from p2p.storage.parquet import open_parquet
 from p2p.storage.pixels import RGB, PixelFormat
 
 SPLITS = ("train", "val", "test")
@@ -105,18 +103,13 @@ class Pairs:
 
 
 @contextlib.contextmanager
-def _open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
-    """Open without read-ahead: the default of fsspec's remote files fetches many row groups to read one."""
-    with storage_errors(uri):
-        filesystem, path = open_filesystem(uri)
-        options = {"cache_type": "none"} if is_remote(uri) else {}
-        with filesystem.open(path, "rb", **options) as file:
-            try:
-                parquet = pq.ParquetFile(file, pre_buffer=True)
-            except pa.ArrowInvalid as error:
-                raise UsageError(f"{uri}: not a whole Parquet file: {error}") from None
-            with parquet:
-                yield parquet
+def _open_part(uri: str) -> Iterator[pq.ParquetFile]:
+    """Raises UsageError for a file that is no part of a data set that p2p could have written."""
+    try:
+        with open_parquet(uri, coalesce=True) as parquet:
+            yield parquet
+    except Damaged as error:
+        raise UsageError(str(error)) from None
 
 
 def _smallest(metadata: pq.FileMetaData, number: int, column: str) -> int | None:
@@ -131,7 +124,7 @@ def _smallest(metadata: pq.FileMetaData, number: int, column: str) -> int | None
 
 def _groups_of_part(uri: str) -> tuple[list[RowGroup], list[int]]:
     """One part's row groups and the shortest sides that their statistics know."""
-    with _open_parquet(uri) as parquet:
+    with _open_part(uri) as parquet:
         metadata = parquet.metadata
         missing = [name for name in _COLUMNS if name not in parquet.schema_arrow.names]
     if missing:
@@ -213,7 +206,7 @@ def _check_raw(group: RowGroup) -> None:
 
 
 def _first_size(group: RowGroup) -> tuple[int, int]:
-    with _open_parquet(group.uri) as parquet:
+    with _open_part(group.uri) as parquet:
         data = parquet.read_row_group(group.number, columns=["a"]).column("a")[0].as_py()
     return pixels.image_size(data)
 
@@ -240,7 +233,7 @@ def read_rows(
             yield _read_raw(group, load_size, formats)
             continue
         if number not in tables:
-            with _open_parquet(group.uri) as parquet:
+            with _open_part(group.uri) as parquet:
                 tables[number] = parquet.read_row_group(group.number, columns=_COLUMNS).to_pydict()
         columns = tables[number]
         pair_id = columns["pair_id"][row]

@@ -38,6 +38,9 @@ import ray.data  # noqa: E402
 from ray.util import placement_group, remove_placement_group  # noqa: E402
 
 from p2p.errors import P2PError, UsageError  # noqa: E402
+from p2p.storage.parquet import unregister_ray_types  # noqa: E402
+
+unregister_ray_types()  # which importing ray.data has just registered
 
 log = logging.getLogger("p2p")
 

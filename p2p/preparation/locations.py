@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from p2p.errors import BadInput, NotFound, StorageError
-from p2p.storage.filesystems import arrow_filesystem, open_filesystem, read_bytes, storage_errors
+from p2p.errors import BadInput, Damaged, NotFound
+from p2p.storage.filesystems import open_filesystem, read_bytes, storage_errors
 from p2p.storage.names import printable
+from p2p.storage.parquet import find_bytes, open_parquet
 
 MAX_IMAGE_BYTES = 256 * 2**20
 """Encoded images larger than this are refused unread; it bounds what one task holds."""
@@ -140,6 +140,8 @@ class Fetcher:
                     raise AssertionError("a drawing has no bytes")
         except NotFound:
             raise BadInput("Missing", "the file was listed and is gone now") from None
+        except Damaged as error:
+            raise BadInput(error.kind, str(error)) from None
 
     def _unzip(self, archive: str, name: str) -> bytes:
         with self._lock, storage_errors(archive):
@@ -157,14 +159,9 @@ class Fetcher:
     def _cell(self, file: str, row_group: int, row: int, column: str) -> bytes:
         with self._lock:
             if self._row_group != (file, row_group):
-                with storage_errors(file):
-                    filesystem, path = arrow_filesystem(file)
-                    try:
-                        with pq.ParquetFile(path, filesystem=filesystem) as parquet:
-                            columns = image_columns(parquet.schema_arrow)
-                            self._table = parquet.read_row_group(row_group, columns=columns)
-                    except pa.ArrowInvalid as error:
-                        raise StorageError(f"{file}: not readable as Parquet: {error}") from None
+                with open_parquet(file) as parquet:
+                    columns = image_columns(parquet.schema_arrow)
+                    self._table = parquet.read_row_group(row_group, columns=columns)
                 self._row_group = (file, row_group)
             assert self._table is not None
             value: Any = self._table.column(column)[row].as_py()
@@ -176,13 +173,7 @@ class Fetcher:
         return bytes(value)
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
 def image_columns(schema: pa.Schema) -> list[str]:
     """The columns that can hold encoded images: `a` and `b` if both are there, else all, in order."""
-    found = [field.name for field in schema if _holds_bytes(field.type)]
+    found = [field.name for field in schema if find_bytes(field)]
     return ["a", "b"] if {"a", "b"} <= set(found) else found

@@ -6,13 +6,14 @@ import re
 from collections.abc import Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from p2p.errors import P2PError, UsageError
+from p2p.errors import Damaged, StorageError, UsageError
 from p2p.preparation.locations import Cell, image_columns
 from p2p.preparation.pairing import Pairing, PairRef, choose_split, split_name
 from p2p.preparation.sources import BadRow
-from p2p.storage.filesystems import FileInfo, arrow_filesystem, list_files, storage_errors
+from p2p.storage.filesystems import FileInfo, list_files
+from p2p.storage.names import printable
+from p2p.storage.parquet import open_parquet, to_python
 
 _ID_COLUMNS = ("pair_id", "id", "image_id")
 _SPLIT_PREFIX = re.compile(r"(train|validation|valid|val|test)-", re.IGNORECASE)
@@ -36,24 +37,26 @@ def _columns(schema: pa.Schema, layout: str, uri: str) -> list[str]:
 
 
 def _rows_of(file: FileInfo, layout: str, pairing: Pairing, val_fraction: float) -> None:
-    filesystem, path = arrow_filesystem(file.uri)
-    with storage_errors(file.uri), pq.ParquetFile(path, filesystem=filesystem) as parquet:
+    """Add the pairs of one file. Raises Damaged where they cannot all be listed, and then adds none."""
+    with open_parquet(file.uri) as parquet:
         columns = _columns(parquet.schema_arrow, layout, file.uri)
         id_column = next((name for name in _ID_COLUMNS if name in parquet.schema_arrow.names), None)
         split, stem = _split_of(file.path), file.path.rpartition(".")[0]
+        pairs: list[PairRef] = []
         first = 0
         for group in range(parquet.num_row_groups):
             facts = parquet.metadata.row_group(group)
             ids: Sequence[object] = range(first, first + facts.num_rows)
             if id_column:
-                ids = parquet.read_row_group(group, columns=[id_column]).column(0).to_pylist()
+                ids = to_python(parquet.read_row_group(group, columns=[id_column]).column(0))
             weight = facts.total_byte_size // max(1, facts.num_rows)
             for row, name in enumerate(ids):
                 pair_id = str(name) if id_column else f"{stem}/{name}"
                 cells = [Cell(file.uri, group, row, column) for column in columns]
                 chosen = choose_split(split, pair_id, val_fraction)
-                pairing.pairs.append(PairRef(pair_id, chosen, cells[0], cells[1] if cells[1:] else None, weight))
+                pairs.append(PairRef(pair_id, chosen, cells[0], cells[1] if cells[1:] else None, weight))
             first += facts.num_rows
+    pairing.pairs += pairs
     pairing.layout = "folders" if len(columns) == 2 else "combined"
     pairing.note = f"A is column {columns[0]}, B is column {columns[1]}" if columns[1:] else f"halves of {columns[0]}"
 
@@ -67,10 +70,13 @@ def pair_tables(uri: str, layout: str, val_fraction: float) -> Pairing:
     for file in files:
         try:
             _rows_of(file, layout, pairing, val_fraction)
-        except (P2PError, pa.ArrowException) as error:
-            text = str(error)
-            raise UsageError(text if text.startswith("--source") else f"--source {file.uri}: {text}") from None
+        except Damaged as error:
+            pairing.bad.append(BadRow(printable(file.uri), error.kind, printable(str(error))))
+        except StorageError as error:
+            raise UsageError(f"--source {error}") from None
     if not pairing.pairs:
+        if pairing.bad:
+            raise UsageError(f"--source {uri}: no Parquet file can be used; the first: {pairing.bad[0].message}")
         raise UsageError(f"--source {uri}: its {len(files)} Parquet files hold no rows")
     return _without_duplicates(pairing)
 

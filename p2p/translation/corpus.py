@@ -10,11 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import pyarrow.parquet as pq
-
 from p2p.errors import UsageError, redact
 from p2p.storage.filesystems import (
-    arrow_filesystem,
     is_file,
     join,
     list_files,
@@ -23,9 +20,10 @@ from p2p.storage.filesystems import (
 )
 from p2p.storage.images import SUFFIXES
 from p2p.storage.names import printable
+from p2p.storage.parquet import open_parquet
 from p2p.translation.inputs import Input
 from p2p.translation.kinds import Kind, find_kind, has_kind, kind_of, list_kind
-from p2p.translation.packed import ParquetCorpus, TarCorpus, holds_images, read_schema
+from p2p.translation.packed import ParquetCorpus, TarCorpus, holds_images, read_schema, unreadable_parquet
 
 _MANIFESTS = (".txt", ".csv")
 _ADDRESS_COLUMNS = ("source_uri", "uri", "url", "path", "image", "file")
@@ -57,7 +55,10 @@ class FolderCorpus:
     def items(self) -> Iterator[Input]:
         """One input per file with an image's ending; its id is its path below the folder."""
         for file in list_kind(self.uri, Kind.IMAGE, holds_images):
-            yield Input(file.path, file.uri, file.size)
+            if kind_of(file.path) is Kind.PARQUET:
+                yield unreadable_parquet(file.uri, self.uri)
+            else:
+                yield Input(file.path, file.uri, file.size)
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,7 @@ class ManifestCorpus:
                 yield row[column].strip(), (row.get("image_id") or "").strip()
 
     def _parquet_entries(self) -> Iterator[tuple[str, str]]:
-        filesystem, path = arrow_filesystem(self.uri)
-        with storage_errors(self.uri), pq.ParquetFile(path, filesystem=filesystem) as file:
+        with open_parquet(self.uri) as file:
             column = _address_column(file.schema_arrow.names, self.uri)
             ids = ["image_id"] if "image_id" in file.schema_arrow.names else []
             for batch in file.iter_batches(columns=[column, *ids]):

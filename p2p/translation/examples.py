@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from p2p.errors import P2PError
-from p2p.storage.filesystems import arrow_filesystem, read_bytes, storage_errors
+from p2p.storage.filesystems import read_bytes
 from p2p.storage.images import decode, resize
+from p2p.storage.parquet import open_parquet, read_parquet
 from p2p.translation.codec import Codec
 from p2p.translation.config import OutputFormat
 from p2p.translation.fetching import Fetcher
@@ -64,9 +64,7 @@ class Reader:
 
     def _pairs(self, shard: Shard, count: int) -> Iterator[Pair]:
         uri = ledger_uri(self.output, shard.index)
-        filesystem, path = arrow_filesystem(uri)
-        with storage_errors(uri):
-            table = pq.read_table(path, filesystem=filesystem, columns=["image_id", "status", "output_uri"])
+        table = read_parquet(uri, ["image_id", "status", "output_uri"])
         rows = table.filter(pc.equal(table["status"], "translated")).slice(0, count).to_pylist()
         items = {item.image_id: item for item in read_inputs(shard)} if rows else {}
         for row in rows:
@@ -83,8 +81,7 @@ def _output(uri: str, image_id: str, format: OutputFormat) -> bytes | None:
         return next((record.image for record in read_records(uri) if record.image_id == image_id), None)
     if format != "parquet":
         return read_bytes(uri)
-    filesystem, path = arrow_filesystem(uri)
-    with storage_errors(uri), pq.ParquetFile(path, filesystem=filesystem) as file:
+    with open_parquet(uri) as file:
         for group in range(file.num_row_groups):
             ids = file.read_row_group(group, columns=["image_id"])["image_id"].to_pylist()
             if image_id in ids:

@@ -9,14 +9,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from p2p.errors import BadInput, KeysRefused, NotFound, Refused, StorageError, UsageError
-from p2p.storage.filesystems import arrow_filesystem, open_filesystem, storage_errors
+from p2p.errors import BadInput, Damaged, KeysRefused, NotFound, Refused, StorageError, UsageError
+from p2p.storage.filesystems import open_filesystem, storage_errors
 from p2p.storage.names import printable
+from p2p.storage.parquet import open_parquet
 from p2p.translation.hosts import is_web
 from p2p.translation.inputs import DAMAGED, WHOLE_FILE, Input, on_disk
-from p2p.translation.packed import damage_told
 
 _RANGE_BYTES = 8 * 2**20  # neighbours in a tar are read together up to this
 _ROWS_AT_ONCE = 32
@@ -85,6 +83,8 @@ class Fetcher:
             raise
         except (UsageError, ValueError) as error:
             return [BadInput("BadAddress", f"this address cannot be opened: {error}")] * len(unit)
+        except Damaged as error:
+            return [BadInput(error.kind, printable(str(error)))] * len(unit)
         except Refused as error:
             return [BadInput(_REFUSED, printable(str(error)))] * len(unit)
         except StorageError as error:
@@ -107,10 +107,9 @@ class Fetcher:
         wanted = {item.row for item in unit}
         found: dict[int, Fetched] = {}
         column, _, member = self._image_column.partition(".")
-        filesystem, path = arrow_filesystem(unit[0].source_uri)
         missing = BadInput("NotFound", "the row was listed but is no longer there")
         try:
-            with damage_told(), pq.ParquetFile(path, filesystem=filesystem) as file:
+            with open_parquet(unit[0].source_uri) as file:
                 start = 0
                 for batch in file.iter_batches(
                     batch_size=_ROWS_AT_ONCE, row_groups=[unit[0].row_group], columns=[self._image_column]
@@ -123,17 +122,14 @@ class Fetcher:
                     start += len(values)
                     if len(found) == len(wanted):
                         break
-        except BadInput as error:
-            missing = error
+        except Damaged as error:  # what came before the damage is good
+            missing = BadInput(error.kind, printable(str(error)))
         return [found.get(item.row, missing) for item in unit]
 
 
 def _damaged(item: Input) -> BadInput:
-    if item.offset == WHOLE_FILE:
-        what = "no readable Parquet file; what it holds is not translated"
-    else:
-        what = f"cut off or damaged at byte {item.offset}; what could be read before is translated, what follows is not"
-    return BadInput("DamagedFile", f"when it was listed, this was {what}")
+    kind, _, message = item.reason.partition(": ")
+    return BadInput(kind, message)
 
 
 def _span(unit: Sequence[Input]) -> int:

@@ -27,6 +27,8 @@ class Input(NamedTuple):
     """Row group of a Parquet file."""
     row: int = WHOLE_FILE
     """Row inside that row group."""
+    reason: str = ""
+    """`Kind: message` of what made it unreadable when it was listed; empty for an image."""
 
 
 def on_disk(name: str) -> str:

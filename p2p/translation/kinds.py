@@ -28,8 +28,9 @@ class Kind(Enum):
 _ENDINGS = {Kind.IMAGE: SUFFIXES, Kind.PARQUET: (".parquet",), Kind.TAR: (".tar",), Kind.COMPRESSED_TAR: _COMPRESSED}
 _ALL_ENDINGS = tuple(ending for endings in _ENDINGS.values() for ending in endings)
 
-HasImages = Callable[[str], bool]
-"""Tells of the address of a Parquet file whether it holds images; it may be a mere table."""
+HasImages = Callable[[str], bool | None]
+"""Tells of the address of a Parquet file whether it holds images; it may be a mere table. None: it cannot be read."""
+HasImagesOfFile = Callable[[FileInfo], bool | None]
 
 
 def kind_of(path: str) -> Kind | None:
@@ -54,8 +55,8 @@ def find_kind(uri: str, has_images: HasImages) -> Kind:
         else:
             files.setdefault(kind, []).append(file)
     if len(files) > 1:
-        is_table = _table_judge(has_images)
-        files[Kind.PARQUET] = [file for file in files.get(Kind.PARQUET, []) if not is_table(file)]
+        may_hold = _parquet_judge(has_images)
+        files[Kind.PARQUET] = [file for file in files.get(Kind.PARQUET, []) if may_hold(file)]
         if Kind.TAR not in files:  # what the images were unpacked from, perhaps
             files.pop(Kind.COMPRESSED_TAR, None)
     counts = {kind: len(found) for kind, found in files.items() if found}
@@ -71,8 +72,11 @@ def find_kind(uri: str, has_images: HasImages) -> Kind:
 
 
 def list_kind(uri: str, kind: Kind, has_images: HasImages) -> Iterator[FileInfo]:
-    """The files of one kind below a folder, or the one file at `uri`. Raises UsageError on meeting another kind."""
-    is_table = _table_judge(has_images)
+    """The files of one kind below a folder, or the one file at `uri`. Raises UsageError on meeting another kind.
+
+    Parquet files that cannot be read are among them: nobody can tell what they hold, so somebody must be told of them.
+    """
+    may_hold = _parquet_judge(has_images)
     count = 0
     for file in list_files(uri, _ALL_ENDINGS):
         found = kind_of(file.path)
@@ -81,21 +85,31 @@ def list_kind(uri: str, kind: Kind, has_images: HasImages) -> Iterator[FileInfo]
             yield file
             continue
         is_bystander = found is Kind.COMPRESSED_TAR and kind is not Kind.TAR
-        if found is not None and not is_bystander and not (found is Kind.PARQUET and is_table(file)):
+        if found is None or is_bystander:
+            continue
+        holds = may_hold(file) if found is Kind.PARQUET else True
+        if holds is None:
+            yield file
+        elif holds:
             raise _mixed(uri, {kind: count, found: 1})
 
 
-def _table_judge(has_images: HasImages) -> Callable[[FileInfo], bool]:
-    """Tells which Parquet files hold no images. The first of each folder is looked at: the others are like it."""
+def _parquet_judge(has_images: HasImages) -> HasImagesOfFile:
+    """Tells which Parquet files hold images. The first readable one of each folder is looked at: the others are like
+    it.
+    """
     by_folder: dict[str, bool] = {}
 
-    def is_table(file: FileInfo) -> bool:
+    def may_hold(file: FileInfo) -> bool | None:
         folder = posixpath.dirname(file.uri)
         if folder not in by_folder:
-            by_folder[folder] = not has_images(file.uri)
+            found = has_images(file.uri)
+            if found is None:
+                return None
+            by_folder[folder] = found
         return by_folder[folder]
 
-    return is_table
+    return may_hold
 
 
 def _mixed(uri: str, counts: Mapping[Kind, int]) -> UsageError:

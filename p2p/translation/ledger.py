@@ -9,19 +9,18 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from p2p.errors import Damaged
 from p2p.storage.filesystems import (
     absolute,
-    arrow_filesystem,
     exists,
     is_file,
     join,
     list_names,
     remove,
-    storage_errors,
     write_table,
 )
+from p2p.storage.parquet import read_parquet
 from p2p.translation.shards import shard_of, shard_uri, shards_in
 
 FOLDER = "ledger"
@@ -77,9 +76,11 @@ def write_ledger(output: str, shard: int, rows: Sequence[LedgerRow]) -> None:
 
 
 def _read(uri: str) -> pa.Table:
-    filesystem, path = arrow_filesystem(uri)
-    with storage_errors(uri):
-        return pq.read_table(path, filesystem=filesystem, schema=LEDGER_SCHEMA)
+    table = read_parquet(uri, LEDGER_SCHEMA.names)
+    try:
+        return table.cast(LEDGER_SCHEMA)
+    except pa.ArrowException as error:
+        raise Damaged(f"{uri}: not a ledger of p2p: {error}") from None
 
 
 def _read_totals(uri: str) -> Totals:

@@ -6,7 +6,6 @@ can be named. What can be read of it is translated.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import posixpath
 import tarfile
@@ -17,13 +16,13 @@ from itertools import count
 from typing import IO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from p2p.errors import BadInput, UsageError
-from p2p.storage.filesystems import FileInfo, arrow_filesystem, is_hidden, open_filesystem, storage_errors
+from p2p.errors import Damaged, UsageError
+from p2p.storage.filesystems import FileInfo, is_hidden, open_filesystem, storage_errors
 from p2p.storage.images import SUFFIXES
+from p2p.storage.parquet import find_bytes, open_parquet, to_python
 from p2p.translation.inputs import DAMAGED, Input
-from p2p.translation.kinds import Kind, list_kind
+from p2p.translation.kinds import Kind, kind_of, list_kind
 
 log = logging.getLogger("p2p")
 
@@ -38,14 +37,7 @@ Groups = list[tuple[int, int]]
 
 def find_image_column(schema: pa.Schema, name: str) -> str | None:
     """The path of the bytes in column `name` (`image`, or `image.bytes` of a struct), or None if it has none."""
-    if name not in schema.names:
-        return None
-    kind = schema.field(name).type
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return name
-    if pa.types.is_struct(kind) and "bytes" in [field.name for field in kind]:
-        return f"{name}.bytes"
-    return None
+    return find_bytes(schema.field(name)) if schema.names.count(name) == 1 else None
 
 
 def choose_image_column(schema: pa.Schema, wanted: str, input_side: str, uri: str) -> str:
@@ -106,9 +98,9 @@ class ParquetCorpus:
         with ThreadPoolExecutor(_FOOTERS_AHEAD) as pool:
             for start in range(0, len(self.files), _FOOTERS_AHEAD):
                 some = self.files[start : start + _FOOTERS_AHEAD]
-                for file, footer in zip(some, pool.map(_footer_if_whole, some), strict=True):
-                    if footer is None:
-                        yield self._damaged(file)
+                for file, footer in zip(some, pool.map(_footer_or_damage, some), strict=True):
+                    if isinstance(footer, Damaged):
+                        yield unreadable_parquet(file, self.uri, footer)
                     elif any(find_image_column(footer[0], name) for name in footer[0].names):
                         self._require_columns(file, footer[0])
                         yield from self._rows(file, footer[1])
@@ -124,11 +116,8 @@ class ParquetCorpus:
                 each = size // max(rows, 1)
                 for row, image_id in zip(range(rows), ids, strict=False):
                     yield Input(image_id, file, each, row_group=index, row=row)
-        except BadInput:
-            yield self._damaged(file)
-
-    def _damaged(self, file: str) -> Input:
-        return Input(_relative(file, self.uri), file, row=DAMAGED)
+        except Damaged as error:
+            yield unreadable_parquet(file, self.uri, error)
 
     def _require_columns(self, file: str, schema: pa.Schema) -> None:
         for column in filter(None, (self.image_column.partition(".")[0], self.id_column)):
@@ -136,30 +125,36 @@ class ParquetCorpus:
                 raise UsageError(f"--source {file} has no column {column}, which other files of the data set have")
 
     def _ids(self, file: str) -> Iterator[str]:
-        """The id of each row; where the column has none, the file's path and the row's number."""
+        """The id of each row; where the column has none, the file's path and the row's number. Raises Damaged."""
         numbered = (f"{_relative(file, self.uri)}#{number}" for number in count())
         if not self.id_column:
             yield from numbered
             return
-        filesystem, path = arrow_filesystem(file)
-        with storage_errors(file), damage_told(), pq.ParquetFile(path, filesystem=filesystem) as parquet:
+        with open_parquet(file) as parquet:
             for batch in parquet.iter_batches(columns=[self.id_column]):
-                for value in batch.column(0).to_pylist():
+                for value in to_python(batch.column(0)):
                     number = next(numbered)
                     yield number if value in (None, "") else str(value)
 
 
+def unreadable_parquet(file: str, root: str, error: Damaged | None = None) -> Input:
+    """The input that stands for all that a Parquet file below `root` may hold, which cannot be read."""
+    found = error or _footer_or_damage(file)
+    reason = f"{found.kind}: {found}" if isinstance(found, Damaged) else "DamagedFile: its Parquet could not be read"
+    return Input(_relative(file, root), file, row=DAMAGED, reason=reason)
+
+
 def _first_with_images(files: Sequence[str]) -> tuple[str, pa.Schema, Groups]:
     """The first file with an image column, or else the first that can be read. Raises UsageError if none can."""
-    first: tuple[str, pa.Schema, Groups] | None = None
+    first = None
     for file in files:
-        footer = _footer_if_whole(file)
-        if footer is None:
+        footer = _footer_or_damage(file)
+        if isinstance(footer, Damaged):
             continue
         if any(find_image_column(footer[0], name) for name in footer[0].names):
             return file, *footer
         first = first or (file, *footer)
-    return first or (files[0], *_footer(files[0]))
+    return first or (files[0], read_schema(files[0]), [])
 
 
 def _relative(file: str, root: str) -> str:
@@ -167,46 +162,32 @@ def _relative(file: str, root: str) -> str:
 
 
 def read_schema(file: str) -> pa.Schema:
-    """The columns of a Parquet file. Raises UsageError for a file that is not Parquet."""
-    return _footer(file)[0]
-
-
-def holds_images(file: str) -> bool:
-    """Whether a Parquet file has a column of bytes, or might have: it is damaged."""
-    footer = _footer_if_whole(file)
-    return footer is None or any(find_image_column(footer[0], name) for name in footer[0].names)
-
-
-@contextlib.contextmanager
-def damage_told() -> Iterator[None]:
-    """Turn what PyArrow says of damaged content into BadInput. Trouble with the storage passes."""
+    """The columns of a Parquet file. Raises UsageError for a file that is not Parquet, or not safe to read."""
     try:
-        yield
-    except pa.ArrowInvalid as error:
-        raise BadInput("DamagedFile", f"its Parquet file is damaged: {' '.join(str(error).split())}") from None
-    except OSError as error:
-        if type(error) is not OSError or error.errno is not None:
-            raise
-        raise BadInput("DamagedFile", f"its Parquet file is damaged: {' '.join(str(error).split())}") from None
+        return _footer(file)[0]
+    except Damaged as error:
+        raise UsageError(f"--source {error}") from None
+
+
+def holds_images(file: str) -> bool | None:
+    """Whether a Parquet file has a column of bytes; None where nobody can tell: it is damaged, or not safe to read."""
+    footer = _footer_or_damage(file)
+    return None if isinstance(footer, Damaged) else any(find_image_column(footer[0], name) for name in footer[0].names)
 
 
 def _footer(file: str) -> tuple[pa.Schema, Groups]:
-    """Schema and row groups. Raises UsageError for a file that is not Parquet."""
-    filesystem, path = arrow_filesystem(file)
-    try:
-        with storage_errors(file), damage_told(), pq.ParquetFile(path, filesystem=filesystem) as parquet:
-            footer = parquet.metadata
-            groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
-            return parquet.schema_arrow, [(group.num_rows, group.total_byte_size) for group in groups]
-    except BadInput as error:
-        raise UsageError(f"--source {file}: not a Parquet file: {error}") from None
+    """Schema and row groups. Raises Damaged."""
+    with open_parquet(file) as parquet:
+        footer = parquet.metadata
+        groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+        return parquet.schema_arrow, [(group.num_rows, group.total_byte_size) for group in groups]
 
 
-def _footer_if_whole(file: str) -> tuple[pa.Schema, Groups] | None:
+def _footer_or_damage(file: str) -> tuple[pa.Schema, Groups] | Damaged:
     try:
         return _footer(file)
-    except UsageError:
-        return None
+    except Damaged as error:
+        return error
 
 
 @dataclass(frozen=True)
@@ -220,6 +201,9 @@ class TarCorpus:
     def items(self) -> Iterator[Input]:
         """One input per image member; its id is the member's name, below the tar's name if there are several tars."""
         for file in list_kind(self.uri, Kind.TAR, holds_images):
+            if kind_of(file.path) is Kind.PARQUET:
+                yield unreadable_parquet(file.uri, self.uri)
+                continue
             alone = file.uri == self.uri
             with storage_errors(file.uri):
                 filesystem, path = open_filesystem(file.uri)
@@ -246,7 +230,11 @@ def _members(raw: IO[bytes], file: FileInfo, prefix: str, alone: bool) -> Iterat
     except tarfile.TarError as error:
         if alone and not position:
             raise UsageError(f"--source {file.uri}: not a readable tar: {error}") from None
-        yield Input(file.path, file.uri, offset=position, row=DAMAGED)
+        reason = (
+            f"DamagedFile: when it was listed, this was cut off or damaged at byte {position}; what could be read "
+            f"before is translated, what follows is not"
+        )
+        yield Input(file.path, file.uri, offset=position, row=DAMAGED, reason=reason)
 
 
 def _require_end(raw: IO[bytes], position: int, uri: str) -> None:

@@ -23,8 +23,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from p2p.errors import UsageError
-from p2p.storage.filesystems import arrow_filesystem, join, list_names, remove, storage_errors, write_bytes
+from p2p.storage.filesystems import join, list_names, remove, write_bytes
 from p2p.storage.names import printable
+from p2p.storage.parquet import open_parquet, read_parquet
 from p2p.translation.corpus import Corpus
 from p2p.translation.hosts import host_of
 from p2p.translation.inputs import WHOLE_FILE, Input
@@ -39,6 +40,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("offset", pa.int64()),
         ("row_group", pa.int32()),
         ("row", pa.int64()),
+        ("reason", pa.string()),
         ("id_hash", pa.uint64()),
         ("name_hash", pa.uint64()),
     ]
@@ -91,9 +93,9 @@ def hash_id(text: str) -> int:
 
 def read_inputs(shard: Shard) -> list[Input]:
     """The inputs of one shard, in their order."""
-    filesystem, path = arrow_filesystem(shard.manifest_uri)
-    with storage_errors(shard.manifest_uri), pq.ParquetFile(path, filesystem=filesystem) as file:
+    with open_parquet(shard.manifest_uri) as file:
         columns = file.read_row_group(shard.row_group, columns=_INPUT_COLUMNS).to_pydict()
+    columns.setdefault("reason", [""] * shard.rows)  # plans of earlier versions have none
     return [Input(*values) for values in zip(*(columns[name] for name in _INPUT_COLUMNS), strict=True)]
 
 
@@ -103,8 +105,7 @@ def _part_uris(output: str) -> list[str]:
 
 
 def _read_part(uri: str) -> tuple[list[Shard], Hashes, Hashes]:
-    filesystem, path = arrow_filesystem(uri)
-    with storage_errors(uri), pq.ParquetFile(path, filesystem=filesystem) as file:
+    with open_parquet(uri) as file:
         table = file.read(columns=["shard", "id_hash", "name_hash"])
         rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     firsts = table["shard"].take(pa.array(np.cumsum([0, *rows[:-1]]))).to_pylist()
@@ -281,9 +282,7 @@ def _folders(name: str) -> Iterator[str]:
 def _read_folders(parts: Sequence[str], naming: Naming) -> dict[str, str]:
     folders: dict[str, str] = {}
     for uri in parts:
-        filesystem, path = arrow_filesystem(uri)
-        with storage_errors(uri):
-            ids = pq.read_table(path, filesystem=filesystem, columns=["image_id"])["image_id"]
+        ids = read_parquet(uri, ["image_id"])["image_id"]
         for image_id in ids.filter(pc.match_substring_regex(ids, r"\.[^/]*/")).to_pylist():
             folders.update(dict.fromkeys(_folders(naming.name_of(image_id)), image_id))
     return folders
@@ -297,9 +296,7 @@ def _twice(hashes: Hashes) -> Hashes:
 def _planned(output: str, column: str, hashes: Hashes) -> Iterator[Input]:
     """The inputs of the plan with one of `hashes` in `column`."""
     for uri in _part_uris(output) if len(hashes) else ():
-        filesystem, path = arrow_filesystem(uri)
-        with storage_errors(uri):
-            table = pq.read_table(path, filesystem=filesystem, columns=[*_INPUT_COLUMNS, column])
+        table = read_parquet(uri, [*_INPUT_COLUMNS, column])
         hit = table.filter(pc.is_in(table[column], value_set=pa.array(hashes, pa.uint64())))
         for row in hit.drop_columns([column]).to_pylist():
             yield Input(**row)

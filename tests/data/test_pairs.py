@@ -100,7 +100,7 @@ def test_other_parquet_is_refused_by_the_column_it_lacks(tmp_path):
     with pytest.raises(UsageError, match="has no column 'b'"):
         open_pairs(str(tmp_path), "train")
     (tmp_path / "train" / part_name(0)).write_bytes(b"PAR1 cut off")
-    with pytest.raises(UsageError, match="not a whole Parquet file"):
+    with pytest.raises(UsageError, match="cannot be read as Parquet"):
         open_pairs(str(tmp_path), "train")
 
 

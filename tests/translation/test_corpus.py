@@ -123,7 +123,7 @@ def test_what_cannot_be_a_source_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected a folder"):
         open_corpus(str(empty / "readme.md"))
     (tmp_path / "broken.parquet").write_bytes(b"not parquet at all")
-    with pytest.raises(UsageError, match="not a Parquet file"):
+    with pytest.raises(UsageError, match="cannot be read as Parquet"):
         open_corpus(str(tmp_path / "broken.parquet"))
     pq.write_table(pa.table({"x": [b"1"], "y": [b"2"]}), tmp_path / "two.parquet")
     with pytest.raises(UsageError, match="--image-column, one of x, y"):

@@ -10,7 +10,8 @@ from typing import ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from p2p.storage.filesystems import arrow_filesystem, storage_errors
+from p2p.storage.filesystems import storage_errors
+from p2p.storage.parquet import open_parquet
 from p2p.storage.staging import StagedFile
 from p2p.translation.config import Settings
 from p2p.translation.sinks.packed import PackedShardWriter, PackedSink
@@ -65,8 +66,7 @@ class ParquetShardWriter(PackedShardWriter):
         return self._uri
 
     def _read(self) -> Iterator[Record]:
-        filesystem, path = arrow_filesystem(self._uri)
-        with storage_errors(self._uri), pq.ParquetFile(path, filesystem=filesystem) as file:
+        with open_parquet(self._uri) as file:
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(Record._fields)):
                 for row in batch.to_pylist():
                     yield Record(**row)
