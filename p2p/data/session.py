@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import math
 import os
+import secrets
 import signal
 import socket
 import tempfile
@@ -215,7 +216,26 @@ def _take_termination_for_an_interrupt() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+def make_token() -> None:
+    """Make ~/.ray/auth_token, the token that this user's private Rays ask for, unless there is one already.
+
+    Ray would make it too, but readable by whomever the umask lets. Whoever reads it can run programs as this user.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written: Ray says so
+        path = Path.home() / ".ray" / "auth_token"
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:  # its mode is 600
+            file.write(secrets.token_hex(32))
+            file.flush()
+            os.link(file.name, path)  # refused where there is a token, such as that of a job begun at the same time
+
+
 def _start_private() -> None:
+    make_token()
     for name, value in _UNSEEN.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_num_workers_soft_limit", str(max(1, physical_cores() // 2)))  # idle ones that stay

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -51,6 +52,55 @@ def test_a_ray_that_cannot_be_joined_or_started_is_one_line() -> None:
     assert told.pop().startswith("error: Ray did not start on this machine (")
     for line, address in zip(told, addresses, strict=True):
         assert line.startswith(f"error: RAY_ADDRESS {address}: cannot join")
+
+
+_START = """
+import os
+from p2p.data.session import ray, ray_session
+
+def work():
+    return os.getpid()
+
+os.umask(0o022)
+with ray_session():
+    assert ray.get(ray.remote(work).remote()) != os.getpid()
+"""
+
+
+@pytest.mark.ray
+def test_nobody_else_reads_the_token_of_a_private_ray(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    environment["HOME"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", _START], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    (token,) = (tmp_path / ".ray").iterdir()
+    assert (token.name, stat.S_IMODE(token.stat().st_mode)) == ("auth_token", 0o600)
+    assert stat.S_IMODE(token.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    "setting", ["RAY_AUTH_MODE=disabled", "RAY_AUTH_TOKEN=of-a-cluster", "RAY_AUTH_TOKEN_PATH=/elsewhere", ""]
+)
+def test_a_token_is_made_only_where_there_is_none(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from p2p.data.session import make_token
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    if setting:
+        monkeypatch.setenv(*setting.split("="))
+        make_token()
+        assert list(tmp_path.iterdir()) == []
+    else:
+        make_token()
+        token = tmp_path / ".ray" / "auth_token"
+        made = token.read_text()
+        make_token()
+        assert len(made) == 64 and token.read_text() == made
+        assert [file.name for file in token.parent.iterdir()] == [token.name]
 
 
 def test_only_one_line_of_ray_is_kept_from_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
