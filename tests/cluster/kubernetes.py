@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import ipaddress
 import json
 from functools import cache
 from pathlib import Path
@@ -55,9 +56,13 @@ def _closed(**properties: Any) -> dict[str, Any]:
 
 def _network_policy(cluster: Any) -> Any:
     """KubeRay's own field of that name has Kubernetes' rules in it, and those Kubernetes' selectors."""
-    rules = cluster["properties"]["networkPolicy"]["properties"]["head"]["properties"]["ingressRules"]
-    selector = rules["items"]["properties"]["from"]["items"]["properties"]["podSelector"]
-    policy = _closed(podSelector=selector, policyTypes={"type": "array", "items": {"enum": ["Ingress"]}}, ingress=rules)
+    rules = cluster["properties"]["networkPolicy"]["properties"]["head"]["properties"]
+    policy = _closed(
+        podSelector=rules["ingressRules"]["items"]["properties"]["from"]["items"]["properties"]["podSelector"],
+        policyTypes={"type": "array", "items": {"enum": ["Ingress", "Egress"]}},
+        ingress=rules["ingressRules"],
+        egress=rules["egressRules"],
+    )
     return policy | {"required": ["podSelector", "policyTypes"]}
 
 
@@ -111,23 +116,56 @@ def lets_through(
     """Whether a pod with the labels `sender`, in a namespace with the labels `namespace` (None: the policies' own),
     reaches `port` of a pod with the labels `to`. A pod that no policy selects is open to everyone.
     """
-    applying = [policy["spec"] for policy in policies if _selects(policy["spec"]["podSelector"], to)]
-    if not applying:
-        return True
-    rules = [rule for spec in applying for rule in spec.get("ingress", [])]
-    return any(_matches(rule, port, sender, namespace) for rule in rules)
+    return _is_allowed(policies, "Ingress", to, port, sender, namespace)
 
 
-def _matches(rule: dict[str, Any], port: int, sender: dict[str, str], namespace: dict[str, str] | None) -> bool:
+def lets_out(
+    policies: list[dict[str, Any]],
+    sender: dict[str, str],
+    port: int,
+    to: dict[str, str] | str,
+    namespace: dict[str, str] | None = None,
+) -> bool:
+    """Whether a pod with the labels `sender` may connect to `port` of a pod with the labels `to`, in a namespace as
+    above, or of an address outside of the cluster.
+    """
+    return _is_allowed(policies, "Egress", sender, port, to, namespace)
+
+
+def _is_allowed(
+    policies: list[dict[str, Any]],
+    direction: str,
+    own: dict[str, str],
+    port: int,
+    other: dict[str, str] | str,
+    namespace: dict[str, str] | None,
+) -> bool:
+    specs = [policy["spec"] for policy in policies if direction in policy["spec"]["policyTypes"]]
+    applying = [spec for spec in specs if _selects(spec["podSelector"], own)]
+    rules = [rule for spec in applying for rule in spec.get(direction.lower(), [])]
+    return not applying or any(_matches(rule, port, other, namespace) for rule in rules)
+
+
+def _matches(rule: dict[str, Any], port: int, other: dict[str, str] | str, namespace: dict[str, str] | None) -> bool:
     if "ports" in rule and port not in [allowed["port"] for allowed in rule["ports"]]:
         return False
-    if "from" not in rule:
-        return True
-    for peer in rule["from"]:
-        if "namespaceSelector" in peer:
-            place = _selects(peer["namespaceSelector"], namespace or {})
-        else:
-            place = namespace is None
-        if place and _selects(peer.get("podSelector", {}), sender):
-            return True
-    return False
+    peers = rule.get("from", rule.get("to"))
+    return peers is None or any(_is_peer(peer, other, namespace) for peer in peers)
+
+
+def _is_peer(peer: dict[str, Any], other: dict[str, str] | str, namespace: dict[str, str] | None) -> bool:
+    if "ipBlock" in peer:
+        block = peer["ipBlock"]
+        return (
+            isinstance(other, str)
+            and _lies_in(other, block["cidr"])
+            and not any(_lies_in(other, hole) for hole in block.get("except", []))
+        )
+    if isinstance(other, str):
+        return False
+    place = _selects(peer["namespaceSelector"], namespace or {}) if "namespaceSelector" in peer else namespace is None
+    return place and _selects(peer.get("podSelector", {}), other)
+
+
+def _lies_in(address: str, block: str) -> bool:
+    return ipaddress.ip_address(address) in ipaddress.ip_network(block)

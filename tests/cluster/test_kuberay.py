@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from kubernetes import VERSIONS, lets_through, validate
+from kubernetes import VERSIONS, lets_out, lets_through, validate
 from kustomize import containers, load, render
 
 from p2p.cli import parse
@@ -23,6 +23,7 @@ from p2p.translation.pool import ACTORS_PER_GPU
 ROOT = Path(__file__).parent.parent.parent
 KUBERAY = ROOT / "cluster" / "kuberay"
 COMPONENTS = KUBERAY / "components"
+EGRESS = KUBERAY / "shared" / "egress.yaml"
 OVERLAYS = [KUBERAY / "overlays" / kind / part for kind in ("cpu", "gpu") for part in ("cluster", "train", "translate")]
 CONFIGS: dict[str, type] = {"train": TrainConfig, "translate": TranslateConfig}
 OPERATOR_LABEL = {"app.kubernetes.io/name": "kuberay-operator"}
@@ -61,7 +62,7 @@ def in_bytes(quantity: str) -> int:
 def test_every_overlay_is_what_the_operator_accepts(overlay: Path, extra: tuple[str, ...]) -> None:
     for manifest in render(overlay, [COMPONENTS / name for name in extra]):
         validate(manifest)
-    for manifest in render(KUBERAY / "shared"):
+    for manifest in (*render(KUBERAY / "shared"), *load(EGRESS)):
         if manifest["kind"] in VERSIONS:
             validate(manifest)
 
@@ -211,14 +212,58 @@ def test_no_container_may_become_root() -> None:
         assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] >= 999
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
-        if pod.get("serviceAccountName") != "p2p-head":  # the autoscaler on the head talks to the API server
-            assert pod["automountServiceAccountToken"] is False
+        assert pod["automountServiceAccountToken"] is False
     for manifest in everything():
         contexts = [container["securityContext"] for container in containers(manifest)]
         if manifest["kind"] in ("RayCluster", "RayJob"):
             contexts.append(cluster_of(manifest)["autoscalerOptions"]["securityContext"])
         for context in contexts:
             assert context["allowPrivilegeEscalation"] is False and context["capabilities"] == {"drop": ["ALL"]}
+            assert context["readOnlyRootFilesystem"] is True
+
+
+def mounts_of(container: dict[str, Any]) -> dict[str, str]:
+    """By path, the volume."""
+    return {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts", [])}
+
+
+def test_what_must_be_written_is_a_volume_that_exists() -> None:
+    for pod in pod_specs(everything()):
+        volumes = {volume["name"] for volume in pod.get("volumes", [])}
+        for container in pod["containers"]:
+            mounts = mounts_of(container)
+            writable = {"redis": {"/data"}, "ray-job-submitter": {"/tmp"}}.get(container["name"], {"/tmp", "/home/p2p"})
+            assert set(mounts) == writable  # and the operator adds /dev/shm
+            assert container["name"] == "redis" or set(mounts.values()) <= volumes
+
+
+def test_the_autoscaler_alone_has_credentials_of_kubernetes() -> None:
+    """Drivers run on the head, beside the container that the operator adds, and what they read may be hostile."""
+    for overlay in OVERLAYS:
+        spec = cluster_of(only(render(overlay)))
+        volumes = {volume["name"]: volume for volume in spec["headGroupSpec"]["template"]["spec"]["volumes"]}
+        autoscaler = mounts_of(spec["autoscalerOptions"])
+        # Where Ray's autoscaler looks for both; the operator adds /tmp/ray, which it shares with the head.
+        assert set(autoscaler) == {"/tmp", "/var/run/secrets/kubernetes.io/serviceaccount"}
+        name = autoscaler["/var/run/secrets/kubernetes.io/serviceaccount"]
+        assert "emptyDir" in volumes[autoscaler["/tmp"]]
+        token, authority = volumes[name]["projected"]["sources"]
+        assert token["serviceAccountToken"]["path"] == "token"
+        assert authority["configMap"] == {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+        others = [
+            mounts_of(container)
+            for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])
+            for container in group["template"]["spec"]["containers"]
+        ]
+        for mounts in others:
+            assert not {name, autoscaler["/tmp"]} & set(mounts.values())
+        for volume in volumes.values():  # nor is there another with credentials
+            assert set(volume) == {"name", "projected" if volume["name"] == name else "emptyDir"}
+
+
+def test_no_image_is_whatever_is_newest() -> None:
+    for container in containers(everything()):
+        assert re.search(r":(?!latest$)[\w.-]+$|@sha256:[0-9a-f]{64}$", container["image"]), container["image"]
 
 
 def test_nothing_is_published() -> None:
@@ -276,13 +321,17 @@ def test_the_network_lets_through_what_is_needed_and_nothing_else() -> None:
     ]
     monitoring = {"kubernetes.io/metadata.name": "monitoring"}
     elsewhere = {"kubernetes.io/metadata.name": "default"}
+    kuberay = {"kubernetes.io/metadata.name": "kuberay-system"}
     senders: dict[str, tuple[dict[str, str], dict[str, str] | None]] = {
         "head": (head, None),
         "worker": (worker, None),
         "submitter": (submitter, None),
         "redis": (redis, None),
         "stranger": ({"app": "web"}, None),
-        "operator": (OPERATOR_LABEL, elsewhere),
+        "operator": (OPERATOR_LABEL, kuberay),
+        "impostor of the operator": (OPERATOR_LABEL, elsewhere),
+        "near impostor of the operator": (OPERATOR_LABEL, None),
+        "operator's neighbour": ({"app": "web"}, kuberay),
         "prometheus": ({"app": "prometheus"}, monitoring),
         "far stranger": ({"app": "web"}, elsewhere),
         "far impostor": (head, elsewhere),
@@ -302,6 +351,36 @@ def test_the_network_lets_through_what_is_needed_and_nothing_else() -> None:
     expected |= {("prometheus", node, "metrics") for node in nodes}
     expected |= {("head", "redis", "gcs")}  # the same number
     assert open_ways == expected
+
+
+def test_the_operator_is_installed_where_it_is_let_through() -> None:
+    text = (ROOT / "cluster" / "README.md").read_text()
+    (namespace,) = re.findall(r"helm install kuberay-operator .* --namespace (\S+)", text)
+    assert f"kubernetes.io/metadata.name: {namespace}" in (KUBERAY / "shared" / "networkpolicies.yaml").read_text()
+
+
+def test_egress_where_it_is_wanted_leads_to_what_is_needed_and_what_is_public() -> None:
+    assert all("Egress" not in item["spec"]["policyTypes"] for item in network_policies(render(KUBERAY / "shared")))
+    text = EGRESS.read_text(encoding="utf-8").replace("API-SERVER", "10.0.0.1")
+    policies = [*network_policies(render(KUBERAY / "shared")), *yaml.safe_load_all(text)]
+    labels = {"app.kubernetes.io/part-of": "p2p"}
+    head, worker = ({**labels, "ray.io/node-type": kind} for kind in ("head", "worker"))
+    redis, dns = {"app.kubernetes.io/name": "p2p-redis"}, {"k8s-app": "kube-dns"}
+    system = {"kubernetes.io/metadata.name": "kube-system"}
+    for node in (head, worker):
+        assert lets_out(policies, node, 31234, head) and lets_out(policies, node, 31234, worker)
+        assert lets_out(policies, node, 6379, redis) and not lets_out(policies, node, 80, redis)
+        assert lets_out(policies, node, 53, dns, system) and not lets_out(policies, node, 80, dns, system)
+        assert not lets_out(policies, node, 53, dns, {"kubernetes.io/metadata.name": "default"})
+        assert not any(lets_out(policies, node, 80, {"app": "web"}, place) for place in (None, system))
+        assert lets_out(policies, node, 443, "52.216.0.1")
+        for private in ("10.1.2.3", "172.31.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1"):
+            assert not lets_out(policies, node, 80, private)
+    assert lets_out(policies, head, 443, "10.0.0.1") and not lets_out(policies, worker, 443, "10.0.0.1")
+
+
+def network_policies(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [manifest for manifest in manifests if manifest["kind"] == "NetworkPolicy"]
 
 
 def test_prometheus_finds_the_ports() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -74,3 +76,31 @@ def test_nothing_listens_to_the_world(name: str) -> None:
 def test_nothing_is_installed_on_the_nodes(name: str) -> None:
     prepared = prepare_config(load(name))
     assert [prepared[step] for step in ("setup_commands", "head_setup_commands", "worker_setup_commands")] == [[]] * 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_containers_can_gain_no_privileges(name: str) -> None:
+    options = load(name)["docker"]["run_options"]
+    assert {"--cap-drop ALL", "--security-opt no-new-privileges"} <= set(options)
+    assert not re.findall(r"--privileged|--cap-add|--pid|--userns|docker\.sock", " ".join(options))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_workers_are_somebody_else_than_the_head(name: str) -> None:
+    """The head's identity may start machines; the workers decode what others made."""
+    config = load(name)
+    types = config["available_node_types"]
+    field = {"aws": "IamInstanceProfile", "gcp": "serviceAccounts"}[name]
+    head = types.pop(config["head_node_type"])["node_config"][field]
+    (worker,) = {json.dumps(kind["node_config"][field]) for kind in types.values()}
+    if name == "aws":
+        assert head == {"Arn": "HEAD-PROFILE"} and json.loads(worker) == {"Arn": "WORKER-PROFILE"}
+    else:
+        (account,) = json.loads(worker)
+        assert account["email"] == "WORKER-ACCOUNT" and head[0]["email"] == "HEAD-ACCOUNT"
+        assert {scope.rpartition("/")[2] for scope in account["scopes"]} == {"devstorage.read_write", "logging.write"}
+
+
+def test_the_token_is_made_readable_by_its_user_alone() -> None:
+    made = re.findall(r"(?m)^.*ray get-auth-token --generate.*$", (ROOT / "cluster" / "README.md").read_text())
+    assert made and all("chmod 600 ~/.ray/auth_token" in line for line in made)
