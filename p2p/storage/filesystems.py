@@ -7,6 +7,7 @@ import errno
 import glob
 import json
 import os
+import stat
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
+import fsspec.implementations.local
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
 from p2p.documents import to_json
-from p2p.errors import Damaged, KeysRefused, NotFound, P2PError, Refused, StorageError, UsageError, redact
+from p2p.errors import BadInput, Damaged, KeysRefused, NotFound, P2PError, Refused, StorageError, UsageError, redact
 
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
@@ -171,10 +173,16 @@ def _is_refusal(error: BaseException) -> bool:
     """Whether a server, or the disk, has answered and said no to this one request."""
     if isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL):
         return True
+    status = _status_of(error)
+    return status is not None and 400 <= status < 500 and status not in _TOO_MUCH_OR_TOO_LATE
+
+
+def _status_of(error: BaseException) -> int | None:
+    """The HTTP status behind what a file system raised, if a server answered."""
     answer = getattr(error.__cause__, "response", None)  # botocore's, below the OSError that s3fs makes of it
     metadata = answer.get("ResponseMetadata", {}) if isinstance(answer, dict) else {}
     status = metadata.get("HTTPStatusCode") or getattr(error, "status", None)  # aiohttp's
-    return isinstance(status, int) and 400 <= status < 500 and status not in _TOO_MUCH_OR_TOO_LATE
+    return status if isinstance(status, int) else None
 
 
 @contextlib.contextmanager
@@ -207,11 +215,66 @@ def is_file(uri: str) -> bool:
         return bool(filesystem.isfile(path))
 
 
-def read_bytes(uri: str) -> bytes:
-    """The whole content of one file."""
+def read_bytes(uri: str, limit: int | None = None) -> bytes:
+    """The whole content of one file. With a `limit` (bytes) as `read_limited` says."""
     with storage_errors(uri):
         filesystem, path = open_filesystem(uri)
-        return bytes(filesystem.cat_file(path))
+        return bytes(filesystem.cat_file(path)) if limit is None else read_limited(filesystem, path, limit, uri)
+
+
+def read_limited(filesystem: fsspec.AbstractFileSystem, path: str, limit: int, uri: str) -> bytes:
+    """The whole content of one encoded image, whose bytes are counted as they come, whatever a listing says.
+
+    Raises BadInput for more than `limit` bytes, and for what is no regular file: nothing may ever come out of a pipe,
+    and no end out of a device.
+    """
+    with storage_errors(uri):
+        require_regular_file(filesystem, path)
+        is_local = isinstance(filesystem, fsspec.implementations.local.LocalFileSystem)
+        data = _read_local(path, limit) if is_local else _read_object(filesystem, path, limit + 1)
+    check_bytes(len(data), limit)
+    return data
+
+
+def check_bytes(size: int, limit: int) -> None:
+    """Raise BadInput for an encoded image of more than `limit` bytes."""
+    if size > limit:
+        raise BadInput("FileTooLarge", f"more than the {limit} bytes allowed for one image (max_bytes)")
+
+
+def require_regular_file(filesystem: fsspec.AbstractFileSystem, path: str) -> None:
+    """Raise BadInput for a pipe, socket or device on a local disk: opening or reading one may never end."""
+    if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a folder is refused when it is read
+            raise BadInput("NotAFile", "a pipe, socket or device, not a regular file")
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _read_local(path: str, limit: int) -> bytes:
+    """A local file's content, cut off soon after `limit` bytes."""
+    with open(path, "rb", opener=_open_without_waiting) as file:  # since it was looked at it may have become a pipe
+        size = os.fstat(file.fileno()).st_size
+        check_bytes(size, limit)
+        data = file.read(size + 1)
+        if len(data) > size:  # it grows, or the system does not say its size
+            data += file.read(limit + 1 - len(data))
+        return data
+
+
+def _read_object(filesystem: fsspec.AbstractFileSystem, path: str, most: int) -> bytes:
+    """The first bytes of an object, `most` at most, in one request."""
+    # gcsfs would ask for the parts of a long range side by side, also for those behind the object's end.
+    options = {"concurrency": 1} if "gs" in filesystem.protocol else {}
+    try:
+        return bytes(filesystem.cat_file(path, start=0, end=most, **options))
+    except Exception as error:
+        if 416 in (_status_of(error), getattr(error, "code", None)):  # no byte of an empty object can be asked for
+            return b""
+        raise
 
 
 def write_bytes(uri: str, data: bytes) -> None:

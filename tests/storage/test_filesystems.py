@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2p.errors import NotFound, StorageError, UsageError
+from p2p.errors import BadInput, NotFound, StorageError, UsageError
 from p2p.storage import filesystems
 from p2p.storage.filesystems import (
     FileInfo,
@@ -108,6 +109,42 @@ def test_writing_replaces_and_a_writable_address_is_left_as_it_was(place: str) -
         require_writable(target, "--output")
     assert read_bytes(join(place, "file")) == b"after"
     assert [file.path for file in list_files(place)] == list_names(place) == ["file"]
+
+
+def test_no_more_is_read_than_a_limit_allows(place: str) -> None:
+    for size in (0, 99, 100, 101, 5000):
+        write_bytes(join(place, f"{size}"), bytes(size))
+    for size in (0, 99, 100):
+        assert read_bytes(join(place, f"{size}"), limit=100) == bytes(size)
+    for size in (101, 5000):
+        with pytest.raises(BadInput, match="more than the 100 bytes allowed for one image") as caught:
+            read_bytes(join(place, f"{size}"), limit=100)
+        assert caught.value.kind == "FileTooLarge"
+    with pytest.raises(NotFound, match="none: nothing is there"):
+        read_bytes(join(place, "none"), limit=100)
+
+
+def test_a_file_that_does_not_say_its_size_is_counted_as_it_is_read() -> None:
+    assert os.stat("/proc/self/environ").st_size == 0
+    content = Path("/proc/self/environ").read_bytes()
+    assert read_bytes("/proc/self/environ", limit=len(content)) == content
+    with pytest.raises(BadInput, match="more than the"):
+        read_bytes("/proc/self/environ", limit=len(content) - 1)
+
+
+def test_pipes_sockets_and_devices_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    os.symlink("pipe.png", tmp_path / "link.png")
+    os.symlink("/dev/zero", tmp_path / "device.png")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(os.path.relpath(tmp_path / "socket.png"))  # the path of a socket may not be long
+    for name in ("pipe.png", "link.png", "device.png", "socket.png"):
+        with pytest.raises(BadInput, match="not a regular file") as caught:
+            read_bytes(str(tmp_path / name), limit=100)
+        assert caught.value.kind == "NotAFile"
+    listener.close()
+    with pytest.raises(StorageError, match="is a folder, not a file"):
+        read_bytes(str(tmp_path), limit=100)
 
 
 def test_json_is_strict_and_a_document_that_is_none_says_so(place: str) -> None:
