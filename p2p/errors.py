@@ -1,4 +1,4 @@
-"""Every error p2p raises on purpose, and the removal of secrets from what it says.
+"""Every error p2p raises on purpose, and what is taken out of texts before a person sees them.
 
 P2PError                 exit status 1
 ├── UsageError           exit status 2: wrong options, found before any work starts
@@ -16,33 +16,91 @@ P2PError                 exit status 1
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
 
-_SECRET_VARIABLES = (
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_ACCESS_KEY_ID",
-    "AZURE_STORAGE_KEY",
-    "AZURE_STORAGE_SAS_TOKEN",
+_USER_INFO = re.compile(r"(?<=://)[^/?#\s]+@")
+# The name of a parameter of an address: of its query, its fragment, or its path (`/a;token=b`).
+_PARAMETER = re.compile(r"(?:[?&][^=?&;#\s]++|[;#][^=?&;#\s/]++)=")
+_VALUE = re.compile(r"[^&\s\"<>]*+")  # what an address cannot hold ends it
+_PLAIN_VALUE = re.compile(r"[^&;?#\s\"<>]*+")
+_SECRET_PARAMETER = re.compile(
+    r"token|key|secret|sig|auth|pass|pwd|jwt|policy|credential|bearer|hmac|^(?:x-amz-|x-goog-|expires$|hdn)"
 )
-_USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
-_SIGNED_QUERY = re.compile(
-    r"(?i)([?&](?:x-amz-[a-z-]+|x-goog-[a-z-]+|awsaccesskeyid|signature|sig|token|expires)=)[^&\s'\"]+"
+_ORDINARY_WORDS = re.compile(r"author(?!i[sz])|keyword|keyboard|monkey|sigma|signal|design|insight|passenger|compass")
+"""They hold one of those, and are no secrets: an address with `?author=` must be usable."""
+_SECRET_VARIABLE = re.compile(
+    r"(?:SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CONNECTION_STRING"
+    r"|(?:ACCESS|ACCOUNT|API|AUTH|ENCRYPTION|MASTER|PRIVATE|SECRET|SIGNING|STORAGE)_?KEY(?:_ID)?)$",
+    re.IGNORECASE,
 )
+"""At the end of a name: RAY_AUTH_TOKEN is a secret, RAY_AUTH_TOKEN_PATH and TOKENIZERS_PARALLELISM are not."""
 _SHORTEST_SECRET = 6
+# Of what a terminal obeys and does not show: control characters, line ends, reversed text, and halves of characters.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def redact(text: str) -> str:
     """Return `text` without passwords in addresses, signed queries, or keys that stand in the environment."""
-    text = _SIGNED_QUERY.sub(r"\1***", _USER_INFO.sub("***@", text))
-    for name in _SECRET_VARIABLES:
-        secret = os.environ.get(name, "")
-        if len(secret) >= _SHORTEST_SECRET:
-            text = text.replace(secret, "***")
+    if "://" in text:
+        text = _USER_INFO.sub("***@", text)
+    if "=" in text:
+        text = _mask_parameters(text)
+    for secret in _secrets_of_the_environment():
+        text = text.replace(secret, "***")
     return text
+
+
+def _mask_parameters(text: str) -> str:
+    parts, end = [], 0
+    for match in _PARAMETER.finditer(text):
+        if match.start() < end:  # within a value that is masked
+            continue
+        if _is_secret(match[0]) or _holds_secret_address(_matched(_PLAIN_VALUE, text, match.end())):
+            value = _matched(_VALUE, text, match.end())
+            parts += [text[end : match.end()], "***" if value else ""]
+            end = match.end() + len(value)
+    return "".join(parts) + text[end:]
+
+
+def _is_secret(parameter: str) -> bool:
+    name = unquote(parameter[1:-1]).lower()
+    return _SECRET_PARAMETER.search(_ORDINARY_WORDS.sub("", name)) is not None
+
+
+def _holds_secret_address(value: str) -> bool:
+    """Whether a parameter's value is itself an address with a secret, encoded: `?url=https%3A%2F%2Fh%3Fkey%3D1`."""
+    if "%" not in value:
+        return False
+    inner = unquote(value)
+    return _USER_INFO.search(inner) is not None or any(_is_secret(match[0]) for match in _PARAMETER.finditer(inner))
+
+
+def _matched(pattern: re.Pattern[str], text: str, start: int) -> str:
+    match = pattern.match(text, start)
+    return match[0] if match else ""
+
+
+def _secrets_of_the_environment() -> list[str]:
+    """Longest first: one may be part of another."""
+    values = (os.environ.get(name, "") for name in os.environ if _is_secret_variable(name))
+    return sorted((value for value in values if len(value) >= _SHORTEST_SECRET), key=len, reverse=True)
+
+
+@functools.cache
+def _is_secret_variable(name: str) -> bool:
+    return _SECRET_VARIABLE.search(name) is not None
+
+
+def quote_controls(text: str, keep: str = "") -> str:
+    r"""Return `text` with each character that a terminal would obey written like `\x1b`, but for those in `keep`."""
+    return _CONTROL.sub(
+        lambda match: match[0] if match[0] in keep else match[0].encode("unicode_escape").decode(), text
+    )
 
 
 class P2PError(Exception):

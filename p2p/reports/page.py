@@ -86,8 +86,13 @@ def data_uri(image: Array, format: ImageFormat = "jpeg", quality: int = 85) -> M
 
 
 def _without_secrets(value: Any) -> Any:
-    # Before escaping: afterwards `&` reads `&amp;`, and a signed query would not be known for one.
-    return redact(value) if type(value) is str else value
+    # Before escaping, and not in the finished page: there a secret would end only where the markup around it does.
+    return value if hasattr(value, "__html__") else redact(str(value))
+
+
+def _text(value: str) -> Markup:
+    """What a template does with a value, for markup that is made here."""
+    return escape(redact(value))
 
 
 @functools.cache
@@ -109,7 +114,7 @@ def render(template: str, uri: str, **values: Any) -> str:
 
     Raises StorageError if it cannot be written, jinja2.UndefinedError for a value that the template lacks.
     """
-    page = redact(_environment().get_template(template).render(**values))
+    page = _environment().get_template(template).render(**values)
     write_bytes(uri, page.encode("utf-8", "replace"))  # file names may hold bytes that are no text
     return uri
 
@@ -216,8 +221,8 @@ def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[str
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{base:.1f}" y2="{base + 4:.1f}"/>')
         parts.append(f'<text x="{x:.1f}" y="{base + 17:.1f}" text-anchor="middle">{label}</text>')
     middle = (x_axis.start + x_axis.end) / 2
-    parts.append(f'<text x="{middle:.1f}" y="{_HEIGHT - 6:.1f}" text-anchor="middle">{escape(x_label)}</text>')
-    parts.append(f'<text x="2" y="13">{escape(y_label)}</text>')
+    parts.append(f'<text x="{middle:.1f}" y="{_HEIGHT - 6:.1f}" text-anchor="middle">{_text(x_label)}</text>')
+    parts.append(f'<text x="2" y="13">{_text(y_label)}</text>')
     return parts
 
 
@@ -235,7 +240,7 @@ def _draw_line(
         runs[-1].append(f"{left:.1f},{top:.1f}")
         if visible or len(line) <= _MOST_POINTS_NAMED:
             name, radius = ("dot", dot) if visible else ("spot", 5.0)
-            title = escape(f"{label}: {number(y, 4)} at {number(x)}")
+            title = _text(f"{label}: {number(y, 4)} at {number(x)}")
             place = f'cx="{left:.1f}" cy="{top:.1f}" r="{radius}"'
             dots.append(f'<circle class="{name} {style}" {place}><title>{title}</title></circle>')
     lines = [f'<polyline class="line {style}" points="{" ".join(run)}"/>' for run in runs if len(run) > 1]
@@ -261,9 +266,7 @@ def line_chart(
     for value, label in marks:
         y = y_axis.place(value)
         parts.append(f'<line class="mark" x1="{x_axis.start:.1f}" x2="{x_axis.end:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(
-            f'<text class="mark" x="{x_axis.end:.1f}" y="{y - 5:.1f}" text-anchor="end">{escape(label)}</text>'
-        )
+        parts.append(f'<text class="mark" x="{x_axis.end:.1f}" y="{y - 5:.1f}" text-anchor="end">{_text(label)}</text>')
     styles = [f"s{index % 4}" for index in range(len(series))]
     for line, one, style in zip(lines, series, styles, strict=True):
         parts += _draw_line(line, one.label, style, x_axis, y_axis)
@@ -276,10 +279,10 @@ def line_chart(
             for one, style in zip(series, styles, strict=True)
         )
         named = (
-            f'<span><svg class="key" viewBox="0 0 22 8" aria-hidden="true">{key}</svg>{escape(one.label)}</span>'
+            f'<span><svg class="key" viewBox="0 0 22 8" aria-hidden="true">{key}</svg>{_text(one.label)}</span>'
             for key, one in zip(keys, series, strict=True)
         )
         legend = f'<div class="legend">{"".join(named)}</div>'
-    name = escape(f"{y_label} over {x_label}")
+    name = _text(f"{y_label} over {x_label}")
     drawing = f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
     return Markup(f'<div class="chart">{legend}{drawing}</div>')

@@ -306,3 +306,11 @@ def test_a_gap_parts_the_line() -> None:
 )
 def test_values_read_well(text: str, expected: str) -> None:
     assert text == expected
+
+
+def test_secrets_are_taken_out_of_charts_too() -> None:
+    secret = "https://u:hush@h/k?sig=hush&page=3"
+    lines = [Series(secret, [1.0, 2.0], [1.0, 2.0]), Series("b", [1.0], [1.0])]
+    drawn = line_chart(lines, x_label=secret, y_label=secret, marks=[(1.5, secret)])
+    assert "hush" not in drawn
+    assert drawn.count("https://***@h/k?sig=***&amp;page=3") == 8

@@ -116,6 +116,19 @@ def test_what_is_missing_reads_not_available(tmp_path: Path) -> None:
         assert words in text
 
 
+def test_a_secret_is_taken_out_and_no_cell_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "main-token")
+    names = ["a?token=hush", "http://u:hush", "b@c.png", "d?sig=hush&e=f", "main-token"]
+    failures = [failure(name, "NotFound", "REASON1 is this") for name in names]
+    page = write(tmp_path, {**SUMMARY, "failed": 5}, [example(name) for name in names], failures)
+    text = page.read_text()
+    assert "hush" not in text.replace("u:hush", "") and "main-token" not in text
+    rows = [row.split("</td>") for row in re.findall("(?s)<tr>(.*?)</tr>", text) if "REASON1" in row]
+    assert [len(row) for row in rows] == [4] * 5
+    shown = [html.unescape(re.sub("<[^>]*>", " ", row[1])).split() for row in rows]
+    assert [words[-1] for words in shown] == ["a?token=***", "http://u:hush", "b@c.png", "d?sig=***&e=f", "***"]
+
+
 def test_a_browser_shows_hostile_names_as_text(tmp_path: Path, browse: Callable[..., dict[str, Any]]) -> None:
     evil = """<script>document.title = "owned"</script>"'><img src=https://host/x onerror=alert(1)>"""
     page = write(
