@@ -6,22 +6,24 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
+import json
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from p2p.documents import to_json
-from p2p.errors import P2PError, TooManyBadInputs, UsageError, redact
+from p2p.errors import P2PError, TooManyBadInputs, UsageError, quote_controls, redact
 
 Config = TypeVar("Config")
 Summary = Mapping[str, Any]
 
+_MAX_CONFIG_BYTES = 2**20
+_MAX_CONFIG_DEPTH = 10
 
 TrueFalse = Annotated[
     bool,
@@ -42,15 +44,22 @@ def _read_config_file(path: str) -> dict[str, Any]:
     import yaml
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with open(path, "rb") as file:
+            data = file.read(_MAX_CONFIG_BYTES + 1)
+        text = data.decode("utf-8")
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"--config {path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+    if len(data) > _MAX_CONFIG_BYTES:
+        raise UsageError(f"--config {path}: more than {_MAX_CONFIG_BYTES} bytes, so no file of options")
     try:
-        values = yaml.safe_load(text)  # JSON is a subset of YAML
-        written = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+        _require_plain_values(path, text)
+        loader = yaml.SafeLoader(text)  # JSON is a subset of YAML
+        loader.yaml_implicit_resolvers = _without_dates(loader.yaml_implicit_resolvers)
+        written = loader.get_single_node()
+        values = None if written is None else loader.construct_document(written)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two of numbers such as 0x_
         raise UsageError(f"--config {path}: not valid YAML or JSON: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
@@ -58,6 +67,29 @@ def _read_config_file(path: str) -> dict[str, Any]:
         raise UsageError(f"--config {path}: expected `option: value` lines, found a {type(values).__name__}")
     _refuse_repeated(path, [str(key.value) for key, _ in written.value])
     return {str(name): value for name, value in values.items()}
+
+
+def _require_plain_values(path: str, text: str) -> None:
+    """Raise UsageError, before anything is built of it, for YAML by which a short text can become a large value."""
+    import yaml
+
+    depth = 0
+    event: Any
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        place = f"--config {path}: line {event.start_mark.line + 1}"
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise UsageError(f"{place}: an anchor or alias; write the value itself")
+        if getattr(event, "tag", None):
+            raise UsageError(f"{place}: the type {event.tag}; options take plain values")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_CONFIG_DEPTH:
+            raise UsageError(f"{place}: nested too deeply; options take plain values")
+
+
+def _without_dates(resolvers: Mapping[str, Any]) -> dict[str, Any]:
+    """YAML's rules for types but for that of dates: a folder may be named for one."""
+    date = "tag:yaml.org,2002:timestamp"
+    return {first: [rule for rule in rules if rule[0] != date] for first, rules in resolvers.items()}
 
 
 def _refuse_repeated(path: str, written: Sequence[str]) -> None:
@@ -79,12 +111,15 @@ def _words_of(name: str, value: Any, is_flag: bool) -> list[str]:
         if not isinstance(value, bool):
             raise UsageError(f"{option} in the config file is {value!r}; use true or false")
         return [option if value else option.replace("--", "--no-", 1)]
-    if isinstance(value, dict):
-        raise UsageError(f"{option} in the config file is a {type(value).__name__}; options take plain values")
-    if isinstance(value, list):
-        value = ",".join(map(str, value))
+    values = value if isinstance(value, list) else [value]
+    for one in values:
+        if not isinstance(one, (str, int, float)):
+            raise UsageError(f"{option} in the config file is a {type(one).__name__}; options take plain values")
+    word = ",".join(str(one).lower() if isinstance(one, bool) else str(one) for one in values)
+    if quote_controls(word) != word:
+        raise UsageError(f"{option} in the config file is {word!r}, with characters that no option takes")
     # One word, so that a value that starts with a dash is not taken for an option.
-    return [f"{option}={str(value).lower() if isinstance(value, bool) else value}"]
+    return [f"{option}={word}"]
 
 
 def _config_file_words(config_class: type, path: str) -> list[str]:
@@ -175,7 +210,7 @@ def log_to_stderr(job: str = "") -> None:
     """Let the loggers of p2p write to stderr, each line with `job` where several jobs share a place for their logs."""
     handler = _StderrHandler()
     handler.setFormatter(
-        _RedactingFormatter(" ".join(filter(None, ("%(asctime)s", job.replace("%", "%%"), "%(message)s"))), "%H:%M:%S")
+        _Formatter(" ".join(filter(None, ("%(asctime)s", job.replace("%", "%%"), "%(message)s"))), "%H:%M:%S")
     )
     logger = logging.getLogger("p2p")
     logger.handlers[:] = [handler]
@@ -193,9 +228,14 @@ class _StderrHandler(logging.Handler):
             self.handleError(record)
 
 
-class _RedactingFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """Neither secrets nor what a terminal would obey: a message may quote a file's name or a server's answer."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return quote_controls(redact(super().formatMessage(record)))
+
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return quote_controls(redact(super().format(record)), keep="\n\t")  # those of a traceback below the message
 
 
 @contextlib.contextmanager
@@ -213,7 +253,16 @@ def _stdout_for_the_summary_only() -> Iterator[int]:
 
 
 def _finish(summary: Summary, stdout: int) -> None:
-    os.write(stdout, (redact(to_json(summary)) + "\n").encode())
+    os.write(stdout, (json.dumps(_redacted(json.loads(to_json(summary)))) + "\n").encode())
+
+
+def _redacted(document: Any) -> Any:
+    """Not in the text of the document: an escaped quote in a value that is taken out would leave no JSON."""
+    if isinstance(document, dict):
+        return {redact(name): _redacted(value) for name, value in document.items()}
+    if isinstance(document, list):
+        return [_redacted(value) for value in document]
+    return redact(document) if isinstance(document, str) else document
 
 
 def run_job(config_class: type[Config], job: Callable[[Config], Summary], words: Sequence[str] | None = None) -> int:
@@ -244,5 +293,5 @@ def run_job(config_class: type[Config], job: Callable[[Config], Summary], words:
         if not isinstance(cause, P2PError):
             log.exception("p2p failed unexpectedly; this is a defect of p2p or of the cluster, not of your options")
             return 1
-        sys.stderr.write(f"error: {redact(str(cause))}\n")
+        sys.stderr.write(f"error: {quote_controls(redact(str(cause)))}\n")
         return cause.exit_status

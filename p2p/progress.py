@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from p2p.errors import quote_controls
+
 log = logging.getLogger("p2p")
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -44,16 +46,16 @@ class Progress:
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
             self._bar = RichProgress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TaskProgressColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
             self._bar.start()
-            self._bar.add_task(self.label, total=self.total, completed=self.done, note="")
+            self._bar.add_task(quote_controls(self.label), total=self.total, completed=self.done, note="")
         return self
 
     def __exit__(
@@ -82,7 +84,7 @@ class Progress:
         self.done += count
         if self._bar is not None:
             shown = f"{self.rate:.1f} {self.unit}/s  {note}"
-            self._bar.update(self._bar.task_ids[0], completed=self.done, note=shown)
+            self._bar.update(self._bar.task_ids[0], completed=self.done, note=quote_controls(shown))
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             log.info("%s", self.describe(note))

@@ -30,6 +30,8 @@ class BakeConfig:
     """Weight of the filling."""
     batch_size: int = 1
     """Cakes at once."""
+    label_smoothing: float = 0.0
+    """Cream on top, 0..1."""
     dropout: TrueFalse = True
     """Whether crumbs fall."""
     dry_run: bool = False
@@ -42,6 +44,8 @@ class BakeConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UsageError(f"--batch-size is {self.batch_size}; give at least 1")
+        if not 0 <= self.label_smoothing <= 1:
+            raise UsageError(f"--label-smoothing is {self.label_smoothing}; give 0..1")
 
 
 def write(path: Path, values: dict[str, Any], form: str) -> Path:
@@ -93,6 +97,12 @@ def test_an_option_named_twice_in_one_config_file_is_refused(tmp_path: Path, tex
         parse(BakeConfig, ["--config", str(file)])
 
 
+@pytest.mark.parametrize("date", ["2024-01-31", "2024-13-45", "2024-01-31T10:00:00Z"])
+def test_a_folder_may_be_named_for_a_date(tmp_path: Path, date: str) -> None:
+    (tmp_path / "options.yaml").write_text(f"output: {date}")
+    assert parse(BakeConfig, ["--config", str(tmp_path / "options.yaml")]).output == date
+
+
 def test_yaml_words_that_mean_booleans_reach_options_that_take_words(tmp_path: Path) -> None:
     file = tmp_path / "options.yaml"
     file.write_text("output: o\ngpu: true\ndropout: no\nlambda-l1: 2e-4\nmetrics: [l1, psnr]\n")
@@ -115,6 +125,25 @@ MISTAKES = {
     "not YAML": ("a: [", ["not valid YAML"]),
     "not text": ("\xff\xfe", ["options.yaml: not UTF-8 text"]),
     "refused by validation": ("batch_size: 0", ["--batch-size is 0"]),
+    "an alias": ("output: &a x\nmetrics: *a", ["line 1: an anchor or alias"]),
+    "aliases of aliases": ("".join(f"a{n}: &a{n} [{f'*a{n - 1},' * 9}]\n" for n in range(1, 40)), ["anchor or alias"]),
+    "nested in brackets": ("[" * 100_000, ["line 1: nested too deeply"]),
+    "nested in braces": ('{"a":' * 100_000, ["line 1: nested too deeply"]),
+    "nested by lines": ("".join(" " * n + "a:\n" for n in range(1000)), ["line 11: nested too deeply"]),
+    "too large": ("# " + "x" * 2**20, ["more than 1048576 bytes"]),
+    "bytes": ("output: !!binary aGVsbG8=", ["line 1: the type tag:yaml.org,2002:binary"]),
+    "a set": ("metrics: !!set {a, b}", ["line 1: the type tag:yaml.org,2002:set"]),
+    "an object": ("output: !!python/object/apply:os.getcwd []", ["line 1: the type tag:yaml.org,2002:python"]),
+    "a date for a number": ("batch_size: 2024-13-45", ["batch-size", "2024-13-45"]),
+    "a number without digits": ("batch_size: 0x_", ["not valid YAML"]),
+    "a number without end": (f"batch_size: {'9' * 5000}", ["not valid YAML", "4300 digits"]),
+    "a number beyond all": ("label_smoothing: 1e400", ["--label-smoothing is inf"]),
+    "no number": ("label_smoothing: .nan", ["--label-smoothing is nan"]),
+    "a list of mappings": ("metrics: [{a: 1}]", ["--metrics", "dict"]),
+    "a list with nothing in it": ("metrics: [l1, null]", ["--metrics", "NoneType"]),
+    "a zero byte": ('output: "a\\0b"', ["--output", r"'a\x00b'"]),
+    "a terminal's command": ('output: "a\\e[2J"', ["--output", r"'a\x1b[2J'"]),
+    "half a character": ('{"output": "a\\ud800"}', ["--output", r"'a\ud800'"]),
 }
 
 
@@ -238,6 +267,44 @@ def test_secrets_of_the_environment_reach_neither_errors_nor_logs_nor_the_summar
         outcome = run_cli(BakeConfig, job, "--output", "o")
         assert secret not in outcome.stdout + outcome.stderr
         assert "***" in outcome.stdout + outcome.stderr
+
+
+def test_a_summary_stays_json_where_a_secret_is_taken_out_of_it(run_cli: Any) -> None:
+    def job(config: BakeConfig) -> dict[str, Any]:
+        return {"source": 'https://h/k?token=ab"cd', "names": ["https://u:ab@h", {"n": 1}]}
+
+    outcome = run_cli(BakeConfig, job, "--output", "o")
+    assert outcome.summary == {"source": 'https://h/k?token=***"cd', "names": ["https://***@h", {"n": 1}]}
+
+
+EVIL = "a\x1b]0;owned\x07\x1b[2J\nerror: all is lost\u202e.png"
+QUOTED = r"a\x1b]0;owned\x07\x1b[2J\nerror: all is lost\u202e.png"
+
+
+def test_names_reach_the_terminal_as_text(run_cli: Any) -> None:
+    import logging
+
+    def job(config: BakeConfig) -> dict[str, Any]:
+        logging.getLogger("p2p").warning("%s is odd, Zürich 中 👍 is not", EVIL)
+        if config.dry_run:
+            raise TooManyBadInputs(f"{EVIL}: bad", {})
+        raise StorageError(f"{EVIL}: nothing is there")
+
+    outcome = run_cli(BakeConfig, job, "--output", "o")
+    told, error = outcome.stderr.splitlines()
+    assert told.endswith(f"{QUOTED} is odd, Zürich 中 👍 is not")
+    assert error == f"error: {QUOTED}: nothing is there"
+    assert f"{QUOTED}: bad\n" in run_cli(BakeConfig, job, "--output", "o", "--dry-run").stderr
+
+
+def test_a_traceback_keeps_its_lines_and_commands_no_terminal(run_cli: Any) -> None:
+    def job(config: BakeConfig) -> dict[str, Any]:
+        raise RuntimeError(EVIL)
+
+    outcome = run_cli(BakeConfig, job, "--output", "o")
+    lines = outcome.stderr.splitlines()
+    assert "Traceback (most recent call last):" in lines and len(lines) > 5
+    assert not {"\x1b", "\x07", "\u202e"} & set(outcome.stderr)
 
 
 _INTERRUPTED = """

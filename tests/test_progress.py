@@ -107,11 +107,11 @@ sys.exit(run_job(Config, job))
 """
 
 
-def test_on_a_terminal_a_bar_shows_share_rate_and_note_and_leaves_log_lines_whole() -> None:
+def on_a_terminal(program: str) -> str:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen(
-        [sys.executable, "-c", _ON_A_TERMINAL], stderr=theirs, stdout=subprocess.DEVNULL, env=environment
+        [sys.executable, "-c", program], stderr=theirs, stdout=subprocess.DEVNULL, env=environment
     )
     os.close(theirs)
     shown = b""
@@ -122,8 +122,20 @@ def test_on_a_terminal_a_bar_shows_share_rate_and_note_and_leaves_log_lines_whol
             break
     os.close(ours)
     assert process.wait(30) == 0
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    return shown.decode()
+
+
+def test_on_a_terminal_a_bar_shows_share_rate_and_note_and_leaves_log_lines_whole() -> None:
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", on_a_terminal(_ON_A_TERMINAL))
     assert re.search(r"translate .*100% 4/4 .*images/s  0 failed", plain)
     lines = [line.rpartition("\r")[2].strip() for line in plain.splitlines() if "a line from the log" in line]
     assert len(lines) == 4
     assert all(re.fullmatch(r"\d\d:\d\d:\d\d a line from the log", line) for line in lines)
+
+
+def test_a_bar_shows_names_as_text() -> None:
+    evil = r"[red]\x1b]0;owned\x07\u202e"
+    program = _ON_A_TERMINAL.replace('"translate"', f'"{evil}"').replace('"0 failed"', f'"{evil}"')
+    shown = on_a_terminal(program)
+    assert not {"\x07", "\u202e"} & set(shown) and "\x1b]" not in shown
+    assert shown.count(r"[red]\x1b]0;owned\x07\u202e") >= 2
