@@ -5,13 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from p2p.documents import check_fields
 from p2p.errors import NotFound, StorageError, UsageError
 from p2p.model.config import Direction, ModelConfig, Palette, as_palette
-from p2p.storage.filesystems import join, read_json, write_json
+from p2p.storage.filesystems import join, read_json_object, write_json
 from p2p.storage.pixels import RGB, PixelFormat, parse_format
 
 DESCRIPTION = "dataset.json"
 """Its file, which jobs/prepare.py writes last."""
+_FIELDS = {
+    "pixels_a": str,
+    "pixels_b": str,
+    "palette_a": Palette | None,
+    "palette_b": Palette | None,
+    "load_size": int | None,
+}
 
 
 @dataclass(frozen=True)
@@ -58,19 +66,21 @@ def read_description(uri: str) -> Description:
     """What the data set at `uri` says. Raises UsageError if its file is not as jobs/prepare.py writes it."""
     address = join(uri, DESCRIPTION)
     try:
-        said = read_json(address)
-        if not isinstance(said, dict):
-            raise UsageError(f"{address}: expected a JSON object")
+        said = read_json_object(address)
+        try:
+            check_fields(said, _FIELDS)
+        except ValueError as error:
+            raise UsageError(f"{address}: {error}") from None
         sides = [
             Side(
-                parse_format(str(said.get(f"pixels_{name}", RGB)), f"{address}: pixels_{name}"),
+                parse_format(said.get(f"pixels_{name}", str(RGB)), f"{address}: pixels_{name}"),
                 as_palette(said.get(f"palette_{name}")),
             )
             for name in ("a", "b")
         ]
     except NotFound:
         return Description(uri)
-    except (StorageError, UsageError, TypeError, ValueError) as error:
+    except (StorageError, UsageError, ValueError) as error:
         raise UsageError(f"--data {error}; prepare the data set again") from None
     return Description(uri, sides[0], sides[1], said.get("load_size"))
 

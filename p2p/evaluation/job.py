@@ -16,7 +16,7 @@ from p2p.data.description import Description, formats_for, read_description
 from p2p.data.order import Row
 from p2p.data.pairs import Pairs, open_pairs, raw_load_size
 from p2p.data.session import available_cores, available_gpus, physical_cores, quiet_data_context, ray_session
-from p2p.errors import CheckpointError, NotFound, UsageError
+from p2p.errors import CheckpointError, NotFound, StorageError, UsageError
 from p2p.evaluation.config import EvaluateConfig
 from p2p.evaluation.judge import UNTRAINED, Judge, Task
 from p2p.model.checkpoint import load_generator
@@ -45,7 +45,7 @@ Results = list[dict[str, Any]]
 def _load(checkpoint: str) -> Generator:
     try:
         return load_generator(checkpoint)
-    except CheckpointError as error:
+    except (CheckpointError, StorageError) as error:
         raise UsageError(f"--checkpoint {error}") from None
 
 

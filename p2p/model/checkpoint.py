@@ -10,10 +10,9 @@ the average, and the weights that training goes on with lie beside it in `genera
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import pickle
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,23 +22,23 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from p2p.documents import check_fields, parse_json_object
 from p2p.errors import CheckpointError, Damaged, NotFound, UsageError
 from p2p.model.config import ModelConfig
-from p2p.model.legacy import infer_config, plain_weights
-from p2p.model.moments import MOMENT
+from p2p.model.legacy import infer_config, plain_weights, read_pth
+from p2p.model.moments import CHECKPOINTS, MOMENT, is_checkpoint_name
 from p2p.model.networks import Generator, empty_generator
 from p2p.model.pix2pix import Pix2Pix, State
-from p2p.storage.filesystems import exists, join, read_bytes, read_json, remove, write_bytes, write_json
+from p2p.storage.filesystems import exists, join, read_bytes, read_json_object, remove, write_bytes, write_json
 
 FORMAT = "p2p-checkpoint-1"
 GENERATOR, DISCRIMINATOR = "generator.safetensors", "discriminator.safetensors"
 WITHOUT_EMA = "generator_without_ema.safetensors"
 TRAINER, TRAINER_JSON, META = "trainer.safetensors", "trainer.json", "meta.json"
-CHECKPOINTS = "checkpoints"
-"""Folder of a run that holds its checkpoints."""
 BEST, LATEST = "best.json", "latest.json"
 """Files of a run that name a checkpoint: {"checkpoint": "checkpoints/epoch_0010", ...}."""
 
+_META_FIELDS = {"checkpoint_id": str, "model": dict, "metrics": dict, "data": dict}
 _MODEL_KEY = "p2p.model"
 _FRAGMENT = re.compile(rf"(.+)#(latest|best|{MOMENT})")
 _ID_DIGITS = 16
@@ -110,8 +109,7 @@ def load_trainer(folder_uri: str, pix2pix: Pix2Pix) -> dict[str, Any]:
         pix2pix.load_state(state)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder_uri}: its tensors do not fit the model: {error}") from None
-    trainer: dict[str, Any] = read_json(join(folder_uri, TRAINER_JSON))
-    return trainer
+    return _read_object(join(folder_uri, TRAINER_JSON))
 
 
 def read_whole(folder_uri: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -124,7 +122,7 @@ def read_whole(folder_uri: str) -> tuple[dict[str, Any], dict[str, Any]]:
     averaged = _config_of(meta["model"], folder_uri).ema_images > 0
     for name in (DISCRIMINATOR, TRAINER, WITHOUT_EMA)[: 3 if averaged else 2]:
         _tensors(folder_uri, name)
-    return meta, read_json(join(folder_uri, TRAINER_JSON))
+    return meta, _read_object(join(folder_uri, TRAINER_JSON))
 
 
 _ARCHITECTURE = (
@@ -180,10 +178,10 @@ def _in_run(run: str, which: str) -> ResolvedCheckpoint:
         pointer = join(run, BEST if which == "best" else LATEST)
         if not exists(pointer):
             raise CheckpointError(f"{run}: the run has no {which} checkpoint ({which}.json is missing)")
-        entry = read_json(pointer)
-        if not isinstance(entry, dict) or not isinstance(entry.get("checkpoint"), str):
-            raise CheckpointError(f"{pointer}: names no checkpoint")
-        folder = join(run, entry["checkpoint"])
+        name = _read_object(pointer).get("checkpoint")
+        if not is_checkpoint_name(name):
+            raise CheckpointError(f"{pointer}: names no checkpoint of its run")
+        folder = join(run, str(name))
     else:
         folder = join(run, CHECKPOINTS, which)
     return ResolvedCheckpoint("checkpoint", join(folder, GENERATOR), _read_meta(folder))
@@ -200,9 +198,10 @@ def load_generator(uri: str, *, device: str | torch.device = "cpu") -> Generator
     resolved = resolve_checkpoint(uri)
     data = _read(resolved.generator_uri)
     if resolved.kind == "pth":
-        config, weights = None, _from_pickle(data, uri)
-    else:
-        config, weights = _described(data, resolved.generator_uri), _from_safetensors(data, resolved.generator_uri)
+        config, weights = None, read_pth(data, uri)
+    else:  # the tensors first: reading them proves that the header is one
+        weights = _from_safetensors(data, resolved.generator_uri)
+        config = _described(data, resolved.generator_uri)
     if resolved.meta is not None:
         _check_id(data, resolved.meta, resolved.generator_uri)
         config = _config_of(resolved.meta["model"], resolved.generator_uri)
@@ -224,6 +223,8 @@ def _check_fit(network: nn.Module, weights: Mapping[str, Tensor], config: ModelC
         if weights[name].shape != tensor.shape:
             shapes = f"{tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
             raise CheckpointError(f"{uri}: taken for a {what}, but {name} has shape {shapes}")
+        if weights[name].is_floating_point() != tensor.is_floating_point() or weights[name].is_complex():
+            raise CheckpointError(f"{uri}: taken for a {what}, but {name} holds numbers of type {weights[name].dtype}")
     extra = next((name for name in weights if name not in wanted), None)
     if extra is not None:
         raise CheckpointError(f"{uri}: taken for a {what}, but it also has {extra}")
@@ -241,21 +242,29 @@ def _check_id(generator: bytes, meta: Mapping[str, Any], uri: str) -> None:
 def _read_meta(folder_uri: str) -> dict[str, Any]:
     uri = join(folder_uri, META)
     try:
-        meta = read_json(uri)
+        meta = _read_object(uri)
     except NotFound:
         raise CheckpointError(f"{folder_uri}: no finished checkpoint is there ({META} is missing)") from None
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(f"{uri}: format is {reprlib.repr(meta.get('format'))}, expected {FORMAT!r}")
+    try:
+        check_fields({"checkpoint_id": None, "model": None} | meta, _META_FIELDS)
+    except ValueError as error:
+        raise CheckpointError(f"{uri}: {error}, which p2p does not write") from None
+    return meta
+
+
+def _read_object(uri: str) -> dict[str, Any]:
+    try:
+        return read_json_object(uri)
     except Damaged as error:
         raise CheckpointError(str(error)) from None
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT or not isinstance(meta.get("model"), dict):
-        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
-        raise CheckpointError(f"{uri}: format is {found!r}, expected {FORMAT!r}")
-    return meta
 
 
 def _config_of(values: Mapping[str, Any], uri: str) -> ModelConfig:
     try:
         return ModelConfig.from_dict(values)
-    except (UsageError, TypeError, ValueError) as error:
+    except UsageError as error:
         raise CheckpointError(f"{uri}: its model description is not usable: {error}") from None
 
 
@@ -275,7 +284,7 @@ def _to_bytes(tensors: Mapping[str, Tensor], model: Mapping[str, Any]) -> bytes:
 def _from_safetensors(data: bytes, uri: str) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that torch does not have
         raise CheckpointError(f"{uri}: not a whole safetensors file: {error}") from None
     return tensors
 
@@ -283,24 +292,8 @@ def _from_safetensors(data: bytes, uri: str) -> dict[str, Tensor]:
 def _described(data: bytes, uri: str) -> ModelConfig | None:
     """The configuration in a safetensors file's header, if p2p wrote it. The header is a length and then JSON."""
     try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        written = header.get("__metadata__", {}).get(_MODEL_KEY)
-    except (ValueError, AttributeError):
-        raise CheckpointError(f"{uri}: not a safetensors file") from None
-    return None if written is None else _config_of(json.loads(written), uri)
-
-
-def _from_pickle(data: bytes, uri: str) -> dict[str, Tensor]:
-    try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{uri}: holds Python objects beside tensors, which p2p does not load; "
-            "save only the weights: torch.save(net.state_dict(), path)"
-        ) from None
-    except Exception as error:  # torch's readers raise anything on damaged data
-        raise CheckpointError(f"{uri}: not a PyTorch file: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{uri}: expected the weights of one network by name, found {found or 'nothing'}")
-    return dict(content)
+        header = parse_json_object(data[8 : 8 + int.from_bytes(data[:8], "little")], f"{uri}: its header")
+        written = (header.get("__metadata__") or {}).get(_MODEL_KEY)
+        return None if written is None else _config_of(parse_json_object(written, f"{uri}: its {_MODEL_KEY}"), uri)
+    except Damaged as error:
+        raise CheckpointError(str(error)) from None

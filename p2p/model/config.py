@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
+from p2p.documents import build
 from p2p.errors import UsageError
 
 GeneratorName = Literal["unet_64", "unet_128", "unet_256", "unet_512", "resnet_6", "resnet_9"]
@@ -26,6 +28,8 @@ MAX_PALETTE = 32
 """Colours of an image that still count as classes; what is drawn in more is a picture."""
 Palette: TypeAlias = tuple[tuple[int, int, int], ...]
 """RGB colours, 0..255; a class is its place."""
+_MAX_SIZE = 2**16
+"""Of channels, filters and crops: beyond what any memory holds, and the products of several still fit 64 bits."""
 _RESNET_STRIDE = 4
 _ONE_HOT = "onehot:"
 
@@ -48,7 +52,7 @@ def as_palette(colours: Sequence[Sequence[int]] | None) -> Palette | None:
         return None
     palette = tuple((int(red), int(green), int(blue)) for red, green, blue in colours)
     if not all(0 <= value <= 255 for colour in palette for value in colour):
-        raise UsageError(f"palette {list(palette)}: colours are three numbers from 0 to 255")
+        raise UsageError(f"palette {reprlib.repr(palette)}: colours are three numbers from 0 to 255")
     return palette
 
 
@@ -141,13 +145,14 @@ class ModelConfig:
                 f"--input-channels {self.input_channels}: --input-encoding {self.input_encoding} makes {planes}; "
                 "leave --input-channels out"
             )
+        as_palette(self.input_palette)
         if not planes and self.input_palette is not None:
             raise UsageError("--input-encoding colour: takes no palette")
 
     def _check_numbers(self) -> None:
         for name in ("input_channels", "output_channels", "ngf", "ndf", "crop_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{_option(name)} {getattr(self, name)}: must be at least 1")
+            if not 1 <= getattr(self, name) <= _MAX_SIZE:
+                raise UsageError(f"{_option(name)} {getattr(self, name)}: must be at least 1, and {_MAX_SIZE} at most")
         if self.ema_images < 0:
             raise UsageError(f"--ema-images {self.ema_images}: must be 0 (off) or more")
         if not 0 < self.lr < math.inf:
@@ -195,12 +200,11 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """Inverse of `to_dict`. Fields that are missing take their defaults; unknown ones raise UsageError."""
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise UsageError(f"model configuration has unknown fields: {', '.join(unknown)}")
-        palette = values.get("input_palette")
-        return cls(**{**values, "input_palette": as_palette(palette)})
+        """Inverse of `to_dict`. Fields that are missing take their defaults; what else is wrong raises UsageError."""
+        try:
+            return build(cls, values)
+        except ValueError as error:
+            raise UsageError(f"model configuration: {error}") from None
 
 
 def _option(name: str) -> str:

@@ -5,9 +5,14 @@ Such files are saved by pytorch-CycleGAN-and-pix2pix (`latest_net_G.pth`) and it
 
 from __future__ import annotations
 
+import io
+import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from p2p.errors import CheckpointError, UsageError
@@ -18,6 +23,63 @@ Weights = Mapping[str, Tensor]
 _RUNNING = re.compile(r"(.*)\.(running_mean|running_var|num_batches_tracked)")
 _PARALLEL = "module."
 _RESNET_CROP = 256
+
+
+def read_pth(data: bytes, uri: str) -> dict[str, Tensor]:
+    """The tensors of a file that `torch.save(network.state_dict(), path)` wrote, without unpickling code.
+
+    Raises CheckpointError for other files, and where tensors claim more than the file holds: copies of them, as every
+    network makes, could take any amount of memory.
+    """
+    _require_uncompressed(data, uri)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of tensors that are refused below
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{uri}: holds Python objects beside tensors, which p2p does not load; "
+            "save only the weights: torch.save(net.state_dict(), path)"
+        ) from None
+    except Exception as error:  # torch's readers raise anything on damaged data
+        raise CheckpointError(f"{uri}: not a PyTorch file: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(f"{uri}: expected the weights of one network by name, found {found or 'nothing'}")
+    held: dict[int, int] = {}
+    claimed = 0
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not _is_plain(tensor):
+            raise CheckpointError(
+                f"{uri}: {name!r} is no plain tensor of numbers; save only the weights of one network"
+            )
+        storage = tensor.untyped_storage()
+        held[storage.data_ptr()] = storage.nbytes()
+        claimed += tensor.numel() * tensor.element_size()
+    if claimed > sum(held.values()):
+        raise CheckpointError(
+            f"{uri}: its tensors claim {claimed} bytes and share {sum(held.values())}, so they are no network's weights"
+        )
+    return dict(content)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        tensor.layout == torch.strided and tensor.device.type == "cpu" and not (tensor.is_nested or tensor.is_quantized)
+    )
+
+
+def _require_uncompressed(data: bytes, uri: str) -> None:
+    """Raise CheckpointError for a zip that holds more than its size; torch itself compresses nothing."""
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        return  # the format of old versions, or no such file at all
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            held = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{uri}: not a PyTorch file: {error}") from None
+    if held > len(data):
+        raise CheckpointError(f"{uri}: not a PyTorch file: {len(data)} bytes that hold {held}")
 
 
 def plain_weights(weights: Weights) -> dict[str, Tensor]:
@@ -81,7 +143,7 @@ def _infer_unet(weights: Weights, uri: str) -> ModelConfig:
 
 
 def _infer_resnet(weights: Weights, uri: str) -> ModelConfig:
-    numbers = (re.fullmatch(r"model\.(\d+)\.conv_block\.1\.weight", name) for name in weights)
+    numbers = (re.fullmatch(r"model\.([0-9]{1,4})\.conv_block\.1\.weight", name) for name in weights)
     blocks = sorted(int(match[1]) for match in numbers if match)
     generator = _name_for(len(blocks), RESNET_BLOCKS, "residual blocks", uri)
     ngf, input_channels = _shape(weights, "model.1.weight")[:2]

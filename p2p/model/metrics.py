@@ -46,9 +46,9 @@ class Metric:
     """One line for a person."""
     needs_palette: bool = False
 
-    def improves(self, new: float, old: float | None) -> bool:
-        """Whether `new` beats `old`; the first finite value beats None, and a NaN beats nothing."""
-        if math.isnan(new):
+    def improves(self, new: float | None, old: float | None) -> bool:
+        """Whether `new` beats `old`; the first finite value beats None, and a NaN, or None for it, beats nothing."""
+        if new is None or math.isnan(new):
             return False
         if old is None or math.isnan(old):
             return True

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from p2p.errors import NotFound, StorageError
+from p2p.documents import parse_json_object
+from p2p.errors import NotFound
 from p2p.model.balance import balance_of
 from p2p.model.metrics import METRICS
 from p2p.reports.page import Series, duration, line_chart, number, percent, render
 from p2p.reports.samples import load_sheets
-from p2p.storage.filesystems import join, read_bytes, read_json
+from p2p.storage.filesystems import join, read_bytes, read_json_object
 
 _SHARE = "share"
 
@@ -63,20 +63,17 @@ class _Section:
 
 def _read(uri: str, name: str) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = read_json(join(uri, name))
+        return read_json_object(join(uri, name))
     except NotFound:
         return None
-    return found
 
 
 def _read_rows(uri: str) -> list[dict[str, Any]]:
     address = join(uri, "metrics.jsonl")
     try:
-        return [json.loads(line) for line in read_bytes(address).splitlines() if line.strip()]
+        return [parse_json_object(line, address) for line in read_bytes(address).splitlines() if line.strip()]
     except NotFound:
         return []
-    except ValueError as error:
-        raise StorageError(f"{address}: not valid JSON lines: {error}") from None
 
 
 # Numbers

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
-import json
 import os
 import stat
 import uuid
@@ -21,8 +20,8 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from p2p.documents import to_json
-from p2p.errors import BadInput, Damaged, KeysRefused, NotFound, P2PError, Refused, StorageError, UsageError, redact
+from p2p.documents import parse_json, parse_json_object, to_json
+from p2p.errors import BadInput, KeysRefused, NotFound, P2PError, Refused, StorageError, UsageError, redact
 
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
@@ -32,6 +31,8 @@ _BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs")
 _UNCHAINED_SCHEMES = ("file", *_BUCKET_SCHEMES, "http", "https")
 _LOCAL = ("file://", "local://")
 _S3 = ("s3://", "s3a://")
+_GOOGLE = ("gs://", "gcs://")
+_WEB = ("http://", "https://")
 TEMPORARY_PREFIX = ".p2p-"
 """How the names of files begin that are not whole yet: listings pass them by."""
 _REFUSED_KEYS = (
@@ -45,6 +46,10 @@ _REFUSED_KEYS = (
     "Bad Request",  # all that S3 says of an expired token where an answer has no body
 )
 _DENIED = ("AccessDenied", "Forbidden")
+_WEB_DENIALS = {
+    401: "the web server asks for a login (401), and p2p has none; copy what it holds to a bucket or a folder",
+    403: "the web server does not let this machine read it (403); check the address with curl -I",
+}
 _TOO_MUCH_OR_TOO_LATE = (408, 409, 425, 429)  # of the statuses 4xx, those that ask to try again
 _UNREACHABLE = ("ConnectorError", "EndpointConnection", "ConnectTimeout", "ConnectionRefused", "NameResolution")
 
@@ -140,7 +145,7 @@ def absolute(uri: str) -> str:
 
 
 def _explain(error: BaseException, uri: str) -> StorageError:
-    chain = f"{type(error).__name__}: {error} {error.__cause__ or ''}"
+    chain = f"{type(error).__name__}: {error} {error.__cause__ or ''}".replace(uri, "")  # names may hold any word
     if "NoSuchBucket" in chain or "bucket does not exist" in chain:
         return NotFound(f"{uri}: there is no such bucket")
     if isinstance(error, FileNotFoundError):
@@ -149,14 +154,15 @@ def _explain(error: BaseException, uri: str) -> StorageError:
         return Refused(f"{uri}: is a folder, not a file")
     if isinstance(error, (NotADirectoryError, FileExistsError)):
         return Refused(f"{uri}: a file lies where a folder is needed")
+    if uri.startswith(_WEB) and getattr(error, "status", None) in _WEB_DENIALS:  # its words say nothing of keys
+        return Refused(f"{uri}: access denied; {_WEB_DENIALS[error.status]}")  # type: ignore[attr-defined]
     refused = next((word for word in _REFUSED_KEYS if word in chain), None)
-    if refused:
+    if refused and not uri.startswith(_WEB):
         return KeysRefused(
-            f"{uri}: access denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN: the "
-            f"credentials are missing, wrong or expired ({refused})"
+            f"{uri}: access denied; check {_keys_of(uri)}: the credentials are missing, wrong or expired ({refused})"
         )
     if any(word in chain for word in _DENIED) or isinstance(error, PermissionError):
-        what = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights" if is_remote(uri) else "check its mode"
+        what = f"check {_keys_of(uri)} and their rights" if is_remote(uri) else "check its mode"
         return Refused(f"{uri}: access denied; {what}")
     if any(word in chain for word in _UNREACHABLE):
         what = "AWS_ENDPOINT_URL" if uri.startswith(_S3) else "the address"
@@ -167,6 +173,15 @@ def _explain(error: BaseException, uri: str) -> StorageError:
         return StorageError(f"{uri}: larger than a file may be there (ulimit -f, or the file system's own limit)")
     kind = Refused if _is_refusal(error) else StorageError
     return kind(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _keys_of(uri: str) -> str:
+    """Where the credentials come from that are used for `uri`."""
+    if uri.startswith(_S3):
+        return "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
+    if uri.startswith(_GOOGLE):
+        return "Google's credentials (GOOGLE_APPLICATION_CREDENTIALS, or the service account of the machine)"
+    return "the credentials in the environment"
 
 
 def _is_refusal(error: BaseException) -> bool:
@@ -313,10 +328,12 @@ def sweep_temporaries(uri: str) -> None:
 
 def read_json(uri: str) -> Any:
     """The JSON document at `uri`. Raises Damaged if it is not one."""
-    try:
-        return json.loads(read_bytes(uri))
-    except ValueError as error:
-        raise Damaged(f"{uri}: not valid JSON: {error}") from None
+    return parse_json(read_bytes(uri), uri)
+
+
+def read_json_object(uri: str) -> dict[str, Any]:
+    """As `read_json`, of an object. Raises Damaged if the document is anything else."""
+    return parse_json_object(read_bytes(uri), uri)
 
 
 def write_json(uri: str, document: Any) -> None:

@@ -11,7 +11,7 @@ from p2p.data.order import pairs_per_rank
 from p2p.data.pairs import Pairs, open_pairs, raw_load_size
 from p2p.errors import CheckpointError, Damaged, NotFound, StorageError, TrainingStopped, UsageError
 from p2p.model.config import class_planes
-from p2p.storage.filesystems import absolute, exists, join, read_json, require_readable
+from p2p.storage.filesystems import absolute, exists, join, read_json_object, require_readable
 from p2p.storage.outputs import require_output
 from p2p.storage.pixels import RGB
 from p2p.training.config import TrainConfig
@@ -101,7 +101,7 @@ def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
 
 def _tell_of_other_data(folder: RunFolder, data: dict[str, Any]) -> None:
     latest = folder.latest()
-    before = read_json(join(folder.address(latest["checkpoint"]), "meta.json")).get("data", {}) if latest else {}
+    before = read_json_object(join(folder.address(latest["checkpoint"]), "meta.json")).get("data", {}) if latest else {}
     for name, words in (("pairs", "{} training pairs"), ("load_size", "pairs stored in {} pixels")):
         if name in before and before[name] != data[name]:
             log.warning(
@@ -152,7 +152,7 @@ def _position(folder: RunFolder) -> Position:
     latest = folder.latest()
     if latest is None:
         return Position()
-    return Position.from_dict(read_json(join(folder.address(latest["checkpoint"]), "trainer.json")))
+    return Position.from_dict(read_json_object(join(folder.address(latest["checkpoint"]), "trainer.json")))
 
 
 def _earlier(folder: RunFolder, config: TrainConfig) -> bool:

@@ -9,7 +9,7 @@ from p2p.errors import CheckpointError, Damaged, NotFound, UsageError
 from p2p.model.checkpoint import read_whole
 from p2p.training.judgement import is_best
 from p2p.training.position import Position
-from p2p.training.run_folder import RunFolder
+from p2p.training.run_folder import RunFolder, check_row
 
 log = logging.getLogger("p2p")
 
@@ -48,7 +48,7 @@ def _whole(folder: RunFolder, name: str) -> _Entry | None:
     try:
         meta, trainer = read_whole(address)
         Position.from_dict(trainer)
+        return {"checkpoint": name, "metrics": check_row(meta.get("metrics"), address)}
     except (CheckpointError, NotFound, Damaged) as error:
         log.warning("%s cannot be used: %s", name, error)
         return None
-    return {"checkpoint": name, "metrics": meta["metrics"]}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from p2p.data.order import pairs_per_rank
+from p2p.documents import build
 from p2p.errors import CheckpointError
 from p2p.training.config import TrainConfig
 
@@ -38,9 +39,9 @@ class Position:
     def from_dict(cls, values: dict[str, Any]) -> Position:
         """Inverse of `to_dict`. Raises CheckpointError for anything else."""
         try:
-            return cls(**{**values, "loss_sums": tuple(values["loss_sums"])})
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"trainer.json does not say where training stands: {error!r}") from None
+            return build(cls, {"loss_sums": None} | values)
+        except ValueError as error:
+            raise CheckpointError(f"trainer.json does not say where training stands: {error}") from None
 
 
 @dataclass(frozen=True)

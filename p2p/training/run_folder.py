@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from p2p.documents import to_json
+from p2p.documents import check_fields, parse_json, to_json
 from p2p.errors import Damaged, NotFound
-from p2p.model.moments import moment_name, moment_of
-from p2p.storage.filesystems import join, list_names, read_bytes, read_json, remove, write_bytes, write_json
+from p2p.model.moments import is_checkpoint_name, moment_name, moment_of
+from p2p.storage.filesystems import (
+    join,
+    list_names,
+    read_bytes,
+    read_json,
+    read_json_object,
+    remove,
+    write_bytes,
+    write_json,
+)
 
 MetricsRow: TypeAlias = dict[str, Any]
 """One epoch's line of metrics.jsonl."""
@@ -28,6 +37,18 @@ _OWN_NAMES = (
 )
 
 
+def check_row(row: Any, uri: str) -> MetricsRow:
+    """`row`, read from `uri`, if it is numbers by name with `epoch` and `step` among them. Raises Damaged if not."""
+    if not isinstance(row, dict):
+        raise Damaged(f"{uri}: expected the numbers of an epoch, found {reprlib.repr(row)}")
+    try:
+        missing = {"epoch": None, "step": None}
+        check_fields(missing | row, dict.fromkeys(row, float | None) | dict.fromkeys(missing, int))
+    except ValueError as error:
+        raise Damaged(f"{uri}: not the numbers of an epoch: {error}") from None
+    return row
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A run at `uri`.
@@ -38,16 +59,18 @@ class RunFolder:
 
     uri: str
 
-    def _read(self, name: str) -> Any:
+    def _read_object(self, name: str) -> dict[str, Any] | None:
         try:
-            return read_json(join(self.uri, name))
+            return read_json_object(join(self.uri, name))
         except NotFound:
             return None
 
-    def config(self) -> dict[str, Any] | None:
-        """What config.json says; None where there is no run."""
-        found: dict[str, Any] | None = self._read("config.json")
-        return found
+    def config(self) -> Any:
+        """What config.json says; None where there is no run. Other programs have files of that name."""
+        try:
+            return read_json(join(self.uri, "config.json"))
+        except NotFound:
+            return None
 
     def require_present(self) -> None:
         """Raise NotFound if the run is gone, which must not be taken for one that has no checkpoint yet."""
@@ -65,15 +88,16 @@ class RunFolder:
         return self._entry("best.json")
 
     def _entry(self, name: str) -> dict[str, Any] | None:
-        found = self._read(name)
-        if found is not None and not (isinstance(found, dict) and {"checkpoint", "epoch", "metrics"} <= found.keys()):
-            raise Damaged(f"{join(self.uri, name)}: names no checkpoint")
-        return found
+        found = self._read_object(name)
+        if found is None:
+            return None
+        if not (is_checkpoint_name(found.get("checkpoint")) and {"epoch", "metrics"} <= found.keys()):
+            raise Damaged(f"{join(self.uri, name)}: names no checkpoint of its run")
+        return found | {"metrics": check_row(found["metrics"], join(self.uri, name))}
 
     def summary(self) -> dict[str, Any] | None:
         """The summary of a run that is finished."""
-        found: dict[str, Any] | None = self._read("summary.json")
-        return found
+        return self._read_object("summary.json")
 
     def start(self, config: dict[str, Any]) -> None:
         """Write config.json; the run counts as unfinished from here on."""
@@ -91,15 +115,13 @@ class RunFolder:
 
     def rows(self, up_to_epoch: int | None = None) -> list[MetricsRow]:
         """The lines of metrics.jsonl, at most those of the first `up_to_epoch` epochs."""
+        uri = join(self.uri, "metrics.jsonl")
         try:
-            lines = read_bytes(join(self.uri, "metrics.jsonl")).decode().splitlines()
+            lines = read_bytes(uri).splitlines()
         except NotFound:
             return []
-        try:
-            rows: list[MetricsRow] = [json.loads(line) for line in lines if line]
-            return [row for row in rows if up_to_epoch is None or row["epoch"] <= up_to_epoch]
-        except (ValueError, TypeError, KeyError) as error:
-            raise Damaged(f"{join(self.uri, 'metrics.jsonl')}: not the lines of a run: {error}") from None
+        rows = [check_row(parse_json(line, uri), uri) for line in lines if line]
+        return [row for row in rows if up_to_epoch is None or row["epoch"] <= up_to_epoch]
 
     def write_rows(self, rows: Sequence[MetricsRow]) -> None:
         """Replace metrics.jsonl."""

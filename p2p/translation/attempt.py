@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
+from p2p.documents import build
 from p2p.errors import StorageError, UsageError
 from p2p.storage.filesystems import (
     absolute,
@@ -15,7 +16,7 @@ from p2p.storage.filesystems import (
     join,
     list_names,
     open_filesystem,
-    read_json,
+    read_json_object,
     remove,
     remove_file,
     sweep_temporaries,
@@ -92,8 +93,8 @@ def _read_settings(output: str) -> Settings:
     """What the translation in `output` was made with. Raises UsageError for what this version did not write."""
     uri = join(output, SETTINGS)
     try:
-        return Settings(**read_json(uri))
-    except (TypeError, StorageError):
+        return build(Settings, read_json_object(uri))
+    except (ValueError, StorageError):
         raise UsageError(
             f"--output {output}: its {SETTINGS} was not written by this version of p2p; choose another --output"
         ) from None

@@ -9,15 +9,14 @@ process.
 from __future__ import annotations
 
 import faulthandler
-import json
 import signal
 import sys
 import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from p2p.errors import NotFound, P2PError
-from p2p.storage.filesystems import join, read_bytes, remove_file, write_json
+from p2p.errors import Damaged, NotFound, P2PError
+from p2p.storage.filesystems import join, read_json, remove_file, write_json
 from p2p.translation.shards import shard_uri, shards_in
 
 FOLDER = "attempts"
@@ -103,13 +102,13 @@ def _read_note(uri: str) -> Note | None:
     One that tells nothing (cut short, or somebody else's) is as good as new: a process ended, and nobody knows where.
     """
     try:
-        left: Any = json.loads(read_bytes(uri))
+        left: Any = read_json(uri)
         ends = {int(position): int(count) for position, count in left["ends"].items()}
         at = None if left["at"] is None else int(left["at"])
         return Note(uri, bool(left["watched"]), int(left["unexplained"]), at, ends)
     except NotFound:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (Damaged, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return Note(uri)
 
 

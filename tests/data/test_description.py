@@ -24,7 +24,24 @@ def test_a_raw_folder_is_rgb_without_palettes(tmp_path: Path) -> None:
     assert read_description(str(tmp_path)) == Description(str(tmp_path), Side(RGB), Side(RGB))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"pixels_a": "0x8"}', '{"pixels_a": 3}', '{"palette_b": [[1, 2]]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"pixels_a": "0x8"}',
+        '{"pixels_a": 3}',
+        '{"pixels_a": ["3x8"]}',
+        '{"palette_b": [[1, 2]]}',
+        '{"palette_b": [[1, 2, 256]]}',
+        '{"palette_b": [[1, 2, Infinity]]}',
+        '{"palette_b": [["1", "2", "3"]]}',
+        '{"palette_b": 5}',
+        '{"load_size": "286"}',
+        '{"load_size": 1e400}',
+    ],
+)
 def test_a_damaged_description_is_the_users_to_mend(tmp_path: Path, text: str) -> None:
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(UsageError, match=r"--data .*prepare the data set again"):

@@ -1,5 +1,6 @@
 import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -207,6 +208,169 @@ def test_files_of_another_kind_are_named_for_what_they_are(tmp_path):
     write_bytes(str(tmp_path / "text.pth"), b"not a checkpoint")
     with pytest.raises(CheckpointError, match=r"not a PyTorch file|Python objects"):
         load_generator(str(tmp_path / "text.pth"))
+
+
+def tensors_of(network):
+    return {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+
+
+def described(**changes):
+    return json.dumps({**CONFIG.to_dict(), **changes})
+
+
+ODD_DESCRIPTIONS = {
+    "no JSON": ("{not json", "not valid JSON"),
+    "a deep list": ("[" * 100_000, "nested too deeply"),
+    "a deep object": ('{"a":' * 100_000, "nested too deeply"),
+    "a list": ("[]", "found list"),
+    "null": ("null", "found NoneType"),
+    "a huge number": ('{"ngf": ' + "9" * 5000 + "}", "not valid JSON"),
+    "a fraction": (described(ngf=1.5), r"ngf is 1\.5"),
+    "text": (described(ngf="4"), "ngf is '4'"),
+    "a list for a number": (described(ngf=[4]), r"ngf is \[4\]"),
+    "true": (described(ngf=True), "ngf is True"),
+    "nothing": (described(ngf=None), "ngf is None"),
+    "more than 64 bits": (described(ngf=10**30), "ngf is 1000"),
+    "more than a memory": (described(ngf=2**40), "--ngf 1099511627776"),
+    "a negative number": (described(crop_size=-64), "--crop-size -64"),
+    "no finite number": (described(lr=float("nan")), "lr is nan"),
+    "beyond all numbers": (described(lambda_l1=10**400), "lambda_l1 is 1000"),
+    "a word for true": (described(dropout="yes"), "dropout is 'yes'"),
+    "bits as a fraction": (described(bits=8.0), r"bits is 8\.0"),
+    "a number for a name": (described(generator=3), "generator is 3"),
+    "an object for a name": (described(generator={}), r"generator is \{\}"),
+    "two numbers for a colour": (described(input_palette=[[1, 2]]), "input_palette is"),
+    "no colour": (described(input_palette=[[300, 0, 0]]), "three numbers from 0 to 255"),
+    "no palette": (described(input_palette=5), "input_palette is 5"),
+    "an unknown field": (described(colour=3), "unknown fields: colour"),
+}
+
+
+@pytest.mark.parametrize(("description", "message"), ODD_DESCRIPTIONS.values(), ids=ODD_DESCRIPTIONS)
+def test_an_odd_description_of_a_model_is_told_in_one_line(tmp_path, description, message):
+    uri = str(tmp_path / "g.safetensors")
+    safetensors.torch.save_file(tensors_of(build_generator(CONFIG)), uri, {"p2p.model": description})
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_generator(uri)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+    write_json(str(tmp_path / "meta.json"), {})
+    (tmp_path / "meta.json").write_text(
+        f'{{"format": "p2p-checkpoint-1", "checkpoint_id": "", "model": {description}}}'
+    )
+    with pytest.raises(CheckpointError):
+        load_generator(str(tmp_path))
+
+
+def one_number(weights):
+    return {
+        name: torch.zeros((1,) * value.ndim, dtype=torch.half).expand(value.shape) for name, value in weights.items()
+    }
+
+
+def one_storage(weights):
+    whole = torch.zeros(max(value.numel() for value in weights.values()), dtype=torch.half)
+    return {name: whole[: value.numel()].view(value.shape) for name, value in weights.items()}
+
+
+ODD_TENSORS = {
+    "of one number": (one_number, "claim .* bytes and share"),
+    "of one number, terabytes": (
+        lambda _: {"w": torch.zeros(1).expand(10**12)},
+        "claim 4000000000000 bytes and share 4",
+    ),
+    "of the same numbers": (one_storage, "claim .* bytes and share"),
+    "overlapping": (lambda _: {"w": torch.zeros(2000).as_strided((1000, 1000), (1, 1))}, "claim 4000000 bytes"),
+    "without numbers": (lambda weights: {name: value.to("meta") for name, value in weights.items()}, "no plain tensor"),
+    "sparse": (lambda weights: {name: value.to_sparse() for name, value in weights.items()}, "no plain tensor"),
+    "complex": (lambda weights: {name: value.to(torch.complex64) for name, value in weights.items()}, "complex64"),
+    "whole numbers": (lambda weights: {name: value.to(torch.int32) for name, value in weights.items()}, "int32"),
+    "without names": (lambda weights: dict(enumerate(weights.values())), "no plain tensor"),
+    "in a list": (lambda weights: list(weights.values()), "found list"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), ODD_TENSORS.values(), ids=ODD_TENSORS)
+def test_odd_tensors_are_told_in_one_line_before_any_copy(tmp_path, change, message):
+    uri = saved_elsewhere(build_generator(CONFIG), tmp_path / "g.pth", change)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_generator(uri)
+    assert "\n" not in str(error.value)
+
+
+def test_a_pth_that_was_compressed_is_refused_unread(tmp_path):
+    uri, packed = saved_elsewhere(build_generator(CONFIG), tmp_path / "g.pth"), tmp_path / "packed.pth"
+    with zipfile.ZipFile(uri) as whole, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as small:
+        for member in whole.infolist():
+            small.writestr(member.filename, bytes(10**6) if "/data/" in member.filename else whole.read(member))
+    with pytest.raises(CheckpointError, match="bytes that hold"):
+        load_generator(str(packed))
+
+
+def test_weights_saved_in_half_or_in_the_format_of_old_versions_load(tmp_path):
+    network = build_generator(CONFIG)
+    half = {name: value.half() if value.is_floating_point() else value for name, value in network.state_dict().items()}
+    loaded = load_generator(saved_elsewhere(network, tmp_path / "half.pth", lambda _: half))
+    assert torch.equal(loaded.state_dict()["model.model.0.weight"], half["model.model.0.weight"].float())
+    torch.save(network.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert same_weights(load_generator(str(tmp_path / "old.pth")), network)
+
+
+@pytest.mark.parametrize("name", ["F4", "F6_E2M3"])
+def test_numbers_that_torch_has_no_type_for_are_no_weights(tmp_path, name):
+    header = json.dumps({"a": {"dtype": name, "shape": [4], "data_offsets": [0, 2 if name == "F4" else 3]}}).encode()
+    (tmp_path / "g.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + bytes(2 if name == "F4" else 3)
+    )
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        load_generator(str(tmp_path / "g.safetensors"))
+
+
+@pytest.mark.parametrize("pointer", ["best", "latest"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[",
+        "[]",
+        "[" * 100_000,
+        "{}",
+        '{"checkpoint": 3}',
+        '{"checkpoint": ""}',
+        '{"checkpoint": "."}',
+        '{"checkpoint": ".."}',
+        '{"checkpoint": "../other/checkpoints/epoch_0001"}',
+        '{"checkpoint": "checkpoints/../../other/checkpoints/epoch_0001"}',
+        '{"checkpoint": "checkpoints/epoch_0001/.."}',
+        '{"checkpoint": "/other/checkpoints/epoch_0001"}',
+        '{"checkpoint": "s3://other/checkpoints/epoch_0001"}',
+        '{"checkpoint": "zip://checkpoints/epoch_0001::s3://other/x.zip"}',
+    ],
+)
+def test_a_run_names_no_checkpoint_but_its_own(run, tmp_path, pointer, content):
+    (tmp_path / f"{pointer}.json").write_text(content)
+    with pytest.raises(CheckpointError, match=rf"{pointer}\.json: ") as error:
+        load_generator(f"{run}#{pointer}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["meta.json", "trainer.json"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "3", "[" * 100_000, '{"a":' * 100_000, '{"format": ["p2p-checkpoint-1"]']
+)
+def test_an_odd_file_of_a_checkpoint_is_told_in_one_line(run, name, content):
+    folder = f"{run}/checkpoints/epoch_0001"
+    write_bytes(f"{folder}/{name}", content.encode())
+    with pytest.raises(CheckpointError, match=rf"{name}: "):
+        load_trainer(folder, Pix2Pix(CONFIG))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model": []}, {"model": "unet"}, {"checkpoint_id": 3}, {"metrics": []}, {"data": 3}]
+)
+def test_fields_of_other_types_are_told_in_one_line(run, changes):
+    folder = f"{run}/checkpoints/epoch_0001"
+    write_json(f"{folder}/meta.json", read_json(f"{folder}/meta.json") | changes)
+    with pytest.raises(CheckpointError, match=rf"meta\.json: {next(iter(changes))} is"):
+        load_trainer(folder, Pix2Pix(CONFIG))
 
 
 def test_a_run_holds_no_pickle(run, tmp_path):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2p.errors import BadInput, NotFound, StorageError, UsageError
+from p2p.errors import BadInput, Damaged, NotFound, Refused, StorageError, UsageError
 from p2p.storage import filesystems
 from p2p.storage.filesystems import (
     FileInfo,
@@ -28,11 +31,14 @@ from p2p.storage.filesystems import (
     join,
     list_files,
     list_names,
+    open_filesystem,
     read_bytes,
     read_json,
+    read_json_object,
     remove,
     require_readable,
     require_writable,
+    storage_errors,
     sweep_temporaries,
     write_bytes,
     write_json,
@@ -265,3 +271,94 @@ def test_a_failed_write_leaves_no_trace(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_bytes(str(tmp_path / "file"), data)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"a": ' + "9" * 5000 + "}", b"\xff\xfe\x00\xd8"])
+def test_json_that_no_parser_takes_is_damaged(tmp_path: Path, text: str | bytes) -> None:
+    (tmp_path / "a.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(Damaged, match=r"a\.json: not valid JSON"):
+        read_json(str(tmp_path / "a.json"))
+
+
+def test_a_json_document_has_a_largest_size_and_may_have_to_be_an_object(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"[" + b" " * 2**26 + b"]")
+    with pytest.raises(Damaged, match=r"a\.json: a JSON document of 67108866 bytes, more than 67108864"):
+        read_json(str(tmp_path / "a.json"))
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(Damaged, match=r"a\.json: expected a JSON object, found list"):
+        read_json_object(str(tmp_path / "a.json"))
+
+
+class _Refusing(http.server.BaseHTTPRequestHandler):
+    """Answers every request with the status that its path begins with."""
+
+    def do_GET(self) -> None:
+        self.send_response(int(self.path.split("/")[1]))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+@pytest.fixture
+def refusing_server() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Refusing)
+    threading.Thread(target=server.serve_forever).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    "status, kind, said",
+    [
+        (400, Refused, "400"),
+        (401, Refused, "asks for a login"),
+        (403, Refused, "does not let this machine read"),
+        (404, NotFound, "nothing is there"),
+        (500, StorageError, "500"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.png", "AccessDenied/NoSuchBucket/ExpiredToken.png"])
+def test_what_a_web_server_refuses_is_no_matter_of_buckets_and_their_keys(
+    refusing_server: str, status: int, kind: type[StorageError], said: str, name: str
+) -> None:
+    uri = f"{refusing_server}/{status}/{name}"
+    with pytest.raises(StorageError, match=said) as caught:
+        read_bytes(uri)
+    assert type(caught.value) is kind
+    assert "AWS" not in str(caught.value)
+    if status in (401, 403):
+        with pytest.raises(UsageError, match=f"--source {uri}: access denied; .*{said}"):
+            require_readable(uri, "--source")
+
+
+@pytest.mark.parametrize(
+    "uri, said",
+    [
+        ("s3://b/k", "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"),
+        ("gs://b/k", "check Google's credentials"),
+        ("abfs://b/k", "check the credentials in the environment"),
+        ("/b/k", "check its mode"),
+    ],
+)
+def test_a_refusal_names_the_credentials_of_its_storage(uri: str, said: str) -> None:
+    with pytest.raises(Refused, match=said), storage_errors(uri):
+        raise PermissionError("Forbidden")
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://h/x?page=3&keyword=a&author=b", "https://h/monkey.png", "s3://b/keys/x@y.png"]
+)
+def test_an_address_without_secrets_is_opened(uri: str) -> None:
+    assert open_filesystem(uri)[1]
+
+
+@pytest.mark.parametrize("uri", ["https://h/x?api_key=hush", "https://h/x;token=hush", "https://u:p@hush@h/x"])
+def test_an_address_with_a_secret_is_refused_without_saying_it(uri: str) -> None:
+    with pytest.raises(UsageError, match="give credentials through the environment") as caught:
+        open_filesystem(uri)
+    assert "hush" not in str(caught.value)

@@ -148,6 +148,9 @@ DAMAGES = {
     "generator cut off": lambda checkpoint: os.truncate(checkpoint / "generator.safetensors", 1000),
     "moments cut off": lambda checkpoint: os.truncate(checkpoint / "trainer.safetensors", 1000),
     "position lost": lambda checkpoint: (checkpoint / "trainer.json").write_text("{}"),
+    "position of other types": lambda checkpoint: (checkpoint / "trainer.json").write_text('{"loss_sums": 3}'),
+    "position a list": lambda checkpoint: (checkpoint / "trainer.json").write_text("[]"),
+    "description nested too deeply": lambda checkpoint: (checkpoint / "meta.json").write_text("[" * 100_000),
     "position no JSON": lambda checkpoint: (checkpoint / "trainer.json").write_text(""),
 }
 
@@ -187,7 +190,19 @@ def test_a_whole_checkpoint_is_left_as_it_is(pairs, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["latest.json", "best.json", "metrics.jsonl"])
-@pytest.mark.parametrize("content", ["junk", "3"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "junk",
+        "3",
+        "[" * 100_000,
+        '{"epoch": 1, "step": "4"}',
+        '{"checkpoint": "../other/checkpoints/epoch_0001", "epoch": 1, "metrics": {"epoch": 1, "step": 4}}',
+        '{"checkpoint": "checkpoints/epoch_0001", "epoch": 1, "metrics": {"epoch": 1, "step": 4, "val_l1": "low"}}',
+        '{"checkpoint": "checkpoints/epoch_0001", "epoch": 1, "metrics": {"epoch": "1"}}',
+        '{"checkpoint": "checkpoints/epoch_0001", "epoch": 1, "metrics": []}',
+    ],
+)
 def test_a_damaged_file_of_a_run_is_told_before_anything_starts_and_can_be_left_behind(pairs, tmp_path, name, content):
     options = config(pairs, tmp_path)
     run_of(options, [0.3])

@@ -102,7 +102,19 @@ def test_an_end_in_the_flow_explains_nothing_and_accuses_nobody(tmp_path: Path) 
     assert (note.ends, note.unexplained) == ({}, 1)
 
 
-@pytest.mark.parametrize("left", ['{"unexpl', "", "[1]", "null", '{"ends": 3}', '{"at": "x", "ends": {}}'])
+@pytest.mark.parametrize(
+    "left",
+    [
+        '{"unexpl',
+        "",
+        "[1]",
+        "null",
+        '{"ends": 3}',
+        '{"at": "x", "ends": {}}',
+        '{"at": Infinity, "ends": {}}',
+        "[" * 100_000,
+    ],
+)
 def test_a_note_that_cannot_be_read_is_one_of_a_process_that_ended(tmp_path: Path, left: str) -> None:
     output = str(tmp_path)
     begin_note(output, 4)

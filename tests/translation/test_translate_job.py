@@ -532,7 +532,7 @@ def test_too_little_memory_is_told_with_what_to_do(
     assert translate(checkpoint, source, tmp_path / "out")["translated"] == 1
 
 
-@pytest.mark.parametrize("content", ["{}", '{"format": "png", "colour": 1}', "[]", "no JSON"])
+@pytest.mark.parametrize("content", ["{}", '{"format": "png", "colour": 1}', "[]", "no JSON", "[" * 100_000])
 @pytest.mark.parametrize("resume", ["auto", "never"])
 def test_settings_of_another_version_are_told_and_nothing_is_removed(
     tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], content: str, resume: Any
@@ -541,6 +541,19 @@ def test_settings_of_another_version_are_told_and_nothing_is_removed(
     out = write(tmp_path / "out", {"settings.json": content.encode(), "data/part-00000.parquet": b"old"})
     assert "not written by this version" in refused(checkpoint, source, out, resume=resume)
     assert (out / "settings.json").read_text() == content and (out / "data" / "part-00000.parquet").exists()
+
+
+@pytest.mark.parametrize("changes", [{"format": "exe"}, {"format": ["png"]}, {"tile_size": "64"}, {"dropout": 0}])
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_settings_of_other_types_are_told_and_nothing_is_removed(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], changes: dict[str, Any], resume: Any
+) -> None:
+    source, out = write(tmp_path / "in", {"a.png": make_image(64, 64)}), tmp_path / "out"
+    translate(checkpoint, source, out)
+    settings = out / "settings.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | changes))
+    assert "not written by this version" in refused(checkpoint, source, out, resume=resume)
+    assert (out / "data" / "part-00000.parquet").exists()
 
 
 def test_tiled_outputs_have_a_seam_score_and_others_do_not(
