@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from p2p.errors import UsageError
+from p2p.storage.filesystems import DEFAULT_MAX_BYTES
 from p2p.storage.pixels import RGB, PixelFormat, parse_format
 
 SYNTHETIC = "synthetic:"
@@ -43,6 +44,8 @@ class PrepareConfig:
     bands (up to 16, of a multi-band TIFF). Anything but 3x8 is stored without loss."""
     pixels_b: str = "3x8"
     """As --pixels-a, for side B."""
+    max_bytes: int = DEFAULT_MAX_BYTES
+    """Encoded images of more bytes are bad inputs; bytes are counted while they are read and after decompression."""
     val_fraction: float = 0.0
     """Share, 0 to 1, of the pairs outside split folders that goes to val, chosen by a hash of the pair's id."""
     max_bad_fraction: float = 0.0
@@ -63,6 +66,8 @@ class PrepareConfig:
             parse_format(written, option)
             if self.source.startswith(SYNTHETIC) and written != str(RGB):
                 raise UsageError(f"{option} {written}: a synthetic source draws 3x8; leave the option out")
+        if self.max_bytes < 1:
+            raise UsageError(f"--max-bytes {self.max_bytes}: must be at least 1; the default is {DEFAULT_MAX_BYTES}")
         for option, share in (("--val-fraction", self.val_fraction), ("--max-bad-fraction", self.max_bad_fraction)):
             if not (math.isfinite(share) and 0 <= share <= 1):
                 raise UsageError(f"{option} {share}: must be a share from 0 to 1, such as 0.1")

@@ -7,15 +7,16 @@ import pickle
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from p2p.data.description import Description, Side, write_description
-from p2p.data.pairs import SPLITS, Formats, part_name
+from p2p.data.pairs import SPLITS, part_name
 from p2p.errors import UsageError, check_bad_fraction
 from p2p.model.config import Palette as Classes
 from p2p.model.config import as_palette
+from p2p.preparation.chunks import ChunkStore
 from p2p.preparation.config import SYNTHETIC, PrepareConfig, parse_synthetic
 from p2p.preparation.doctor import Doctor
 from p2p.preparation.doctor.portrait import MOST_CLOSE
@@ -49,9 +50,6 @@ from p2p.storage.filesystems import (
 from p2p.storage.images import SUFFIXES
 from p2p.storage.outputs import require_output
 
-if TYPE_CHECKING:
-    import ray
-
 log = logging.getLogger("p2p")
 
 _ERRORS = "errors"
@@ -79,18 +77,18 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     _require_replaceable(output, config)
     # A compressed tar cannot be listed without reading all of it, which waits until Ray can take its images.
     streamed = any(kind_of(address) == "stream" for address, _ in addresses)
-    pairing = None if streamed else _find_pairs(config, source, source_b, [])
+    pairing = None if streamed else _find_pairs(config, source, source_b, ChunkStore())
     require_output(output, "--output", "a prepared data set")
 
     from p2p.data.session import ray_session
 
-    chunks: list[ray.ObjectRef[Any]] = []
+    chunks = ChunkStore()
     with ray_session():
         if pairing is None:
             pairing = _find_pairs(config, source, source_b, chunks)
         _say_what_was_found(pairing, config)
         _clear(output)
-        summary = _write(pairing, config, source=source, output=output, chunks=chunks, started=started)
+        summary = _write(pairing, config, source=source, output=output, chunks=chunks.references, started=started)
     check_bad_fraction(
         summary["bad"],
         summary["bad"] + sum(summary["pairs"].values()),
@@ -127,37 +125,35 @@ def _clear(output: str) -> None:
         remove(join(output, name))
 
 
-def _find_pairs(config: PrepareConfig, source: str, source_b: str | None, chunks: list[Any]) -> Pairing:
-    """List the source and pair it up. Compressed tars go through Ray's object store, into `chunks`."""
+def _find_pairs(config: PrepareConfig, source: str, source_b: str | None, chunks: ChunkStore) -> Pairing:
+    """List the source and pair it up. The images of compressed tars go into `chunks`."""
     if kind_of(source) == "synthetic":
         return _pair_drawings(config, source)
     if kind_of(source) == "parquet" and source_b is None:
         return pair_tables(source, config.layout, config.val_fraction)
-    listing = _list(source, "--source", chunks)
+    listing = _list(source, "--source", chunks, config.max_bytes)
     if source_b is None:
         if not listing.members and listing.parquet and kind_of(source) == "folder":
             return pair_tables(source, config.layout, config.val_fraction)
         listing.require_images("--source")
         return pair_one_source(listing, config.layout, config.val_fraction, kind_of(source) != "folder")
-    listing_b = _list(source_b, "--source-b", chunks)
+    listing_b = _list(source_b, "--source-b", chunks, config.max_bytes)
     listing.require_images("--source")
     listing_b.require_images("--source-b")
     archives = (kind_of(source) != "folder", kind_of(source_b) != "folder")
     return pair_two_sources(listing, listing_b, archives, config.val_fraction)
 
 
-def _list(uri: str, option: str, chunks: list[Any]) -> Listing:
+def _list(uri: str, option: str, chunks: ChunkStore, max_bytes: int) -> Listing:
     if kind_of(uri) != "stream":
-        return _told(list_source(uri, option))
-    import numpy as np
-    import ray
+        return _told(list_source(uri, option, max_bytes))
 
     def keep(chunk: bytearray) -> None:
-        chunks.append(ray.put(np.frombuffer(chunk, np.uint8)))
+        chunks.put(chunk, f"{option} {uri}")
         progress.advance(len(chunk) // 2**20)
 
     with Progress(f"reading {uri}", total=None, unit="MiB") as progress:
-        return _told(read_stream(uri, option, keep, first=len(chunks)))
+        return _told(read_stream(uri, option, keep, first=len(chunks.references), max_bytes=max_bytes))
 
 
 def _told(listing: Listing) -> Listing:
@@ -197,7 +193,7 @@ def _say_what_was_found(pairing: Pairing, config: PrepareConfig) -> None:
         )
 
 
-def _fetcher(chunks: list[Any]) -> Fetcher:
+def _fetcher(chunks: list[Any], max_bytes: int) -> Fetcher:
     """Reads whatever a location names; compressed tars lie in `chunks` of Ray's object store."""
 
     def chunk(number: int) -> memoryview:
@@ -205,23 +201,24 @@ def _fetcher(chunks: list[Any]) -> Fetcher:
 
         return memoryview(ray.get(chunks[number]))
 
-    return Fetcher(chunk)
+    return Fetcher(chunk, max_bytes)
 
 
 def _write_batch(
-    batch: pa.Table, *, output: str | None, load_size: int, formats: Formats, close_share: float, chunks: list[Any]
+    batch: pa.Table, *, output: str | None, config: PrepareConfig, close_share: float, chunks: list[Any]
 ) -> pa.Table:
     """The Ray Data task: pickled shards in, pickled reports out; the pairs themselves go straight to storage."""
     reports = []
+    fetch = _fetcher(chunks, config.max_bytes)
     for pickled in batch.column("shard").to_pylist():
         shard: Shard = pickle.loads(pickled)
-        report = write_shard(shard, output, load_size, _fetcher(chunks), formats=formats, close_share=close_share)
+        report = write_shard(shard, output, config.load_size, fetch, formats=config.formats, close_share=close_share)
         reports.append(pickle.dumps(report))
     return pa.table({"report": pa.array(reports, pa.binary())})
 
 
 def _reports(
-    shards: list[Shard], output: str | None, load_size: int, formats: Formats, chunks: list[Any]
+    shards: list[Shard], output: str | None, config: PrepareConfig, chunks: list[Any]
 ) -> Iterator[ShardReport]:
     import ray.data
 
@@ -234,13 +231,7 @@ def _reports(
         _write_batch,  # type: ignore[arg-type]  # Ray's types know no keyword arguments
         batch_size=1,
         batch_format="pyarrow",
-        fn_kwargs={
-            "output": output,
-            "load_size": load_size,
-            "formats": formats,
-            "close_share": close_share,
-            "chunks": chunks,
-        },
+        fn_kwargs={"output": output, "config": config, "close_share": close_share, "chunks": chunks},
     )
     for row in dataset.iter_rows():
         yield pickle.loads(row["report"])
@@ -257,7 +248,7 @@ def _write(
     shards = cut_into_shards(pairing.pairs)
     target = None if config.check else output
     with Progress("checking" if config.check else "preparing", total=len(pairing.pairs), unit="pairs") as progress:
-        for report in _reports(shards, target, config.load_size, config.formats, chunks):
+        for report in _reports(shards, target, config, chunks):
             counts[report.split] += report.pairs
             doctor.add(report.split, report.portraits)
             bad += report.bad
@@ -292,7 +283,8 @@ def _show(pairing: Pairing, config: PrepareConfig, chunks: list[Any]) -> Callabl
     def show(keys: Iterable[Key]) -> Sides:
         wanted = set(keys)
         pairs = [pair for pair in pairing.pairs if (pair.split, pair.pair_id) in wanted]
-        decoded = decode_pairs(pairs, config.load_size, _fetcher(chunks), [], config.formats)
+        fetch = _fetcher(chunks, config.max_bytes)
+        decoded = decode_pairs(pairs, config.load_size, fetch, [], config.formats)
         return {
             (pair.split, pair.pair_id): (thumbnail(as_rgb(a.image)), thumbnail(as_rgb(b.image)))
             for pair, a, b in decoded

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import threading
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
-from p2p.errors import BadInput, Damaged, NotFound
-from p2p.storage.filesystems import open_filesystem, read_bytes, storage_errors
+from p2p.errors import BadInput, Damaged, NotFound, P2PError, Refused
+from p2p.storage.filesystems import DEFAULT_MAX_BYTES, check_bytes, open_filesystem, read_bytes, storage_errors
 from p2p.storage.names import printable
 from p2p.storage.parquet import find_bytes, open_parquet
 
-MAX_IMAGE_BYTES = 256 * 2**20
-"""Encoded images larger than this are refused unread; it bounds what one task holds."""
+_ZIP_ENCRYPTED = 0x1
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,9 @@ class Range(_Member):
 
 @dataclass(frozen=True)
 class ZipMember(_Member):
-    """A member of a zip archive."""
+    """A member of a zip archive, by its number there: names may stand in it more than once."""
+
+    number: int
 
 
 @dataclass(frozen=True)
@@ -100,20 +100,39 @@ class Drawing:
 Location = File | Range | ZipMember | Chunk | Cell | Drawing
 
 
-def check_size(size: int) -> None:
-    """Raise BadInput for an image too large to be held."""
-    if size > MAX_IMAGE_BYTES:
-        raise BadInput("FileTooLarge", f"{size} bytes are more than the {MAX_IMAGE_BYTES} allowed for one image")
+def check_zip_member(info: zipfile.ZipInfo) -> None:
+    """Raise BadInput unless a zip's member can be read a bounded piece at a time, and without a password."""
+    if info.flag_bits & _ZIP_ENCRYPTED:
+        raise BadInput("EncryptedMember", "it is encrypted; pack the archive without a password")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise BadInput(
+            "UnsupportedCompression",
+            f"it is compressed by method {info.compress_type} of zip (12 is bzip2, 14 LZMA, 93 Zstandard); pack the "
+            "archive with deflate, or without compression",
+        )
+
+
+def open_zip(file: IO[bytes], uri: str) -> zipfile.ZipFile:
+    """Read the list of a zip's members. Raises Damaged if there is none that can be read."""
+    try:
+        with storage_errors(uri):
+            return zipfile.ZipFile(file)
+    except P2PError:
+        raise
+    except Exception as error:  # on a damaged list, zipfile raises anything
+        reason = str(error) or type(error).__name__
+        raise Damaged(f"{uri}: not a whole zip archive: {reason}; fetch it again") from None
 
 
 class Fetcher:
     """Reads locations, keeping the archive and the row group it last used open. Threads may share it.
 
-    `chunk` gives the bytes of a numbered chunk.
+    `chunk` gives the bytes of a numbered chunk. Images of more than `max_bytes` bytes are refused.
     """
 
-    def __init__(self, chunk: Callable[[int], memoryview] | None = None) -> None:
+    def __init__(self, chunk: Callable[[int], memoryview] | None = None, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         self._chunk = chunk
+        self._max_bytes = max_bytes
         self._zips: dict[str, zipfile.ZipFile] = {}
         self._row_group: tuple[str, int] | None = None
         self._table: pa.Table | None = None
@@ -124,14 +143,18 @@ class Fetcher:
         try:
             match where:
                 case File(address):
-                    return read_bytes(address)
+                    return read_bytes(address, self._max_bytes)
+                case Range(size=0):
+                    return b""  # a bucket that is asked for no bytes sends the whole object
                 case Range(archive, _, start, size):
+                    check_bytes(size, self._max_bytes)
                     with storage_errors(archive):
                         filesystem, path = open_filesystem(archive)
                         return bytes(filesystem.cat_file(path, start=start, end=start + size))
-                case ZipMember(archive, name):
-                    return self._unzip(archive, name)
+                case ZipMember(archive, name, number):
+                    return self._unzip(archive, name, number)
                 case Chunk(_, _, chunk, start, size):
+                    check_bytes(size, self._max_bytes)
                     assert self._chunk is not None, "a chunk was located, but nobody holds the chunks"
                     return bytes(self._chunk(chunk)[start : start + size])
                 case Cell(file, row_group, row, column):
@@ -143,18 +166,24 @@ class Fetcher:
         except Damaged as error:
             raise BadInput(error.kind, str(error)) from None
 
-    def _unzip(self, archive: str, name: str) -> bytes:
+    def _unzip(self, archive: str, name: str, number: int) -> bytes:
         with self._lock, storage_errors(archive):
             if archive not in self._zips:
                 filesystem, path = open_filesystem(archive)
-                self._zips[archive] = zipfile.ZipFile(filesystem.open(path, "rb"))
+                self._zips[archive] = open_zip(filesystem.open(path, "rb"), archive)
+            infos = self._zips[archive].infolist()
+            if number >= len(infos) or infos[number].filename != name:
+                raise BadInput("Missing", "the archive is not the one any more that was listed")
+            info = infos[number]
+            check_bytes(info.file_size, self._max_bytes)
+            check_zip_member(info)
             try:
-                with self._zips[archive].open(name) as member:
-                    data = member.read(MAX_IMAGE_BYTES + 1)  # a header may lie about the size
-            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+                with storage_errors(archive), self._zips[archive].open(info) as member:
+                    return member.read(info.file_size + 1)  # it stops there, whatever the compressed bytes expand to
+            except Exception as error:  # on a damaged member, zipfile raises anything, and seeks anywhere
+                if isinstance(error, P2PError) and not isinstance(error, Refused):
+                    raise
                 raise BadInput("DamagedMember", f"cannot be read out of its archive: {error}") from None
-        check_size(len(data))
-        return data
 
     def _cell(self, file: str, row_group: int, row: int, column: str) -> bytes:
         with self._lock:
@@ -169,7 +198,7 @@ class Fetcher:
             value = value.get("bytes")
         if value is None:
             raise BadInput("EmptyFile", f"column {column} is null")
-        check_size(len(value))
+        check_bytes(len(value), self._max_bytes)
         return bytes(value)
 
 

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import stat
-import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Literal
 
 from p2p.errors import BadInput, StorageError, UsageError
 from p2p.preparation.config import SYNTHETIC
-from p2p.preparation.locations import Chunk, File, Location, Range, ZipMember, check_size
-from p2p.storage.filesystems import is_file, list_files, open_filesystem, storage_errors
+from p2p.preparation.locations import Chunk, File, Location, Range, ZipMember, check_zip_member, open_zip
+from p2p.storage.compressed import DecompressedFile
+from p2p.storage.filesystems import (
+    DEFAULT_MAX_BYTES,
+    check_bytes,
+    is_file,
+    list_files,
+    open_filesystem,
+    storage_errors,
+)
 from p2p.storage.images import SUFFIXES
 from p2p.storage.names import printable
+from p2p.storage.tars import TarMember, read_members
 
 Kind = Literal["synthetic", "zip", "tar", "stream", "parquet", "folder"]
 _STREAMED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _CHUNK_BYTES = 16 * 2**20
+_PIECE_BYTES = 2**20
 _LISTING_BLOCK = 2**16  # a tar's headers lie far apart; a large read-ahead would fetch all of it
 _SHOWN = 3
 
@@ -53,6 +61,7 @@ class Listing:
     others: int = 0
     parquet: int = 0
     example: str = ""
+    max_bytes: int = DEFAULT_MAX_BYTES
 
     def add(self, path: str, size: int, locate: Callable[[], Location]) -> None:
         """Take the file at `path` if it is an image of acceptable name and size."""
@@ -62,7 +71,7 @@ class Listing:
             self.example = self.example or printable(path)
             return
         try:
-            check_size(size)
+            check_bytes(size, self.max_bytes)
             self.members.append(Member(printable(path), locate(), size))
         except BadInput as error:
             self.refuse(path, error.kind, str(error))
@@ -99,18 +108,20 @@ def kind_of(uri: str) -> Kind:
     return "parquet" if name.endswith(".parquet") else "folder"
 
 
-def list_source(uri: str, option: str) -> Listing:
-    """List a folder, a zip or a plain tar. Raises UsageError if it is none of these."""
+def list_source(uri: str, option: str, max_bytes: int = DEFAULT_MAX_BYTES) -> Listing:
+    """List a folder, a zip or a plain tar; images of more than `max_bytes` bytes are bad. Raises UsageError if it is
+    none of these.
+    """
+    listing = Listing(uri, max_bytes=max_bytes)
     match kind_of(uri):
         case "zip":
-            return _list_zip(uri, option)
+            return _list_zip(listing, option)
         case "tar":
-            return _list_tar(uri, option)
+            return _list_tar(listing, option)
     if uri.startswith(("http://", "https://")) or is_file(uri):
         raise UsageError(
             f"{option} {uri}: neither a folder nor a .tar, .tar.gz, .zip or .parquet; give the folder that holds it"
         )
-    listing = Listing(uri)
     for file in list_files(uri):
         listing.add(file.path, file.size, lambda file=file: File(file.uri))  # type: ignore[misc]
     return listing
@@ -129,22 +140,19 @@ def _safe_path(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _open_archive(uri: str, option: str, what: str, block: int | None = None) -> Iterator[IO[bytes]]:
+def _open_archive(uri: str, option: str, block: int | None = None) -> Iterator[IO[bytes]]:
     filesystem, path = open_filesystem(uri)
     try:
         with storage_errors(uri), filesystem.open(path, "rb", **({"block_size": block} if block else {})) as file:
             yield file
     except StorageError as error:
         raise UsageError(f"{option} {error}") from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-        reason = str(error) or type(error).__name__
-        raise UsageError(f"{option} {uri}: not a whole {what}: {reason}; fetch it again") from None
 
 
-def _list_zip(uri: str, option: str) -> Listing:
-    listing = Listing(uri)
-    with _open_archive(uri, option, "zip archive") as file, zipfile.ZipFile(file) as archive:
-        for info in archive.infolist():
+def _list_zip(listing: Listing, option: str) -> Listing:
+    uri = listing.uri
+    with _open_archive(uri, option) as file, open_zip(file, uri) as archive:
+        for number, info in enumerate(archive.infolist()):
             if info.is_dir():
                 continue
             try:
@@ -155,54 +163,66 @@ def _list_zip(uri: str, option: str) -> Listing:
                 listing.refuse(info.filename, error.kind, str(error))
                 continue
             if not _hidden(path):
-                listing.add(path, info.file_size, lambda info=info: ZipMember(uri, info.filename))  # type: ignore[misc]
+                listing.add(path, info.file_size, lambda at=number, info=info: _zip_member(uri, at, info))  # type: ignore[misc]
     return listing
 
 
-def _tar_files(archive: tarfile.TarFile, listing: Listing) -> Iterator[tuple[str, tarfile.TarInfo]]:
+def _zip_member(uri: str, number: int, info: zipfile.ZipInfo) -> ZipMember:
+    check_zip_member(info)
+    return ZipMember(uri, info.filename, number)
+
+
+def _tar_files(members: Iterator[TarMember], listing: Listing) -> Iterator[tuple[str, TarMember]]:
     """Yield the regular files of a tar with their safe paths; note images that are refused."""
-    for info in archive:
-        if info.isdir():
+    for member in members:
+        if member.kind == "folder":
             continue
         try:
-            path = _safe_path(info.name)
-            if info.issym() or info.islnk():
-                raise BadInput("LinkMember", f"{info.name} is a link; links in archives are not followed")
+            path = _safe_path(member.name)
+            if member.kind == "link":
+                raise BadInput("LinkMember", f"{member.name} is a link; links in archives are not followed")
         except BadInput as error:
-            listing.refuse(info.name, error.kind, str(error))
+            listing.refuse(member.name, error.kind, str(error))
             continue
-        if info.isreg() and not info.issparse() and not _hidden(path):
-            yield path, info
+        if member.kind == "file" and not _hidden(path):
+            yield path, member
 
 
-def _list_tar(uri: str, option: str) -> Listing:
-    listing = Listing(uri)
-    with (
-        _open_archive(uri, option, "tar archive", _LISTING_BLOCK) as file,
-        tarfile.open(fileobj=file, mode="r:") as archive,
-    ):
-        for path, info in _tar_files(archive, listing):
-            listing.add(path, info.size, lambda info=info: Range(uri, info.name, info.offset_data, info.size))  # type: ignore[misc]
+def _list_tar(listing: Listing, option: str) -> Listing:
+    uri = listing.uri
+    with _open_archive(uri, option, _LISTING_BLOCK) as file:
+        for path, member in _tar_files(read_members(file, uri), listing):
+            where = Range(uri, member.name, member.start, member.size)
+            listing.add(path, member.size, lambda where=where: where)  # type: ignore[misc]
     return listing
 
 
-def read_stream(uri: str, option: str, keep: Callable[[bytearray], None], first: int = 0) -> Listing:
+def read_stream(
+    uri: str,
+    option: str,
+    keep: Callable[[bytearray], None],
+    first: int = 0,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+) -> Listing:
     """Read a compressed tar once from start to end, handing its images on in chunks of some 16 MiB.
 
     `keep` is called with chunk `first`, `first` + 1, …, as the listing's locations number them. One is held at a time.
+    Images of more than `max_bytes` bytes are bad.
     """
-    listing = Listing(uri)
+    listing = Listing(uri, max_bytes=max_bytes)
     chunk, number = bytearray(), first
-    with _open_archive(uri, option, "tar archive") as file, tarfile.open(fileobj=file, mode="r|*") as archive:
-        for path, info in _tar_files(archive, listing):
+    with _open_archive(uri, option) as raw:
+        file = DecompressedFile(raw, uri)
+        for path, member in _tar_files(read_members(file, uri), listing):
             known = len(listing.members)
-            where = Chunk(uri, info.name, number, len(chunk), info.size)
-            listing.add(path, info.size, lambda where=where: where)  # type: ignore[misc]
+            where = Chunk(uri, member.name, number, len(chunk), member.size)
+            listing.add(path, member.size, lambda where=where: where)  # type: ignore[misc]
             if len(listing.members) == known:
                 continue
-            member = archive.extractfile(info)
-            assert member is not None, "a regular file has content"
-            chunk += member.read()
+            left = member.size
+            while left and (piece := file.read(min(left, _PIECE_BYTES))):  # where it is cut off, the next header tells
+                chunk += piece
+                left -= len(piece)
             if len(chunk) >= _CHUNK_BYTES:
                 keep(chunk)
                 chunk, number = bytearray(), number + 1

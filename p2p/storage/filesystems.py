@@ -33,6 +33,8 @@ _LOCAL = ("file://", "local://")
 _S3 = ("s3://", "s3a://")
 _GOOGLE = ("gs://", "gcs://")
 _WEB = ("http://", "https://")
+DEFAULT_MAX_BYTES = 256 * 2**20
+"""Encoded images of more bytes are refused, if nothing else is asked for; it bounds what one task holds."""
 TEMPORARY_PREFIX = ".p2p-"
 """How the names of files begin that are not whole yet: listings pass them by."""
 _REFUSED_KEYS = (

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import logging
 import posixpath
-import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
-from typing import IO
 
 import pyarrow as pa
 
-from p2p.errors import Damaged, UsageError
-from p2p.storage.filesystems import FileInfo, is_hidden, open_filesystem, storage_errors
+from p2p.errors import BadInput, Damaged, UsageError
+from p2p.storage.filesystems import FileInfo, is_hidden, open_filesystem, require_regular_file, storage_errors
 from p2p.storage.images import SUFFIXES
 from p2p.storage.parquet import find_bytes, open_parquet, to_python
+from p2p.storage.tars import read_members
 from p2p.translation.inputs import DAMAGED, Input
 from p2p.translation.kinds import Kind, kind_of, list_kind
 
@@ -205,43 +204,33 @@ class TarCorpus:
                 yield unreadable_parquet(file.uri, self.uri)
                 continue
             alone = file.uri == self.uri
-            with storage_errors(file.uri):
-                filesystem, path = open_filesystem(file.uri)
-                with filesystem.open(path, "rb", block_size=_HEADER_BLOCK) as raw:
-                    yield from _members(raw, file, "" if alone else f"{file.path[: -len('.tar')]}/", alone)
+            yield from _members(file, "" if alone else f"{file.path[: -len('.tar')]}/", alone)
 
 
-def _members(raw: IO[bytes], file: FileInfo, prefix: str, alone: bool) -> Iterator[Input]:
+def _members(file: FileInfo, prefix: str, alone: bool) -> Iterator[Input]:
     """The images of a tar. Raises UsageError for one that is `alone` and no tar at all."""
     position = 0
     try:
-        with tarfile.open(fileobj=raw, mode="r:") as tar:
-            for member in tar:
-                position = member.offset_data
-                hidden = is_hidden(posixpath.basename(member.name))
-                begins = not member.size or not 0 < file.size <= position  # a bucket refuses to read behind the end
-                if member.isfile() and begins and not hidden and member.name.lower().endswith(SUFFIXES):
-                    yield Input(
-                        prefix + member.name.removeprefix("./"), file.uri, member.size, offset=member.offset_data
-                    )
-                tar.members = []  # type: ignore[attr-defined] # else the tar remembers every member it has seen
-            position = tar.offset
-            _require_end(raw, position, file.uri)
-    except tarfile.TarError as error:
+        with storage_errors(file.uri):
+            filesystem, path = open_filesystem(file.uri)
+            require_regular_file(filesystem, path)
+            with filesystem.open(path, "rb", block_size=_HEADER_BLOCK) as raw:
+                for member in read_members(raw, file.uri):
+                    is_cut = 0 < file.size < member.end
+                    position = member.start if is_cut else member.end
+                    hidden = is_hidden(posixpath.basename(member.name))
+                    begins = not member.size or not 0 < file.size <= member.start  # a bucket refuses to read behind it
+                    is_image = member.kind in ("file", "sparse") and member.name.lower().endswith(SUFFIXES)
+                    if is_image and begins and not hidden:
+                        # One byte more than there is tells that it is cut off; what a header claims may be anything.
+                        size = min(member.size, file.size - member.start + 1) if is_cut else member.size
+                        yield Input(prefix + member.name.removeprefix("./"), file.uri, size, offset=member.start)
+    except (BadInput, Damaged) as error:
         if alone and not position:
             raise UsageError(f"--source {file.uri}: not a readable tar: {error}") from None
+        why = str(error).removeprefix(f"{file.uri}: ")
         reason = (
-            f"DamagedFile: when it was listed, this was cut off or damaged at byte {position}; what could be read "
-            f"before is translated, what follows is not"
+            f"DamagedFile: when it was listed, this was cut off or damaged at byte {position} ({why}); what could be "
+            f"read before is translated, what follows is not"
         )
         yield Input(file.path, file.uri, offset=position, row=DAMAGED, reason=reason)
-
-
-def _require_end(raw: IO[bytes], position: int, uri: str) -> None:
-    """Raise ReadError unless a tar ends at `position`: Python takes a broken header behind the first for the end."""
-    raw.seek(position)
-    block = raw.read(tarfile.BLOCKSIZE)
-    if any(block):
-        raise tarfile.ReadError("broken header")
-    if not block:
-        log.warning("%s has no mark at its end; if it was cut off there, what came after is missing", uri)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from p2p.errors import BadInput, UsageError
-from p2p.preparation import locations
 from p2p.preparation.locations import Fetcher
 from p2p.preparation.sources import Listing, kind_of, list_source, read_stream
+from p2p.storage.filesystems import DEFAULT_MAX_BYTES
 
 FILES = {"set/train/1.jpg": b"one", "set/train/2.png": b"twotwo", "set/readme.txt": b"no", "set/val/3.PNG": b""}
 
@@ -41,13 +41,13 @@ def folder_of(files: dict[str, bytes], path: Path) -> Path:
     return path
 
 
-def read_all(uri: Path) -> tuple[Listing, dict[str, bytes]]:
+def read_all(uri: Path, max_bytes: int = DEFAULT_MAX_BYTES) -> tuple[Listing, dict[str, bytes]]:
     chunks: list[bytes] = []
     if kind_of(str(uri)) == "stream":
-        listing = read_stream(str(uri), "--source", lambda chunk: chunks.append(bytes(chunk)))
+        listing = read_stream(str(uri), "--source", lambda chunk: chunks.append(bytes(chunk)), max_bytes=max_bytes)
     else:
-        listing = list_source(str(uri), "--source")
-    fetch = Fetcher(lambda number: memoryview(chunks[number]))
+        listing = list_source(str(uri), "--source", max_bytes)
+    fetch = Fetcher(lambda number: memoryview(chunks[number]), max_bytes)
     return listing, {member.path: fetch(member.location) for member in listing.members}
 
 
@@ -57,6 +57,7 @@ MAKERS: dict[str, Callable[[dict[str, bytes], Path], Path]] = {
     "tar": lambda files, path: tar_of(files, path / "f.tar"),
     "tar.gz": lambda files, path: tar_of(files, path / "f.tar.gz", "w:gz"),
     "tgz": lambda files, path: tar_of(files, path / "f.TGZ", "w:gz"),
+    "tar.bz2": lambda files, path: tar_of(files, path / "f.tar.bz2", "w:bz2"),
     "tar.xz": lambda files, path: tar_of(files, path / "f.tar.xz", "w:xz"),
 }
 
@@ -114,12 +115,9 @@ def test_links_in_a_zip_are_refused(tmp_path: Path) -> None:
     assert [row.error for row in read_all(tmp_path / "x.zip")[0].bad] == ["LinkMember"]
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_a_member_too_large_to_hold_is_refused_unread(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(locations, "MAX_IMAGE_BYTES", 100)
-    listing, contents = read_all(MAKERS[kind]({"big.jpg": b"x" * 101, "ok.jpg": b"x" * 100}, tmp_path))
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
+def test_an_image_of_too_many_bytes_is_refused_unread(kind: str, tmp_path: Path) -> None:
+    listing, contents = read_all(MAKERS[kind]({"big.jpg": b"x" * 101, "ok.jpg": b"x" * 100}, tmp_path), 100)
     assert list(contents) == ["ok.jpg"]
     assert [row.error for row in listing.bad] == ["FileTooLarge"]
 

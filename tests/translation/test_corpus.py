@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from p2p.errors import BadInput, UsageError
 from p2p.translation.corpus import open_corpus
 from p2p.translation.fetching import Fetcher
+from p2p.translation.inputs import DAMAGED
 
 
 def ids(source: Path | str, **options: str) -> list[str]:
@@ -242,6 +244,25 @@ def test_a_damaged_tar_costs_only_what_cannot_be_read_of_it(tmp_path: Path) -> N
     for name in ("empty", "no_tar"):
         with pytest.raises(UsageError, match="not a readable tar"):
             ids(tmp_path / f"{name}.tar")
+
+
+def test_a_hostile_tar_is_one_failed_row_beside_what_was_read_before_it(tmp_path: Path) -> None:
+    write_tar(tmp_path / "good.tar", {"0.png": b"good"})
+    write_tar(tmp_path / "some.tar", {"0.png": b"some"})
+    some = (tmp_path / "some.tar").read_bytes()[:1024]
+    hostile = {"large": (tarfile.XHDTYPE, 2**33), "claim": (tarfile.REGTYPE, 2**61), "back": (tarfile.REGTYPE, -1024)}
+    for name, (type, size) in hostile.items():
+        info = tarfile.TarInfo("1.png")
+        info.type, info.size = type, size
+        (tmp_path / f"{name}.tar").write_bytes(some + info.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+    (tmp_path / "some.tar").unlink()
+    os.mkfifo(tmp_path / "pipe.tar")
+    expected: dict[str, bytes | str] = {"good/0.png": b"good", "pipe.tar": "DamagedFile", "claim/1.png": "DamagedImage"}
+    for name in hostile:
+        expected |= {f"{name}/0.png": b"some", f"{name}.tar": "DamagedFile"}
+    assert contents(tmp_path) == expected
+    damaged = {item.source_uri: item.offset for item in open_corpus(str(tmp_path)).items() if item.row == DAMAGED}
+    assert [damaged[str(tmp_path / f"{name}.tar")] for name in hostile] == [1024, 1536, 1024]
 
 
 def test_a_damaged_parquet_file_costs_only_what_cannot_be_read_of_it(tmp_path: Path) -> None:

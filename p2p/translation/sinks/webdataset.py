@@ -12,6 +12,7 @@ from typing import ClassVar
 from p2p.storage.filesystems import open_filesystem, storage_errors
 from p2p.storage.images import EXTENSIONS
 from p2p.storage.staging import StagedFile
+from p2p.storage.tars import read_members
 from p2p.translation.config import Settings
 from p2p.translation.sinks.images import image_name
 from p2p.translation.sinks.packed import PackedShardWriter, PackedSink
@@ -32,11 +33,10 @@ def read_records(uri: str) -> Iterator[Record]:
     """The images of a tar that this sink wrote."""
     with storage_errors(uri):
         filesystem, path = open_filesystem(uri)
-        with filesystem.open(path, "rb") as raw, tarfile.open(fileobj=raw, mode="r|") as tar:
+        with filesystem.open(path, "rb") as file:
             image = b""
-            for member in tar:
-                file = tar.extractfile(member)
-                data = file.read() if file is not None else b""
+            for member in read_members(file, uri):
+                data = file.read(member.size)
                 if member.name.endswith(".json"):
                     known = json.loads(data)
                     yield Record(image=image, **{name: known[name] for name in Record._fields if name != "image"})
