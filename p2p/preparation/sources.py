@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Literal
 
-from p2p.errors import BadInput, StorageError, UsageError
+from p2p.errors import BadInput, Damaged, StorageError, UsageError
 from p2p.preparation.config import SYNTHETIC
 from p2p.preparation.locations import Chunk, File, Location, Range, ZipMember, check_zip_member, open_zip
 from p2p.storage.compressed import DecompressedFile
@@ -29,6 +29,8 @@ Kind = Literal["synthetic", "zip", "tar", "stream", "parquet", "folder"]
 _STREAMED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _CHUNK_BYTES = 16 * 2**20
 _PIECE_BYTES = 2**20
+_MANY_MEMBERS = 1_000_000
+_MIN_MEMBER_BYTES = 8  # a header and an image, compressed; those without content take next to nothing
 _LISTING_BLOCK = 2**16  # a tar's headers lie far apart; a large read-ahead would fetch all of it
 _SHOWN = 3
 
@@ -197,6 +199,14 @@ def _list_tar(listing: Listing, option: str) -> Listing:
     return listing
 
 
+def _count_members(file: DecompressedFile, uri: str) -> Iterator[TarMember]:
+    """Yield the members of a compressed tar. Raises Damaged for more than there can be: all are held in memory."""
+    for number, member in enumerate(read_members(file, uri), 1):
+        if number > max(_MANY_MEMBERS, file.compressed_bytes // _MIN_MEMBER_BYTES):
+            raise Damaged(f"{uri}: has {number} files in {file.compressed_bytes} bytes; unpack it and give the folder")
+        yield member
+
+
 def read_stream(
     uri: str,
     option: str,
@@ -213,7 +223,7 @@ def read_stream(
     chunk, number = bytearray(), first
     with _open_archive(uri, option) as raw:
         file = DecompressedFile(raw, uri)
-        for path, member in _tar_files(read_members(file, uri), listing):
+        for path, member in _tar_files(_count_members(file, uri), listing):
             known = len(listing.members)
             where = Chunk(uri, member.name, number, len(chunk), member.size)
             listing.add(path, member.size, lambda where=where: where)  # type: ignore[misc]

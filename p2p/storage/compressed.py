@@ -36,7 +36,8 @@ class DecompressedFile:
     def __init__(self, raw: IO[bytes], uri: str) -> None:
         self._raw = raw
         self._uri = uri
-        self._taken = 0  # compressed bytes
+        self.compressed_bytes = 0
+        """How many were read so far."""
         self._made = 0  # decompressed bytes
         self._blocks = self._decompress()
         self._block = b""
@@ -69,7 +70,7 @@ class DecompressedFile:
         """Make the next block the current one; False at the end."""
         self._block, self._at = next(self._blocks, b""), 0
         self._made += len(self._block)
-        if self._made > max(MIN_EXPANSION_BYTES, MAX_EXPANSION * self._taken):
+        if self._made > max(MIN_EXPANSION_BYTES, MAX_EXPANSION * self.compressed_bytes):
             raise Damaged(
                 f"{self._uri}: expands to more than {MIN_EXPANSION_BYTES >> 30} GiB and {MAX_EXPANSION} times its "
                 "size; if that is meant, unpack it and give the folder"
@@ -79,7 +80,7 @@ class DecompressedFile:
     def _take(self) -> bytes:
         with storage_errors(self._uri):
             data = self._raw.read(_READ_BYTES)
-        self._taken += len(data)
+        self.compressed_bytes += len(data)
         return data
 
     def _decompress(self) -> Iterator[bytes]:

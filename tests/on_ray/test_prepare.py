@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import http.server
+import io
 import json
+import shutil
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from p2p.preparation import PrepareConfig, prepare
+from p2p.preparation import PrepareConfig, chunks, prepare
 from p2p.preparation.synthetic import PALETTE
 from p2p.storage import images
 
@@ -90,18 +92,56 @@ def test_some_bad_inputs_are_allowed_if_the_user_says_so(
     assert run_cli(PrepareConfig, prepare, *words).status == 0
 
 
+@pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz", "zip"])
+def test_images_of_too_many_bytes_are_bad_wherever_they_lie(
+    run_cli: Callable[..., Any], make_image: Callable[..., bytes], kind: str, tmp_path: Path
+) -> None:
+    good, large = make_image(8, 16), make_image(200, 400, "BMP")
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "good.png").write_bytes(good)
+    (source / "large.bmp").write_bytes(large)
+    if kind != "folder":
+        format = {"tar": "tar", "tar.gz": "gztar", "zip": "zip"}[kind]
+        source = Path(shutil.make_archive(str(tmp_path / "archive"), format, source))
+    words = ("--source", source, "--output", tmp_path / "out", "--max-bytes", len(large) - 1)
+    assert run_cli(PrepareConfig, prepare, *words).summary["pairs"]["train"] == 1
+    (row,) = pq.read_table(tmp_path / "out/errors").to_pylist()
+    assert row["error"] == "FileTooLarge" and row["source_uri"].endswith("large.bmp")
+    assert f"more than the {len(large) - 1} bytes allowed" in row["message"]
+    assert run_cli(PrepareConfig, prepare, *words[:-1], len(large)).status == 0
+
+
+def test_a_compressed_tar_of_more_than_there_is_room_for_is_refused_as_it_grows(
+    run_cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "x.tar.bz2", "w:bz2") as archive:
+        for number in range(3):
+            info = tarfile.TarInfo(f"{number}.png")
+            info.size = 60 * 2**20
+            archive.addfile(info, io.BytesIO(bytes(info.size)))
+    assert (tmp_path / "x.tar.bz2").stat().st_size < 1000
+    monkeypatch.setattr(chunks, "MIN_FREE_DISK", 1.0)  # as if the disk were full; the object store holds 256 MiB
+    outcome = run_cli(PrepareConfig, prepare, "--source", tmp_path / "x.tar.bz2", "--output", tmp_path / "out")
+    assert outcome.status == 2 and "Traceback" not in outcome.stderr
+    assert "x.tar.bz2: the first 180 MiB of its images are more than Ray's object store" in outcome.stderr
+    assert "unpack it and give the folder" in outcome.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_its_archives_over_http_too_and_a_prepared_copy_give_the_same_pairs(
     make_pairs: Callable[..., Path], served: str, tmp_path: Path
 ) -> None:
     source = make_pairs(tmp_path / "in/set/train", 40, 8).parent
-    for ending, mode in (("tar", "w"), ("tar.gz", "w:gz")):
+    for ending, mode in (("tar", "w"), ("tar.gz", "w:gz"), ("tar.xz", "w:xz")):
         with tarfile.open(tmp_path / f"set.{ending}", mode) as archive:
             archive.add(source, "set")
     prepare(PrepareConfig(source=str(source), output=str(tmp_path / "folder"), load_size=0))
     expected = rows(tmp_path / "folder")
     assert len(expected) == 40
     assert len(list((tmp_path / "folder/train").iterdir())) == 2
-    sources = [str(tmp_path / "set.tar"), f"{served}/set.tar.gz", str(tmp_path / "folder")]
+    sources = [str(tmp_path / "set.tar"), f"{served}/set.tar", f"{served}/set.tar.gz", f"{served}/set.tar.xz"]
+    sources.append(str(tmp_path / "folder"))
     for number, address in enumerate(sources):
         output = tmp_path / f"out{number}"
         prepare(PrepareConfig(source=address, output=str(output), load_size=0))

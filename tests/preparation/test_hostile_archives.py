@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from p2p.errors import BadInput, UsageError
+from p2p.preparation import sources
 from p2p.preparation.locations import Fetcher, File, ZipMember
 from p2p.preparation.sources import list_source, read_stream
 from p2p.storage import compressed
@@ -129,6 +130,19 @@ def test_an_archive_that_expands_without_end_is_given_up(tmp_path: Path, monkeyp
     images = [part for name in "12345" for part in (header(f"{name}.jpg", 3 * MIB), os.urandom(MIB), bytes(2 * MIB))]
     (tmp_path / "y.tar.gz").write_bytes(gzip.compress(b"".join([*images, bytes(1024)])))
     assert len(read_stream(str(tmp_path / "y.tar.gz"), "--source", kept.append).members) == 5
+
+
+@pytest.mark.parametrize("name", ["1.jpg", "a.txt", "../1.jpg"])
+def test_more_members_than_so_few_bytes_can_hold_are_not_listed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_MANY_MEMBERS", 1000)
+    (tmp_path / "x.tar.bz2").write_bytes(bz2.compress(header(name, 0) * 50_000 + bytes(1024)))
+    with pytest.raises(UsageError, match=r"x\.tar\.bz2: has 1001 files in \d+ bytes; unpack it"):
+        read_stream(str(tmp_path / "x.tar.bz2"), "--source", lambda chunk: None)
+    names = (header(f"{number}.jpg", 20) + os.urandom(20) + bytes(492) for number in range(2000))
+    (tmp_path / "y.tar.xz").write_bytes(lzma.compress(b"".join([*names, bytes(1024)])))
+    assert len(read_stream(str(tmp_path / "y.tar.xz"), "--source", lambda chunk: None).members) == 2000
 
 
 def zip_of(members: Iterable[tuple[zipfile.ZipInfo, bytes]], path: Path) -> Path:

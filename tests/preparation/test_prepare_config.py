@@ -40,6 +40,7 @@ def test_synthetic_addresses(address: str, expected: SyntheticSource) -> None:
         ({"source": CITY, "source_b": "x"}, "--source-b: a synthetic source draws both sides"),
         ({"source": "x", "source_b": "y", "layout": "combined"}, "--layout combined"),
         ({"load_size": -1}, "--load-size -1: must be 0"),
+        ({"max_bytes": 0}, "--max-bytes 0: must be at least 1"),
         ({"val_fraction": 1.5}, r"--val-fraction 1\.5: must be a share from 0 to 1"),
         ({"max_bad_fraction": float("nan")}, "--max-bad-fraction nan"),
     ],
