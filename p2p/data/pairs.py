@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +15,7 @@ from p2p.data.order import Row
 from p2p.errors import BadInput, Damaged, NotFound, UsageError
 from p2p.storage import images, pixels
 from p2p.storage.filesystems import (
+    DEFAULT_MAX_BYTES,
     join,
     list_files,
     list_names,
@@ -23,7 +23,7 @@ from p2p.storage.filesystems import (
 )
 from p2p.storage.images import Pixels
 from p2p.storage.names import printable
-from p2p.storage.parquet import open_parquet
+from p2p.storage.parquet import find_bytes, open_parquet, read_cells, short_text
 from p2p.storage.pixels import RGB, PixelFormat
 
 SPLITS = ("train", "val", "test")
@@ -39,7 +39,8 @@ PAIR_SCHEMA = pa.schema(
         ("source_uri", pa.string()),
     ]
 )
-_COLUMNS = ["pair_id", "a", "b"]
+_SIDES = ("a", "b")
+_COLUMNS = ("pair_id", *_SIDES)
 Formats = tuple[PixelFormat, PixelFormat]
 """How A and B are to be read."""
 _FOOTER_READERS = 16
@@ -103,10 +104,10 @@ class Pairs:
 
 
 @contextlib.contextmanager
-def _open_part(uri: str) -> Iterator[pq.ParquetFile]:
+def _open_part(uri: str, *, has_ids: bool = False) -> Iterator[pq.ParquetFile]:
     """Raises UsageError for a file that is no part of a data set that p2p could have written."""
     try:
-        with open_parquet(uri, coalesce=True) as parquet:
+        with open_parquet(uri, coalesce=True, dictionaries=["pair_id"] if has_ids else ()) as parquet:
             yield parquet
     except Damaged as error:
         raise UsageError(str(error)) from None
@@ -118,17 +119,29 @@ def _smallest(metadata: pq.FileMetaData, number: int, column: str) -> int | None
         chunk = group.column(index)
         if chunk.path_in_schema == column:
             statistics = chunk.statistics
-            return int(statistics.min) if statistics is not None and statistics.has_min_max else None
+            known = statistics is not None and statistics.has_min_max and isinstance(statistics.min, int)
+            return int(statistics.min) if known else None
     return None
+
+
+def _require_pairs(parquet: pq.ParquetFile, uri: str) -> None:
+    """Raise UsageError for a file that jobs/prepare.py cannot have written."""
+    schema = parquet.schema_arrow
+    missing = [name for name in _COLUMNS if schema.names.count(name) != 1]
+    if missing:
+        raise UsageError(f"{uri}: has no column {missing[0]!r}; make the data set with jobs/prepare.py")
+    for name in _SIDES:
+        if find_bytes(schema.field(name)) != name:
+            raise UsageError(f"{uri}: column {name!r} holds no bytes; make the data set with jobs/prepare.py")
+    if schema.field("pair_id").type.num_fields:
+        raise UsageError(f"{uri}: column 'pair_id' holds no names; make the data set with jobs/prepare.py")
 
 
 def _groups_of_part(uri: str) -> tuple[list[RowGroup], list[int]]:
     """One part's row groups and the shortest sides that their statistics know."""
     with _open_part(uri) as parquet:
         metadata = parquet.metadata
-        missing = [name for name in _COLUMNS if name not in parquet.schema_arrow.names]
-    if missing:
-        raise UsageError(f"{uri}: has no column {missing[0]!r}; make the data set with jobs/prepare.py")
+        _require_pairs(parquet, uri)
     groups = [
         RowGroup(uri, number, metadata.row_group(number).num_rows)
         for number in range(metadata.num_row_groups)
@@ -207,7 +220,9 @@ def _check_raw(group: RowGroup) -> None:
 
 def _first_size(group: RowGroup) -> tuple[int, int]:
     with _open_part(group.uri) as parquet:
-        data = parquet.read_row_group(group.number, columns=["a"]).column("a")[0].as_py()
+        ((_, data),) = read_cells(parquet, group.number, "a", [0], DEFAULT_MAX_BYTES)
+    if isinstance(data, BadInput):
+        raise UsageError(f"{group.uri}: its first image: {data}")
     return pixels.image_size(data)
 
 
@@ -226,30 +241,46 @@ def read_rows(
         BadInput: a stored image cannot be decoded; names the pair.
 
     """
-    tables: dict[int, dict[str, list[Any]]] = {}
+    wanted: dict[int, set[int]] = {}
+    for number, row in rows:
+        wanted.setdefault(number, set()).add(row)
+    tables: dict[int, _Stored] = {}
     for number, row in rows:
         group = groups[number]
         if group.number < 0:
             yield _read_raw(group, load_size, formats)
             continue
         if number not in tables:
-            with _open_part(group.uri) as parquet:
-                tables[number] = parquet.read_row_group(group.number, columns=_COLUMNS).to_pydict()
-        columns = tables[number]
-        pair_id = columns["pair_id"][row]
-        decode = functools.partial(_decode, pair_id, group.uri)
-        yield Pair(pair_id=pair_id, a=decode(columns["a"][row], formats[0]), b=decode(columns["b"][row], formats[1]))
+            tables[number] = _read_stored(group, wanted[number])
+        pair_id, *sides = tables[number][row]
+        a, b = (_decode(pair_id, group.uri, data, wanted) for data, wanted in zip(sides, formats, strict=True))
+        yield Pair(pair_id=pair_id, a=a, b=b)
 
 
-def _decode(pair_id: str, uri: str, data: bytes, wanted: PixelFormat) -> Pixels:
+_Stored = dict[int, tuple[str, bytes | BadInput, bytes | BadInput]]
+"""Pair id and both sides, encoded, by row."""
+
+
+def _read_stored(group: RowGroup, rows: Collection[int]) -> _Stored:
+    with _open_part(group.uri, has_ids=True) as parquet:
+        table = parquet.read_row_group(group.number, columns=["pair_id"])
+        ids = short_text(table["pair_id"].combine_chunks(), f"{group.uri}: column 'pair_id'")
+        a, b = (dict(read_cells(parquet, group.number, side, rows, DEFAULT_MAX_BYTES)) for side in _SIDES)
+    gone = BadInput("Missing", "its row group has fewer rows than when it was listed")
+    return {row: (ids[row] or "", a.get(row, gone), b.get(row, gone)) for row in rows}
+
+
+def _decode(pair_id: str, uri: str, data: bytes | BadInput, wanted: PixelFormat) -> Pixels:
     try:
+        if isinstance(data, BadInput):
+            raise data
         return pixels.decode(data, wanted)
     except BadInput as error:
         raise BadInput(error.kind, f"pair {pair_id!r} in {uri}: {error}") from None
 
 
 def _read_raw(group: RowGroup, load_size: int, formats: Formats) -> Pair:
-    data = read_bytes(group.uri)
+    data = read_bytes(group.uri, DEFAULT_MAX_BYTES)
     wholes = {wanted: _decode(group.pair_id, group.uri, data, wanted) for wanted in set(formats)}
     side_a, side_b = (
         images.resize(images.split_halves(wholes[wanted])[half], load_size, load_size)

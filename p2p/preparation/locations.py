@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
 
 from p2p.errors import BadInput, Damaged, NotFound, P2PError, Refused
 from p2p.storage.filesystems import DEFAULT_MAX_BYTES, check_bytes, open_filesystem, read_bytes, storage_errors
 from p2p.storage.names import printable
-from p2p.storage.parquet import find_bytes, open_parquet
+from p2p.storage.parquet import find_bytes, open_parquet, read_cells
 
 _ZIP_ENCRYPTED = 0x1
 
@@ -134,8 +134,7 @@ class Fetcher:
         self._chunk = chunk
         self._max_bytes = max_bytes
         self._zips: dict[str, zipfile.ZipFile] = {}
-        self._row_group: tuple[str, int] | None = None
-        self._table: pa.Table | None = None
+        self._columns: dict[str, tuple[tuple[str, int, int], Iterator[tuple[int, bytes | BadInput]]]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, where: Location) -> bytes:
@@ -157,8 +156,8 @@ class Fetcher:
                     check_bytes(size, self._max_bytes)
                     assert self._chunk is not None, "a chunk was located, but nobody holds the chunks"
                     return bytes(self._chunk(chunk)[start : start + size])
-                case Cell(file, row_group, row, column):
-                    return self._cell(file, row_group, row, column)
+                case Cell():
+                    return self._cell(where)
                 case Drawing():
                     raise AssertionError("a drawing has no bytes")
         except NotFound:
@@ -185,21 +184,29 @@ class Fetcher:
                     raise
                 raise BadInput("DamagedMember", f"cannot be read out of its archive: {error}") from None
 
-    def _cell(self, file: str, row_group: int, row: int, column: str) -> bytes:
+    def _cell(self, where: Cell) -> bytes:
+        """Cells are asked for in the order of their rows, so a column is read on from where it was."""
         with self._lock:
-            if self._row_group != (file, row_group):
-                with open_parquet(file) as parquet:
-                    columns = image_columns(parquet.schema_arrow)
-                    self._table = parquet.read_row_group(row_group, columns=columns)
-                self._row_group = (file, row_group)
-            assert self._table is not None
-            value: Any = self._table.column(column)[row].as_py()
-        if isinstance(value, dict):
-            value = value.get("bytes")
-        if value is None:
-            raise BadInput("EmptyFile", f"column {column} is null")
-        check_bytes(len(value), self._max_bytes)
-        return bytes(value)
+            before, found = self._columns.get(where.column, (None, iter(())))
+            if before is None or before[:2] != (where.file, where.row_group) or before[2] >= where.row:
+                found = _read_on(where, self._max_bytes)
+            self._columns.pop(where.column, None)  # what raises an error cannot be read on from
+            gone = BadInput("Missing", "the row was listed and is gone now")
+            data = next((data for row, data in found if row == where.row), gone)
+            self._columns[where.column] = (where.file, where.row_group, where.row), found
+        if isinstance(data, BadInput):
+            raise data
+        return data
+
+
+def _read_on(where: Cell, max_bytes: int) -> Iterator[tuple[int, bytes | BadInput]]:
+    """The rows of a column from `where` to the end of its row group."""
+    with open_parquet(where.file) as parquet:
+        schema = parquet.schema_arrow
+        path = find_bytes(schema.field(where.column)) if schema.names.count(where.column) == 1 else None
+        if path is not None and where.row_group < parquet.num_row_groups:
+            rows = range(where.row, parquet.metadata.row_group(where.row_group).num_rows)
+            yield from read_cells(parquet, where.row_group, path, rows, max_bytes)
 
 
 def image_columns(schema: pa.Schema) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from itertools import repeat
 
 import pyarrow as pa
 
@@ -13,7 +13,7 @@ from p2p.preparation.pairing import Pairing, PairRef, choose_split, split_name
 from p2p.preparation.sources import BadRow
 from p2p.storage.filesystems import FileInfo, list_files
 from p2p.storage.names import printable
-from p2p.storage.parquet import open_parquet, to_python
+from p2p.storage.parquet import open_parquet, read_text
 
 _ID_COLUMNS = ("pair_id", "id", "image_id")
 _SPLIT_PREFIX = re.compile(r"(train|validation|valid|val|test)-", re.IGNORECASE)
@@ -44,14 +44,14 @@ def _rows_of(file: FileInfo, layout: str, pairing: Pairing, val_fraction: float)
         split, stem = _split_of(file.path), file.path.rpartition(".")[0]
         pairs: list[PairRef] = []
         first = 0
+        ids = (
+            (value for (values,) in read_text(file.uri, [id_column]) for value in values) if id_column else repeat(None)
+        )
         for group in range(parquet.num_row_groups):
             facts = parquet.metadata.row_group(group)
-            ids: Sequence[object] = range(first, first + facts.num_rows)
-            if id_column:
-                ids = to_python(parquet.read_row_group(group, columns=[id_column]).column(0))
             weight = facts.total_byte_size // max(1, facts.num_rows)
-            for row, name in enumerate(ids):
-                pair_id = str(name) if id_column else f"{stem}/{name}"
+            for row, name in zip(range(facts.num_rows), ids, strict=False):
+                pair_id = name or f"{stem}/{first + row}"
                 cells = [Cell(file.uri, group, row, column) for column in columns]
                 chosen = choose_split(split, pair_id, val_fraction)
                 pairs.append(PairRef(pair_id, chosen, cells[0], cells[1] if cells[1:] else None, weight))

@@ -52,7 +52,8 @@ _WEB_DENIALS = {
     401: "the web server asks for a login (401), and p2p has none; copy what it holds to a bucket or a folder",
     403: "the web server does not let this machine read it (403); check the address with curl -I",
 }
-_TOO_MUCH_OR_TOO_LATE = (408, 409, 425, 429)  # of the statuses 4xx, those that ask to try again
+TRY_AGAIN_STATUSES = (408, 409, 425, 429)
+"""Of the HTTP statuses 4xx, those that ask to try again."""
 _UNREACHABLE = ("ConnectorError", "EndpointConnection", "ConnectTimeout", "ConnectionRefused", "NameResolution")
 
 
@@ -119,7 +120,9 @@ def open_filesystem(uri: str, attempts: int = _ATTEMPTS) -> tuple[fsspec.Abstrac
             filesystem = fsspec.filesystem(scheme, **options)
             return filesystem, filesystem._strip_protocol(uri)
         filesystem, path = fsspec.core.url_to_fs(uri, **options)
-    except (ValueError, ImportError) as error:
+    except Exception as error:  # constructors of file systems raise anything, such as for a part that is missing
+        if isinstance(error, OSError):
+            raise
         raise UsageError(f"{uri}: cannot open this kind of address: {error}") from None
     return filesystem, path
 
@@ -191,7 +194,7 @@ def _is_refusal(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL):
         return True
     status = _status_of(error)
-    return status is not None and 400 <= status < 500 and status not in _TOO_MUCH_OR_TOO_LATE
+    return status is not None and 400 <= status < 500 and status not in TRY_AGAIN_STATUSES
 
 
 def _status_of(error: BaseException) -> int | None:

@@ -9,14 +9,22 @@ value is read.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from p2p.errors import Damaged, P2PError, UnsafeFileError
-from p2p.storage.filesystems import arrow_filesystem, is_remote, open_filesystem, storage_errors
+from p2p.errors import BadInput, Damaged, P2PError, UnsafeFileError
+from p2p.storage.filesystems import (
+    arrow_filesystem,
+    check_bytes,
+    is_remote,
+    open_filesystem,
+    require_regular_file,
+    storage_errors,
+)
 
 PLAIN_EXTENSION_TYPES = frozenset({"arrow.uuid", "arrow.json", "arrow.bool8"})
 """Implemented inside Arrow itself, with plain values: what other writers make of Parquet's own UUID and JSON."""
@@ -26,6 +34,12 @@ _RAY_TYPES = (
     "ray.data.arrow_tensor_v2",
     "ray.data.arrow_variable_shaped_tensor",
 )
+MAX_ID_BYTES = 1024
+"""As long as the key of an object may be."""
+_TEXT_ROWS = 1024
+_CELL_ROWS = 32
+_CELL_BATCH_BYTES = 64 * 2**20
+_SLACK_BYTES = 2**20  # for what a column has beside its values
 _EXTENSION_NAME = b"ARROW:extension:name"  # kept in a field's metadata where the type is not registered
 
 
@@ -40,12 +54,20 @@ def unregister_ray_types() -> None:
 
 
 @contextlib.contextmanager
-def open_parquet(uri: str, *, coalesce: bool = False) -> Iterator[pq.ParquetFile]:
+def open_parquet(
+    uri: str,
+    *,
+    coalesce: bool = False,
+    dictionaries: Sequence[str] = (),
+    metadata: pq.FileMetaData | None = None,
+) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file of unknown origin; columns that are read from it have plain values only.
 
     Args:
         uri: local path or any fsspec address.
         coalesce: read whole row groups in few large requests, without the read-ahead of fsspec's remote files.
+        dictionaries: columns of text or bytes that are to be read as dictionaries: a value that repeats is held once.
+        metadata: of this very file, so that its footer need not be read again.
 
     Raises:
         UnsafeFileError: a column has, or nests, an extension type that is not plain.
@@ -60,7 +82,7 @@ def open_parquet(uri: str, *, coalesce: bool = False) -> Iterator[pq.ParquetFile
     with contextlib.ExitStack() as stack:
         stack.enter_context(storage_errors(uri))
         stack.enter_context(damage_reported(uri))
-        file = stack.enter_context(_open(uri, coalesce, stack))
+        file = stack.enter_context(_open(uri, coalesce, dictionaries, metadata, stack))
         for field in file.schema_arrow:
             name = find_extension_type(field)
             if name is not None:
@@ -71,15 +93,27 @@ def open_parquet(uri: str, *, coalesce: bool = False) -> Iterator[pq.ParquetFile
         yield file
 
 
-def _open(uri: str, coalesce: bool, stack: contextlib.ExitStack) -> pq.ParquetFile:
+def _open(
+    uri: str,
+    coalesce: bool,
+    dictionaries: Sequence[str],
+    metadata: pq.FileMetaData | None,
+    stack: contextlib.ExitStack,
+) -> pq.ParquetFile:
     unregister_ray_types()
     try:
-        if not coalesce:
-            filesystem, path = arrow_filesystem(uri)
-            return pq.ParquetFile(path, filesystem=filesystem)
         filesystem, path = open_filesystem(uri)
+        require_regular_file(filesystem, path)
+        compact = list(dictionaries) or None
+        if not coalesce:
+            arrow, path = arrow_filesystem(uri)
+            return pq.ParquetFile(path, filesystem=arrow, metadata=metadata, read_dictionary=compact)
         options = {"cache_type": "none"} if is_remote(uri) else {}
-        return pq.ParquetFile(stack.enter_context(filesystem.open(path, "rb", **options)), pre_buffer=True)
+        return pq.ParquetFile(
+            stack.enter_context(filesystem.open(path, "rb", **options)), pre_buffer=True, read_dictionary=compact
+        )
+    except BadInput as error:  # a pipe or device
+        raise Damaged(f"{uri}: {error}") from None
     except (P2PError, OSError, MemoryError, pa.ArrowException):
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # an extension type that rejects its own bytes
@@ -148,6 +182,107 @@ def find_bytes(field: pa.Field) -> str | None:
 
 def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _has_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    return any(
+        is_kind(kind) for is_kind in (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    )
+
+
+def read_text(uri: str, columns: Sequence[str], max_bytes: int = MAX_ID_BYTES) -> Iterator[list[list[str | None]]]:
+    """Yield the values of some short columns, such as ids, as text: a list for each column, some rows at a time.
+
+    Args:
+        uri: a Parquet file.
+        columns: names of columns of text, numbers, dates or the like; bytes are taken for text in UTF-8.
+        max_bytes: longest value of a column of text; a file of 415 bytes can hold 400 MB of them.
+
+    Raises:
+        UnsafeFileError: as `open_parquet`.
+        Damaged: as `open_parquet`; also for a longer value, for nested values, and where a column is missing.
+
+    """
+    with open_parquet(uri) as file:
+        schema, metadata = file.schema_arrow, file.metadata
+        for name in columns:
+            if schema.names.count(name) != 1:
+                raise Damaged(f"{uri}: has no column {name!r} that could be told; there are {', '.join(schema.names)}")
+            if schema.field(name).type.num_fields:
+                raise Damaged(f"{uri}: column {name!r} holds {schema.field(name).type}, not plain values")
+        for index in range(metadata.num_row_groups):
+            _require_short(metadata.row_group(index), columns, max_bytes, uri)
+    text = [name for name in columns if _has_text(schema.field(name).type)]
+    with open_parquet(uri, dictionaries=text, metadata=metadata) as file:
+        for batch in file.iter_batches(batch_size=_TEXT_ROWS, columns=list(columns)):
+            yield [short_text(batch.column(name), f"{uri}: column {name!r}", max_bytes) for name in columns]
+
+
+def _require_short(group: pq.RowGroupMetaData, columns: Sequence[str], max_bytes: int, uri: str) -> None:
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        if (
+            chunk.path_in_schema in columns
+            and chunk.total_uncompressed_size > group.num_rows * max_bytes + _SLACK_BYTES
+        ):
+            raise Damaged(f"{uri}: values of column {chunk.path_in_schema!r} have more than {max_bytes} bytes")
+
+
+def short_text(values: pa.Array, what: str, max_bytes: int = MAX_ID_BYTES) -> list[str | None]:
+    """Plain values as text. Raises Damaged, which begins with `what`, for text of more than `max_bytes` bytes."""
+    distinct = values.dictionary if pa.types.is_dictionary(values.type) else values
+    if _has_text(distinct.type) and (pc.max(pc.binary_length(distinct)).as_py() or 0) > max_bytes:
+        raise Damaged(f"{what} holds a value of more than {max_bytes} bytes")
+    found = to_python(values)
+    return [
+        None if value is None else value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in found
+    ]
+
+
+def read_cells(
+    file: pq.ParquetFile, row_group: int, path: str, rows: Collection[int], max_bytes: int
+) -> Iterator[tuple[int, bytes | BadInput]]:
+    """Yield (row, encoded image) for some rows of a row group, in their order, a few of them in memory at a time.
+
+    Args:
+        file: an open file.
+        row_group: its number.
+        path: a column, or `column.bytes` of a struct, as `find_bytes` says.
+        rows: numbers within the row group.
+        max_bytes: larger images come as BadInput; so do those that are null.
+
+    """
+    group = file.metadata.row_group(row_group)
+    chunks = (group.column(index) for index in range(group.num_columns))
+    # A dictionary's largest value may stand in every row, whatever the size that is stored.
+    largest = max(
+        (c.total_uncompressed_size for c in chunks if c.path_in_schema == path and c.has_dictionary_page), default=0
+    )
+    at_once = max(1, min(_CELL_ROWS, _CELL_BATCH_BYTES // max(1, largest)))
+    column, _, member = (path, "", "") if path in file.schema_arrow.names else path.partition(".")
+    start, last = 0, max(rows, default=-1)
+    for batch in file.iter_batches(batch_size=at_once, row_groups=[row_group], columns=[path]):
+        values = batch.column(column)
+        if member:
+            values = pc.struct_field(values, member)
+        for row in range(start, start + len(values)):
+            if row in rows:
+                yield row, _image(values[row - start], max_bytes)
+        start += len(values)
+        if start > last:
+            return
+
+
+def _image(value: pa.Scalar, max_bytes: int) -> bytes | BadInput:
+    buffer = value.as_buffer()
+    if buffer is None:
+        return BadInput("EmptyFile", "the row holds no bytes")
+    try:
+        check_bytes(buffer.size, max_bytes)
+    except BadInput as error:
+        return error
+    return bytes(buffer.to_pybytes())
 
 
 def to_python(values: pa.Array | pa.ChunkedArray) -> list[Any]:

@@ -18,7 +18,7 @@ from p2p.errors import BadInput, CheckpointError, P2PError
 from p2p.model.allocator import keep_freed_memory
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, choose_precision
-from p2p.storage.filesystems import exists, is_remote
+from p2p.storage.filesystems import DEFAULT_MAX_BYTES, exists, is_remote
 from p2p.translation.codec import Codec
 from p2p.translation.config import Settings
 from p2p.translation.deaths import DECODE_SECONDS, PROCESS_ENDED, Deadline, Note, begin_note, begun_shards
@@ -26,6 +26,7 @@ from p2p.translation.fetching import Fetcher
 from p2p.translation.hosts import LOCAL
 from p2p.translation.inputs import Input
 from p2p.translation.ledger import LedgerRow, ledger_uri, read_kept, write_ledger
+from p2p.translation.manifest import ManifestCorpus
 from p2p.translation.passage import ShardReport
 from p2p.translation.pipeline import Pipeline, ShardBooks
 from p2p.translation.plan import Shard, read_inputs
@@ -54,11 +55,24 @@ class Work:
     io_threads: int = 1
     hosts: int = 1
     """On so many servers the corpus lies."""
+    max_bytes: int = DEFAULT_MAX_BYTES
+    """Of one encoded input."""
+    allow_private: bool = True
+    """Whether its web addresses may lead into private networks."""
+    manifest: ManifestCorpus | None = None
+    """Where addresses with a signature stand."""
 
     def reading_from(self, hosts: Collection[str]) -> Work:
         """The same for a corpus that lies on `hosts`."""
         far = is_remote(self.output) or any(host != LOCAL for host in hosts)
         return dataclasses.replace(self, hosts=len(hosts), io_threads=_REMOTE_IO_THREADS if far else _LOCAL_IO_THREADS)
+
+
+def open_fetcher(work: Work) -> Fetcher:
+    """What reads the inputs of `work`."""
+    return Fetcher(
+        work.image_column, max_bytes=work.max_bytes, allow_private=work.allow_private, manifest=work.manifest
+    )
 
 
 def make_pipeline(work: Work, sink: Sink, books: ShardBooks) -> Pipeline:
@@ -83,7 +97,7 @@ def make_pipeline(work: Work, sink: Sink, books: ShardBooks) -> Pipeline:
         network=engine,
         policy=SizePolicy(settings.size_mode, settings.tile_size, settings.overlap, engine.stride),
         codec=Codec(settings.side, work.max_pixels, settings.image_format, settings.quality, settings.png_level),
-        fetcher=Fetcher(work.image_column),
+        fetcher=open_fetcher(work),
         sink=sink,
         books=books,
         io_threads=work.io_threads,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from p2p.cli import TrueFalse
 from p2p.errors import UsageError
+from p2p.storage.filesystems import DEFAULT_MAX_BYTES
 from p2p.storage.images import MAX_PIXELS, ImageFormat
 
 OutputFormat = Literal["parquet", "webdataset", "png", "jpeg", "webp", "geotiff", "xyz"]
@@ -76,6 +77,14 @@ class TranslateConfig:
     itself: they are tried again, and what was translated stays. Of another: --output holds those inputs alone."""
     max_pixels: int = MAX_PIXELS
     """Images of more pixels are refused by their header, before they are decoded."""
+    max_bytes: int = DEFAULT_MAX_BYTES
+    """Encoded images of more bytes are refused; the bytes are counted as they are read, and after decompression."""
+    allow_local: str = ""
+    """A local folder whose files a manifest may name, besides those below a local manifest's own folder."""
+    allow_private_addresses: bool = False
+    """Let a manifest name web servers in private networks (10.x, 192.168.x, …) and on this machine."""
+    allow_signed_addresses: bool = False
+    """Let a manifest hold web addresses that carry a signature or key; that part of them is written nowhere."""
     max_bad_fraction: float = 0.0
     """Share of bad inputs (0..1) up to which the exit status is 0."""
     limit: int = 0
@@ -104,6 +113,7 @@ class TranslateConfig:
         for option in ("batch_size", "workers", "tile_size", "limit", "price_per_hour", "seed"):
             self._require_range(option, 0, math.inf)
         self._require_range("max_pixels", 1, math.inf)
+        self._require_range("max_bytes", 1, math.inf)
         if self.tile_size and self.tile_size < _MIN_TILE:
             raise UsageError(f"--tile-size {self.tile_size} is too small; use the model's size (0) or a multiple of it")
         if self.overlap is not None and self.overlap < 0:

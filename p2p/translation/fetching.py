@@ -9,17 +9,27 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from p2p.errors import BadInput, Damaged, KeysRefused, NotFound, Refused, StorageError, UsageError
-from p2p.storage.filesystems import open_filesystem, storage_errors
+from p2p.errors import BadInput, Damaged, KeysRefused, NotFound, Refused, StorageError, UsageError, redact
+from p2p.storage.filesystems import (
+    DEFAULT_MAX_BYTES,
+    check_bytes,
+    open_filesystem,
+    read_limited,
+    require_regular_file,
+    storage_errors,
+)
 from p2p.storage.names import printable
-from p2p.storage.parquet import open_parquet
+from p2p.storage.parquet import open_parquet, read_cells
+from p2p.storage.web import WebReader
 from p2p.translation.hosts import is_web
-from p2p.translation.inputs import DAMAGED, WHOLE_FILE, Input, on_disk
+from p2p.translation.inputs import DAMAGED, SIGNED, WHOLE_FILE, Input, on_disk
+from p2p.translation.manifest import ManifestCorpus
 
 _RANGE_BYTES = 8 * 2**20  # neighbours in a tar are read together up to this
-_ROWS_AT_ONCE = 32
 _WEB_PAUSES = (0.5, 2.0)
 """Seconds before a web server that did not answer, or asked for patience, is asked again."""
+_SLOW_SECONDS = 10.0
+"""A web server that took longer to fail is not asked again: a silent one would hold up the work for minutes."""
 
 Fetched = bytes | BadInput
 FETCH_FAILED = "FetchFailed"
@@ -28,10 +38,26 @@ _REFUSED = "Refused"
 
 
 class Fetcher:
-    """Reads inputs in units: one file, or neighbours in a container that one read serves. Safe to use from threads."""
+    """Reads inputs in units: one file, or neighbours in a container that one read serves. Safe to use from threads.
 
-    def __init__(self, image_column: str) -> None:
-        self._image_column = image_column
+    Args:
+        image_column: path of the bytes in Parquet files.
+        max_bytes: larger encoded images are refused; their bytes are counted as they come.
+        allow_private: whether web addresses may lead into private networks, and to this machine.
+        manifest: where addresses with a signature stand.
+
+    """
+
+    def __init__(
+        self,
+        image_column: str,
+        *,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        allow_private: bool = True,
+        manifest: ManifestCorpus | None = None,
+    ) -> None:
+        self._image_column, self._max_bytes, self._manifest = image_column, max_bytes, manifest
+        self._web = WebReader(allow_private=allow_private)
         self._filesystems: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -44,7 +70,8 @@ class Fetcher:
                 continue
             unit: list[Input] = []
             for item in same:
-                alone = item.offset == WHOLE_FILE or DAMAGED in (item.row, unit[-1].row if unit else 0)
+                before = unit[-1] if unit else item
+                alone = item.offset == WHOLE_FILE or {item.row, before.row} & {DAMAGED, SIGNED}
                 if unit and (alone or _span([*unit, item]) > _RANGE_BYTES):
                     yield unit
                     unit = []
@@ -55,8 +82,10 @@ class Fetcher:
     def fetch(self, unit: Sequence[Input]) -> list[Fetched]:
         """The bytes of each input of a unit, or why there are none. Raises KeysRefused: no input is bad for that."""
         for pause in _WEB_PAUSES if is_web(unit[0].source_uri) else ():  # other storage has retries of its own
+            started = time.monotonic()
             fetched = self._fetch(unit)
-            if not all(isinstance(data, BadInput) and data.kind == FETCH_FAILED for data in fetched):
+            failed = all(isinstance(data, BadInput) and data.kind == FETCH_FAILED for data in fetched)
+            if not failed or time.monotonic() - started > _SLOW_SECONDS:
                 return fetched
             time.sleep(pause)
         return self._fetch(unit)
@@ -69,14 +98,11 @@ class Fetcher:
             with storage_errors(first.source_uri):
                 if first.row_group != WHOLE_FILE:
                     return self._fetch_rows(unit)
-                filesystem, path = self._locate(first.source_uri)
-                if "\\x" in path and not os.path.lexists(path) and os.path.lexists(on_disk(path)):
-                    path = on_disk(path)
-                if first.offset == WHOLE_FILE:
-                    return [bytes(filesystem.cat_file(path))] * len(unit)
-                start, end = first.offset, max(item.offset + item.size for item in unit)
-                data = bytes(filesystem.cat_file(path, start=start, end=end))
-                return [_cut(data, item.offset - start, item.size) for item in unit]
+                if first.offset == WHOLE_FILE or first.row == SIGNED:
+                    return [self._fetch_file(first)] * len(unit)
+                return self._fetch_range(unit)
+        except BadInput as error:
+            return [error] * len(unit)
         except NotFound:
             return [BadInput("NotFound", "no file lies at this address, or no longer")] * len(unit)
         except KeysRefused:
@@ -100,28 +126,41 @@ class Fetcher:
                 self._filesystems[scheme] = open_filesystem(
                     f"{scheme}://{path.partition('/')[0]}" if separator else "/"
                 )[0]
-        return self._filesystems[scheme], uri if scheme.startswith("http") else path
+        if "\\x" in path and not os.path.lexists(path) and os.path.lexists(on_disk(path)):
+            path = on_disk(path)
+        return self._filesystems[scheme], path
+
+    def _fetch_file(self, item: Input) -> bytes:
+        """The whole content of a file or web address."""
+        uri = item.source_uri
+        if item.row == SIGNED:
+            assert self._manifest is not None, "an address was masked, but nobody knows where it stands"
+            whole = self._manifest.address_at(item.offset)
+            if printable(redact(whole)) != uri:
+                raise BadInput("AddressChanged", "the manifest has another address there than when it was listed")
+            uri = whole
+        if is_web(uri):
+            return self._web.read(uri, self._max_bytes)
+        return read_limited(*self._locate(uri), self._max_bytes, uri)
+
+    def _fetch_range(self, unit: Sequence[Input]) -> list[Fetched]:
+        """Neighbours in a tar."""
+        check_bytes(unit[0].size, self._max_bytes)  # a larger one is alone
+        filesystem, path = self._locate(unit[0].source_uri)
+        require_regular_file(filesystem, path)
+        start, end = unit[0].offset, max(item.offset + item.size for item in unit)
+        # An empty range would be the whole object to S3.
+        data = bytes(filesystem.cat_file(path, start=start, end=end)) if start < end else b""
+        return [_cut(data, item.offset - start, item.size) for item in unit]
 
     def _fetch_rows(self, unit: Sequence[Input]) -> list[Fetched]:
-        """Decode the row group's column a few rows at a time: it may be larger than the rows that are wanted."""
+        """Rows of a row group, which may be larger than the rows that are wanted."""
         wanted = {item.row for item in unit}
         found: dict[int, Fetched] = {}
-        column, _, member = self._image_column.partition(".")
         missing = BadInput("NotFound", "the row was listed but is no longer there")
         try:
             with open_parquet(unit[0].source_uri) as file:
-                start = 0
-                for batch in file.iter_batches(
-                    batch_size=_ROWS_AT_ONCE, row_groups=[unit[0].row_group], columns=[self._image_column]
-                ):
-                    values = batch.column(column)
-                    for row in wanted.intersection(range(start, start + len(values))):
-                        value = values[row - start].as_py()
-                        value = value.get(member) if member and value is not None else value
-                        found[row] = BadInput("EmptyFile", "the row holds no bytes") if value is None else value
-                    start += len(values)
-                    if len(found) == len(wanted):
-                        break
+                found.update(read_cells(file, unit[0].row_group, self._image_column, wanted, self._max_bytes))
         except Damaged as error:  # what came before the damage is good
             missing = BadInput(error.kind, printable(str(error)))
         return [found.get(item.row, missing) for item in unit]

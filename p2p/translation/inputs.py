@@ -9,6 +9,8 @@ from typing import NamedTuple
 WHOLE_FILE = -1
 DAMAGED = -2
 """In place of a row: not an image, but what cannot be read of a file that holds images, from `offset` on."""
+SIGNED = -3
+"""In place of a row: the address stands, with its secret query, at `offset` of the manifest, and nowhere else."""
 _ESCAPED_BYTE = re.compile(r"\\x([0-9a-f]{2})")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import platform
@@ -23,7 +24,7 @@ from p2p.storage.filesystems import (
 )
 from p2p.storage.outputs import require_output
 from p2p.translation import ledger
-from p2p.translation.actor import Work
+from p2p.translation.actor import Work, open_fetcher
 from p2p.translation.attempt import (
     Remaining,
     begin,
@@ -39,8 +40,8 @@ from p2p.translation.codec import Codec
 from p2p.translation.config import PACKED, Settings, TranslateConfig
 from p2p.translation.corpus import Corpus, open_corpus
 from p2p.translation.examples import Pair, Reader
-from p2p.translation.fetching import Fetcher
 from p2p.translation.ledger import Totals
+from p2p.translation.manifest import ManifestCorpus
 from p2p.translation.plan import Plan, extend_plan, load_plan, require_unique
 from p2p.translation.pool import ACTORS_PER_GPU, Outcome, on_cores, on_gpu, ray_workforce
 from p2p.translation.seams import Seams
@@ -75,12 +76,25 @@ def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[s
     model = _read_model(absolute(config.checkpoint))
     require_readable(source, "--source")
     require_apart(source, output)
-    corpus = open_corpus(source, config.image_column, config.id_column, model.input_side)
+    corpus = open_corpus(
+        source,
+        config.image_column,
+        config.id_column,
+        model.input_side,
+        local_root=config.allow_local,
+        allow_signed=config.allow_signed_addresses,
+    )
+    manifest = corpus if isinstance(corpus, ManifestCorpus) else None
     if next(iter(corpus.items()), None) is None:
         raise UsageError(f"--source {source}: holds no images")
     corpus = select_failed(corpus, config, output)
     settings = _settings(config, source, corpus, model)
-    work = _work(config, output, settings, corpus, model)
+    work = dataclasses.replace(
+        _work(config, output, settings, corpus, model),
+        max_bytes=config.max_bytes,
+        allow_private=config.allow_private_addresses or manifest is None,
+        manifest=manifest,
+    )
     if config.dry_run:
         return _dry_run(config, corpus, work)
     require_same_settings(output, settings, config.resume)
@@ -258,7 +272,7 @@ def _examples(work: Work, left: Remaining) -> list[Pair]:
     settings = work.settings
     codec = Codec(settings.side, work.max_pixels, settings.image_format, settings.quality, settings.png_level)
     tiling = (settings.tile_size, settings.overlap) if settings.size_mode == "tile" else None
-    reader = Reader(work.output, settings.format, Fetcher(work.image_column), codec, tiling)
+    reader = Reader(work.output, settings.format, open_fetcher(work), codec, tiling)
     return reader.examples(sorted((*left.done, *left.shards), key=lambda shard: shard.index), _EXAMPLES)
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from p2p.errors import BadInput, Damaged, UsageError
 from p2p.storage.filesystems import FileInfo, is_hidden, open_filesystem, require_regular_file, storage_errors
 from p2p.storage.images import SUFFIXES
-from p2p.storage.parquet import find_bytes, open_parquet, to_python
+from p2p.storage.parquet import find_bytes, open_parquet, read_text
 from p2p.storage.tars import read_members
 from p2p.translation.inputs import DAMAGED, Input
 from p2p.translation.kinds import Kind, kind_of, list_kind
@@ -101,16 +101,16 @@ class ParquetCorpus:
                     if isinstance(footer, Damaged):
                         yield unreadable_parquet(file, self.uri, footer)
                     elif any(find_image_column(footer[0], name) for name in footer[0].names):
-                        self._require_columns(file, footer[0])
-                        yield from self._rows(file, footer[1])
+                        yield from self._rows(file, *footer)
                     else:
                         tables.append(file)
         if tables:
             log.warning("%d Parquet files without images are left out, such as %s", len(tables), tables[0])
 
-    def _rows(self, file: str, groups: Groups) -> Iterator[Input]:
+    def _rows(self, file: str, schema: pa.Schema, groups: Groups) -> Iterator[Input]:
         ids = self._ids(file)
         try:
+            self._require_columns(file, schema)
             for index, (rows, size) in enumerate(groups):
                 each = size // max(rows, 1)
                 for row, image_id in zip(range(rows), ids, strict=False):
@@ -119,9 +119,10 @@ class ParquetCorpus:
             yield unreadable_parquet(file, self.uri, error)
 
     def _require_columns(self, file: str, schema: pa.Schema) -> None:
-        for column in filter(None, (self.image_column.partition(".")[0], self.id_column)):
-            if column not in schema.names:
-                raise UsageError(f"--source {file} has no column {column}, which other files of the data set have")
+        if self.image_column not in [find_image_column(schema, name) for name in schema.names]:
+            raise Damaged(f"{file}: has no column {self.image_column} of bytes, which other files of the data set have")
+        if self.id_column and self.id_column not in schema.names:
+            raise Damaged(f"{file}: has no column {self.id_column}, which other files of the data set have")
 
     def _ids(self, file: str) -> Iterator[str]:
         """The id of each row; where the column has none, the file's path and the row's number. Raises Damaged."""
@@ -129,11 +130,10 @@ class ParquetCorpus:
         if not self.id_column:
             yield from numbered
             return
-        with open_parquet(file) as parquet:
-            for batch in parquet.iter_batches(columns=[self.id_column]):
-                for value in to_python(batch.column(0)):
-                    number = next(numbered)
-                    yield number if value in (None, "") else str(value)
+        for (values,) in read_text(file, [self.id_column]):
+            for value in values:
+                number = next(numbered)
+                yield value or number
 
 
 def unreadable_parquet(file: str, root: str, error: Damaged | None = None) -> Input:

@@ -365,7 +365,13 @@ def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_storage_that_does_not_answer_stops_the_work(tmp_path: Path, checkpoint: str) -> None:
     (tmp_path / "list.txt").write_text("\n".join(NOBODY_LISTENS))
     with pytest.raises(P2PError, match=r"reads in a row have failed.*check the address"):
-        translate(checkpoint, tmp_path / "list.txt", tmp_path / "out", max_bad_fraction=1.0)
+        translate(
+            checkpoint,
+            tmp_path / "list.txt",
+            tmp_path / "out",
+            max_bad_fraction=1.0,
+            allow_private_addresses=True,
+        )
     assert temporaries(tmp_path / "out") == []
 
 
@@ -395,7 +401,8 @@ def test_one_server_of_several_that_is_gone_spoils_its_own_images_only(
         answered = [f"http://127.0.0.1:{server.server_port}/{number}.png" for number in range(20)]
         addresses = [*NOBODY_LISTENS, *answered] if first else [*answered, *NOBODY_LISTENS]
         (tmp_path / "list.txt").write_text("\n".join(addresses))
-        summary = translate(checkpoint, tmp_path / "list.txt", tmp_path / "out", max_bad_fraction=0.9)
+        options = {"max_bad_fraction": 0.9, "allow_private_addresses": True}
+        summary = translate(checkpoint, tmp_path / "list.txt", tmp_path / "out", **options)
         server.shutdown()
     assert (summary["translated"], summary["failed"]) == (20, len(NOBODY_LISTENS))
     errors = Counter(row["message"] for row in ledger(tmp_path / "out").values() if row["error"] == "FetchFailed")

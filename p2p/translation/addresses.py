@@ -1,0 +1,90 @@
+"""What an address that stands in data may name. Who writes a manifest is not who runs the job."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+
+from p2p.errors import BadInput, quote_controls, redact
+from p2p.storage.filesystems import absolute, is_remote, join
+
+SCHEMES = ("s3", "s3a", "gs", "gcs", "http", "https")
+_LOCAL_SCHEMES = ("file", "local")
+_WEB_SCHEMES = ("http", "https")
+_SECRETS_STAND_BEHIND = ("?", "@", ";", "#", "=")
+
+
+@dataclass(frozen=True)
+class AddressRules:
+    """Which addresses a manifest may hold.
+
+    What a host name stands for is judged when it is connected to (`p2p.storage.web`).
+
+    Args:
+        folder: where the manifest lies, and where relative addresses start.
+        local_root: a further local folder whose files may be named; empty for none.
+        allow_signed: whether web addresses may carry a signature, or another secret, in their query.
+
+    """
+
+    folder: str
+    local_root: str = ""
+    allow_signed: bool = False
+
+    def resolve(self, address: str) -> str:
+        """The whole address of a line. Raises BadInput (AddressRefused, SignedAddress, BadAddress) with the reason.
+
+        Example:
+            >>> AddressRules("/lists").resolve("images/a.png")
+            '/lists/images/a.png'
+
+        """
+        if quote_controls(address) != address:
+            raise BadInput("BadAddress", "the address holds control characters")
+        scheme, has_scheme, below = address.partition("://")
+        if has_scheme and "::" in address:
+            raise BadInput("AddressRefused", "addresses chained with :: are not followed")
+        scheme = scheme.lower()
+        if not has_scheme:
+            return self._relative(address)
+        if scheme in _LOCAL_SCHEMES:
+            return self._local(below)
+        if scheme not in SCHEMES:
+            raise BadInput("AddressRefused", f"{scheme}:// is not read from a manifest; {', '.join(SCHEMES)} are")
+        whole = f"{scheme}://{below}"
+        if carries_secret(whole):
+            self._require_signed(scheme, below)
+        return whole
+
+    def _relative(self, address: str) -> str:
+        if not is_remote(self.folder):
+            return self._local(address)
+        if address.startswith("/") or ".." in address.split("/"):
+            raise BadInput(
+                "AddressRefused", f"a manifest in {self.folder} names files below itself, or whole addresses"
+            )
+        return join(self.folder, address)
+
+    def _local(self, path: str) -> str:
+        roots = [] if is_remote(self.folder) else [absolute(self.folder)]
+        if self.local_root:
+            roots.append(absolute(self.local_root))
+        if not roots:
+            raise BadInput("AddressRefused", "local files are named by local manifests only; see --allow-local")
+        whole = posixpath.normpath(posixpath.join(roots[0], path))  # `..` is taken literally, whatever links there are
+        if not any(f"{whole}/".startswith(f"{root.rstrip('/')}/") for root in roots):
+            raise BadInput("AddressRefused", f"it lies outside of {' and '.join(roots)}; see --allow-local")
+        return whole
+
+    def _require_signed(self, scheme: str, below: str) -> None:
+        if "@" in below.partition("/")[0] or scheme not in _WEB_SCHEMES:
+            raise BadInput("SignedAddress", "the address holds a password or key; give it in the environment instead")
+        if not self.allow_signed:
+            raise BadInput(
+                "SignedAddress", "the address holds a signature or key; pass --allow-signed-addresses if it is meant"
+            )
+
+
+def carries_secret(address: str) -> bool:
+    """Whether an address holds a password, a signature or the like."""
+    return any(mark in address for mark in _SECRETS_STAND_BEHIND) and redact(address) != address
