@@ -203,6 +203,8 @@ def _root_cause(error: BaseException) -> BaseException:
         told = _TOLD_IN_TEXT.search(str(current))
         if told:
             return UsageError(told[2]) if told[1] == UsageError.__name__ else P2PError(told[2])
+    if any(isinstance(current, MemoryError) for current in wrapped):
+        return P2PError("out of memory; use machines with more of it for each CPU, or smaller images")
     return error
 
 

@@ -13,15 +13,17 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from p2p.errors import BadInput
+from p2p.storage.limits import MAX_PIXELS, check_jpeg_scans, check_size
+from p2p.storage.tiff import Tiff, is_tiff
 
 try:
     import fpng
@@ -36,8 +38,7 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Endings of files taken for images."""
 EXTENSIONS: dict[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
-MAX_PIXELS = 178_956_970
-"""Pillow's own warning level; larger headers are refused before anything is decoded."""
+_PIXELS_AT_ONCE = 2**20
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # the JPEG plugin opens MPO too
 PNG_LEVEL = 1  # a level-6 file is 10 % smaller and takes three times as long
 FASTEST_PNG = 0
@@ -45,9 +46,12 @@ FASTEST_PNG = 0
 
 
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Look at the header only. Raises BadInput for what is no image, or too large a one."""
+    """Look at the header only. Raises BadInput for what is no image, or one that would cost too much to decode."""
     if not data:
         raise BadInput("EmptyFile", "the file has zero bytes")
+    check_jpeg_scans(data)
+    if is_tiff(data):
+        Tiff(data)  # raises for tags that Pillow or libtiff would drown in
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit speaks below
@@ -55,17 +59,16 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except UnidentifiedImageError:
         raise BadInput("NotAnImage", "not a JPEG, PNG, WebP, BMP or TIFF image") from None
     except Image.DecompressionBombError:
-        raise BadInput("TooManyPixels", f"the header claims more than the {max_pixels} pixels allowed") from None
+        most = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+        raise BadInput(
+            "TooManyPixels", f"the header claims more than {most} pixels; cut it into smaller images"
+        ) from None
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's plugins raise anything on a damaged header
         raise BadInput("DamagedImage", f"its header cannot be read: {error}") from None
     check_size(*image.size, max_pixels)
     return image
-
-
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raise BadInput if an image has more than `max_pixels` pixels."""
-    if width * height > max_pixels:
-        raise BadInput("TooManyPixels", f"{width}x{height} is more than the {max_pixels} pixels allowed")
 
 
 def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -81,6 +84,7 @@ def _decode_plain_jpeg(data: bytes, max_pixels: int) -> Array | None:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace != "YCbCr" or height * width > max_pixels:
             return None
+        check_jpeg_scans(data)
         return simplejpeg.decode_jpeg(data, "RGB")  # type: ignore[no-any-return]
     except ValueError:
         return None
@@ -94,29 +98,59 @@ def sixteen_bits(image: Image.Image) -> npt.NDArray[np.uint16]:
     return values.astype(np.uint16)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Array:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         image = Image.fromarray((sixteen_bits(image) >> 8).astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Array:
     """Encoded bytes -> (H, W, 3) uint8 RGB. Raises BadInput with a reason a person understands."""
     fast = _decode_plain_jpeg(data, max_pixels)
-    if fast is not None:
-        return fast
-    image = open_image(data, max_pixels)
+    return load_upright(open_image(data, max_pixels), _to_rgb) if fast is None else fast
+
+
+def load_upright(image: Image.Image, convert: Callable[[Image.Image], npt.NDArray[Depth]]) -> npt.NDArray[Depth]:
+    """Decode an opened image -> (H, W, ...) what `convert` makes of it, turned as its EXIF says. Raises BadInput."""
     with damage_told():
         image.load()
-        return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return upright(by_rows(image, convert), orientation)
+
+
+def by_rows(image: Image.Image, convert: Callable[[Image.Image], npt.NDArray[Depth]]) -> npt.NDArray[Depth]:
+    """convert(image) for a `convert` that minds pixels alone, a million at a time: copies in between stay small."""
+    rows = max(1, _PIXELS_AT_ONCE // image.width)
+    if rows >= image.height:
+        return convert(image)
+    pixels: npt.NDArray[Depth] | None = None
+    for top in range(0, image.height, rows):
+        part = convert(image.crop((0, top, image.width, min(top + rows, image.height))))
+        if pixels is None:
+            pixels = np.empty((image.height, *part.shape[1:]), part.dtype)
+        pixels[top : top + rows] = part
+    assert pixels is not None
+    return pixels
+
+
+def upright(pixels: npt.NDArray[Depth], orientation: Any) -> npt.NDArray[Depth]:
+    """(H, W, ...) -> undo how a camera was held: EXIF orientation 1 to 8; anything else leaves it as it is."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels[::-1] if orientation in (3, 4, 7, 8) else pixels)
 
 
 @contextlib.contextmanager
 def damage_told() -> Iterator[None]:
-    """Make BadInput of whatever an image library raises inside: on damaged data that is anything."""
+    """Make BadInput of whatever an image library raises inside: on damaged data that is anything.
+
+    But MemoryError: it is the machine that has too little.
+    """
     try:
         yield
-    except BadInput:
+    except (BadInput, MemoryError):
         raise
     except Exception as error:
         raise BadInput("DamagedImage", f"the image is cut off or damaged: {error}") from None

@@ -11,28 +11,22 @@ What `p2p.storage.images` does for RGB, for everything else; its rules hold here
 from __future__ import annotations
 
 import io
-import logging
 from dataclasses import dataclass
 
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps
+from PIL import Image
 
 from p2p.errors import BadInput, UsageError
 from p2p.storage import images
-from p2p.storage.images import MAX_PIXELS, Pixels
+from p2p.storage.images import Pixels
+from p2p.storage.limits import MAX_PIXELS, check_size
+from p2p.storage.tiff import MAX_CHANNELS, Tiff, is_tiff
 
-MOST_CHANNELS = 16
 _WIDEN = 257  # 255 * 257 = 65535
-_TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH, _PNG_COLOUR = 24, 25  # places of bit depth and colour type in the header
-_MIN_IS_BLACK, _RGB = 1, 2  # TIFF's photometric interpretations that are plain numbers
-_COMPRESSIONS = (1, 8, 32946)  # none, and deflate under both of its numbers
-_PILLOW_READS = {(1, 8), (1, 16), (3, 8)}
 _LUMA = np.array([19595, 38470, 7471], np.uint32)  # of 2**16; the numbers Pillow has for 8 bit
-
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is told as BadInput
 
 
 @dataclass(frozen=True)
@@ -62,10 +56,10 @@ RGB = PixelFormat()
 def parse_format(text: str, option: str) -> PixelFormat:
     """`12x16` -> 12 channels of 16 bits. Raises UsageError that names `option`."""
     channels, _, bits = text.partition("x")
-    if channels.isdecimal() and 1 <= int(channels) <= MOST_CHANNELS and bits in ("8", "16"):
+    if channels.isdecimal() and 1 <= int(channels) <= MAX_CHANNELS and bits in ("8", "16"):
         return PixelFormat(int(channels), int(bits))
     raise UsageError(
-        f"{option} {text}: must be channels (1 to {MOST_CHANNELS}) x bits (8 or 16), such as 3x8 for RGB or 1x16"
+        f"{option} {text}: must be channels (1 to {MAX_CHANNELS}) x bits (8 or 16), such as 3x8 for RGB or 1x16"
     )
 
 
@@ -74,22 +68,22 @@ def decode(data: bytes, wanted: PixelFormat = RGB, max_pixels: int = MAX_PIXELS)
 
     Raises BadInput for damaged data, and where the image's channels cannot become those wanted without inventing any.
     """
-    if wanted == RGB and not _is_for_tifffile(data):
+    if wanted == RGB and _plain_tiff(data) is None:
         return images.decode(data, max_pixels)
     return _as_wanted(*_decode_as_stored(data, max_pixels, wanted.bits), wanted)
 
 
 def to_format(image: Image.Image, wanted: PixelFormat) -> Pixels:
     """A Pillow image of any mode -> what `decode` makes of a file of it. Raises BadInput."""
-    return _as_wanted(*_values_of(image), wanted)
+    return _as_wanted(images.by_rows(image, _values_of), _colours_of(image), wanted)
 
 
 def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Encoded bytes -> (width, height) as stored, from the header alone. Raises BadInput."""
-    if _is_for_tifffile(data):
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page = file.pages.first
-            return page.imagewidth, page.imagelength
+    tiff = _plain_tiff(data)
+    if tiff is not None:
+        check_size(tiff.width, tiff.height, max_pixels, tiff.channels)
+        return tiff.width, tiff.height
     return images.image_size(data, max_pixels)
 
 
@@ -118,8 +112,11 @@ def to_gray(image: Pixels) -> Pixels:
     """(H, W, 3) -> (H, W, 1) of the same depth: luma."""
     if image.dtype == np.uint8:
         return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
-    weighed = image.astype(np.uint32) @ _LUMA + np.uint32(2**15)  # 65535 * 2**16 + 2**15 still fits
-    return (weighed >> 16).astype(np.uint16)[:, :, None]
+    gray = np.empty((*image.shape[:2], 1), np.uint16)
+    for row, colours in zip(gray, image, strict=True):
+        weighed = colours.astype(np.uint32) @ _LUMA + np.uint32(2**15)  # 65535 * 2**16 + 2**15 still fits
+        row[:, 0] = weighed >> 16
+    return gray
 
 
 def _as_wanted(pixels: Pixels, colours: int, wanted: PixelFormat) -> Pixels:
@@ -145,8 +142,11 @@ def _to_channels(pixels: Pixels, colours: int, wanted: PixelFormat) -> Pixels:
 
 def _to_depth(pixels: Pixels, bits: int) -> Pixels:
     if pixels.dtype == np.uint8:
-        return pixels if bits == 8 else pixels.astype(np.uint16) * np.uint16(_WIDEN)
-    return pixels if bits == 16 else (pixels >> 8).astype(np.uint8)
+        return pixels if bits == 8 else np.multiply(pixels, _WIDEN, dtype=np.uint16)
+    if bits == 16:
+        return pixels
+    upper = np.empty(pixels.shape, np.uint8)
+    return np.right_shift(pixels, 8, out=upper, casting="unsafe")
 
 
 def _decode_as_stored(data: bytes, max_pixels: int, bits: int) -> tuple[Pixels, int]:
@@ -154,28 +154,31 @@ def _decode_as_stored(data: bytes, max_pixels: int, bits: int) -> tuple[Pixels, 
 
     What is no colour is alpha.
     """
-    if _is_for_tifffile(data):
-        pixels = _decode_tiff(data, max_pixels)
-        return pixels, pixels.shape[2]
+    tiff = _plain_tiff(data)
+    if tiff is not None:
+        with images.damage_told():
+            return images.upright(tiff.decode(max_pixels), tiff.orientation), tiff.channels
     if data[:3] == b"\xff\xd8\xff":
         return images.decode(data, max_pixels), 3
     image = images.open_image(data, max_pixels)  # knows the limits, whoever decodes
     if bits == 16 and is_deep_png(data):
         raise BadInput("UnsupportedPixels", "a PNG of 16 bits in more than one channel is read with 8; store a TIFF")
-    with images.damage_told():
-        image.load()
-        return _values_of(ImageOps.exif_transpose(image))
+    return images.load_upright(image, _values_of), _colours_of(image)
 
 
-def _values_of(image: Image.Image) -> tuple[Pixels, int]:
+def _colours_of(image: Image.Image) -> int:
+    return 1 if image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F")) else 3
+
+
+def _values_of(image: Image.Image) -> Pixels:
     if image.mode.startswith(("I", "F")):
-        return images.sixteen_bits(image)[:, :, None], 1
+        return images.sixteen_bits(image)[:, :, None]
     if image.mode == "1":
         image = image.convert("L")
     if image.mode not in ("L", "LA", "RGBA"):
         image = image.convert("RGB")
     pixels = np.asarray(image)
-    return pixels.reshape(*pixels.shape[:2], -1), 1 if image.mode in ("L", "LA") else 3
+    return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def is_deep_png(data: bytes) -> bool:
@@ -183,58 +186,9 @@ def is_deep_png(data: bytes) -> bool:
     return data[:8] == _PNG and data[_PNG_DEPTH : _PNG_COLOUR + 1] > b"\x10\x00"
 
 
-def _is_for_tifffile(data: bytes) -> bool:
-    """Whether this is a TIFF of plain numbers that Pillow cannot read, or not without loss."""
-    if data[:4] not in _TIFF:
-        return False
-    try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page = file.pages.first
-            kind = (page.samplesperpixel, page.bitspersample)
-            return (
-                page.photometric in (_MIN_IS_BLACK, _RGB)
-                and page.bitspersample in (8, 16)
-                and kind not in _PILLOW_READS
-                and (page.photometric, *kind) != (_RGB, 4, 8)
-            )
-    except Exception:  # a damaged header, which Pillow puts into words
-        return False
-
-
-def _decode_tiff(data: bytes, max_pixels: int) -> Pixels:
-    """The first page of a TIFF, (H, W, C) uint8 or uint16."""
-    with images.damage_told(), tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages.first
-        height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
-        images.check_size(width, height, max_pixels)
-        if channels > MOST_CHANNELS or page.dtype not in (np.uint8, np.uint16):
-            raise BadInput(
-                "UnsupportedPixels",
-                f"{channels} channels of {page.dtype} cannot be read; 1 to {MOST_CHANNELS} of uint8 or uint16 can",
-            )
-        segments = zip(page.dataoffsets, page.databytecounts, strict=True)
-        if any(count <= 0 or offset + count > len(data) for offset, count in segments):
-            raise BadInput("DamagedImage", "the image is cut off")  # the library would fill the rest with zeros
-        try:
-            found = page.asarray()
-        except (ValueError, KeyError) as error:
-            if page.compression in _COMPRESSIONS:
-                raise
-            name = getattr(page.compression, "name", page.compression)
-            raise BadInput(
-                "UnsupportedPixels", f"compression {name} is not read here; store it with deflate"
-            ) from error
-        planar = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and channels > 1
-        shaped = found.reshape((channels, height, width) if planar else (height, width, channels))
-        orientation = page.tags.valueof("Orientation", 1)
-    pixels = np.moveaxis(shaped, 0, 2) if planar else shaped
-    return np.ascontiguousarray(_upright(pixels, int(orientation)))
-
-
-def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo how a camera was held: EXIF orientation 1 to 8."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
+def _plain_tiff(data: bytes) -> Tiff | None:
+    """A TIFF of plain numbers that Pillow cannot read, or not without loss; None for all else. Raises BadInput."""
+    if not is_tiff(data):
+        return None
+    tiff = Tiff(data)
+    return tiff if tiff.is_plain_numbers else None

@@ -19,7 +19,8 @@ from p2p.model.config import (
     Precision,
     class_planes,
 )
-from p2p.storage.pixels import MOST_CHANNELS, RGB
+from p2p.storage.pixels import RGB
+from p2p.storage.tiff import MAX_CHANNELS
 
 BestMetric = Literal["val_l1", "val_psnr", "val_ssim", "val_pixel_accuracy", "val_palette_accuracy", "val_palette_iou"]
 """What validation measures; those with `palette` need a data set with a palette of its targets."""
@@ -152,9 +153,9 @@ class TrainConfig:
         if self.last_epoch < 1:
             raise UsageError("--epochs 0 --epochs-decay 0: there is nothing to train; give one of them at least 1")
         for name in ("input_channels", "output_channels"):
-            if getattr(self, name) > MOST_CHANNELS:
+            if getattr(self, name) > MAX_CHANNELS:
                 option = name.replace("_", "-")
-                raise UsageError(f"--{option} {getattr(self, name)}: must be at most {MOST_CHANNELS}")
+                raise UsageError(f"--{option} {getattr(self, name)}: must be at most {MAX_CHANNELS}")
         planes = class_planes(self.input_encoding)
         if planes and self.input_channels not in (0, 3):
             raise UsageError(

@@ -58,7 +58,7 @@ class Reader:
         each = math.ceil(count / max(1, len(chosen)))  # a small corpus has fewer shards than examples are wanted
         pairs: list[Pair] = []
         for shard in chosen:
-            with contextlib.suppress(P2PError):
+            with contextlib.suppress(P2PError, MemoryError):
                 pairs += self._pairs(shard, min(each, count - len(pairs)))
         return pairs
 

@@ -210,10 +210,10 @@ class Pipeline:
                 self._take_up(job)
                 with self._deadline:
                     image = self._codec.decode(job.data)
-                if self.network.input_channels == 1:
-                    image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
-                job.data = b""
-                job.windows = self._policy(image)
+                    job.data = b""
+                    if self.network.input_channels == 1:
+                        image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
+                    job.windows = self._policy(image)
             except BadInput as error:
                 job.fail(error)
             job.spend("decode", started)

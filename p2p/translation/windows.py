@@ -15,6 +15,9 @@ from p2p.translation.config import SizeMode
 
 Array = npt.NDArray[np.uint8]
 
+_FREE_TILES, _MAX_TILE_SHARE = 1024, 4
+"""An image may have so many tiles, and so many times those that its pixels fill. One lower than a tile has more than
+it fills, since each tile is continued to its full height: a row of a million pixels 5,208 instead of 28."""
 _MOST_PAD_PIXELS = 16 * 2**20  # in one piece; the network's largest layers take about 400 bytes for each
 
 
@@ -37,12 +40,18 @@ class Windows(Protocol):
 
 
 class TileWindows:
-    """Overlapping tiles, blended as they come back: the same size out as in."""
+    """Overlapping tiles, blended as they come back: the same size out as in. Raises BadInput for too many of them."""
 
     def __init__(self, image: Array, tile_size: int, overlap: int) -> None:
         height, width = image.shape[:2]
         self._image: Array = image
         self._plan = TilePlan(height, width, tile_size, overlap)
+        if len(self._plan) > _FREE_TILES + _MAX_TILE_SHARE * height * width / (tile_size - overlap) ** 2:
+            raise BadInput(
+                "TooManyTiles",
+                f"{width}x{height} is so thin that it needs {len(self._plan)} tiles of {tile_size}x{tile_size} pixels; "
+                "cut it into shorter images",
+            )
         self._stitcher = Stitcher(self._plan)
         self.shape = (tile_size, tile_size)
 

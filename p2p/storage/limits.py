@@ -1,0 +1,69 @@
+"""What an image may cost to decode, judged by its header and its markers before a decoder sees it."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from p2p.errors import BadInput
+
+MAX_PIXELS = 100_000_000
+"""10,000 x 10,000. Decoding takes up to 16 bytes a pixel (WebP; JPEG, PNG and TIFF up to 10), so eight processes that
+each decode the largest image take 13 GB at most."""
+MAX_SIDE = 1_000_000
+"""Pixels, whatever the other side is: libpng's own limit."""
+MAX_JPEG_SCANS = 100
+"""Passes over all of the image that a JPEG may ask for, in a few bytes each. Encoders write up to a dozen."""
+
+_JPEG = b"\xff\xd8\xff"
+_SCAN, _END = 0xDA, 0xD9
+_SCAN_WORD = 0xDAFF  # the scan's marker as a little-endian number
+# Among coded pixels FF is followed by 00, or by the D0 to D7 of a restart.
+_NEXT_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
+_FREE_CHANNELS = 8  # of 16 bits: these take what decoding a WebP takes
+
+
+def check_size(width: int, height: int, max_pixels: int, channels: int = 3) -> None:
+    """Raise BadInput for an image of more than `max_pixels` pixels, fewer where it has more than 8 channels."""
+    if max(width, height) > MAX_SIDE:
+        raise BadInput(
+            "SideTooLong", f"{width}x{height} has a side of more than {MAX_SIDE} pixels; cut it into smaller images"
+        )
+    limit = max_pixels * _FREE_CHANNELS // max(_FREE_CHANNELS, channels)
+    if width * height > limit:
+        with_channels = f" with {channels} channels" if channels > _FREE_CHANNELS else ""
+        raise BadInput(
+            "TooManyPixels",
+            f"{width}x{height}{with_channels} is more than the {limit} pixels allowed; cut it into smaller images, "
+            "or pass translate a larger --max-pixels",
+        )
+
+
+def check_jpeg_scans(data: bytes) -> None:
+    """Raise BadInput if these bytes are a JPEG of more than `MAX_JPEG_SCANS` scans."""
+    if data[:3] != _JPEG:
+        return
+    # Thumbnails and further pictures count here too, so this only acquits; it takes a 200th of the decoding.
+    words = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1))
+    if sum(np.count_nonzero(word == _SCAN_WORD) for word in words) <= MAX_JPEG_SCANS:
+        return
+    scans = _count_scans(data)
+    if scans > MAX_JPEG_SCANS:
+        raise BadInput(
+            "TooManyScans", f"the JPEG has {scans} scans, {MAX_JPEG_SCANS} are allowed; save it anew without them"
+        )
+
+
+def _count_scans(data: bytes) -> int:
+    """Walk a JPEG's markers as libjpeg does, up to the end of its first picture."""
+    scans, position = 0, 2
+    while found := _NEXT_MARKER.search(data, position):
+        position = found.end()
+        marker = found[1][0]
+        if marker == _END:
+            break
+        scans += marker == _SCAN
+        if marker != 1:  # the only one left that stands alone
+            position += max(2, int.from_bytes(data[position : position + 2], "big"))
+    return scans
