@@ -9,7 +9,7 @@ import numpy as np
 from p2p.errors import BadInput
 
 MAX_PIXELS = 100_000_000
-"""10,000 x 10,000. Decoding takes up to 16 bytes a pixel (WebP; JPEG, PNG and TIFF up to 10), so eight processes that
+"""10,000 x 10,000. Decoding takes up to 16 bytes a pixel (WebP; JPEG, PNG and TIFF up to 12), so eight processes that
 each decode the largest image take 13 GB at most."""
 MAX_SIDE = 1_000_000
 """Pixels, whatever the other side is: libpng's own limit."""

@@ -84,8 +84,8 @@ class Tiff:
 
     def decode(self, max_pixels: int) -> Pixels:
         """Plain numbers, (H, W, C) uint8 or uint16, as stored. Raises BadInput, and anything on damaged data."""
-        check_size(self.width, self.height, max_pixels, self.channels)
         self._check_readable()
+        check_size(self.width, self.height, max_pixels, self.channels)
         dtype = np.dtype(f"u{self._bits() // 8}")
         pixels = np.empty((self.height, self.width, self.channels), dtype)
         height, width = self._segment
@@ -93,6 +93,7 @@ class Tiff:
         size = height * width * samples * dtype.itemsize
         across, in_plane = -(-self.width // width), self._count(self._segment)
         offsets, counts = self._segments_of(in_plane * self._planes, size)
+        are_differences = self._number(_PREDICTOR, 1) == 2 and self._number(_COMPRESSION, 1) in _DEFLATE
         for index, (offset, count) in enumerate(zip(offsets, counts, strict=True)):
             plane, place = divmod(index, in_plane)
             y, x = place // across * height, place % across * width
@@ -104,8 +105,8 @@ class Tiff:
             if values.size < needed:
                 raise BadInput("DamagedImage", "the image is cut off")
             stored = values[:needed].reshape(part.shape[0], width, samples)
-            if self._number(_PREDICTOR, 1) == 2 and self._number(_COMPRESSION, 1) in _DEFLATE:
-                np.cumsum(stored, axis=1, dtype=dtype, out=stored)
+            if are_differences:
+                stored = np.cumsum(stored, axis=1, dtype=dtype)
             part[...] = stored[:, : part.shape[1]]
         return pixels
 
@@ -194,7 +195,7 @@ class Tiff:
         if self._number(_COMPRESSION, 1) in _DEFLATE:
             stored = _inflate(stored, size)
         stored = stored[: min(size, len(stored)) // dtype.itemsize * dtype.itemsize]
-        return np.frombuffer(stored, dtype.newbyteorder(self._order)).astype(dtype)
+        return np.frombuffer(stored, dtype.newbyteorder(self._order)).astype(dtype, copy=False)
 
     def _bits(self) -> int:
         """Bits of every channel, 0 if they differ."""
