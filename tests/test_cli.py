@@ -251,6 +251,18 @@ def test_a_defect_shows_its_traceback_and_exits_1(run_cli: Any) -> None:
     assert "KeyError: 'heat'" in outcome.stderr
 
 
+def test_too_little_memory_is_no_defect(run_cli: Any) -> None:
+    def fails(config: BakeConfig) -> dict[str, Any]:
+        try:
+            raise MemoryError
+        except MemoryError as error:
+            raise RuntimeError("a task of Ray's failed") from error
+
+    outcome = run_cli(BakeConfig, fails, "--output", "o")
+    assert (outcome.status, outcome.summary) == (1, None)
+    assert "error: out of memory" in outcome.stderr and "Traceback" not in outcome.stderr
+
+
 def test_secrets_of_the_environment_reach_neither_errors_nor_logs_nor_the_summary(run_cli: Any) -> None:
     import logging
 

@@ -38,6 +38,7 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Endings of files taken for images."""
 EXTENSIONS: dict[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+_MAX_SIDES = {"jpeg": 65_500, "webp": 16_383}
 _PIXELS_AT_ONCE = 2**20
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # the JPEG plugin opens MPO too
 PNG_LEVEL = 1  # a level-6 file is 10 % smaller and takes three times as long
@@ -160,8 +161,14 @@ def encode(image: Array, format: ImageFormat = "png", quality: int = 95, png_lev
     """(H, W, 3) uint8 RGB -> encoded bytes. `quality` 1..100 is for JPEG (4:4:4) and WebP.
 
     PNG is lossless: `png_level` 1..9 is zlib's, 0 a far quicker encoder (level 1 where it is not installed) whose files
-    are 10 to 40 % larger.
+    are 10 to 40 % larger. Raises BadInput for an image that is too long for JPEG or WebP.
     """
+    if format in _MAX_SIDES and max(image.shape[:2]) > _MAX_SIDES[format]:
+        raise BadInput(
+            "TooLargeForFormat",
+            f"{image.shape[1]}x{image.shape[0]} is too long for {format}, which takes {_MAX_SIDES[format]} pixels; "
+            "png takes it",
+        )
     image = np.ascontiguousarray(image)
     if format == "jpeg":
         return simplejpeg.encode_jpeg(image, quality, "RGB", "444")  # type: ignore[no-any-return]

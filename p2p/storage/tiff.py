@@ -42,8 +42,7 @@ _WHOLE_NUMBERS = {
 }
 _PLAIN_BYTES = (1, 2, 7)
 _MIN_IS_BLACK, _RGB = 1, 2  # photometric interpretations that are plain numbers
-_PILLOW_READS = {(_MIN_IS_BLACK, 1, 8), (_MIN_IS_BLACK, 1, 16), (_RGB, 1, 8), (_RGB, 1, 16)}
-_PILLOW_READS |= {(photometric, 3, 8) for photometric in (_MIN_IS_BLACK, _RGB)} | {(_RGB, 4, 8)}
+_PILLOW_READS = {(_MIN_IS_BLACK, 1, 8), (_MIN_IS_BLACK, 1, 16), (_RGB, 1, 8), (_RGB, 1, 16), (_RGB, 3, 8), (_RGB, 4, 8)}
 _DEFLATE = (8, 32946)
 _UNSIGNED = (1, 4)  # 4 leaves open what the numbers are
 _NUMBERS = {2: "int", 3: "float"}

@@ -32,7 +32,7 @@ class Codec:
         return image
 
     def encode(self, image: Array) -> bytes:
-        """(H, W, 1 or 3) uint8 -> encoded bytes."""
+        """(H, W, 1 or 3) uint8 -> encoded bytes. Raises BadInput for an image too long for the format."""
         if image.shape[2] == 1:
             image = np.repeat(image, 3, axis=2)
         return encode(image, self.image_format, self.quality, self.png_level)

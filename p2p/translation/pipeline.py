@@ -225,7 +225,10 @@ class Pipeline:
             image = job.windows.result()
             job.windows = None
             job.size = (image.shape[1], image.shape[0])
-            job.encoded = self._codec.encode(image)
+            try:
+                job.encoded = self._codec.encode(image)
+            except BadInput as error:
+                job.fail(error)
             job.spend("encode", started)
         return job
 

@@ -76,6 +76,30 @@ def test_multi_band_tiffs_of_others_are_read(planar: str, compression: str | Non
     assert np.array_equal(decode(data, PixelFormat(7, 8)), image >> 8)
 
 
+@given(
+    st.tuples(st.integers(2, 16), st.sampled_from([8, 16])),
+    st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    st.sampled_from([{}, {"rowsperstrip": 3}, {"tile": (16, 16)}, {"tile": (32, 48)}]),
+    st.sampled_from([{}, {"compression": 8}, {"compression": 32946}, {"compression": 8, "predictor": True}]),
+    st.sampled_from([{"byteorder": "<"}, {"byteorder": ">"}, {"bigtiff": True}]),
+    st.booleans(),
+)
+def test_strips_and_tiles_are_put_together(
+    kind: tuple[int, int],
+    size: tuple[int, int],
+    layout: dict[str, Any],
+    compression: dict[str, Any],
+    order: dict[str, Any],
+    separate: bool,
+) -> None:
+    image = noise(*size, *kind)
+    stored = np.moveaxis(image, 2, 0) if separate else image
+    planar = "separate" if separate else "contig"
+    data = tiff(stored, planarconfig=planar, metadata=None, **layout, **compression, **order)
+    assert image_size(data) == size[::-1]
+    assert np.array_equal(decode(data, PixelFormat(*kind)), image)
+
+
 def test_rgb_of_8_bit_is_what_the_plain_reader_makes_of_any_file() -> None:
     rgb = noise(10, 12, 3)
     for data in (saved(Image.fromarray(rgb)), saved(Image.fromarray(rgb), "JPEG"), saved(Image.fromarray(rgb), "TIFF")):

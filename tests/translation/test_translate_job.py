@@ -30,7 +30,7 @@ from p2p.model.config import ModelConfig
 from p2p.model.engine import Engine
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.translator import Translator
-from p2p.storage.images import decode
+from p2p.storage.images import decode, encode
 from p2p.translation import TranslateConfig, estimate, fetching, job
 from p2p.translation.actor import Work
 from p2p.translation.attempt import Remaining
@@ -189,6 +189,35 @@ def test_bad_inputs_become_rows_with_reasons_and_an_exit_status(
         translate(checkpoint, source, tmp_path / "out", side="left", max_pixels=100_000)
     allowed = translate(checkpoint, source, tmp_path / "out", side="left", max_bad_fraction=0.9)
     assert (allowed["translated"], allowed["failed"], allowed["skipped"]) == (0, 5, 1)
+
+
+def test_an_image_that_would_cost_hours_is_a_failed_row(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    jpeg = make_image(64, 64, "JPEG")
+    scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    source = write(
+        tmp_path / "in",
+        {
+            "good.png": make_image(64, 64),
+            "thin.png": encode(np.zeros((1, 80_000, 3), np.uint8)),
+            "scans.jpg": jpeg[:-2] + 200 * scan + jpeg[-2:],
+        },
+    )
+    translate(checkpoint, source, tmp_path / "out", max_bad_fraction=0.9)
+    errors = {name: row["error"] for name, row in ledger(tmp_path / "out").items()}
+    assert errors == {"good.png": "", "thin.png": "TooManyTiles", "scans.jpg": "TooManyScans"}
+
+
+@pytest.mark.parametrize("format, width", [("webp", 16_384), ("jpeg", 65_536)])
+def test_an_output_too_long_for_its_format_is_a_failed_row(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], format: Any, width: int
+) -> None:
+    files = {"good.png": make_image(64, 64), "long.png": encode(np.zeros((40, width, 3), np.uint8))}
+    translate(checkpoint, write(tmp_path / "in", files), tmp_path / "out", image_format=format, max_bad_fraction=0.9)
+    rows = ledger(tmp_path / "out")
+    assert {name: row["error"] for name, row in rows.items()} == {"good.png": "", "long.png": "TooLargeForFormat"}
+    assert "png" in rows["long.png"]["message"]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
