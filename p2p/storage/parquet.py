@@ -38,7 +38,8 @@ MAX_ID_BYTES = 1024
 """As long as the key of an object may be."""
 _TEXT_ROWS = 1024
 _CELL_ROWS = 32
-_CELL_BATCH_BYTES = 64 * 2**20
+_CELL_BATCH_BYTES = 16 * 2**20
+_LARGE_BYTES = 2**20  # equal values above it are one object, however many rows are kept
 _SLACK_BYTES = 2**20  # for what a column has beside its values
 _EXTENSION_NAME = b"ARROW:extension:name"  # kept in a field's metadata where the type is not registered
 
@@ -262,13 +263,17 @@ def read_cells(
     at_once = max(1, min(_CELL_ROWS, _CELL_BATCH_BYTES // max(1, largest)))
     column, _, member = (path, "", "") if path in file.schema_arrow.names else path.partition(".")
     start, last = 0, max(rows, default=-1)
+    large: dict[bytes, bytes] = {}
     for batch in file.iter_batches(batch_size=at_once, row_groups=[row_group], columns=[path]):
         values = batch.column(column)
         if member:
             values = pc.struct_field(values, member)
         for row in range(start, start + len(values)):
             if row in rows:
-                yield row, _image(values[row - start], max_bytes)
+                data = _image(values[row - start], max_bytes)
+                if isinstance(data, bytes) and len(data) > _LARGE_BYTES:
+                    data = large.setdefault(data, data)
+                yield row, data
         start += len(values)
         if start > last:
             return
