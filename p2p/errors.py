@@ -10,6 +10,7 @@ P2PError                 exit status 1
 │   └── KeysRefused      the credentials are missing, wrong or expired: nothing at all can be read or written with them
 ├── CheckpointError      a checkpoint cannot be read, or is of another kind
 ├── BadInput             one input of many is bad; becomes a row in `errors/` or `ledger/`
+├── TaskFailedError      a task cannot be done where it runs: its processes end at no input, or memory runs out
 ├── TrainingStopped      training cannot go on (numbers no longer finite, too many lost workers)
 └── TooManyBadInputs     exit status 3: the work is done, but more inputs were bad than allowed
 """
@@ -170,6 +171,10 @@ class BadInput(P2PError):
 
     def __reduce__(self) -> tuple[type[BadInput], tuple[str, str]]:
         return type(self), (self.kind, str(self))
+
+
+class TaskFailedError(P2PError):
+    """A task's processes end again and again at no input in particular, or memory runs out."""
 
 
 class TrainingStopped(P2PError):

@@ -12,11 +12,12 @@ tasks back.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -27,9 +28,10 @@ from ray.data import ExecutionResources
 
 from p2p.data.augment import centre_crop, jitter, join_sides
 from p2p.data.order import LANE_ROWS, Row, Window, epoch_order, stored_order
-from p2p.data.pairs import Formats, Pair, Pairs, RowGroup, read_rows
+from p2p.data.pairs import Formats, Pair, Pairs, RowGroup, read_rows, try_rows
 from p2p.data.session import is_private, physical_cores, quiet_data_context, reader_cpus
-from p2p.errors import BadInput
+from p2p.data.tasks import MAX_ATTEMPTS, is_repeat, memory_reported, run_as_task
+from p2p.errors import BadInput, TaskFailedError
 from p2p.storage.images import Pixels
 from p2p.storage.pixels import RGB
 
@@ -114,15 +116,37 @@ def prepare_lane(batch: dict[str, Pixels], preparation: Preparation) -> dict[str
     for text in batch["lane"]:
         lane = json.loads(str(text))
         groups = [RowGroup(**group) for group in lane["groups"]]
+        wanted = (groups, lane["rows"], lane["load_size"], preparation.formats)
         try:
-            for pair in read_rows(groups, lane["rows"], lane["load_size"], preparation.formats):
-                prepared.append(_crop(pair, lane["epoch"], preparation))
-        except BadInput as error:
+            with memory_reported(f"reading {groups[0].uri}"):
+                if is_repeat(f"pairs of {groups[0].uri}"):
+                    try_rows(*wanted)
+                for pair in read_rows(*wanted):
+                    prepared.append(_crop(pair, lane["epoch"], preparation))
+        except (BadInput, TaskFailedError) as error:
             problem = str(error)
+            if isinstance(error, BadInput):
+                problem += "; jobs/prepare.py leaves bad pairs out and lists them"
             dtype = preparation.formats[0].dtype
             blank = np.zeros(preparation.pair_bytes // dtype.itemsize, dtype)
             prepared += [blank] * len(lane["rows"])
     return {"pairs": np.stack(prepared), "problem": np.full(len(prepared), problem, dtype=object)}
+
+
+def read_first(pairs: Pairs, count: int, formats: Formats) -> list[Pair]:
+    """The first `count` pairs, decoded by a task as all others are. Raises BadInput that names a bad pair."""
+    every = ((number, row) for number, group in enumerate(pairs.groups) for row in range(group.rows))
+    rows = list(itertools.islice(every, count))
+    groups = pairs.groups[: 1 + max(number for number, _ in rows)]
+    wanted = (groups, rows, pairs.load_size, formats)
+    # A node that takes work has room for so little, whatever else reads there.
+    return run_as_task(_read_rows, *wanted, num_cpus=0.1, retries=MAX_ATTEMPTS)
+
+
+def _read_rows(groups: Sequence[RowGroup], rows: Sequence[Row], load_size: int, formats: Formats) -> list[Pair]:
+    if is_repeat(f"pairs of {groups[0].uri}"):
+        try_rows(groups, rows, load_size, formats)
+    return list(read_rows(groups, rows, load_size, formats))
 
 
 def _crop(pair: Pair, epoch: int, preparation: Preparation) -> Pixels:
@@ -286,7 +310,7 @@ class Feed:
         for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
             problem = next(filter(None, batch["problem"]), None)
             if problem is not None:
-                raise BadInput("BadPair", f"{problem}; jobs/prepare.py leaves bad pairs out and lists them")
+                raise BadInput("BadPair", problem)
             # A copy, since arrays in Ray's object store stay there for as long as they are looked at: windows that wait
             # for the training would fill a small store, and then no task could go on.
             arrays.append(batch["pairs"].copy())

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from p2p.data.order import Row
 from p2p.errors import BadInput, Damaged, NotFound, UsageError
 from p2p.storage import images, pixels
+from p2p.storage.deadline import decode_deadline
 from p2p.storage.filesystems import (
     DEFAULT_MAX_BYTES,
     join,
@@ -25,6 +26,7 @@ from p2p.storage.images import Pixels
 from p2p.storage.names import printable
 from p2p.storage.parquet import find_bytes, open_parquet, read_cells, short_text
 from p2p.storage.pixels import RGB, PixelFormat
+from p2p.storage.trial import find_fatal_item, process_ended
 
 SPLITS = ("train", "val", "test")
 ROW_GROUP_PAIRS = 32
@@ -257,24 +259,45 @@ def read_rows(
         yield Pair(pair_id=pair_id, a=a, b=b)
 
 
+def try_rows(groups: Sequence[RowGroup], rows: Sequence[Row], load_size: int, formats: Formats = (RGB, RGB)) -> None:
+    """Do what `read_rows` does in another process first. Raises BadInput that names the pair at which that one ends."""
+    places = {number: place for place, number in enumerate(dict.fromkeys(number for number, _ in rows))}
+    own_rows = [(places[number], row) for number, row in rows]
+    position = find_fatal_item(read_rows, [groups[number] for number in places], own_rows, load_size, formats)
+    if position is None:
+        return
+    number, row = rows[position]
+    group = groups[number]
+    pair_id = group.pair_id
+    if group.number >= 0:
+        with _open_part(group.uri, has_ids=True) as parquet:
+            pair_id = _read_ids(parquet, group)[row] or ""
+    raise process_ended(f"pair {pair_id!r} in {group.uri}: ")
+
+
 _Stored = dict[int, tuple[str, bytes | BadInput, bytes | BadInput]]
 """Pair id and both sides, encoded, by row."""
 
 
 def _read_stored(group: RowGroup, rows: Collection[int]) -> _Stored:
     with _open_part(group.uri, has_ids=True) as parquet:
-        table = parquet.read_row_group(group.number, columns=["pair_id"])
-        ids = short_text(table["pair_id"].combine_chunks(), f"{group.uri}: column 'pair_id'")
+        ids = _read_ids(parquet, group)
         a, b = (dict(read_cells(parquet, group.number, side, rows, DEFAULT_MAX_BYTES)) for side in _SIDES)
     gone = BadInput("Missing", "its row group has fewer rows than when it was listed")
     return {row: (ids[row] or "", a.get(row, gone), b.get(row, gone)) for row in rows}
+
+
+def _read_ids(parquet: pq.ParquetFile, group: RowGroup) -> list[str | None]:
+    table = parquet.read_row_group(group.number, columns=["pair_id"])
+    return short_text(table["pair_id"].combine_chunks(), f"{group.uri}: column 'pair_id'")
 
 
 def _decode(pair_id: str, uri: str, data: bytes | BadInput, wanted: PixelFormat) -> Pixels:
     try:
         if isinstance(data, BadInput):
             raise data
-        return pixels.decode(data, wanted)
+        with decode_deadline():
+            return pixels.decode(data, wanted)
     except BadInput as error:
         raise BadInput(error.kind, f"pair {pair_id!r} in {uri}: {error}") from None
 

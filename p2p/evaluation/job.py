@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -16,9 +18,10 @@ from p2p.data.description import Description, formats_for, read_description
 from p2p.data.order import Row
 from p2p.data.pairs import Pairs, open_pairs, raw_load_size
 from p2p.data.session import available_cores, available_gpus, physical_cores, quiet_data_context, ray_session
-from p2p.errors import CheckpointError, NotFound, StorageError, UsageError
+from p2p.data.tasks import run_as_task
+from p2p.errors import CheckpointError, NotFound, P2PError, StorageError, UsageError
 from p2p.evaluation.config import EvaluateConfig
-from p2p.evaluation.judge import UNTRAINED, Judge, Task
+from p2p.evaluation.judge import UNTRAINED, Drawn, Judge, Task
 from p2p.model.checkpoint import load_generator
 from p2p.model.config import Direction, ModelConfig
 from p2p.model.metrics import METRICS, Measured, Palette, Totals, default_metrics, find_metric
@@ -35,8 +38,11 @@ from p2p.storage.filesystems import (
 from p2p.storage.outputs import require_output
 from p2p.storage.pixels import RGB
 
+log = logging.getLogger("p2p")
+
 _CHUNK_PAIRS = 32
 _EXAMPLES = 3
+_SECONDS = 600.0  # for drawing them
 _RANKING = ("palette_accuracy", "ssim", "l1")
 """The first of these that was measured sorts the examples."""
 Results = list[dict[str, Any]]
@@ -122,33 +128,32 @@ def _rows(pairs: Pairs, limit: int) -> list[Row]:
 
 
 def _judge_on_ray(config: EvaluateConfig, task: Task, rows: Sequence[Row]) -> Results:
-    """One row per pair, in stored order."""
-    with ray_session():
-        gpus = available_gpus() if config.gpu != "false" else 0
-        if config.gpu == "true" and not gpus:
-            raise UsageError("--gpu true: the cluster has no GPU; pass --gpu auto or false")
-        chunks = math.ceil(len(rows) / _CHUNK_PAIRS)
-        actors = min(gpus or available_cores(), chunks)
-        threads = max(1, min(available_cores() // actors, physical_cores()))
-        sized = dataclasses.replace(task, device="cuda" if gpus else "cpu", threads=threads)
-        quiet_data_context()
-        blocks = [
-            pa.table({"group": [group for group, _ in chunk], "row": [row for _, row in chunk]})
-            for chunk in (rows[start : start + _CHUNK_PAIRS] for start in range(0, len(rows), _CHUNK_PAIRS))
-        ]
-        dataset = ray.data.from_arrow(blocks).map_batches(
-            Judge,
-            fn_constructor_kwargs={"task": sized},
-            batch_size=_CHUNK_PAIRS,
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=1,
-            num_gpus=1 if gpus else 0,
-        )
-        results: Results = []
-        with Progress("evaluate", total=len(rows), unit="pairs") as progress:
-            for row in dataset.iter_rows():
-                results.append(row)
-                progress.advance(1)
+    """One row per pair, in stored order. Needs Ray."""
+    gpus = available_gpus() if config.gpu != "false" else 0
+    if config.gpu == "true" and not gpus:
+        raise UsageError("--gpu true: the cluster has no GPU; pass --gpu auto or false")
+    chunks = math.ceil(len(rows) / _CHUNK_PAIRS)
+    actors = min(gpus or available_cores(), chunks)
+    threads = max(1, min(available_cores() // actors, physical_cores()))
+    sized = dataclasses.replace(task, device="cuda" if gpus else "cpu", threads=threads)
+    quiet_data_context()
+    blocks = [
+        pa.table({"group": [group for group, _ in chunk], "row": [row for _, row in chunk]})
+        for chunk in (rows[start : start + _CHUNK_PAIRS] for start in range(0, len(rows), _CHUNK_PAIRS))
+    ]
+    dataset = ray.data.from_arrow(blocks).map_batches(
+        Judge,
+        fn_constructor_kwargs={"task": sized},
+        batch_size=_CHUNK_PAIRS,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_cpus=1,
+        num_gpus=1 if gpus else 0,
+    )
+    results: Results = []
+    with Progress("evaluate", total=len(rows), unit="pairs") as progress:
+        for row in dataset.iter_rows():
+            results.append(row)
+            progress.advance(1)
     return sorted(results, key=lambda row: (row["group"], row["row"]))
 
 
@@ -164,21 +169,32 @@ def _totals(task: Task, results: Results, prefix: str) -> dict[str, float]:
 
 
 def _examples(task: Task, results: Results) -> dict[str, list[Judged]]:
-    """Draw the best, median and worst pairs again, in this process; nothing kept their pixels."""
+    """Draw the best, median and worst pairs again, since nothing kept their pixels; none where that fails, which is no
+    reason to.
+    """
     ranking = next((name for name in _RANKING if name in task.metrics), task.metrics[0])
     lower_is_better = METRICS[ranking].better == "lower"
     ordered = sorted(results, key=lambda row: row[ranking], reverse=not lower_is_better)
     count = min(_EXAMPLES, max(1, len(ordered) // 3))
     middle = (len(ordered) - count) // 2
     chosen = {"best": ordered[:count], "median": ordered[middle : middle + count], "worst": ordered[-count:]}
-    judge = Judge(dataclasses.replace(task, compare_untrained=False))
+    places = [(row["group"], row["row"]) for rows in chosen.values() for row in rows]
+    try:
+        drawn = iter(run_as_task(_draw, dataclasses.replace(task, compare_untrained=False), places, seconds=_SECONDS))
+    except P2PError as error:
+        log.warning("the report has no examples: %s", error)
+        return {}
     return {
         name: [
-            Judged(drawn.pair_id, drawn.input, drawn.output, drawn.target, {m: float(row[m]) for m in task.metrics})
-            for row, drawn in zip(rows, judge.draw([(row["group"], row["row"]) for row in rows]), strict=True)
+            Judged(pair.pair_id, pair.input, pair.output, pair.target, {m: float(row[m]) for m in task.metrics})
+            for row, pair in zip(rows, itertools.islice(drawn, len(rows)), strict=True)
         ]
         for name, rows in chosen.items()
     }
+
+
+def _draw(task: Task, rows: Sequence[Row]) -> list[Drawn]:
+    return Judge(task).draw(rows)
 
 
 def _write_table(output: str, columns: Sequence[str], results: Results) -> None:
@@ -203,7 +219,9 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     started = time.monotonic()
     task, checkpoint_id = _plan(config)
     output = absolute(config.output)
-    results = _judge_on_ray(config, task, _rows(task.pairs, config.limit))
+    with ray_session():
+        results = _judge_on_ray(config, task, _rows(task.pairs, config.limit))
+        examples = _examples(task, results)
     prefixes = ["", UNTRAINED] if config.compare_untrained else [""]
     metrics: dict[str, Any] = {"n": len(results)}
     for prefix in prefixes:
@@ -212,7 +230,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     _write_table(output, [prefix + name for prefix in prefixes for name in task.metrics], results)
     per_image = {name: [float(row[name]) for row in results] for name in task.metrics}
     details = dict(_details(config, task, checkpoint_id))
-    report = write_evaluation_report(output, metrics, _examples(task, results), per_image, details)
+    report = write_evaluation_report(output, metrics, examples, per_image, details)
     seconds = round(time.monotonic() - started, 3)
     summary = {"metrics": metrics, "seconds": seconds, "checkpoint_id": checkpoint_id, "report": report}
     write_json(join(output, "summary.json"), summary)

@@ -11,7 +11,8 @@ import torch
 
 from p2p.data.augment import centre_crop
 from p2p.data.order import Row
-from p2p.data.pairs import Formats, Pairs, read_rows
+from p2p.data.pairs import Formats, Pairs, read_rows, try_rows
+from p2p.data.tasks import is_repeat, memory_reported
 from p2p.errors import BadInput
 from p2p.model.allocator import keep_freed_memory
 from p2p.model.checkpoint import load_generator
@@ -74,7 +75,10 @@ class Judge:
     def _cropped(self, rows: Sequence[Row]) -> Iterator[tuple[str, Pixels, Pixels]]:
         """Yield (pair id, input, target); BadInput names a pair that is smaller than the crop."""
         pairs = self._task.pairs
-        for pair in read_rows(pairs.groups, rows, pairs.load_size, self._task.formats):
+        wanted = (pairs.groups, rows, pairs.load_size, self._task.formats)
+        if is_repeat(f"pairs of {pairs.uri}"):
+            try_rows(*wanted)
+        for pair in read_rows(*wanted):
             try:
                 sides = centre_crop(pair["a"], pair["b"], self._task.crop_size)
             except BadInput as error:
@@ -92,7 +96,8 @@ class Judge:
         """Rows of (group, row) -> the same with `pair_id`, each metric, and each confusion matrix, flattened."""
         rows = list(zip(batch["group"].tolist(), batch["row"].tolist(), strict=True))
         judged: dict[str, Any] = dict(batch)
-        ids, inputs, targets = zip(*self._cropped(rows), strict=True)
+        with memory_reported(f"evaluating pairs of {self._task.pairs.uri}"):
+            ids, inputs, targets = zip(*self._cropped(rows), strict=True)
         judged["pair_id"] = list(ids)
         wanted = torch.from_numpy(np.stack(targets))
         for prefix, engine in self._engines.items():

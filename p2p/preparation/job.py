@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from p2p.data.description import Description, Side, write_description
 from p2p.data.pairs import SPLITS, part_name
-from p2p.errors import UsageError, check_bad_fraction
+from p2p.data.tasks import is_repeat, memory_reported, run_as_task
+from p2p.errors import P2PError, UsageError, check_bad_fraction
 from p2p.model.config import Palette as Classes
 from p2p.model.config import as_palette
 from p2p.preparation.chunks import ChunkStore
@@ -21,6 +22,7 @@ from p2p.preparation.config import SYNTHETIC, PrepareConfig, parse_synthetic
 from p2p.preparation.doctor import Doctor
 from p2p.preparation.doctor.portrait import MOST_CLOSE
 from p2p.preparation.examination import DOCUMENT, PAGE, Key, Sides, conclude
+from p2p.preparation.fatal_pairs import drop_fatal_pairs
 from p2p.preparation.locations import Drawing, Fetcher
 from p2p.preparation.pairing import Pairing, PairRef, choose_split, pair_one_source, pair_two_sources
 from p2p.preparation.shards import (
@@ -60,6 +62,7 @@ _PART = re.compile(r"part-\d{5,}\.parquet")
 _ERROR_SCHEMA = pa.schema([("source_uri", pa.string()), ("error", pa.string()), ("message", pa.string())])
 _ERRORS_PER_PART = 100_000
 _SYNTHETIC_SIZE = 256
+_SECONDS_FOR_PICTURES = 600.0
 
 
 def run(config: PrepareConfig) -> dict[str, Any]:
@@ -193,7 +196,7 @@ def _say_what_was_found(pairing: Pairing, config: PrepareConfig) -> None:
         )
 
 
-def _fetcher(chunks: list[Any], max_bytes: int) -> Fetcher:
+def _fetcher(chunks: list[Any], max_bytes: int, row_by_row: bool = False) -> Fetcher:
     """Reads whatever a location names; compressed tars lie in `chunks` of Ray's object store."""
 
     def chunk(number: int) -> memoryview:
@@ -201,7 +204,7 @@ def _fetcher(chunks: list[Any], max_bytes: int) -> Fetcher:
 
         return memoryview(ray.get(chunks[number]))
 
-    return Fetcher(chunk, max_bytes)
+    return Fetcher(chunk, max_bytes, row_by_row)
 
 
 def _write_batch(
@@ -209,10 +212,19 @@ def _write_batch(
 ) -> pa.Table:
     """The Ray Data task: pickled shards in, pickled reports out; the pairs themselves go straight to storage."""
     reports = []
-    fetch = _fetcher(chunks, config.max_bytes)
     for pickled in batch.column("shard").to_pylist():
         shard: Shard = pickle.loads(pickled)
-        report = write_shard(shard, output, config.load_size, fetch, formats=config.formats, close_share=close_share)
+        fatal: list[BadRow] = []
+        some = f"pairs such as {shard.pairs[0].a.uri}"
+        with memory_reported(f"preparing {some}"):
+            fetch = _fetcher(chunks, config.max_bytes)
+            if is_repeat(some):
+                fetch = _fetcher(chunks, config.max_bytes, row_by_row=True)
+                shard, fatal = drop_fatal_pairs(shard, config.load_size, fetch, config.formats)
+            report = write_shard(
+                shard, output, config.load_size, fetch, formats=config.formats, close_share=close_share
+            )
+        report.bad += fatal
         reports.append(pickle.dumps(report))
     return pa.table({"report": pa.array(reports, pa.binary())})
 
@@ -278,19 +290,25 @@ def _write(
 
 
 def _show(pairing: Pairing, config: PrepareConfig, chunks: list[Any]) -> Callable[[Iterable[Key]], Sides]:
-    """What fetches some pairs once more, small, for the doctor's page."""
+    """What fetches some pairs once more, small, for the doctor's page; none where that fails, which is no reason to."""
 
     def show(keys: Iterable[Key]) -> Sides:
         wanted = set(keys)
         pairs = [pair for pair in pairing.pairs if (pair.split, pair.pair_id) in wanted]
-        fetch = _fetcher(chunks, config.max_bytes)
-        decoded = decode_pairs(pairs, config.load_size, fetch, [], config.formats)
-        return {
-            (pair.split, pair.pair_id): (thumbnail(as_rgb(a.image)), thumbnail(as_rgb(b.image)))
-            for pair, a, b in decoded
-        }
+        try:
+            return run_as_task(_make_thumbnails, pairs, config, chunks, seconds=_SECONDS_FOR_PICTURES)
+        except P2PError as error:
+            log.warning("the doctor's page has no pictures: %s", error)
+            return {}
 
     return show
+
+
+def _make_thumbnails(pairs: list[PairRef], config: PrepareConfig, chunks: list[Any]) -> Sides:
+    decoded = decode_pairs(pairs, config.load_size, _fetcher(chunks, config.max_bytes), [], config.formats)
+    return {
+        (pair.split, pair.pair_id): (thumbnail(as_rgb(a.image)), thumbnail(as_rgb(b.image))) for pair, a, b in decoded
+    }
 
 
 def _listed(palette: Palette) -> Classes | None:

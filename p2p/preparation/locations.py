@@ -127,15 +127,25 @@ def open_zip(file: IO[bytes], uri: str) -> zipfile.ZipFile:
 class Fetcher:
     """Reads locations, keeping the archive and the row group it last used open. Threads may share it.
 
-    `chunk` gives the bytes of a numbered chunk. Images of more than `max_bytes` bytes are refused.
+    `chunk` gives the bytes of a numbered chunk. Images of more than `max_bytes` bytes are refused. `row_by_row`: of a
+    Parquet file no row is decoded ahead of its turn, since one may end the process.
     """
 
-    def __init__(self, chunk: Callable[[int], memoryview] | None = None, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+    def __init__(
+        self,
+        chunk: Callable[[int], memoryview] | None = None,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        row_by_row: bool = False,
+    ) -> None:
         self._chunk = chunk
-        self._max_bytes = max_bytes
+        self._max_bytes, self._row_by_row = max_bytes, row_by_row
         self._zips: dict[str, zipfile.ZipFile] = {}
         self._columns: dict[str, tuple[tuple[str, int, int], Iterator[tuple[int, bytes | BadInput]]]] = {}
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Fetcher], tuple[None, int, bool]]:
+        """For another process, with nothing open; chunks stay with this one."""
+        return Fetcher, (None, self._max_bytes, self._row_by_row)
 
     def __call__(self, where: Location) -> bytes:
         """The bytes at `where`. Raises BadInput where they are missing or damaged, StorageError otherwise."""
@@ -189,7 +199,7 @@ class Fetcher:
         with self._lock:
             before, found = self._columns.get(where.column, (None, iter(())))
             if before is None or before[:2] != (where.file, where.row_group) or before[2] >= where.row:
-                found = _read_on(where, self._max_bytes)
+                found = _read_on(where, self._max_bytes, self._row_by_row)
             self._columns.pop(where.column, None)  # what raises an error cannot be read on from
             gone = BadInput("Missing", "the row was listed and is gone now")
             data = next((data for row, data in found if row == where.row), gone)
@@ -199,14 +209,15 @@ class Fetcher:
         return data
 
 
-def _read_on(where: Cell, max_bytes: int) -> Iterator[tuple[int, bytes | BadInput]]:
+def _read_on(where: Cell, max_bytes: int, row_by_row: bool) -> Iterator[tuple[int, bytes | BadInput]]:
     """The rows of a column from `where` to the end of its row group."""
     with open_parquet(where.file) as parquet:
         schema = parquet.schema_arrow
         path = find_bytes(schema.field(where.column)) if schema.names.count(where.column) == 1 else None
         if path is not None and where.row_group < parquet.num_row_groups:
             rows = range(where.row, parquet.metadata.row_group(where.row_group).num_rows)
-            yield from read_cells(parquet, where.row_group, path, rows, max_bytes)
+            before_row = (lambda row: None) if row_by_row else None
+            yield from read_cells(parquet, where.row_group, path, rows, max_bytes, before_row=before_row)
 
 
 def image_columns(schema: pa.Schema) -> list[str]:

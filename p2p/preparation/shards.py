@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -21,6 +21,7 @@ from p2p.preparation.pairing import PairRef
 from p2p.preparation.sources import BadRow
 from p2p.preparation.synthetic import city_pair
 from p2p.storage import images, pixels
+from p2p.storage.deadline import decode_deadline
 from p2p.storage.filesystems import is_remote, join, write_table
 from p2p.storage.images import Array, Pixels
 from p2p.storage.pixels import RGB
@@ -33,6 +34,8 @@ _LABEL_COLOURS = 256  # a picture of at most so many colours is drawn, not photo
 _SAME_SHAPE = 0.01  # how far two aspect ratios may differ, relatively, and still show the same place
 
 Colour = tuple[int, int, int]
+Fetch = Callable[[Location], bytes]
+"""As `Fetcher` does."""
 Palette = frozenset[Colour] | None  # None: more than MAX_PALETTE colours
 
 
@@ -117,7 +120,7 @@ def write_shard(
     portraits = []
     for pair, a, b in decode_pairs(shard.pairs, load_size, fetch, report.bad, formats):
         if output is not None:
-            rows.append(_row(pair, a, b, load_size, report))
+            rows.append(make_row(pair, a, b, load_size, report))
         closely = is_sampled(pair.pair_id, close_share)
         portraits.append((pair.pair_id, *portray(a.image, b.image, (a.mode, b.mode), closely=closely)))
     if rows and output is not None:
@@ -129,7 +132,7 @@ def write_shard(
 
 
 def decode_pairs(
-    pairs: Sequence[PairRef], load_size: int, fetch: Fetcher, bad: list[BadRow], formats: Formats = (RGB, RGB)
+    pairs: Sequence[PairRef], load_size: int, fetch: Fetch, bad: list[BadRow], formats: Formats = (RGB, RGB)
 ) -> Iterator[tuple[PairRef, Side, Side]]:
     """Yield the pairs of which both sides can be decoded and fit each other, with them; the others go into `bad`."""
     for pair, fetched in _fetch_all(pairs, fetch):
@@ -140,7 +143,8 @@ def decode_pairs(
                 where = location.uri
                 if isinstance(data, BadInput):
                     raise data
-                sides.append(Side(pixels.decode(data, wanted), data, mode_of(data) if wanted == RGB else ""))
+                with decode_deadline():
+                    sides.append(Side(pixels.decode(data, wanted), data, mode_of(data) if wanted == RGB else ""))
             where = pair.a.uri
             if len(sides) == 1:
                 sides = _halves(sides[0], formats)
@@ -153,7 +157,8 @@ def decode_pairs(
 
 def _halves(whole: Side, formats: Formats) -> list[Side]:
     """A and B of a combined image that was read as A is."""
-    image_b = whole.image if formats[0] == formats[1] else pixels.decode(whole.original, formats[1])
+    with decode_deadline():
+        image_b = whole.image if formats[0] == formats[1] else pixels.decode(whole.original, formats[1])
     return [
         Side(images.split_halves(whole.image)[0], mode=whole.mode),
         Side(images.split_halves(image_b)[1], mode=whole.mode),
@@ -167,7 +172,7 @@ def _draw(where: Drawing) -> tuple[Array, Array]:
 Fetched = list[tuple[Location, bytes | BadInput]]
 
 
-def _fetch_all(pairs: Sequence[PairRef], fetch: Fetcher) -> Iterator[tuple[PairRef, Fetched]]:
+def _fetch_all(pairs: Sequence[PairRef], fetch: Fetch) -> Iterator[tuple[PairRef, Fetched]]:
     """Yield each pair with the bytes of its files, in order; remote files some at a time."""
 
     def get(where: Location) -> bytes | BadInput:
@@ -205,7 +210,8 @@ def _check_sizes(pair: PairRef, a: Side, b: Side, load_size: int) -> None:
     )
 
 
-def _row(pair: PairRef, a: Side, b: Side, load_size: int, report: ShardReport) -> dict[str, Any]:
+def make_row(pair: PairRef, a: Side, b: Side, load_size: int, report: ShardReport) -> dict[str, Any]:
+    """Encode a pair at its stored size; the colours go into `report`."""
     height, width = (load_size, load_size) if load_size else a.image.shape[:2]
     stored_a, colours_a = _store(a, load_size)
     stored_b, colours_b = _store(b, load_size)

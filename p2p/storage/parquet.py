@@ -8,8 +8,9 @@ value is read.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -242,7 +243,13 @@ def short_text(values: pa.Array, what: str, max_bytes: int = MAX_ID_BYTES) -> li
 
 
 def read_cells(
-    file: pq.ParquetFile, row_group: int, path: str, rows: Collection[int], max_bytes: int
+    file: pq.ParquetFile,
+    row_group: int,
+    path: str,
+    rows: Collection[int],
+    max_bytes: int,
+    *,
+    before_row: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, bytes | BadInput]]:
     """Yield (row, encoded image) for some rows of a row group, in their order, a few of them in memory at a time.
 
@@ -252,6 +259,8 @@ def read_cells(
         path: a column, or `column.bytes` of a struct, as `find_bytes` says.
         rows: numbers within the row group.
         max_bytes: larger images come as BadInput; so do those that are null.
+        before_row: if given, rows are decoded one at a time, and this is called with each of `rows` before that one,
+            or what lies between it and the one before, is.
 
     """
     group = file.metadata.row_group(row_group)
@@ -264,7 +273,14 @@ def read_cells(
     column, _, member = (path, "", "") if path in file.schema_arrow.names else path.partition(".")
     start, last = 0, max(rows, default=-1)
     large: dict[bytes, bytes] = {}
-    for batch in file.iter_batches(batch_size=at_once, row_groups=[row_group], columns=[path]):
+    coming = sorted(rows) if before_row else []
+    batches = file.iter_batches(batch_size=1 if before_row else at_once, row_groups=[row_group], columns=[path])
+    while start <= last:
+        if before_row is not None:
+            before_row(coming[bisect.bisect_left(coming, start)])
+        batch = next(batches, None)
+        if batch is None:
+            return
         values = batch.column(column)
         if member:
             values = pc.struct_field(values, member)
@@ -275,8 +291,6 @@ def read_cells(
                     data = large.setdefault(data, data)
                 yield row, data
         start += len(values)
-        if start > last:
-            return
 
 
 def _image(value: pa.Scalar, max_bytes: int) -> bytes | BadInput:

@@ -12,8 +12,8 @@ import torch.distributed
 from torch import Tensor
 
 from p2p.data.augment import centre_crop
-from p2p.data.feed import Preparation
-from p2p.data.pairs import Pairs, first_pairs
+from p2p.data.feed import Preparation, read_first
+from p2p.data.pairs import Pairs
 from p2p.model.metrics import Measured, Palette, Totals, default_metrics, find_metric, measure
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.tensors import to_levels, to_pixels
@@ -158,7 +158,7 @@ class Samples:
     def __init__(self, pairs: Pairs, preparation: Preparation) -> None:
         sides = [
             centre_crop(pair["a"], pair["b"], preparation.crop_size)[:: -1 if preparation.swap else 1]
-            for pair in first_pairs(pairs, _SAMPLES, preparation.formats)
+            for pair in read_first(pairs, _SAMPLES, preparation.formats)
         ]
         self._inputs = np.stack([side[0] for side in sides])
         self._targets = np.stack([side[1] for side in sides])

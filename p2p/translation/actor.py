@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from p2p.errors import BadInput, CheckpointError, P2PError
+from p2p.errors import CheckpointError, P2PError
 from p2p.model.allocator import keep_freed_memory
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, choose_precision
+from p2p.storage.deadline import DECODE_SECONDS, Deadline
 from p2p.storage.filesystems import DEFAULT_MAX_BYTES, exists, is_remote
 from p2p.translation.codec import Codec
 from p2p.translation.config import Settings
-from p2p.translation.deaths import DECODE_SECONDS, PROCESS_ENDED, Deadline, Note, begin_note, begun_shards
+from p2p.translation.crash_records import CrashRecord, begun_shards, open_record
 from p2p.translation.fetching import Fetcher
 from p2p.translation.hosts import LOCAL
 from p2p.translation.inputs import Input
@@ -114,7 +115,7 @@ class ShardTranslator:
         keep_freed_memory()
         torch.set_num_threads(1)  # several threads are several batches, several images
         self._work = work
-        self._notes: dict[int, Note] = {}
+        self._records: dict[int, CrashRecord] = {}
         self._pipeline: Pipeline | None = None
         self._told = -math.inf
 
@@ -158,7 +159,7 @@ class ShardTranslator:
             yield {"stopped": f"{advice}. The same command continues"}
 
     def _translate(self, pipeline: Pipeline, shards: Sequence[Shard]) -> Iterator[ShardReport]:
-        """All shards in one flow, except those at which a process has ended: these go image by image."""
+        """All shards in one flow, except those at which a process has crashed: these go image by image."""
         begun = begun_shards(self._work.output)
         yield from pipeline.run(shard for shard in shards if shard.index not in begun)
         for shard in shards:
@@ -172,8 +173,10 @@ class ShardTranslator:
             self._declare_done,
             functools.partial(read_kept, output),
             self._begin,
-            self._take_up,
-            self._put_down,
+            self._start_read,
+            self._start_row,
+            self._start_image,
+            self._finish_image,
         )
 
     def _read_inputs(self, shard: Shard) -> list[Input]:
@@ -183,26 +186,26 @@ class ShardTranslator:
         return read_inputs(shard)
 
     def _begin(self, shard: int) -> None:
-        self._notes[shard] = begin_note(self._work.output, shard)
+        self._records[shard] = open_record(self._work.output, shard)
 
     def _declare_done(self, shard: int, rows: Sequence[LedgerRow]) -> None:
         write_ledger(self._work.output, shard, rows)
-        self._notes.pop(shard).remove()
+        self._records.pop(shard).remove()
 
-    def _take_up(self, shard: int, position: int) -> None:
-        """Called for every image; only those of a suspected shard are noted."""
-        note = self._notes[shard]
-        if not note.watched:
-            return
-        if note.is_bad(position):
-            raise BadInput(
-                PROCESS_ENDED,
-                f"the process that worked on it ended each time: a crash, a hang of more than {DECODE_SECONDS:g} s, or "
-                f"more memory than there is",
-            )
-        note.take_up(position)
+    def _start_read(self, shard: int, position: int) -> bool:
+        record = self._records[shard]
+        return record.watched and record.start_read(position)
 
-    def _put_down(self, shard: int) -> None:
-        note = self._notes[shard]
-        if note.watched:
-            note.take_up(None)
+    def _start_row(self, shard: int, position: int) -> None:
+        self._records[shard].start_row(position)
+
+    def _start_image(self, shard: int, position: int) -> None:
+        """Called for every image; only those of a suspected shard are recorded."""
+        record = self._records[shard]
+        if record.watched:
+            record.start_image(position)
+
+    def _finish_image(self, shard: int) -> None:
+        record = self._records[shard]
+        if record.watched:
+            record.finish_image()

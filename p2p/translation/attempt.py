@@ -22,7 +22,7 @@ from p2p.storage.filesystems import (
     sweep_temporaries,
     write_json,
 )
-from p2p.translation import deaths, ledger, plan
+from p2p.translation import crash_records, ledger, plan
 from p2p.translation.config import Settings, TranslateConfig
 from p2p.translation.corpus import Corpus, Selection
 from p2p.translation.plan import Plan, Shard
@@ -31,7 +31,7 @@ from p2p.translation.sinks import images, open_sink, packed
 
 SETTINGS = "settings.json"
 _FOLDERS = (packed.FOLDER, images.FOLDER, ledger.FOLDER, plan.FOLDER)
-_PASSING_FOLDERS = (deaths.FOLDER, ledger.RETRY_FOLDER)  # there only while work is going on
+_PASSING_FOLDERS = (crash_records.FOLDER, ledger.RETRY_FOLDER)  # there only while work is going on
 _FILES = (SETTINGS, "summary.json", "report.html")
 _REMOVERS = 16
 
@@ -112,7 +112,7 @@ def exists_translation(output: str) -> bool:
 def begin(output: str, settings: Settings) -> None:
     """Make `output` ready: sweep what killed writers left, note the settings."""
     sweep_temporaries(output)
-    deaths.forgive(output)
+    crash_records.clear(output)
     write_json(join(output, SETTINGS), settings.to_dict())
 
 

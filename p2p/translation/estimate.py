@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import torch
+
+from p2p.data.tasks import run_as_task
 from p2p.progress import format_duration
 from p2p.translation.actor import Work, make_pipeline
 from p2p.translation.config import TranslateConfig
@@ -63,22 +66,29 @@ class _Nowhere:
         pass
 
 
-def estimate(config: TranslateConfig, corpus: Corpus, work: Work, processes: int, undisturbed: int) -> dict[str, Any]:
-    """Time a sample in this process, by itself, and scale it. Returns and logs the estimate.
-
-    undisturbed: as how many such processes the `processes` of the job together are, that share its cores and GPUs.
-    """
-    count, chosen = sample(corpus, config.limit)
+def _measure(work: Work, chosen: Sequence[Input]) -> tuple[float, int, int]:
+    """Translate `chosen`. Returns the seconds that took, how many could be translated, and their pixels."""
+    torch.set_num_threads(1)
     held = [chosen[:1], chosen]  # the first image pays for memory and kernels
-    books = ShardBooks(lambda shard: held[shard.index], lambda shard, rows: None)
+    books = ShardBooks(lambda shard: list(held[shard.index]), lambda shard, rows: None)
     hosts = {host_of(item.source_uri) for item in chosen}
     pipeline = make_pipeline(work.reading_from(hosts), _Nowhere(), books)
     list(pipeline.run([Shard(0, "", 0, 1)]))
     started = time.monotonic()
     reports = [report for report in pipeline.run([Shard(1, "", 0, len(chosen))]) if report.finished]
     seconds = time.monotonic() - started
-    translated = sum(report.translated for report in reports)
-    pixels = sum(report.pixels for report in reports)
+    return seconds, sum(report.translated for report in reports), sum(report.pixels for report in reports)
+
+
+def estimate(config: TranslateConfig, corpus: Corpus, work: Work, processes: int, undisturbed: int) -> dict[str, Any]:
+    """Time a sample in one process, by itself, and scale it. Returns and logs the estimate.
+
+    That process is a worker of the cluster where Ray runs, and this one elsewhere.
+
+    undisturbed: as how many such processes the `processes` of the job together are, that share its cores and GPUs.
+    """
+    count, chosen = sample(corpus, config.limit)
+    seconds, translated, pixels = run_as_task(_measure, work, chosen, num_gpus=int(work.device == "cuda"))
     rate = len(chosen) / seconds * undisturbed
     whole = count / rate
     result = {

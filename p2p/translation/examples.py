@@ -29,6 +29,11 @@ Array = npt.NDArray[np.uint8]
 _LONGEST_SIDE = 384
 
 
+def spread(shards: Sequence[Shard], count: int) -> Sequence[Shard]:
+    """Up to `count` of them, spread evenly."""
+    return shards[:: max(1, len(shards) // count)][:count]
+
+
 class Pair(NamedTuple):
     """Thumbnails, (h, w, 3) uint8, of one input and its output, and what the whole output says of its seams."""
 
@@ -50,14 +55,10 @@ class Reader:
     """Tile size and overlap in pixels, where outputs are put together from tiles."""
 
     def examples(self, shards: Sequence[Shard], count: int) -> list[Pair]:
-        """Up to `count` pairs, from shards spread evenly over the corpus; the same every time.
-
-        Whatever cannot be read back is left out: a report is no reason to fail.
-        """
-        chosen = shards[:: max(1, len(shards) // count)][:count]
-        each = math.ceil(count / max(1, len(chosen)))  # a small corpus has fewer shards than examples are wanted
+        """Up to `count` pairs, as many from each shard, without those that cannot be read back; the same every time."""
+        each = math.ceil(count / max(1, len(shards)))  # a small corpus has fewer shards than examples are wanted
         pairs: list[Pair] = []
-        for shard in chosen:
+        for shard in shards:
             with contextlib.suppress(P2PError, MemoryError):
                 pairs += self._pairs(shard, min(each, count - len(pairs)))
         return pairs

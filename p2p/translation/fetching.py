@@ -6,7 +6,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from p2p.errors import BadInput, Damaged, KeysRefused, NotFound, Refused, StorageError, UsageError, redact
@@ -32,6 +32,8 @@ _SLOW_SECONDS = 10.0
 """A web server that took longer to fail is not asked again: a silent one would hold up the work for minutes."""
 
 Fetched = bytes | BadInput
+StartRow = Callable[[int], None]
+"""Called with an input's place in its unit before it is read by itself. May raise BadInput to forbid it."""
 FETCH_FAILED = "FetchFailed"
 """Kind of a BadInput whose storage did not answer, after the retries of its file system."""
 _REFUSED = "Refused"
@@ -79,8 +81,14 @@ class Fetcher:
             if unit:
                 yield unit
 
-    def fetch(self, unit: Sequence[Input]) -> list[Fetched]:
-        """The bytes of each input of a unit, or why there are none. Raises KeysRefused: no input is bad for that."""
+    def fetch(self, unit: Sequence[Input], start_row: StartRow | None = None) -> list[Fetched]:
+        """The bytes of each input of a unit, or why there are none. Raises KeysRefused: no input is bad for that.
+
+        With `start_row` the inputs are read one after the other, and it is called before each. Rows of Parquet that
+        follow one which it forbids are not read either, since that read would go through the forbidden one.
+        """
+        if start_row is not None:
+            return self._fetch_singly(unit, start_row)
         for pause in _WEB_PAUSES if is_web(unit[0].source_uri) else ():  # other storage has retries of its own
             started = time.monotonic()
             fetched = self._fetch(unit)
@@ -90,14 +98,26 @@ class Fetcher:
             time.sleep(pause)
         return self._fetch(unit)
 
-    def _fetch(self, unit: Sequence[Input]) -> list[Fetched]:
+    def _fetch_singly(self, unit: Sequence[Input], start_row: StartRow) -> list[Fetched]:
+        if unit[0].row_group != WHOLE_FILE:
+            return self._fetch(unit, start_row)
+        fetched: list[Fetched] = []
+        for index, item in enumerate(unit):
+            try:
+                start_row(index)
+                fetched += self.fetch([item])
+            except BadInput as error:
+                fetched.append(error)
+        return fetched
+
+    def _fetch(self, unit: Sequence[Input], start_row: StartRow | None = None) -> list[Fetched]:
         first = unit[0]
         if first.row == DAMAGED:
             return [_damaged(first)]
         try:
             with storage_errors(first.source_uri):
                 if first.row_group != WHOLE_FILE:
-                    return self._fetch_rows(unit)
+                    return self._fetch_rows(unit, start_row)
                 if first.offset == WHOLE_FILE or first.row == SIGNED:
                     return [self._fetch_file(first)] * len(unit)
                 return self._fetch_range(unit)
@@ -153,16 +173,22 @@ class Fetcher:
         data = bytes(filesystem.cat_file(path, start=start, end=end)) if start < end else b""
         return [_cut(data, item.offset - start, item.size) for item in unit]
 
-    def _fetch_rows(self, unit: Sequence[Input]) -> list[Fetched]:
+    def _fetch_rows(self, unit: Sequence[Input], start_row: StartRow | None) -> list[Fetched]:
         """Rows of a row group, which may be larger than the rows that are wanted."""
+        places = {item.row: place for place, item in enumerate(unit)}
+        before_row = (lambda row: start_row(places[row])) if start_row else None
         wanted = {item.row for item in unit}
         found: dict[int, Fetched] = {}
         missing = BadInput("NotFound", "the row was listed but is no longer there")
         try:
             with open_parquet(unit[0].source_uri) as file:
-                found.update(read_cells(file, unit[0].row_group, self._image_column, wanted, self._max_bytes))
+                column, limit = self._image_column, self._max_bytes
+                found.update(read_cells(file, unit[0].row_group, column, wanted, limit, before_row=before_row))
         except Damaged as error:  # what came before the damage is good
             missing = BadInput(error.kind, printable(str(error)))
+        except BadInput as error:  # the first row that was not found must not be read, nor can any behind it be
+            found[min(wanted - found.keys())] = error
+            missing = BadInput(error.kind, "not read: the process ended at a row before it in the same row group")
         return [found.get(item.row, missing) for item in unit]
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from p2p.data.session import physical_cores
+from p2p.data.session import available_cores, available_gpus, physical_cores, ray_session
+from p2p.data.tasks import run_as_task
 from p2p.errors import CheckpointError, P2PError, StorageError, UsageError, check_bad_fraction
 from p2p.model.sizing import default_overlap
 from p2p.storage.filesystems import (
@@ -39,10 +39,10 @@ from p2p.translation.attempt import (
 from p2p.translation.codec import Codec
 from p2p.translation.config import PACKED, Settings, TranslateConfig
 from p2p.translation.corpus import Corpus, open_corpus
-from p2p.translation.examples import Pair, Reader
+from p2p.translation.examples import Pair, Reader, spread
 from p2p.translation.ledger import Totals
 from p2p.translation.manifest import ManifestCorpus
-from p2p.translation.plan import Plan, extend_plan, load_plan, require_unique
+from p2p.translation.plan import Plan, Shard, extend_plan, load_plan, require_unique
 from p2p.translation.pool import ACTORS_PER_GPU, Outcome, on_cores, on_gpu, ray_workforce
 from p2p.translation.seams import Seams
 from p2p.translation.sinks import NamedSink, open_sink
@@ -50,6 +50,7 @@ from p2p.translation.sinks import NamedSink, open_sink
 log = logging.getLogger("p2p")
 
 _EXAMPLES = 12
+_SECONDS_FOR_EXAMPLES = 600.0
 
 
 WorkThrough = Callable[[Work, Remaining], Outcome]
@@ -116,7 +117,7 @@ def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[s
         if left.done:
             log.info("%d of %d images were done by an earlier attempt", left.images_done, left.images)
         outcome = work_through(work.reading_from(left.hosts), left) if left.shards else Outcome()
-    return _finish(config, work, left, outcome, started)
+        return _finish(config, work, left, outcome, started)
 
 
 def _planned(output: str, corpus: Corpus, sink: NamedSink, limit: int) -> Plan:
@@ -207,20 +208,25 @@ def _dry_run(config: TranslateConfig, corpus: Corpus, work: Work) -> dict[str, A
     import torch
 
     from p2p.model.engine import choose_device
+
+    if not os.environ.get("RAY_ADDRESS"):
+        gpus = torch.cuda.device_count() if choose_device(config.gpu).type == "cuda" else 0
+        return _estimate(config, corpus, work, physical_cores(), gpus)
+    with ray_session():
+        gpus = available_gpus() if config.gpu != "false" else 0
+        if config.gpu == "true" and not gpus:
+            raise UsageError("--gpu true: the cluster has no GPU that is up; pass --gpu auto or false")
+        cores = available_cores()
+        log.info("measuring one process on the cluster, which has %d CPUs and %d GPUs now", cores, gpus)
+        return _estimate(config, corpus, work, cores, gpus)
+
+
+def _estimate(config: TranslateConfig, corpus: Corpus, work: Work, cores: int, gpus: int) -> dict[str, Any]:
     from p2p.translation.estimate import estimate
 
-    torch.set_num_threads(1)
-    cores = physical_cores()
-    if os.environ.get("RAY_ADDRESS"):
-        log.warning(
-            "a dry run measures the machine that it runs on (%s, %d cores), not the cluster; run it where workers run",
-            platform.node(),
-            cores,
-        )
-    if choose_device(config.gpu).type == "cuda":
-        gpus = torch.cuda.device_count()
+    if gpus:
         processes = config.workers or ACTORS_PER_GPU * gpus
-        return estimate(config, corpus, on_gpu(work, config.batch_size, cores), processes, min(processes, gpus))
+        return estimate(config, corpus, on_gpu(work, config.batch_size, cores // gpus), processes, min(processes, gpus))
     processes = config.workers or cores
     return estimate(config, corpus, work, processes, min(cores, processes * max(1, cores // processes)))
 
@@ -269,11 +275,21 @@ def _finish(config: TranslateConfig, work: Work, left: Remaining, outcome: Outco
 
 
 def _examples(work: Work, left: Remaining) -> list[Pair]:
+    """A few translated images, or none where they cannot be read back: a report is no reason to fail."""
+    shards = sorted((*left.done, *left.shards), key=lambda shard: shard.index)
+    try:
+        return run_as_task(_read_examples, work, spread(shards, _EXAMPLES), seconds=_SECONDS_FOR_EXAMPLES)
+    except P2PError as error:
+        log.warning("the report has no examples: %s", error)
+        return []
+
+
+def _read_examples(work: Work, shards: Sequence[Shard]) -> list[Pair]:
     settings = work.settings
     codec = Codec(settings.side, work.max_pixels, settings.image_format, settings.quality, settings.png_level)
     tiling = (settings.tile_size, settings.overlap) if settings.size_mode == "tile" else None
     reader = Reader(work.output, settings.format, open_fetcher(work), codec, tiling)
-    return reader.examples(sorted((*left.done, *left.shards), key=lambda shard: shard.index), _EXAMPLES)
+    return reader.examples(shards, _EXAMPLES)
 
 
 def _write_report(work: Work, pairs: Sequence[Pair], summary: dict[str, Any], totals: Totals) -> str:

@@ -7,6 +7,7 @@ published when its last image has come out. Memory is bounded by the windows bel
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -50,9 +51,13 @@ class ShardBooks:
     """Ledger rows, by image id, that stay as they are when a shard's failures are tried again."""
     begin: Callable[[int], None] = lambda shard: None
     """Called with a shard's number before any of its images is fetched."""
-    take_up: Callable[[int, int], None] = lambda shard, position: None
-    """Called with shard and position before an image is touched. May raise BadInput to forbid it."""
-    put_down: Callable[[int], None] = lambda shard: None
+    start_read: Callable[[int, int], bool] = lambda shard, position: False
+    """Called with shard and first position before images are read together. Returns whether to read row by row."""
+    start_row: Callable[[int, int], None] = lambda shard, position: None
+    """Called with shard and position before an image is read by itself. May raise BadInput to forbid it."""
+    start_image: Callable[[int, int], None] = lambda shard, position: None
+    """Called with shard and position before an image is decoded. May raise BadInput to forbid it."""
+    finish_image: Callable[[int], None] = lambda shard: None
     """Called with an image's shard when it is through."""
 
 
@@ -115,7 +120,7 @@ class Pipeline:
 
         units = self._units(shards, open_shards, io)
         fetched = ahead(
-            self._fetch,
+            functools.partial(self._fetch, one_by_one=io is None),
             units,
             io,
             count=2 * self._io_threads,
@@ -167,30 +172,30 @@ class Pipeline:
             for unit in self._fetcher.units([inputs[position] for position in positions]):
                 yield [Job(state, next(where), item, b"") for item in unit]
 
-    def _fetch(self, unit: list[Job]) -> list[Job]:
+    def _fetch(self, unit: list[Job], one_by_one: bool) -> list[Job]:
         started = time.perf_counter()
         try:
             if self._hosts.is_given_up(unit[0].item.source_uri):
                 raise BadInput(FETCH_FAILED, "its server has not answered many reads in a row and was not asked again")
-            if len(unit) == 1:  # whose doing it is that several are read together, nobody can say
-                self._take_up(unit[0])
-            fetched = self._fetcher.fetch([job.item for job in unit])
+            row_by_row = self._books.start_read(unit[0].shard.report.shard, unit[0].position)
+            start_row = functools.partial(self._start_row, unit) if row_by_row else None
+            fetched = self._fetcher.fetch([job.item for job in unit], start_row)
         except BadInput as error:
             fetched = [error] * len(unit)
         for job, data in zip(unit, fetched, strict=True):
             job.data = data
-            if isinstance(data, bytes):
+            if isinstance(data, bytes) and not one_by_one:
                 try:  # the header alone, so that decoding can be kept within bounds
-                    self._take_up(job)
-                    width, height = image_size(data, self._codec.max_pixels)
+                    with self._deadline:
+                        width, height = image_size(data, self._codec.max_pixels)
                     job.pixels = width * height
                 except BadInput as error:
                     job.fail(error)
         unit[0].stages.append(("fetch", time.perf_counter() - started))
         return unit
 
-    def _take_up(self, job: Job) -> None:
-        self._books.take_up(job.shard.report.shard, job.position)
+    def _start_row(self, unit: list[Job], index: int) -> None:
+        self._books.start_row(unit[index].shard.report.shard, unit[index].position)
 
     def _readable(self, units: Iterable[list[Job]]) -> Iterator[Job]:
         """Pass the inputs on. Where no read is answered it is the storage that is bad, and the work must stop."""
@@ -207,7 +212,7 @@ class Pipeline:
         if isinstance(job.data, bytes):
             started = time.perf_counter()
             try:
-                self._take_up(job)
+                self._books.start_image(job.shard.report.shard, job.position)
                 with self._deadline:
                     image = self._codec.decode(job.data)
                     job.data = b""
@@ -237,7 +242,7 @@ class Pipeline:
         last_report = time.monotonic()
         for job in jobs:
             self._record(job)
-            self._books.put_down(job.shard.report.shard)
+            self._books.finish_image(job.shard.report.shard)
             if job.shard.report.images == len(job.shard.rows):
                 publishing.append(publishers.submit(self._finish, job.shard))
             elif time.monotonic() - last_report > _SECONDS_BETWEEN_REPORTS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from test_batching import Inverting
 
 from p2p.translation.codec import Codec
 from p2p.translation.estimate import _Nowhere
-from p2p.translation.fetching import Fetched, Fetcher
+from p2p.translation.fetching import Fetched, Fetcher, StartRow
 from p2p.translation.inputs import Input
 from p2p.translation.pipeline import Pipeline, ShardBooks
 from p2p.translation.plan import Shard
@@ -30,18 +30,23 @@ class Diary(Fetcher):
         self.begun_at_fetch: list[int] = []
         self.events: list[tuple[str, int | None]] = []
 
-    def fetch(self, unit: list[Input]) -> list[Fetched]:
+    def fetch(self, unit: Sequence[Input], start_row: StartRow | None = None) -> list[Fetched]:
         self.events.append((f"fetch {unit[0].image_id}", self.in_hand))
         self.begun_at_fetch.append(len(self.begun))
-        return super().fetch(unit)
+        return super().fetch(unit, start_row)
 
     def publish(self, shard: int, rows: object) -> None:
         self.events.append(("publish", self.in_hand))
 
-    def take_up(self, shard: int, position: int) -> None:
+    def start_read(self, shard: int, position: int) -> bool:
+        self.in_hand = position
+        return False
+
+    def start_image(self, shard: int, position: int) -> None:
+        self.events.append((f"decode {position}", self.in_hand))
         self.in_hand = position
 
-    def put_down(self, shard: int) -> None:
+    def finish_image(self, shard: int) -> None:
         self.in_hand = None
 
 
@@ -54,7 +59,12 @@ def pipeline(tmp_path: Path, make_image: Callable[..., bytes]) -> tuple[Pipeline
         inputs.append(Input(str(position), str(path)))
     diary = Diary()
     books = ShardBooks(
-        lambda shard: inputs, diary.publish, begin=diary.begun.append, take_up=diary.take_up, put_down=diary.put_down
+        lambda shard: inputs,
+        diary.publish,
+        begin=diary.begun.append,
+        start_read=diary.start_read,
+        start_image=diary.start_image,
+        finish_image=diary.finish_image,
     )
     policy, codec = SizePolicy("tile", 16, 4, 16), Codec("whole", 1000, "png", 90, 0)
     made = Pipeline(
@@ -73,7 +83,8 @@ def pipeline(tmp_path: Path, make_image: Callable[..., bytes]) -> tuple[Pipeline
 def test_one_by_one_nobody_is_blamed_for_another_or_for_publishing(pipeline: tuple[Pipeline, Diary]) -> None:
     run, diary = pipeline
     list(run.run(SHARDS[:1], one_by_one=True))
-    assert diary.events == [*((f"fetch {position}", position) for position in range(IMAGES)), ("publish", None)]
+    expected = [(f"{what} {position}", position) for position in range(IMAGES) for what in ("fetch", "decode")]
+    assert diary.events == [*expected, ("publish", None)]
 
 
 def test_a_shard_is_begun_when_its_turn_comes_though_its_list_is_read_ahead(pipeline: tuple[Pipeline, Diary]) -> None:
