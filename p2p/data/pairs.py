@@ -210,7 +210,7 @@ def _nothing_there(uri: str, split: str) -> str:
 def _check_raw(group: RowGroup) -> None:
     """Tell photographs from combined pairs by the first image, before any work starts."""
     try:
-        width, height = pixels.image_size(read_bytes(group.uri))
+        width, height = pixels.image_size(read_bytes(group.uri, DEFAULT_MAX_BYTES))
     except BadInput as error:
         raise UsageError(f"{group.uri}: {error}; jobs/prepare.py leaves bad images out and lists them") from None
     if width % 2 or width < height:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import IO
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from p2p.errors import BadInput, Damaged, NotFound, P2PError, Refused
 from p2p.storage.filesystems import DEFAULT_MAX_BYTES, check_bytes, open_filesystem, read_bytes, storage_errors
@@ -141,6 +142,7 @@ class Fetcher:
         self._max_bytes, self._row_by_row = max_bytes, row_by_row
         self._zips: dict[str, zipfile.ZipFile] = {}
         self._columns: dict[str, tuple[tuple[str, int, int], Iterator[tuple[int, bytes | BadInput]]]] = {}
+        self._footers: dict[str, pq.FileMetaData] = {}  # the last one: of 100,000 row groups it takes long to read
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Fetcher], tuple[None, int, bool]]:
@@ -199,7 +201,7 @@ class Fetcher:
         with self._lock:
             before, found = self._columns.get(where.column, (None, iter(())))
             if before is None or before[:2] != (where.file, where.row_group) or before[2] >= where.row:
-                found = _read_on(where, self._max_bytes, self._row_by_row)
+                found = _read_on(where, self._max_bytes, self._footers, self._row_by_row)
             self._columns.pop(where.column, None)  # what raises an error cannot be read on from
             gone = BadInput("Missing", "the row was listed and is gone now")
             data = next((data for row, data in found if row == where.row), gone)
@@ -209,9 +211,13 @@ class Fetcher:
         return data
 
 
-def _read_on(where: Cell, max_bytes: int, row_by_row: bool) -> Iterator[tuple[int, bytes | BadInput]]:
-    """The rows of a column from `where` to the end of its row group."""
-    with open_parquet(where.file) as parquet:
+def _read_on(
+    where: Cell, max_bytes: int, footers: dict[str, pq.FileMetaData], row_by_row: bool
+) -> Iterator[tuple[int, bytes | BadInput]]:
+    """The rows of a column from `where` to the end of its row group. Keeps the file's footer, and only that."""
+    with open_parquet(where.file, metadata=footers.get(where.file)) as parquet:
+        footers.clear()
+        footers[where.file] = parquet.metadata
         schema = parquet.schema_arrow
         path = find_bytes(schema.field(where.column)) if schema.names.count(where.column) == 1 else None
         if path is not None and where.row_group < parquet.num_row_groups:

@@ -13,7 +13,7 @@ from p2p.preparation.pairing import Pairing, PairRef, choose_split, split_name
 from p2p.preparation.sources import BadRow
 from p2p.storage.filesystems import FileInfo, list_files
 from p2p.storage.names import printable
-from p2p.storage.parquet import open_parquet, read_text
+from p2p.storage.parquet import MIN_IMAGE_BYTES, check_row_count, open_parquet, read_text
 
 _ID_COLUMNS = ("pair_id", "id", "image_id")
 _SPLIT_PREFIX = re.compile(r"(train|validation|valid|val|test)-", re.IGNORECASE)
@@ -40,6 +40,7 @@ def _rows_of(file: FileInfo, layout: str, pairing: Pairing, val_fraction: float)
     """Add the pairs of one file. Raises Damaged where they cannot all be listed, and then adds none."""
     with open_parquet(file.uri) as parquet:
         columns = _columns(parquet.schema_arrow, layout, file.uri)
+        check_row_count(parquet, file.uri, MIN_IMAGE_BYTES)
         id_column = next((name for name in _ID_COLUMNS if name in parquet.schema_arrow.names), None)
         split, stem = _split_of(file.path), file.path.rpartition(".")[0]
         pairs: list[PairRef] = []
@@ -67,14 +68,20 @@ def pair_tables(uri: str, layout: str, val_fraction: float) -> Pairing:
     # A prepared data set keeps its bad rows beside its splits.
     files = [file for file in files if not file.path.startswith("errors/")]
     pairing = Pairing()
+    refused: UsageError | None = None
     for file in files:
         try:
             _rows_of(file, layout, pairing, val_fraction)
+        except UsageError as error:  # one among others that has other columns
+            refused = refused or error
+            pairing.bad.append(BadRow(printable(file.uri), "WrongColumns", printable(str(error))))
         except Damaged as error:
             pairing.bad.append(BadRow(printable(file.uri), error.kind, printable(str(error))))
         except StorageError as error:
             raise UsageError(f"--source {error}") from None
     if not pairing.pairs:
+        if refused:
+            raise refused
         if pairing.bad:
             raise UsageError(f"--source {uri}: no Parquet file can be used; the first: {pairing.bad[0].message}")
         raise UsageError(f"--source {uri}: its {len(files)} Parquet files hold no rows")

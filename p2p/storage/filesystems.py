@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from p2p.documents import parse_json, parse_json_object, to_json
-from p2p.errors import BadInput, KeysRefused, NotFound, P2PError, Refused, StorageError, UsageError, redact
+from p2p.documents import MAX_JSON_BYTES, parse_json, parse_json_object, to_json
+from p2p.errors import BadInput, Damaged, KeysRefused, NotFound, P2PError, Refused, StorageError, UsageError, redact
 
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
@@ -239,7 +239,13 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
     """The whole content of one file. With a `limit` (bytes) as `read_limited` says."""
     with storage_errors(uri):
         filesystem, path = open_filesystem(uri)
-        return bytes(filesystem.cat_file(path)) if limit is None else read_limited(filesystem, path, limit, uri)
+        if limit is not None:
+            return read_limited(filesystem, path, limit, uri)
+        try:
+            require_regular_file(filesystem, path)
+        except BadInput as error:
+            raise Refused(f"{uri}: {error}") from None
+        return bytes(filesystem.cat_file(path))
 
 
 def read_limited(filesystem: fsspec.AbstractFileSystem, path: str, limit: int, uri: str) -> bytes:
@@ -333,12 +339,20 @@ def sweep_temporaries(uri: str) -> None:
 
 def read_json(uri: str) -> Any:
     """The JSON document at `uri`. Raises Damaged if it is not one."""
-    return parse_json(read_bytes(uri), uri)
+    return parse_json(_read_document(uri), uri)
 
 
 def read_json_object(uri: str) -> dict[str, Any]:
     """As `read_json`, of an object. Raises Damaged if the document is anything else."""
-    return parse_json_object(read_bytes(uri), uri)
+    return parse_json_object(_read_document(uri), uri)
+
+
+def _read_document(uri: str) -> bytes:
+    try:
+        return read_bytes(uri, MAX_JSON_BYTES)
+    except BadInput as error:
+        reason = f"of more than {MAX_JSON_BYTES} bytes" if error.kind == "FileTooLarge" else f"is in {error}"
+        raise Damaged(f"{uri}: no JSON document {reason}") from None
 
 
 def write_json(uri: str, document: Any) -> None:

@@ -37,6 +37,10 @@ _RAY_TYPES = (
 )
 MAX_ID_BYTES = 1024
 """As long as the key of an object may be."""
+_MANY_ROWS = 100_000
+MIN_IMAGE_BYTES = 8
+"""Of a row with an image, compressed, on average in a file of many rows. Those without take next to nothing."""
+MIN_ADDRESS_BYTES = 1
 _TEXT_ROWS = 1024
 _CELL_ROWS = 32
 _CELL_BATCH_BYTES = 16 * 2**20
@@ -120,6 +124,19 @@ def _open(
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # an extension type that rejects its own bytes
         raise Damaged(f"{uri}: cannot be read as Parquet: {_in_one_line(error)}") from None
+
+
+def check_row_count(file: pq.ParquetFile, uri: str, min_row_bytes: int) -> None:
+    """Raise Damaged for a file of more than 100,000 rows that is shorter than `min_row_bytes` bytes for each of them.
+
+    Each row becomes an input, and a kilobyte can claim, or hold, any number of empty ones.
+    """
+    rows = sum(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups))
+    if rows > _MANY_ROWS:
+        filesystem, path = open_filesystem(uri)
+        size = filesystem.size(path)
+        if size < rows * min_row_bytes:
+            raise Damaged(f"{uri}: has {rows} rows in {size} bytes, so most of them are empty; write it without those")
 
 
 def find_extension_type(field: pa.Field) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from dataclasses import dataclass
 
 from p2p.errors import BadInput, quote_controls, redact
@@ -11,6 +12,8 @@ from p2p.storage.filesystems import absolute, is_remote, join
 SCHEMES = ("s3", "s3a", "gs", "gcs", "http", "https")
 _LOCAL_SCHEMES = ("file", "local")
 _WEB_SCHEMES = ("http", "https")
+_OBJECT = re.compile(r"[A-Za-z0-9._-]{1,255}/.+", re.DOTALL)
+"""Bucket and key. Anything else in place of a bucket, such as an ARN, decides which server is asked."""
 _SECRETS_STAND_BEHIND = ("?", "@", ";", "#", "=")
 
 
@@ -51,6 +54,8 @@ class AddressRules:
             return self._local(below)
         if scheme not in SCHEMES:
             raise BadInput("AddressRefused", f"{scheme}:// is not read from a manifest; {', '.join(SCHEMES)} are")
+        if scheme not in _WEB_SCHEMES and "@" not in below.partition("/")[0] and not _OBJECT.fullmatch(below):
+            raise BadInput("BadAddress", f"not the address of an object: {scheme}://BUCKET/KEY")
         whole = f"{scheme}://{below}"
         if carries_secret(whole):
             self._require_signed(scheme, below)

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from p2p.errors import P2PError
-from p2p.storage.filesystems import read_bytes
+from p2p.storage.filesystems import absolute, read_bytes
 from p2p.storage.images import decode, resize
-from p2p.storage.parquet import open_parquet, read_parquet
+from p2p.storage.parquet import find_bytes, open_parquet, read_cells, read_parquet, read_text
 from p2p.translation.codec import Codec
 from p2p.translation.config import OutputFormat
 from p2p.translation.fetching import Fetcher
@@ -27,6 +27,8 @@ from p2p.translation.sinks.webdataset import read_records
 Array = npt.NDArray[np.uint8]
 
 _LONGEST_SIDE = 384
+_MAX_ID_BYTES = 2**16  # paths and addresses are ids too
+_MAX_OUTPUT_BYTES = 2**31  # more than the largest image has without any compression
 
 
 def spread(shards: Sequence[Shard], count: int) -> Sequence[Shard]:
@@ -69,6 +71,8 @@ class Reader:
         rows = table.filter(pc.equal(table["status"], "translated")).slice(0, count).to_pylist()
         items = {item.image_id: item for item in read_inputs(shard)} if rows else {}
         for row in rows:
+            if row["image_id"] not in items or not self._is_output(row["output_uri"]):
+                continue  # who wrote to the ledger may not choose what is read
             image = _output(row["output_uri"], row["image_id"], self.format)
             (data,) = self.fetcher.fetch([items[row["image_id"]]])
             if image is not None and isinstance(data, bytes):
@@ -76,19 +80,29 @@ class Reader:
                 seams = measure_seams(output, self.tiling) if self.tiling else Seams()
                 yield Pair(row["image_id"], _thumbnail(self.codec.decode(data)), _thumbnail(output), seams)
 
+    def _is_output(self, uri: str | None) -> bool:
+        """Whether an address lies below the output, whatever file system that is on."""
+        below = f"{self.output.rstrip('/')}/"
+        return uri is not None and absolute(uri).startswith(below) and "::" not in uri[len(below) :]
+
 
 def _output(uri: str, image_id: str, format: OutputFormat) -> bytes | None:
     if format == "webdataset":
         return next((record.image for record in read_records(uri) if record.image_id == image_id), None)
     if format != "parquet":
-        return read_bytes(uri)
+        return read_bytes(uri, _MAX_OUTPUT_BYTES)
+    ids = [value for (values,) in read_text(uri, ["image_id"], _MAX_ID_BYTES) for value in values]
+    row = ids.index(image_id) if image_id in ids else -1
     with open_parquet(uri) as file:
+        schema = file.schema_arrow
+        if row < 0 or schema.names.count("image") != 1 or find_bytes(schema.field("image")) != "image":
+            return None
         for group in range(file.num_row_groups):
-            ids = file.read_row_group(group, columns=["image_id"])["image_id"].to_pylist()
-            if image_id in ids:
-                for batch in file.iter_batches(batch_size=1, row_groups=[group], columns=["image_id", "image"]):
-                    if batch["image_id"][0].as_py() == image_id:
-                        return bytes(batch["image"][0].as_py())
+            rows = file.metadata.row_group(group).num_rows
+            if row < rows:
+                found = next(read_cells(file, group, "image", [row], _MAX_OUTPUT_BYTES), (row, None))[1]
+                return found if isinstance(found, bytes) else None
+            row -= rows
     return None
 
 

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from p2p.errors import BadInput, Damaged, KeysRefused, NotFound, Refused, StorageError, UsageError, redact
 from p2p.storage.filesystems import (
     DEFAULT_MAX_BYTES,
@@ -61,6 +63,7 @@ class Fetcher:
         self._image_column, self._max_bytes, self._manifest = image_column, max_bytes, manifest
         self._web = WebReader(allow_private=allow_private)
         self._filesystems: dict[str, Any] = {}
+        self._footer: tuple[str, pq.FileMetaData | None] = "", None  # one with 100,000 row groups takes long to read
         self._lock = threading.Lock()
 
     def units(self, inputs: Sequence[Input]) -> Iterator[list[Input]]:
@@ -180,8 +183,11 @@ class Fetcher:
         wanted = {item.row for item in unit}
         found: dict[int, Fetched] = {}
         missing = BadInput("NotFound", "the row was listed but is no longer there")
+        uri = unit[0].source_uri
+        before, metadata = self._footer
         try:
-            with open_parquet(unit[0].source_uri) as file:
+            with open_parquet(uri, metadata=metadata if before == uri else None) as file:
+                self._footer = uri, file.metadata
                 column, limit = self._image_column, self._max_bytes
                 found.update(read_cells(file, unit[0].row_group, column, wanted, limit, before_row=before_row))
         except Damaged as error:  # what came before the damage is good

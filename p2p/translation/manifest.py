@@ -13,7 +13,7 @@ from typing import IO, NamedTuple
 from p2p.errors import BadInput, Damaged, UsageError, redact
 from p2p.storage.filesystems import open_filesystem, storage_errors
 from p2p.storage.names import printable
-from p2p.storage.parquet import open_parquet, read_text
+from p2p.storage.parquet import MIN_ADDRESS_BYTES, check_row_count, open_parquet, read_text
 from p2p.translation.addresses import AddressRules, carries_secret
 from p2p.translation.inputs import DAMAGED, SIGNED, Input
 
@@ -120,6 +120,7 @@ class ManifestCorpus:
 
     def _rows(self, start: int) -> Iterator[_Entry]:
         with open_parquet(self.uri) as file:
+            check_row_count(file, self.uri, MIN_ADDRESS_BYTES)
             names = file.schema_arrow.names
         columns = [choose_address_column(names, self.uri), *(["image_id"] if "image_id" in names else [])]
         number = 0

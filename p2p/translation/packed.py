@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import posixpath
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import pyarrow as pa
 from p2p.errors import BadInput, Damaged, UsageError
 from p2p.storage.filesystems import FileInfo, is_hidden, open_filesystem, require_regular_file, storage_errors
 from p2p.storage.images import SUFFIXES
-from p2p.storage.parquet import find_bytes, open_parquet, read_text
+from p2p.storage.parquet import MIN_IMAGE_BYTES, check_row_count, find_bytes, open_parquet, read_text
 from p2p.storage.tars import read_members
 from p2p.translation.inputs import DAMAGED, Input
 from p2p.translation.kinds import Kind, kind_of, list_kind
@@ -39,6 +40,13 @@ def find_image_column(schema: pa.Schema, name: str) -> str | None:
     return find_bytes(schema.field(name)) if schema.names.count(name) == 1 else None
 
 
+def find_image_columns(schema: pa.Schema) -> dict[str, str]:
+    """The columns that hold images, perhaps, with the path of their bytes. Some files have 100,000 columns."""
+    fields = Counter(schema.names)
+    found = ((field.name, find_bytes(field)) for field in schema if fields[field.name] == 1)
+    return {name: path for name, path in found if path is not None}
+
+
 def choose_image_column(schema: pa.Schema, wanted: str, input_side: str, uri: str) -> str:
     """The column path that holds the images. Raises UsageError naming the candidates."""
     if wanted != "auto":
@@ -48,12 +56,12 @@ def choose_image_column(schema: pa.Schema, wanted: str, input_side: str, uri: st
                 f"--image-column {wanted}: {uri} has no such column of bytes; its columns are {', '.join(schema.names)}"
             )
         return found
-    candidates = [name for name in schema.names if find_image_column(schema, name)]
+    candidates = find_image_columns(schema)
     for name in ("image", "bytes", input_side, "input"):
         if name in candidates:
-            return str(find_image_column(schema, name))
+            return candidates[name]
     if len(candidates) == 1:
-        return str(find_image_column(schema, candidates[0]))
+        return next(iter(candidates.values()))
     if not candidates:
         raise UsageError(f"--source {uri}: none of its columns ({', '.join(schema.names)}) holds image bytes")
     raise UsageError(f"--source {uri}: pass --image-column, one of {', '.join(candidates)}")
@@ -100,7 +108,7 @@ class ParquetCorpus:
                 for file, footer in zip(some, pool.map(_footer_or_damage, some), strict=True):
                     if isinstance(footer, Damaged):
                         yield unreadable_parquet(file, self.uri, footer)
-                    elif any(find_image_column(footer[0], name) for name in footer[0].names):
+                    elif find_image_columns(footer[0]):
                         yield from self._rows(file, *footer)
                     else:
                         tables.append(file)
@@ -119,7 +127,7 @@ class ParquetCorpus:
             yield unreadable_parquet(file, self.uri, error)
 
     def _require_columns(self, file: str, schema: pa.Schema) -> None:
-        if self.image_column not in [find_image_column(schema, name) for name in schema.names]:
+        if self.image_column not in find_image_columns(schema).values():
             raise Damaged(f"{file}: has no column {self.image_column} of bytes, which other files of the data set have")
         if self.id_column and self.id_column not in schema.names:
             raise Damaged(f"{file}: has no column {self.id_column}, which other files of the data set have")
@@ -150,7 +158,7 @@ def _first_with_images(files: Sequence[str]) -> tuple[str, pa.Schema, Groups]:
         footer = _footer_or_damage(file)
         if isinstance(footer, Damaged):
             continue
-        if any(find_image_column(footer[0], name) for name in footer[0].names):
+        if find_image_columns(footer[0]):
             return file, *footer
         first = first or (file, *footer)
     return first or (files[0], read_schema(files[0]), [])
@@ -171,12 +179,14 @@ def read_schema(file: str) -> pa.Schema:
 def holds_images(file: str) -> bool | None:
     """Whether a Parquet file has a column of bytes; None where nobody can tell: it is damaged, or not safe to read."""
     footer = _footer_or_damage(file)
-    return None if isinstance(footer, Damaged) else any(find_image_column(footer[0], name) for name in footer[0].names)
+    return None if isinstance(footer, Damaged) else bool(find_image_columns(footer[0]))
 
 
 def _footer(file: str) -> tuple[pa.Schema, Groups]:
     """Schema and row groups. Raises Damaged."""
     with open_parquet(file) as parquet:
+        if find_image_columns(parquet.schema_arrow):
+            check_row_count(parquet, file, MIN_IMAGE_BYTES)
         footer = parquet.metadata
         groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
         return parquet.schema_arrow, [(group.num_rows, group.total_byte_size) for group in groups]

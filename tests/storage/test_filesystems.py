@@ -282,7 +282,7 @@ def test_json_that_no_parser_takes_is_damaged(tmp_path: Path, text: str | bytes)
 
 def test_a_json_document_has_a_largest_size_and_may_have_to_be_an_object(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"[" + b" " * 2**26 + b"]")
-    with pytest.raises(Damaged, match=r"a\.json: a JSON document of 67108866 bytes, more than 67108864"):
+    with pytest.raises(Damaged, match=r"a\.json: no JSON document of more than 67108864 bytes"):
         read_json(str(tmp_path / "a.json"))
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(Damaged, match=r"a\.json: expected a JSON object, found list"):
@@ -362,3 +362,16 @@ def test_an_address_with_a_secret_is_refused_without_saying_it(uri: str) -> None
     with pytest.raises(UsageError, match="give credentials through the environment") as caught:
         open_filesystem(uri)
     assert "hush" not in str(caught.value)
+
+
+def test_no_document_is_read_from_what_never_ends(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "device.json").symlink_to("/dev/zero")
+    with open(tmp_path / "large.json", "wb") as file:
+        file.truncate(2**40)
+    for name in ("pipe", "device", "large"):
+        with pytest.raises(Damaged, match=r"no JSON document (of more|is in a pipe)"):
+            read_json(str(tmp_path / f"{name}.json"))
+    for name in ("pipe", "device"):
+        with pytest.raises(Refused, match="not a regular file"):
+            read_bytes(str(tmp_path / f"{name}.json"))

@@ -278,3 +278,27 @@ def test_a_damaged_parquet_file_costs_only_what_cannot_be_read_of_it(tmp_path: P
     expected: dict[str, bytes | str] = {f"{number}": images[number] for number in range(55)}
     expected |= {f"{number}": "DamagedFile" for number in range(55, 100)}
     assert found == expected | {f"{name}.parquet": "DamagedFile" for name in "ade"}
+
+
+def test_a_parquet_file_of_nothing_is_one_failed_row(tmp_path: Path) -> None:
+    parquet(tmp_path / "good.parquet", image_id=["a"], image=[b"1"])
+    nothing = pa.table({"image_id": pa.nulls(1_000_000, pa.string()), "image": pa.nulls(1_000_000, pa.binary())})
+    pq.write_table(nothing, tmp_path / "nothing.parquet")
+    assert contents(tmp_path) == {"a": b"1", "nothing.parquet": "DamagedFile"}
+    with pytest.raises(UsageError, match="has 1000000 rows in"):
+        open_corpus(str(tmp_path / "nothing.parquet"))
+    parquet(tmp_path / "table.parquet", n=[1] * 1_000_000)  # no images, so none are missing
+    assert set(contents(tmp_path)) == {"a", "nothing.parquet"}
+
+
+def test_the_footer_of_a_file_is_read_once(tmp_path: Path) -> None:
+    """One of 100,000 row groups takes a tenth of a second to read."""
+    path = tmp_path / "long.parquet"
+    pq.write_table(pa.table({"image": [b"1", b"2"]}), path, row_group_size=1)
+    first, second = list(open_corpus(str(path)).items())
+    fetcher = Fetcher("image")
+    assert fetcher.fetch([first]) == [b"1"]
+    with open(path, "r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(b"        ")
+    assert fetcher.fetch([second]) == [b"2"]

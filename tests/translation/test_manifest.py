@@ -148,3 +148,36 @@ def test_values_of_a_table_that_would_fill_the_memory_are_refused(tmp_path: Path
     assert os.path.getsize(path) < 1_000_000
     with pytest.raises(UsageError, match="more than 65536 bytes"):
         list(open_corpus(str(path)).items())
+
+
+def test_an_escaped_name_leads_nowhere_else(tmp_path: Path) -> None:
+    """What cannot be written as UTF-8 stands as `\\xe9` in a plan; dots and slashes never do."""
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "a.png").write_bytes(b"secret")
+    with open(os.fsencode(tmp_path / "lists") + b"/caf\xe9.png", "wb") as file:
+        file.write(b"coffee")
+    lines = (r"\x2e\x2e/private/a.png", r"\x2e\x2e\x2fprivate\x2fa.png", r"x/.\x2e/.\x2e/private/a.png", r"caf\xe9.png")
+    (tmp_path / "lists" / "list.txt").write_text("\n".join(lines))
+    fetcher = Fetcher("")
+    found = [fetcher.fetch([item])[0] for item in open_corpus(str(tmp_path / "lists" / "list.txt")).items()]
+    assert [data if isinstance(data, bytes) else data.kind for data in found] == [*["NotFound"] * 3, b"coffee"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("s3://", "s3:///", "s3://bucket", "s3://bucket/", "s3:///bucket/a.png", "s3://!/a.png", "gs://a b/c.png"),
+        *("s3://arn:aws:s3:nowhere-1:123456789012:accesspoint/x/a.png", "s3a://h:80/a.png", "gcs://b?x/a.png"),
+    ],
+)
+def test_a_bucket_has_a_plain_name(tmp_path: Path, line: str) -> None:
+    """No file system is asked for others: what it then says would count as storage that is gone."""
+    (tmp_path / "list.txt").write_text(f"{line}\ns3://my-bucket.b_1/ a/ü#?.png")
+    assert list(reasons(tmp_path / "list.txt").values()) == ["BadAddress", ""]
+
+
+def test_a_table_of_nothing_is_not_listed(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"uri": pa.nulls(1_000_000, pa.string())}), tmp_path / "list.parquet")
+    with pytest.raises(UsageError, match="has 1000000 rows in"):
+        list(open_corpus(str(tmp_path / "list.parquet")).items())

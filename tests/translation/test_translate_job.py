@@ -7,6 +7,7 @@ import http.server
 import io
 import json
 import os
+import sys
 import tarfile
 import threading
 from collections import Counter
@@ -730,3 +731,23 @@ def test_there_must_be_a_ledger_to_try_the_failed_of(
     for where in (tmp_path / "out", tmp_path / "elsewhere"):
         assert "no ledger" in refused(checkpoint, source, tmp_path / "out", only_failed=str(where))
     assert "leave one out" in refused(checkpoint, source, tmp_path / "out", only_failed="x", resume="never")
+
+
+@pytest.mark.parametrize("format", ["png", "parquet", "webdataset"])
+def test_a_ledger_does_not_choose_what_the_report_shows(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], format: str
+) -> None:
+    """Whoever can write to an output can name any file in its ledger, and any image."""
+    source = write(tmp_path / "in", {f"{name}.png": make_image(64, 64) for name in "abcd"})
+    output = tmp_path / "out"
+    translate(checkpoint, source, output, format=format)
+    private = write(tmp_path / "private", {"x.png": make_image(32, 32)}) / "x.png"
+    (path,) = (output / "ledger").iterdir()
+    changes = [{"output_uri": str(private)}, {"output_uri": f"{output}/../private/x.png"}, {"image_id": "no such"}, {}]
+    rows = [row | change for row, change in zip(pq.read_table(path).to_pylist(), changes, strict=True)]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    read: list[str] = []
+    sys.addaudithook(lambda event, args: read.append(str(args[0])) if event == "open" else None)
+    summary = translate(checkpoint, source, output, format=format)
+    assert summary["skipped"] == 4 and "d.png" in (output / "report.html").read_text()
+    assert not [path for path in read if "private" in path]

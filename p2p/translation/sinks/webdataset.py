@@ -9,6 +9,8 @@ import tarfile
 from collections.abc import Iterator
 from typing import ClassVar
 
+from p2p.documents import parse_json_object
+from p2p.errors import Damaged
 from p2p.storage.filesystems import open_filesystem, storage_errors
 from p2p.storage.images import EXTENSIONS
 from p2p.storage.staging import StagedFile
@@ -17,6 +19,8 @@ from p2p.translation.config import Settings
 from p2p.translation.sinks.images import image_name
 from p2p.translation.sinks.packed import PackedShardWriter, PackedSink
 from p2p.translation.sinks.records import Record
+
+_KNOWN = set(Record._fields) - {"image"}
 
 
 def member_name(image_id: str, extension: str) -> str:
@@ -38,8 +42,10 @@ def read_records(uri: str) -> Iterator[Record]:
             for member in read_members(file, uri):
                 data = file.read(member.size)
                 if member.name.endswith(".json"):
-                    known = json.loads(data)
-                    yield Record(image=image, **{name: known[name] for name in Record._fields if name != "image"})
+                    known = parse_json_object(data, f"{uri}: {member.name}")
+                    if _KNOWN - known.keys():
+                        raise Damaged(f"{uri}: {member.name} does not describe an image")
+                    yield Record(image=image, **{name: known[name] for name in _KNOWN})
                 else:
                     image = data
 

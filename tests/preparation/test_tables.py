@@ -1,0 +1,28 @@
+"""Pairs in Parquet, of which one file among others is not as the others are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from p2p.errors import UsageError
+from p2p.preparation.tables import pair_tables
+
+
+def test_a_file_of_another_kind_is_a_bad_row(tmp_path: Path) -> None:
+    sides = {"a": [b"1", b"2"], "b": [b"3", b"4"]}
+    pq.write_table(pa.table(sides), tmp_path / "good.parquet")
+    pq.write_table(pa.table({"x": [b"1"], "y": [b"2"], "z": [b"3"]}), tmp_path / "many.parquet")
+    pq.write_table(pa.table({"n": [1]}), tmp_path / "none.parquet")
+    nothing = pa.nulls(1_000_000, pa.binary())
+    pq.write_table(pa.table({"a": nothing, "b": nothing}), tmp_path / "nothing.parquet")
+    found = pair_tables(str(tmp_path), "auto", 0.0)
+    assert [pair.pair_id for pair in found.pairs] == ["good/0", "good/1"]
+    kinds = {Path(row.source_uri).stem: row.error for row in found.bad}
+    assert kinds == {"many": "WrongColumns", "none": "WrongColumns", "nothing": "DamagedFile"}
+    (tmp_path / "good.parquet").unlink()
+    with pytest.raises(UsageError, match="needs columns a and b"):
+        pair_tables(str(tmp_path), "auto", 0.0)
