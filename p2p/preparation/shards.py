@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -254,5 +253,9 @@ def _is_plain(data: bytes) -> bool:
     """Whether any reader makes the same RGB pixels of these bytes: no palette, alpha, depth or orientation to mind."""
     if not data.startswith((b"\xff\xd8\xff", b"\x89PNG")) or pixels.is_deep_png(data):
         return False
-    with Image.open(io.BytesIO(data)) as image:
+    try:
+        image = images.open_image(data)
+    except BadInput:  # libjpeg decodes more than Pillow
+        return False
+    else:
         return image.mode == "RGB" and "transparency" not in image.info and not image.getexif()

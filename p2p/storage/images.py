@@ -22,7 +22,7 @@ import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from p2p.errors import BadInput
-from p2p.storage.limits import MAX_PIXELS, check_jpeg_scans, check_size
+from p2p.storage.limits import MAX_PIXELS, check_jpeg, check_size
 from p2p.storage.tiff import Tiff, is_tiff
 
 try:
@@ -50,7 +50,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Look at the header only. Raises BadInput for what is no image, or one that would cost too much to decode."""
     if not data:
         raise BadInput("EmptyFile", "the file has zero bytes")
-    check_jpeg_scans(data)
+    check_jpeg(data)
     if is_tiff(data):
         Tiff(data)  # raises for tags that Pillow or libtiff would drown in
     try:
@@ -85,7 +85,7 @@ def _decode_plain_jpeg(data: bytes, max_pixels: int) -> Array | None:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace != "YCbCr" or height * width > max_pixels:
             return None
-        check_jpeg_scans(data)
+        check_jpeg(data)
         return simplejpeg.decode_jpeg(data, "RGB")  # type: ignore[no-any-return]
     except ValueError:
         return None

@@ -16,6 +16,11 @@ MAX_SIDE = 1_000_000
 MAX_JPEG_SCANS = 100
 """Passes over all of the image that a JPEG may ask for, in a few bytes each. Encoders write up to a dozen."""
 
+MAX_JPEG_SEGMENTS = 1000
+"""Before the first scan. A colour profile has up to 255, everything else a few, or a few hundred with depth maps."""
+_MAX_EXIF_SEGMENTS = 64  # readers put them together one by one
+_MAX_JPEG_JUNK = 2**16  # bytes between segments, which readers look at one by one
+
 _JPEG = b"\xff\xd8\xff"
 _SCAN, _END = 0xDA, 0xD9
 _SCAN_WORD = 0xDAFF  # the scan's marker as a little-endian number
@@ -40,10 +45,13 @@ def check_size(width: int, height: int, max_pixels: int, channels: int = 3) -> N
         )
 
 
-def check_jpeg_scans(data: bytes) -> None:
-    """Raise BadInput if these bytes are a JPEG of more than `MAX_JPEG_SCANS` scans."""
+def check_jpeg(data: bytes) -> None:
+    """Raise BadInput if these bytes are a JPEG of more than `MAX_JPEG_SCANS` scans, or with more before the first of
+    them than any encoder writes.
+    """
     if data[:3] != _JPEG:
         return
+    _check_header(data)
     # Thumbnails and further pictures count here too, so this only acquits; it takes a 200th of the decoding.
     words = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1))
     if sum(np.count_nonzero(word == _SCAN_WORD) for word in words) <= MAX_JPEG_SCANS:
@@ -53,6 +61,29 @@ def check_jpeg_scans(data: bytes) -> None:
         raise BadInput(
             "TooManyScans", f"the JPEG has {scans} scans, {MAX_JPEG_SCANS} are allowed; save it anew without them"
         )
+
+
+def _check_header(data: bytes) -> None:
+    segments = exif = junk = 0
+    position = 2
+    while position < len(data):
+        found = _NEXT_MARKER.search(data, position, position + _MAX_JPEG_JUNK + 2)
+        junk += (found.start() if found else min(position + _MAX_JPEG_JUNK + 2, len(data))) - position
+        if junk > _MAX_JPEG_JUNK:
+            raise BadInput("DamagedImage", f"more than {_MAX_JPEG_JUNK} bytes between the segments of the JPEG")
+        if found is None or found[1][0] in (_SCAN, _END):
+            return
+        position = found.end()
+        segments += 1
+        exif += data[position + 2 : position + 6] == b"Exif"
+        if segments > MAX_JPEG_SEGMENTS or exif > _MAX_EXIF_SEGMENTS:
+            raise BadInput(
+                "TooManySegments",
+                f"the JPEG has more than {MAX_JPEG_SEGMENTS} segments before its pixels, or {_MAX_EXIF_SEGMENTS} of "
+                "EXIF; save it anew without them",
+            )
+        if found[1][0] != 1:  # the only one left that stands alone
+            position += max(2, int.from_bytes(data[position : position + 2], "big"))
 
 
 def _count_scans(data: bytes) -> int:

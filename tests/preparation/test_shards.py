@@ -18,7 +18,7 @@ from p2p.preparation.locations import Drawing, Fetcher, File
 from p2p.preparation.pairing import PairRef
 from p2p.preparation.shards import MAX_PART_PAIRS, Shard, ShardReport, cut_into_shards, write_shard
 from p2p.preparation.synthetic import PALETTE, city_pair
-from p2p.storage import images
+from p2p.storage import images, pixels
 
 MakeImage = Callable[..., bytes]
 
@@ -173,3 +173,17 @@ def test_shards_hold_every_pair_once_in_order_within_their_limits(kinds: list[tu
     for shard in shards:
         assert 1 <= len(shard.pairs) <= MAX_PART_PAIRS
         assert len(shard.pairs) == 1 or sum(pair.weight for pair in shard.pairs) <= 128 * 2**20
+
+
+def test_a_file_that_pillow_does_not_know_is_a_pair_like_any_other(tmp_path: Path) -> None:
+    """libjpeg passes over short segments, and p2p reads TIFFs of 16 bits in three channels itself."""
+    plain = images.encode(photograph(16, 16), "jpeg")
+    short = [plain[:2] + b"\xff" + marker + plain[2:] for marker in (b"\xe0\x00\x06JFIF", b"\xee\x00\x08Adobe\0")]
+    short.append(plain[:2] + b"\xff\xe2\x00\x0eICC_PROFILE\0" + plain[2:])
+    deep = pixels.encode(photograph(16, 16).astype(np.uint16) * 257)
+    for load_size in (0, 16):
+        report, rows = store(tmp_path, load_size, *[(data, plain) for data in (*short, deep)])
+        assert (report.pairs, report.bad) == (4, [])
+        for row in rows:
+            with Image.open(io.BytesIO(row["a"])) as stored:  # by any reader
+                stored.load()

@@ -323,3 +323,28 @@ except MemoryError:
     assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "MemoryError\n"
     with pytest.raises(BadInput), images.damage_told():
         raise RecursionError("so deep is no image")
+
+
+def test_a_jpeg_has_a_bounded_header() -> None:
+    """Pillow reads fill bytes one by one and puts EXIF together piece by piece: 65 MB took minutes."""
+    plain = saved(Image.new("RGB", (8, 8)), "JPEG")
+    profile = b"\xff\xe2\xff\xff" + b"ICC_PROFILE\x00" + bytes(65_521)
+    exif = b"\xff\xe1\x00\x08Exif\x00\x00"
+    headers = {
+        "fill bytes": (b"\xff" * 100_000, "DamagedImage"),
+        "zeros": (b"\xff\xfe\x00\x02" + bytes(100_000), "DamagedImage"),
+        "markers": (b"\xff\xd0" * 100_000, "DamagedImage"),
+        "comments": (b"\xff\xfe\x00\x02" * 100_000, "TooManySegments"),
+        "EXIF": (exif * 65, "TooManySegments"),
+        "a profile": (profile * 255, ""),
+        "padding": (b"\xff" * 1000, ""),
+        "no end": (b"\xff\xe1\xff\xff", "DamagedImage"),
+    }
+    found = {}
+    for name, (header, _) in headers.items():
+        try:
+            images.decode(plain[:2] + header + plain[2:])
+            found[name] = ""
+        except BadInput as error:
+            found[name] = error.kind
+    assert found == {name: kind for name, (_, kind) in headers.items()}

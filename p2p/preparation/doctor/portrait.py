@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from p2p.errors import BadInput
 from p2p.reports.sheets import as_rgb
+from p2p.storage.images import open_image
 
 Plane = npt.NDArray[np.float32]
 
@@ -80,9 +81,14 @@ def is_sampled(pair_id: str, share: float) -> bool:
 
 
 def mode_of(data: bytes) -> str:
-    """Pillow's word for the pixels of an encoded image that can be decoded: RGB, L, P, I;16 and so on."""
-    with Image.open(io.BytesIO(data)) as image:
-        return image.mode
+    """Pillow's word for the pixels of an encoded image: RGB, L, P, I;16 and so on.
+
+    Empty where it has none: not every JPEG that libjpeg decodes, or TIFF that p2p does, is an image to Pillow.
+    """
+    try:
+        return open_image(data).mode
+    except BadInput:
+        return ""
 
 
 def _scaled(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
