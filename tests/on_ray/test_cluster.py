@@ -290,7 +290,8 @@ def alone(
     """What one process makes of the corpus."""
     source.give(math.inf)
     output = tmp_path_factory.mktemp("alone") / "out"
-    config = TranslateConfig(checkpoint=checkpoint_of_64, source=str(corpus), output=str(output))
+    where = {"checkpoint": checkpoint_of_64, "source": str(corpus), "output": str(output)}
+    config = TranslateConfig(**where, allow_private_addresses=True)
     translate(config, lambda _: contextlib.nullcontext(in_this_process))
     return pixels(output)
 
@@ -308,6 +309,7 @@ def test_a_translation_outlives_a_node_and_a_process_and_gives_work_to_one_that_
     assert f"ray job submit --address {address} --working-dir . -- python jobs/train.py" in up.stdout
     assert stat.S_IMODE((cluster.home / "token").stat().st_mode) == 0o600
     words = ("jobs/translate.py", "--checkpoint", checkpoint_of_64, "--source", corpus, "--output", output)
+    words += ("--allow-private-addresses",)
 
     def works(node: str) -> bool:
         return source.was_asked_by(cluster.workers_of(node, "ShardTranslator"))
@@ -350,7 +352,7 @@ def test_a_head_is_lost_and_the_same_submission_does_the_rest_and_tells_no_key(
         shutil.copytree(ROOT / name, tmp_path / folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     write_bytes(s3.uri("list.csv"), corpus.read_bytes())
     words = ("jobs/translate.py", "--checkpoint", checkpoint_of_64, "--source", s3.uri("list.csv"), "--output", output)
-    words += ("--workers", "2")
+    words += ("--workers", "2", "--allow-private-addresses")
     told = {"AWS_ENDPOINT_URL": s3_server.url, "AWS_SESSION_TOKEN": TOLD}
     command = cluster.submission(*words, working_dir=folder, **told)
 
