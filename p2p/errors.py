@@ -69,7 +69,7 @@ def _mask_parameters(text: str) -> str:
 
 
 def _is_secret(parameter: str) -> bool:
-    name = unquote(parameter[1:-1]).lower()
+    name = unquote(unquote(parameter[1:-1])).lower()  # within an address that is a value, encoded again
     return _SECRET_PARAMETER.search(_ORDINARY_WORDS.sub("", name)) is not None
 
 

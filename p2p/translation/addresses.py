@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from p2p.errors import BadInput, quote_controls, redact
 from p2p.storage.filesystems import absolute, is_remote, join
@@ -14,6 +15,7 @@ _LOCAL_SCHEMES = ("file", "local")
 _WEB_SCHEMES = ("http", "https")
 _OBJECT = re.compile(r"[A-Za-z0-9._-]{1,255}/.+", re.DOTALL)
 """Bucket and key. Anything else in place of a bucket, such as an ARN, decides which server is asked."""
+_GAP = re.compile(r"[\s\"<>]")
 _SECRETS_STAND_BEHIND = ("?", "@", ";", "#", "=")
 
 
@@ -44,7 +46,7 @@ class AddressRules:
         """
         if quote_controls(address) != address:
             raise BadInput("BadAddress", "the address holds control characters")
-        scheme, has_scheme, below = address.partition("://")
+        scheme, has_scheme, below = quote_gaps(address).partition("://")
         if has_scheme and "::" in address:
             raise BadInput("AddressRefused", "addresses chained with :: are not followed")
         scheme = scheme.lower()
@@ -88,6 +90,14 @@ class AddressRules:
             raise BadInput(
                 "SignedAddress", "the address holds a signature or key; pass --allow-signed-addresses if it is meant"
             )
+
+
+def quote_gaps(address: str) -> str:
+    """An address with a secret, its spaces and quotes written like %20: in a text they would end what is masked."""
+    if not any(mark in address for mark in _SECRETS_STAND_BEHIND):
+        return address
+    quoted = _GAP.sub(lambda gap: quote(gap[0]), address)
+    return quoted if carries_secret(quoted) else address
 
 
 def carries_secret(address: str) -> bool:

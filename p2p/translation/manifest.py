@@ -14,7 +14,7 @@ from p2p.errors import BadInput, Damaged, UsageError, redact
 from p2p.storage.filesystems import open_filesystem, storage_errors
 from p2p.storage.names import printable
 from p2p.storage.parquet import MIN_ADDRESS_BYTES, check_row_count, open_parquet, read_text
-from p2p.translation.addresses import AddressRules, carries_secret
+from p2p.translation.addresses import AddressRules, carries_secret, quote_gaps
 from p2p.translation.inputs import DAMAGED, SIGNED, Input
 
 ADDRESS_COLUMNS = ("source_uri", "uri", "url", "path", "image", "file")
@@ -47,16 +47,17 @@ class ManifestCorpus:
         it stands goes into the plan (`address_at` finds it again), and its query is masked.
         """
         for number, entry in enumerate(self._entries(), 1):
+            address = quote_gaps(entry.address)
             try:
                 if entry.problem:
                     raise BadInput("BadAddress", entry.problem)
-                whole = self.rules.resolve(entry.address)
+                whole = self.rules.resolve(address)
             except BadInput as error:
-                shown = redact(entry.address) or f"line {number}"
+                shown = redact(address) or f"line {number}"
                 reason = f"{error.kind}: {error}"
                 yield Input(entry.image_id or _id_of(shown), shown, row=DAMAGED, reason=printable(reason))
                 continue
-            image_id = entry.image_id or _id_of(entry.address)
+            image_id = entry.image_id or _id_of(address)
             if carries_secret(whole):
                 yield Input(redact(image_id), redact(whole), offset=entry.position, row=SIGNED)
             else:

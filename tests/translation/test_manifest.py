@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -181,3 +182,19 @@ def test_a_table_of_nothing_is_not_listed(tmp_path: Path) -> None:
     pq.write_table(pa.table({"uri": pa.nulls(1_000_000, pa.string())}), tmp_path / "list.parquet")
     with pytest.raises(UsageError, match="has 1000000 rows in"):
         list(open_corpus(str(tmp_path / "list.parquet")).items())
+
+
+@pytest.mark.parametrize(
+    "query", ["sig=abc def", 'sig="abcdef"', "sig=<abc>def", "a=1&sig=abc\u00a0def&b=2", "%2573ig=abcdef"]
+)
+@pytest.mark.parametrize("allowed", [False, True])
+def test_no_part_of_a_signature_stands_behind_a_gap(tmp_path: Path, query: str, allowed: bool) -> None:
+    address = f"https://host.example/a b.png?{query}"
+    (tmp_path / "list.txt").write_text(address)
+    corpus = open_corpus(str(tmp_path / "list.txt"), allow_signed=allowed)
+    assert isinstance(corpus, ManifestCorpus)
+    (item,) = corpus.items()
+    assert "abc" not in str(item) and "def" not in str(item)
+    assert item.reason.partition(":")[0] == ("" if allowed else "SignedAddress")
+    if allowed:
+        assert unquote(corpus.address_at(item.offset)) == unquote(address)
