@@ -1,4 +1,4 @@
-"""Keeping freed memory in the process, so that every batch does not fault its buffers in again."""
+"""Keeps freed memory in the process, so that not every batch page-faults its buffers in again."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _GROW_BY = 64 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed instead of returning it to the kernel; call before the first big tensor.
+    """Make glibc keep freed memory instead of returning it to the kernel; call before the first large tensor.
 
     A forward pass of a batch allocates and frees hundreds of megabytes; by default each buffer is mapped and
-    page-faulted anew. Costs memory: the process stays as large as it ever was. Returns False, and changes nothing,
-    where the C library is another one.
+    page-faulted anew. The process stays as large as it ever was. Returns False, and changes nothing, where the
+    C library is not glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,10 +1,10 @@
-"""Checkpoints: folders of safetensors and JSON that explain themselves, and generator files saved elsewhere.
+"""Checkpoints: self-describing folders of safetensors and JSON, and generator files saved by other programs.
 
     CHECKPOINT/generator.safetensors  discriminator.safetensors  trainer.safetensors  trainer.json  meta.json
 
-`generator.safetensors` is what everything translates and evaluates with. Where training keeps a moving average it is
-the average, and the weights that training goes on with lie beside it in `generator_without_ema.safetensors`.
-`meta.json` is written last and removed first: a folder without it is no checkpoint.
+`generator.safetensors` is used by translation and evaluation. If training keeps a moving average it contains the
+average, and `generator_without_ema.safetensors` the weights with which training continues. `meta.json` is written last
+and removed first: a folder without it is not a checkpoint.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ _ID_DIGITS = 16
 
 @dataclass(frozen=True)
 class ResolvedCheckpoint:
-    """What a `--checkpoint` address leads to."""
+    """The generator file behind a `--checkpoint` address."""
 
     kind: Literal["checkpoint", "safetensors", "pth"]
-    """A folder p2p wrote, or a single generator file."""
+    """A folder written by p2p, or a single generator file."""
     generator_uri: str
-    """The file with the generator's weights."""
+    """Address of the file with the generator's weights."""
     meta: dict[str, Any] | None
     """`meta.json` of a checkpoint folder."""
 
@@ -64,10 +64,10 @@ class ResolvedCheckpoint:
 def save_checkpoint(
     folder_uri: str, pix2pix: Pix2Pix, meta: Mapping[str, Any], trainer: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write everything needed to translate (`generator.safetensors`) and to train on, and return the whole meta.
+    """Write a checkpoint folder, for translation and for continuing training; returns the content of `meta.json`.
 
-    `meta` (epoch, step, images_seen, metrics, data, ...) gets `format`, `model` and `checkpoint_id` added; `trainer`
-    is what the training loop wants back from `load_trainer`. Both must be JSON values. Raises StorageError.
+    `format`, `model` and `checkpoint_id` are added to `meta` (epoch, step, images_seen, metrics, data, ...); `trainer`
+    is returned by `load_trainer`. Both must be JSON values. Raises StorageError.
     """
     remove(join(folder_uri, META))
     state = pix2pix.state()
@@ -85,9 +85,9 @@ def save_checkpoint(
 
 
 def load_trainer(folder_uri: str, pix2pix: Pix2Pix) -> dict[str, Any]:
-    """Put a checkpoint folder's weights and optimiser state into `pix2pix`; returns what was saved as `trainer`.
+    """Load a checkpoint folder's weights and optimiser state into `pix2pix`; returns what was saved as `trainer`.
 
-    Raises CheckpointError if the folder is incomplete, damaged, or of a model with other networks.
+    Raises CheckpointError if the folder is incomplete or damaged, or if its model has other networks.
     """
     meta = _read_meta(folder_uri)
     saved = _config_of(meta["model"], folder_uri)
@@ -98,10 +98,10 @@ def load_trainer(folder_uri: str, pix2pix: Pix2Pix) -> dict[str, Any]:
     ]
     if different:
         raise CheckpointError(f"{folder_uri}: of another model: {'; '.join(different)}")
-    published = _read(join(folder_uri, GENERATOR))
-    _check_id(published, meta, folder_uri)
+    data = _read(join(folder_uri, GENERATOR))
+    _check_id(data, meta, folder_uri)
     average: dict[str, Tensor] = {}
-    generator = _from_safetensors(published, join(folder_uri, GENERATOR))
+    generator = _from_safetensors(data, join(folder_uri, GENERATOR))
     if pix2pix.average is not None:
         average, generator = generator, _tensors(folder_uri, WITHOUT_EMA)
     state = State(generator, _tensors(folder_uri, DISCRIMINATOR), _tensors(folder_uri, TRAINER), average)
@@ -113,9 +113,9 @@ def load_trainer(folder_uri: str, pix2pix: Pix2Pix) -> dict[str, Any]:
 
 
 def read_whole(folder_uri: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`meta` and `trainer` of a checkpoint folder, every file of which was read to its end.
+    """`meta` and `trainer` of a checkpoint folder, after reading every file in it completely.
 
-    Raises CheckpointError, NotFound or Damaged for one that training cannot go on from.
+    Raises CheckpointError, NotFound or Damaged if training cannot continue from it.
     """
     meta = _read_meta(folder_uri)
     _check_id(_read(join(folder_uri, GENERATOR)), meta, folder_uri)
@@ -150,8 +150,8 @@ def resolve_checkpoint(uri: str) -> ResolvedCheckpoint:
     """Find the generator behind a `--checkpoint` address.
 
     A run (its best checkpoint; `RUN#latest`, `RUN#best`, `RUN#epoch_0010`, `RUN#epoch_0010_step_00005000`), a
-    checkpoint folder, or a `.safetensors` or `.pth` file, on any file system. Raises CheckpointError that says what is
-    there instead.
+    checkpoint folder, or a `.safetensors` or `.pth` file, on any file system. Raises CheckpointError with what is there
+    instead.
     """
     match = _FRAGMENT.fullmatch(uri)
     run, which = (match[1], match[2]) if match else (uri, None)
@@ -167,7 +167,7 @@ def resolve_checkpoint(uri: str) -> ResolvedCheckpoint:
         if exists(join(uri, name)):
             return _in_run(uri, which)
     if exists(join(uri, GENERATOR)):
-        raise CheckpointError(f"{uri}: a checkpoint that was not written to its end ({META} is missing)")
+        raise CheckpointError(f"{uri}: an incomplete checkpoint ({META} is missing)")
     raise CheckpointError(
         f"{uri}: neither a run ({LATEST}), nor a checkpoint folder ({META}), nor a .safetensors or .pth file"
     )
@@ -188,20 +188,30 @@ def _in_run(run: str, which: str) -> ResolvedCheckpoint:
 
 
 def load_generator(uri: str, *, device: str | torch.device = "cpu") -> Generator:
-    """The generator behind any `--checkpoint` address, in eval mode: (B, C, H, W) float in [-1, 1] to the same.
+    """The generator of a run, checkpoint folder or generator file (as `resolve_checkpoint`), in eval mode.
 
-    Its `encode` makes that of images, be they colours or label maps for a generator that takes class planes. It has
-    `config` (a ModelConfig) and `checkpoint_id`. Files are read without unpickling code, every name and shape is
-    checked. Raises CheckpointError, naming the first thing that does not fit.
+    It maps (B, C, H, W) float in [-1, 1] to the same; its `encode` converts images, colours or label maps, to such
+    inputs. It has `config` (a ModelConfig) and `checkpoint_id`. No code in the file is unpickled; every name and shape
+    is checked. Raises CheckpointError with the first that does not fit.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from p2p import UNetGenerator, load_generator
+        >>> file = tempfile.NamedTemporaryFile(suffix=".pth")
+        >>> torch.save(UNetGenerator(num_downs=6, ngf=4).state_dict(), file.name)
+        >>> generator = load_generator(file.name)
+        >>> generator.config.generator, generator(torch.zeros(1, 3, 64, 64)).shape
+        ('unet_64', torch.Size([1, 3, 64, 64]))
+
     """
     uri = str(uri)
     resolved = resolve_checkpoint(uri)
     data = _read(resolved.generator_uri)
     if resolved.kind == "pth":
         config, weights = None, read_pth(data, uri)
-    else:  # the tensors first: reading them proves that the header is one
+    else:  # the tensors first: reading them checks the header
         weights = _from_safetensors(data, resolved.generator_uri)
-        config = _described(data, resolved.generator_uri)
+        config = _read_config(data, resolved.generator_uri)
     if resolved.meta is not None:
         _check_id(data, resolved.meta, resolved.generator_uri)
         config = _config_of(resolved.meta["model"], resolved.generator_uri)
@@ -219,15 +229,15 @@ def _check_fit(network: nn.Module, weights: Mapping[str, Tensor], config: ModelC
     what = f"{config.generator} (ngf {config.ngf}, norm {config.norm})"
     for name, tensor in wanted.items():
         if name not in weights:
-            raise CheckpointError(f"{uri}: taken for a {what}, but {name} is missing")
+            raise CheckpointError(f"{uri}: does not fit {what}: {name} is missing")
         if weights[name].shape != tensor.shape:
             shapes = f"{tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
-            raise CheckpointError(f"{uri}: taken for a {what}, but {name} has shape {shapes}")
+            raise CheckpointError(f"{uri}: does not fit {what}: {name} has shape {shapes}")
         if weights[name].is_floating_point() != tensor.is_floating_point() or weights[name].is_complex():
-            raise CheckpointError(f"{uri}: taken for a {what}, but {name} holds numbers of type {weights[name].dtype}")
+            raise CheckpointError(f"{uri}: does not fit {what}: {name} is of type {weights[name].dtype}")
     extra = next((name for name in weights if name not in wanted), None)
     if extra is not None:
-        raise CheckpointError(f"{uri}: taken for a {what}, but it also has {extra}")
+        raise CheckpointError(f"{uri}: does not fit {what}: it also has {extra}")
 
 
 def _checkpoint_id(generator: bytes) -> str:
@@ -244,7 +254,7 @@ def _read_meta(folder_uri: str) -> dict[str, Any]:
     try:
         meta = _read_object(uri)
     except NotFound:
-        raise CheckpointError(f"{folder_uri}: no finished checkpoint is there ({META} is missing)") from None
+        raise CheckpointError(f"{folder_uri}: there is no complete checkpoint ({META} is missing)") from None
     if meta.get("format") != FORMAT:
         raise CheckpointError(f"{uri}: format is {reprlib.repr(meta.get('format'))}, expected {FORMAT!r}")
     try:
@@ -284,13 +294,13 @@ def _to_bytes(tensors: Mapping[str, Tensor], model: Mapping[str, Any]) -> bytes:
 def _from_safetensors(data: bytes, uri: str) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that torch does not have
-        raise CheckpointError(f"{uri}: not a whole safetensors file: {error}") from None
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that torch lacks
+        raise CheckpointError(f"{uri}: not a complete safetensors file: {error}") from None
     return tensors
 
 
-def _described(data: bytes, uri: str) -> ModelConfig | None:
-    """The configuration in a safetensors file's header, if p2p wrote it. The header is a length and then JSON."""
+def _read_config(data: bytes, uri: str) -> ModelConfig | None:
+    """The configuration in a safetensors header (its length, then JSON), or None if p2p did not write the file."""
     try:
         header = parse_json_object(data[8 : 8 + int.from_bytes(data[:8], "little")], f"{uri}: its header")
         written = (header.get("__metadata__") or {}).get(_MODEL_KEY)

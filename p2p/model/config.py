@@ -1,4 +1,4 @@
-"""What a model is: everything a checkpoint must know about its networks and their training, without torch."""
+"""The configuration of a model: its networks, objective and inputs, as checkpoints contain it. Without torch."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Direction = Literal["AtoB", "BtoA"]
 Precision = Literal["fp32", "bf16"]
 
 UNET_DOWNS: dict[str, int] = {"unet_64": 6, "unet_128": 7, "unet_256": 8, "unet_512": 9}
-"""Halvings of each U-Net: unet_N turns an NxN input into one pixel at its bottleneck."""
+"""Halvings of each U-Net: unet_N reduces an NxN input to one pixel at its bottleneck."""
 RESNET_BLOCKS: dict[str, int] = {"resnet_6": 6, "resnet_9": 9}
 PATCH_LAYERS: dict[str, int] = {"patch_16": 1, "patch_70": 3, "patch_286": 5}
-"""Strided convolutions of each patch discriminator; the name is its receptive field in pixels."""
+"""Strided convolutions of each patch discriminator, which is named by its receptive field in pixels."""
 MAX_PALETTE = 32
-"""Colours of an image that still count as classes; what is drawn in more is a picture."""
+"""Colours of an image that still count as classes; an image of more is a picture."""
 Palette: TypeAlias = tuple[tuple[int, int, int], ...]
-"""RGB colours, 0..255; a class is its place."""
+"""RGB colours, 0..255, in the order of classes."""
 _MAX_SIZE = 2**16
-"""Of channels, filters and crops: beyond what any memory holds, and the products of several still fit 64 bits."""
+"""Of channels, filters and crops: more than fits any memory, while products of several still fit 64 bits."""
 _RESNET_STRIDE = 4
 _ONE_HOT = "onehot:"
 
@@ -40,7 +40,7 @@ def generator_stride(generator: str) -> int:
 
 
 def smallest_crop(discriminator: str) -> int:
-    """Side in pixels of the smallest square of which the discriminator still makes one logit."""
+    """Side in pixels of the smallest square for which the discriminator has at least one logit."""
     if discriminator == "pixel":
         return 1
     return 3 << PATCH_LAYERS[discriminator]
@@ -68,7 +68,19 @@ def class_planes(input_encoding: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """One model: its two networks, its objective, and what its inputs are. Written into every checkpoint."""
+    """One model: its two networks, its objective, and its inputs. Written into every checkpoint.
+
+    Raises UsageError for values that do not fit.
+
+    Example:
+        >>> from p2p import ModelConfig
+        >>> config = ModelConfig(generator="unet_128", crop_size=128, gan_mode="lsgan")
+        >>> config.stride
+        128
+        >>> ModelConfig.from_dict(config.to_dict()) == config
+        True
+
+    """
 
     generator: GeneratorName = "unet_256"
     """Network that makes the output: U-Nets by the input side they reduce to one pixel, ResNets by their blocks."""
@@ -103,7 +115,7 @@ class ModelConfig:
     beta1: float = 0.5
     """Adam's momentum; beta2 is 0.999."""
     ema_images: int = 0
-    """Half-life in images of the generator's moving average, which its checkpoints then publish; 0 keeps none."""
+    """Half-life in images of the generator's moving average, which checkpoints then translate with; 0 keeps none."""
     crop_size: int = 256
     """Side in pixels of the square training inputs, and the default tile when translating."""
     direction: Direction = "AtoB"
@@ -112,12 +124,12 @@ class ModelConfig:
     """bf16: convolutions in bfloat16 under autocast; weights and optimiser stay float32."""
 
     def __post_init__(self) -> None:
-        self._check_words()
+        self._check_choices()
         self._check_numbers()
         self._check_encoding()
         self._check_sizes()
 
-    def _check_words(self) -> None:
+    def _check_choices(self) -> None:
         allowed = {
             "generator": GeneratorName,
             "discriminator": DiscriminatorName,
@@ -127,10 +139,10 @@ class ModelConfig:
             "precision": Precision,
             "bits": Literal[8, 16],
         }
-        for name, words in allowed.items():
-            if getattr(self, name) not in get_args(words):
+        for name, choices in allowed.items():
+            if getattr(self, name) not in get_args(choices):
                 raise UsageError(
-                    f"{_option(name)} {getattr(self, name)!r}: use one of {', '.join(map(str, get_args(words)))}"
+                    f"{_option(name)} {getattr(self, name)!r}: use one of {', '.join(map(str, get_args(choices)))}"
                 )
 
     def _check_encoding(self) -> None:
@@ -191,7 +203,7 @@ class ModelConfig:
 
     @property
     def input_image_channels(self) -> int:
-        """Channels of the images that are read as inputs; of a label map given as class planes its three colours."""
+        """Channels of input images: `input_channels`, or the three of a label map that becomes class planes."""
         return self.input_channels if self.input_palette is None else 3
 
     def to_dict(self) -> dict[str, Any]:
@@ -200,7 +212,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """Inverse of `to_dict`. Fields that are missing take their defaults; what else is wrong raises UsageError."""
+        """Inverse of `to_dict`. Missing fields take their defaults; anything else that is wrong raises UsageError."""
         try:
             return build(cls, values)
         except ValueError as error:

@@ -1,162 +1,163 @@
-"""torch's convolutions. Where oneDNN is slow at them, matrix products compute them instead.
+"""torch's convolutions, which in training on CPUs in bfloat16 are partly computed as matrix products (im2col).
 
-That is in training on CPUs in bfloat16. oneDNN puts weights, pixels and gradients into orders of its own, and results
-back: at the U-Net's inner levels, whose pixels are few and whose weights are many, that takes up to five times as long
-as the arithmetic. And its kernels fill their vectors with channels, of which the last layers have one or three.
+Every convolution has a small side and a large one: from each position of the small side the kernel sees a patch of the
+large side. Conv2d makes the small side from the large, ConvTranspose2d the large from the small. With
 
-A convolution has a side with a value for each position of the kernel (its output; of a transposed one the input) and
-a side of which the kernel sees a patch from there. They are called `few` and `many` here, and weights are (few's
-channels, many's channels, kernel, kernel).
+    im2col(large)    one row for each position: the patch that is seen from there, (positions, kernel * kernel * C)
+    col2im(columns)  its transpose: adds each row up where its patch lies, (B, C, H, W)
+    small            the small side's pixels as rows, (positions, small channels)
+    W                the weights as (small channels, kernel * kernel * C)
+
+all that forward and backward passes compute are three products:
+
+    small = im2col(large) @ W.T         output of Conv2d, gradient of ConvTranspose2d's input
+    large = col2im(small @ W)           output of ConvTranspose2d, gradient of Conv2d's input
+    gradient of W = small.T @ im2col(large)
+
+oneDNN, which computes torch's own, first reorders weights, pixels and gradients in memory, and the results back. Where
+positions are few that takes longer than the arithmetic. The reason for each limit below is how many times as much CPU
+time a whole update of the 256x256 networks takes without that case, measured on two cores of a Zen 4 (AVX512-bf16, no
+AMX). Without all of them it takes 1.3 times as much, at batch 1 as at batch 8.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from p2p.model import winograd
+_MAX_POSITIONS = 32 * 32
+"""Of the small side in one image, for gradients by im2col: 1.22 at batch 1, 1.20 at batch 8. With more positions
+copying the patches costs what the products gain."""
+_MAX_BATCH_POSITIONS = 16 * 16
+"""Of the small side in the whole batch, for outputs, and for col2im, as well: 1.05 at batch 1 (nothing at batch 8, of
+which few levels are so small). With more positions adding up the patches costs more than oneDNN's reordering."""
+_MIN_SMALL_CHANNELS = 16
+"""With fewer the matrices are too narrow."""
+_MAX_OUTPUT_TAPS = 64
+"""Output channels times kernel area, for the discriminator's last convolution, to one channel: 1.04 at batch 1 and 1.05
+at batch 8, since oneDNN's kernels fill their vectors with output channels."""
 
-_MOST_POSITIONS = 32 * 32
-"""Of `few`, in one image: above, copying the patches out costs what the products gain."""
-_MOST_INNER_POSITIONS = 16 * 16
-"""Of `few`, in the whole batch: with so few, outputs and the inputs' gradients are products too."""
-_MOST_THIN_CHANNELS, _MOST_THIN_VALUES = 4, 64
-"""Of `many`, and of one patch of it: so few are soon copied, whatever the number of positions."""
-_FEWEST_CHANNELS = 16
-"""Of `few`."""
-
-
-class _Shape(NamedTuple):
-    """How a convolution moves over its input; square kernels, strides and paddings, no dilation, no groups."""
-
-    kernel: int
-    stride: int
-    padding: int
-    transposed: bool = False
-    output_padding: int = 0
-
-    def arguments(self) -> tuple[Any, ...]:
-        """As torch's own functions take them."""
-        return ([self.stride] * 2, [self.padding] * 2, [1, 1], self.transposed, [self.output_padding] * 2, 1)
-
-    def output(self, sides: torch.Size) -> torch.Size:
-        """The output's height and width for the input's."""
-        if self.transposed:
-            beyond = self.kernel + self.output_padding - 2 * self.padding
-            return torch.Size((side - 1) * self.stride + beyond for side in sides)
-        return torch.Size((side + 2 * self.padding - self.kernel) // self.stride + 1 for side in sides)
-
-    def positions(self, x: Tensor) -> int:
-        """Of `few` in one image, for the input `x`."""
-        return (x.shape[2:] if self.transposed else self.output(x.shape[2:])).numel()
-
-
-_DOUBLING = _Shape(4, 2, 1, transposed=True)
+Size: TypeAlias = tuple[int, int]
+"""Height and width."""
+_Layer: TypeAlias = "Conv2d | ConvTranspose2d"
 
 
 class Conv2d(nn.Conv2d):
-    """(B, C, H, W) -> (B, C', H', W'), as torch's."""
+    """(B, C, H, W) -> (B, C', H', W'), as torch's; square kernels, strides and paddings, no dilation, no groups."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) float of any precision -> (B, C', H', W')."""
-        if _may_use_products(input):
-            weight, shape = self.weight, _Shape(self.kernel_size[0], self.stride[0], int(self.padding[0]))
-            if shape.stride == 1 and _is_thin(self.out_channels, shape.kernel):
-                # The same sums the other way round: each input pixel adds its share to the few values that see it.
-                weight = weight.flip(2, 3).transpose(0, 1)
-                shape = _Shape(shape.kernel, 1, shape.kernel - 1 - shape.padding, transposed=True)
-            if _are_products_quicker(input, weight, shape):
-                return _convolve(input, weight, self.bias, shape)
+        if _has_few_outputs(self) and _trains_in_bfloat16(input):
+            return _convolve_to_few_channels(input, self)
+        if _are_products_quicker(input, self):
+            return _convolve(input, self)
         return super().forward(input)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """(B, C, H, W) -> (B, C', H', W'), as torch's."""
+    """(B, C, H, W) -> (B, C', H', W'), as torch's; square kernels, strides and paddings, no dilation, no groups."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(B, C, H, W) float of any precision -> (B, C', H', W')."""
-        if output_size is None and _may_use_products(input):
-            shape = _Shape(self.kernel_size[0], self.stride[0], int(self.padding[0]), True, self.output_padding[0])
-            if _are_products_quicker(input, self.weight, shape):
-                return _convolve(input, self.weight, self.bias, shape)
+        if output_size is None and _are_products_quicker(input, self):
+            return _convolve(input, self)
         return super().forward(input, output_size)
 
 
-def _may_use_products(x: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and torch.is_grad_enabled()
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    )
+def _trains_in_bfloat16(x: Tensor) -> bool:
+    in_bfloat16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return x.device.type == "cpu" and torch.is_grad_enabled() and in_bfloat16
 
 
-def _are_products_quicker(x: Tensor, weight: Tensor, shape: _Shape) -> bool:
-    thin = shape.transposed and _is_thin(weight.shape[1], shape.kernel)
-    return (thin or shape.positions(x) <= _MOST_POSITIONS) and len(weight) >= _FEWEST_CHANNELS
+def _are_products_quicker(x: Tensor, layer: _Layer) -> bool:
+    (height, width), _ = _sizes(x, layer)
+    few_positions = height * width <= _MAX_POSITIONS and len(layer.weight) >= _MIN_SMALL_CHANNELS
+    return few_positions and _trains_in_bfloat16(x)
 
 
-def _is_thin(channels: int, kernel: int) -> bool:
-    return channels <= _MOST_THIN_CHANNELS and channels * kernel**2 <= _MOST_THIN_VALUES
+def _has_few_outputs(layer: Conv2d) -> bool:
+    kernel, stride, _ = _geometry(layer)
+    return stride == 1 and kernel > 1 and layer.out_channels * kernel**2 <= _MAX_OUTPUT_TAPS
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape) -> Tensor:
-    bias = None if bias is None else bias.bfloat16()
-    convolved: Tensor = _Convolution.apply(x.bfloat16(), weight.bfloat16(), bias, shape)
-    return convolved
+def _convolve_to_few_channels(x: Tensor, layer: Conv2d) -> Tensor:
+    """A stride-1 convolution as a transposed one with the flipped kernel: each pixel adds to the outputs that see it."""
+    kernel, _, padding = _geometry(layer)
+    columns = _pixels(x).bfloat16() @ _rows(layer.weight.flip(2, 3).transpose(0, 1)).bfloat16()
+    output = _col2im(columns, len(x), _sizes(x, layer)[0], kernel, 1, kernel - 1 - padding)
+    return output if layer.bias is None else output + layer.bias.bfloat16()[:, None, None]
+
+
+def _convolve(x: Tensor, layer: _Layer) -> Tensor:
+    bias = None if layer.bias is None else layer.bias.bfloat16()
+    output: Tensor = _Convolution.apply(x.bfloat16(), layer.weight.bfloat16(), bias, layer)
+    return output
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape) -> Tensor:
-        ctx.shape = shape
-        sides, positions = shape.output(x.shape[2:]), len(x) * shape.positions(x)
-        ctx.inner = positions <= _MOST_INNER_POSITIONS
-        ctx.by_winograd = winograd.is_quicker(weight, positions, shape.stride)
-        thin = shape.transposed and _is_thin(weight.shape[1], shape.kernel)
-        differences = None
-        if ctx.by_winograd and not shape.transposed:
-            differences = winograd.differences(x, sides, shape.stride, shape.padding)
-            output = winograd.convolve(differences, weight, sides, shape.stride)
-        elif thin and shape == _DOUBLING:
-            output, bias = _doubled(x, weight, bias), None
-        elif thin or (ctx.inner and shape.transposed):
-            output = _add_up(_pixels(x) @ _rows(weight), x.shape[2:], sides, shape)
-        elif ctx.inner:
-            # Into place, since the layer after this one may not change a view in place.
-            output = torch.empty(len(x), len(weight), *sides, dtype=x.dtype, memory_format=torch.channels_last)
-            torch.mm(_patches(x, sides, shape), _rows(weight).t(), out=_pixels(output))
-        else:
-            output, bias = torch.convolution(x, weight, bias, *shape.arguments()), None
-        ctx.save_for_backward(x, weight, differences if ctx.needs_input_grad[1] else None)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: _Layer) -> Tensor:
+        small_size, large_size = _sizes(x, layer)
+        ctx.save_for_backward(x, weight)
+        ctx.layer, ctx.small_size, ctx.large_size = layer, small_size, large_size
+        ctx.only_products = len(x) * small_size[0] * small_size[1] <= _MAX_BATCH_POSITIONS
+        if not ctx.only_products:
+            return torch.convolution(x, weight, bias, *_arguments(layer))
+        if layer.transposed:
+            output = _small_to_large(x, weight, large_size, layer)
+        else:  # written into place: the next layer may rectify it in place, which autograd forbids for views
+            shape = (len(x), len(weight), *small_size)
+            output = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+            torch.mm(_im2col(x, small_size, layer), _rows(weight).t(), out=_pixels(output))
         return output if bias is None else output + bias[:, None, None]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,), (x, weight, differences), shape = gradients, ctx.saved_tensors, ctx.shape
-        few, many = (x, gradient) if shape.transposed else (gradient, x)
+        (gradient,), (x, weight), layer = gradients, ctx.saved_tensors, ctx.layer
+        small, large = (x, gradient) if layer.transposed else (gradient, x)
         for_x, for_weight, for_bias, _ = ctx.needs_input_grad
         x_gradient = weight_gradient = None
-        if (for_x and shape.transposed) or (for_weight and not ctx.by_winograd):
-            patches = _patches(many, few.shape[2:], shape)
-        if for_x and shape.transposed:
-            x_gradient = (patches @ _rows(weight).t()).view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
-        elif for_x and ctx.inner:
-            x_gradient = _add_up(_pixels(gradient) @ _rows(weight), few.shape[2:], x.shape[2:], shape)
+        if for_weight or (for_x and layer.transposed):
+            columns = _im2col(large, ctx.small_size, layer)
+        if for_weight:
+            rows = _pixels(small).t() @ columns
+            weight_gradient = rows.view(len(rows), *weight.shape[2:], -1).permute(0, 3, 1, 2)
+        if for_x and layer.transposed:
+            x_gradient = (columns @ _rows(weight).t()).view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+        elif for_x and ctx.only_products:
+            x_gradient = _small_to_large(gradient, weight, ctx.large_size, layer)
         elif for_x:
             only_x = [True, False, False]
-            x_gradient = torch.ops.aten.convolution_backward(gradient, x, weight, None, *shape.arguments(), only_x)[0]
-        if for_weight and ctx.by_winograd:
-            if differences is None or torch.is_grad_enabled():  # for the gradient's gradient it depends on the pixels
-                differences = winograd.differences(many, few.shape[2:], shape.stride, shape.padding)
-            weight_gradient = winograd.weight_gradient(differences, few, shape.stride)
-        elif for_weight:
-            rows = _pixels(few).t() @ patches
-            weight_gradient = rows.view(len(rows), *weight.shape[2:], -1).permute(0, 3, 1, 2)
+            x_gradient = torch.ops.aten.convolution_backward(gradient, x, weight, None, *_arguments(layer), only_x)[0]
         return x_gradient, weight_gradient, gradient.sum((0, 2, 3)) if for_bias else None, None
+
+
+def _small_to_large(small: Tensor, weight: Tensor, large_size: Size, layer: _Layer) -> Tensor:
+    return _col2im(_pixels(small) @ _rows(weight), len(small), large_size, *_geometry(layer))
+
+
+def _arguments(layer: _Layer) -> tuple[Any, ...]:
+    """As torch's own functions take them."""
+    return layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding, layer.groups
+
+
+def _geometry(layer: _Layer) -> tuple[int, int, int]:
+    """Kernel, stride and padding, in pixels along either axis."""
+    return layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
+
+
+def _sizes(x: Tensor, layer: _Layer) -> tuple[Size, Size]:
+    """Of the small and the large side, for the layer's input `x`."""
+    kernel, stride, padding = _geometry(layer)
+    height, width = x.shape[2:]
+    if layer.transposed:
+        beyond = kernel + layer.output_padding[0] - 2 * padding
+        return (height, width), ((height - 1) * stride + beyond, (width - 1) * stride + beyond)
+    margin = 2 * padding - kernel
+    return ((height + margin) // stride + 1, (width + margin) // stride + 1), (height, width)
 
 
 def _pixels(images: Tensor) -> Tensor:
@@ -165,35 +166,22 @@ def _pixels(images: Tensor) -> Tensor:
 
 
 def _rows(weight: Tensor) -> Tensor:
-    """(C, C', kernel, kernel) -> (C, kernel * kernel * C'), which is how channels-last weights lie in memory."""
+    """(small C, large C, kernel, kernel) -> (small C, kernel * kernel * large C), as channels-last weights lie."""
     return weight.permute(0, 2, 3, 1).flatten(1)
 
 
-def _patches(many: Tensor, few_sides: torch.Size, shape: _Shape) -> Tensor:
-    """What the kernel sees of (B, C, H, W) `many` at each of `few`'s positions: (positions, kernel * kernel * C)."""
-    height, width = few_sides
-    padded = F.pad(many.permute(0, 2, 3, 1), (0, 0, *[shape.padding] * 4))
-    seen = padded.unfold(1, shape.kernel, shape.stride).unfold(2, shape.kernel, shape.stride)[:, :height, :width]
-    return seen.permute(0, 1, 2, 4, 5, 3).reshape(len(many) * height * width, -1)
+def _im2col(large: Tensor, small_size: Size, layer: _Layer) -> Tensor:
+    """(B, C, H, W) -> (B * small height * small width, kernel * kernel * C)."""
+    kernel, stride, padding = _geometry(layer)
+    height, width = small_size
+    padded = F.pad(large.permute(0, 2, 3, 1), (0, 0, *[padding] * 4))
+    patches = padded.unfold(1, kernel, stride).unfold(2, kernel, stride)[:, :height, :width]
+    return patches.permute(0, 1, 2, 4, 5, 3).reshape(len(large) * height * width, -1)
 
 
-def _add_up(patches: Tensor, few_sides: torch.Size, many_sides: torch.Size, shape: _Shape) -> Tensor:
-    """The transpose of `_patches`: what each of `many`'s pixels has in all patches together, (B, C, H, W)."""
-    height, width = few_sides
-    seen = patches.view(-1, height, width, shape.kernel, shape.kernel, patches.shape[1] // shape.kernel**2)
-    sides = [side + 2 * shape.padding for side in many_sides]
-    padded = torch.zeros(len(seen), *sides, seen.shape[-1])  # float32, so that adding up rounds no further
-    rows, columns = (slice(0, shape.stride * count, shape.stride) for count in few_sides)
-    for row in range(shape.kernel):
-        for column in range(shape.kernel):
-            padded[:, row:, column:][:, rows, columns] += seen[:, :, :, row, column]
-    inside = padded[:, shape.padding :, shape.padding :][:, : many_sides[0], : many_sides[1]]
-    return inside.permute(0, 3, 1, 2).to(patches.dtype)
-
-
-def _doubled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`_DOUBLING`: each of the four pixels that lie between four of the input's sees those with a 2x2 kernel."""
-    kernels = weight.reshape(*weight.shape[:2], 2, 2, 2, 2).flip(2, 4).permute(1, 3, 5, 0, 2, 4).flatten(0, 2)
-    bias = None if bias is None else bias.repeat_interleave(4)
-    between = F.conv2d(x, kernels.contiguous(memory_format=torch.channels_last), bias, padding=1)
-    return F.pixel_shuffle(between, 2)[:, :, 1:-1, 1:-1].contiguous(memory_format=torch.channels_last)
+def _col2im(columns: Tensor, batch: int, large_size: Size, kernel: int, stride: int, padding: int) -> Tensor:
+    """The transpose of `_im2col`: (B * small height * small width, kernel * kernel * C) -> (B, C, H, W)."""
+    patches = columns.view(batch, -1, kernel**2, columns.shape[1] // kernel**2)
+    patches = patches.permute(0, 3, 2, 1).flatten(1, 2)  # the order of torch's fold
+    images = F.fold(patches.float(), large_size, kernel, padding=padding, stride=stride)  # float32: rounded once
+    return images.to(columns.dtype).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""The generator as it is run over many tiles: pixels in, pixels out, one fixed batch shape."""
+"""Runs a generator over many tiles: pixels in, pixels out, in batches of one fixed shape."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from p2p.errors import UsageError
 from p2p.model.config import Precision
-from p2p.model.lanes import CudaLane, one_thread_each
+from p2p.model.cuda_graphs import CudaGraphStream
 from p2p.model.networks import Generator
 from p2p.model.packing import pack_weights
 from p2p.model.tensors import InputEncoder, as_tensor, to_pixels
@@ -28,9 +29,9 @@ from p2p.storage.images import Depth, Pixels
 log = logging.getLogger("p2p")
 
 NormMode = Literal["running", "batch"]
-Taken = Callable[[], npt.NDArray[Any]]
-"""Waits for a batch that is on its way and returns it: (B, H, W, C_out)."""
-_LANES = 2  # one computes while the other's tiles travel
+PendingBatch = Callable[[], npt.NDArray[Any]]
+"""Waits for a batch that was started and returns it: (B, H, W, C_out)."""
+_CUDA_STREAMS = 2  # one computes while the other's tiles are copied
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -44,7 +45,7 @@ def choose_device(gpu: str) -> torch.device:
 def choose_precision(precision: str, device: str | torch.device, bits: int = 8) -> Precision:
     """`--precision auto|fp32|bf16` -> what to use.
 
-    `auto` takes bf16 where the device computes in it natively, but not for images of 16 `bits`: it has 8 of its own.
+    `auto` is bf16 where the device computes in it natively, but not for images of 16 `bits`: bfloat16 keeps only 8.
     """
     if precision != "auto":
         return "bf16" if precision == "bf16" else "fp32"
@@ -66,15 +67,15 @@ class Engine:
 
     norm_mode "running": batch norm uses its running statistics and is folded into the convolutions.
     norm_mode "batch": each tile is normalised by its own statistics (what the paper does at test time with batches of
-    one). In both modes a tile's output depends on nothing but the tile: not on its place in the batch, nor on its
-    neighbours, nor on how full the batch is. On a CPU that holds bit for bit.
+    one). In both modes a tile's output depends on the tile alone: not on its place in the batch, on its neighbours or
+    on how full the batch is. On a CPU that holds bit for bit.
     dropout: the paper's test-time noise, drawn for each tile from `seed` and the tile's key alone.
     tile_size: side of the tiles in pixels; None takes any shape whose sides are multiples of the generator's stride.
     A fixed tile size is quicker: bfloat16 weights are packed for the CPU, a GPU replays a recorded graph.
-    threads: on a CPU, so many batches are computed side by side in one thread each; how many changes no bit. None: a
-    batch at a time in all of torch's threads, which is quicker for a single one; with another number of them, as with
-    another batch size, the processor's kernels may round otherwise.
-    The generator given is not changed. Not to be called from several threads at once.
+    threads: on a CPU, how many batches are computed at once, each in one thread; the number changes no bit. None: one
+    batch at a time in all of torch's threads, which is quicker for a single batch; another number of threads, like
+    another batch size, may make the processor's kernels round differently.
+    The generator passed in is not changed. An engine must not be called from several threads at once.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Engine:
         self._dtype = _DTYPES[precision]
         self._seed = seed
         network = copy.deepcopy(generator).cpu().eval().requires_grad_(False)
-        _replace(network, nn.BatchNorm2d, _OwnStatistics) if norm_mode == "batch" else _fold_batch_norm(network)
+        _replace(network, nn.BatchNorm2d, _PerSampleNorm) if norm_mode == "batch" else _fold_batch_norm(network)
         self._noise: list[_KeyedDropout] = []
         if dropout:
             _replace(network, nn.Dropout, _KeyedDropout)
@@ -118,73 +119,75 @@ class Engine:
             _replace(network, nn.ReLU, _SignBitReLU)
         network.to(device=self.device, dtype=self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._network = network
-        self._lanes: deque[CudaLane] = deque()
+        self._streams: deque[CudaGraphStream] = deque()
         self._threads = threads if self.device.type == "cpu" else None
-        self._pool = one_thread_each(self._threads) if self._threads else None
-        self._unpacked: str | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        if self._threads:  # torch computes with one thread in each, so that their number changes no sum's order
+            self._pool = ThreadPoolExecutor(self._threads, "network", torch.set_num_threads, (1,))
+        self._packing_fallback: str | None = None
         if self.device.type == "cpu" and precision == "bf16" and tile_size is not None:
-            self._unpacked = pack_weights(network, batch_size, generator.config.input_channels, tile_size)
-            if self._unpacked:
-                log.info("%s", self._unpacked)
+            self._packing_fallback = pack_weights(network, batch_size, generator.config.input_channels, tile_size)
+            if self._packing_fallback:
+                log.info("%s", self._packing_fallback)
 
     def with_batch_size(self, batch_size: int) -> Engine:
         """The same engine, sharing its weights, with another batch size."""
         other = copy.copy(self)
         other.batch_size = batch_size
-        other._lanes = deque()
+        other._streams = deque()
         return other
 
     def warm_up(self) -> None:
-        """Compute blank tiles, so that no later batch pays for choosing kernels and claiming memory.
+        """Compute blank tiles, so that no later batch pays for choosing kernels and allocating memory.
 
-        Tiles of any shape are not known beforehand; nothing is done for them.
+        Does nothing for an engine without a fixed tile size.
         """
         if self.tile_size is None:
             return
         blank = np.zeros((1, self.tile_size, self.tile_size, self.input_channels), self.dtype)
-        under_way = [self.start(blank, [""]) for _ in range(self._threads or self.in_flight)]
-        for take in under_way:
+        pending = [self.start(blank, [""]) for _ in range(self._threads or self.in_flight)]
+        for take in pending:
             take()
 
     @property
     def in_flight(self) -> int:
-        """Batches that may be started before the first of them is taken; more would wait for each other."""
-        if self._takes_lanes:
-            return _LANES
+        """How many batches may be started before the first of them is taken; more would wait for each other."""
+        if self._uses_graphs:
+            return _CUDA_STREAMS
         return self._threads + 1 if self._threads else 1  # one waits while the others compute
 
     @property
     def fallbacks(self) -> list[str]:
-        """Why the network runs slower than it could, sentences for a person. Complete once a batch was taken."""
-        found = [self._unpacked, *(lane.fallback for lane in self._lanes)]
+        """Why the network runs slower than it could, in sentences for the log. Complete once a batch was taken."""
+        found = [self._packing_fallback, *(stream.fallback for stream in self._streams)]
         return [reason for reason in dict.fromkeys(found) if reason]
 
     @property
-    def _takes_lanes(self) -> bool:
+    def _uses_graphs(self) -> bool:
         # Noise is drawn on the CPU in the middle of the network, which no graph can hold.
         return self.device.type == "cuda" and self.tile_size is not None and not self._noise and self._bits == 8
 
-    def start(self, tiles: npt.NDArray[Depth], keys: Sequence[str] | None = None) -> Taken:
-        """Send at most `batch_size` tiles on their way; returns what waits for them.
+    def start(self, tiles: npt.NDArray[Depth], keys: Sequence[str] | None = None) -> PendingBatch:
+        """Start computing at most `batch_size` tiles; returns what waits for them and returns them.
 
-        To be called in the order of starts. On a CPU without `threads` they are done when this returns. No more than
-        `in_flight` may be under way.
+        Pending batches must be taken in the order in which they were started, and at most `in_flight` may be pending.
+        On a CPU without `threads` the tiles are computed when this returns.
         """
         self._check(tiles, keys)
         if len(tiles) > self.batch_size:
             raise ValueError(f"{len(tiles)} tiles are more than the batch size of {self.batch_size}")
         if self._pool is not None:
             return self._pool.submit(self._run, tiles, keys or ()).result
-        if not self._takes_lanes:
+        if not self._uses_graphs:
             outputs = self._run(tiles, keys or ())
             return lambda: outputs
-        if len(self._lanes) < _LANES:
+        if len(self._streams) < _CUDA_STREAMS:
             shape = (self.batch_size, *tiles.shape[1:])
-            self._lanes.append(CudaLane(self._forward, shape, self.device))
-        lane = self._lanes[-1]
-        self._lanes.rotate(1)
-        lane.start(np.ascontiguousarray(tiles))
-        return lane.take
+            self._streams.append(CudaGraphStream(self._forward, shape, self.device))
+        stream = self._streams[-1]
+        self._streams.rotate(1)
+        stream.start(np.ascontiguousarray(tiles))
+        return stream.take
 
     def __call__(self, tiles: npt.NDArray[Depth], keys: Sequence[str] | None = None) -> npt.NDArray[Depth]:
         """(B, T, T, C_in), any B -> (B, T, T, C_out) of the same depth. `keys`, one a tile, are needed with dropout."""
@@ -195,15 +198,15 @@ class Engine:
         return outputs
 
     def _batches(self, tiles: Pixels, keys: Sequence[str] | None) -> Iterator[tuple[int, Pixels]]:
-        """Yield (index of its first tile, outputs) of every batch, keeping as many under way as may be."""
-        under_way: deque[tuple[int, Taken]] = deque()
+        """Yield (index of its first tile, outputs) of every batch, keeping `in_flight` batches pending."""
+        pending: deque[tuple[int, PendingBatch]] = deque()
         for start in range(0, len(tiles), self.batch_size):
-            if len(under_way) == self.in_flight:
-                first, take = under_way.popleft()
+            if len(pending) == self.in_flight:
+                first, take = pending.popleft()
                 yield first, take()
             part = slice(start, start + self.batch_size)
-            under_way.append((start, self.start(tiles[part], keys[part] if keys else None)))
-        for first, take in under_way:
+            pending.append((start, self.start(tiles[part], keys[part] if keys else None)))
+        for first, take in pending:
             yield first, take()
 
     def _run(self, tiles: Pixels, keys: Sequence[str]) -> Pixels:
@@ -240,8 +243,8 @@ def _noise_seed(seed: int, key: str, layer: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{layer}/{key}".encode()).digest()[:8], "big") >> 1
 
 
-class _OwnStatistics(nn.Module):
-    """Batch norm in training mode as a batch of one sees it, for each sample of the batch."""
+class _PerSampleNorm(nn.Module):
+    """Batch norm in training mode, applied to each sample of the batch as if it were a batch of its own."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -252,7 +255,7 @@ class _OwnStatistics(nn.Module):
 
 
 class _KeyedDropout(nn.Module):
-    """Dropout whose mask for each sample comes from that sample's seed; samples beyond the seeds pass unchanged.
+    """Dropout whose mask for each sample is drawn from that sample's seed; samples beyond the seeds are unchanged.
 
     Masks are drawn on the CPU, so that every device gets the same.
     """
@@ -264,7 +267,7 @@ class _KeyedDropout(nn.Module):
 
     @property
     def seeds(self) -> list[int]:
-        """Of the batch that this thread computes."""
+        """One for each sample of the batch that this thread computes."""
         return getattr(self._of_thread, "seeds", [])
 
     @seeds.setter
@@ -279,14 +282,14 @@ class _KeyedDropout(nn.Module):
 
 
 class _SignBitReLU(nn.Module):
-    """ReLU of bfloat16, in place: as integers of 16 bits its negative numbers are negative too.
+    """ReLU of bfloat16, in place: read as 16-bit integers, negative numbers are negative too.
 
-    On a CPU six times as quick as torch's own, which turns each number into a float32 and back.
+    On a CPU six times as quick as torch's own, which converts each number to float32 and back.
     """
 
     def __init__(self, relu: nn.ReLU) -> None:
         super().__init__()
-        assert relu.inplace, "its input may be in use elsewhere"
+        assert relu.inplace, "another layer may need the input"
 
     def forward(self, x: Tensor) -> Tensor:
         x.view(torch.int16).clamp_(min=0)

@@ -1,4 +1,4 @@
-"""Generator files without a description: the architecture is read off names and shapes of the tensors.
+"""Generator files without a configuration: the architecture is inferred from the names and shapes of the tensors.
 
 Such files are saved by pytorch-CycleGAN-and-pix2pix (`latest_net_G.pth`) and its relatives.
 """
@@ -26,15 +26,15 @@ _RESNET_CROP = 256
 
 
 def read_pth(data: bytes, uri: str) -> dict[str, Tensor]:
-    """The tensors of a file that `torch.save(network.state_dict(), path)` wrote, without unpickling code.
+    """The tensors of a file written by `torch.save(network.state_dict(), path)`, without unpickling code.
 
-    Raises CheckpointError for other files, and where tensors claim more than the file holds: copies of them, as every
-    network makes, could take any amount of memory.
+    Raises CheckpointError for other files, and for tensors that overlap so that they are larger than their storage:
+    copies of them could take any amount of memory.
     """
     _require_uncompressed(data, uri)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of kinds of tensors that are refused below
+            warnings.simplefilter("ignore")  # about kinds of tensors that are refused below
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
@@ -70,9 +70,9 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _require_uncompressed(data: bytes, uri: str) -> None:
-    """Raise CheckpointError for a zip that holds more than its size; torch itself compresses nothing."""
+    """Raise CheckpointError for a compressed zip, which could expand to any size; torch compresses nothing."""
     if not zipfile.is_zipfile(io.BytesIO(data)):
-        return  # the format of old versions, or no such file at all
+        return  # the format of old versions, or another kind of file
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             held = sum(member.file_size for member in archive.infolist())
@@ -83,25 +83,25 @@ def _require_uncompressed(data: bytes, uri: str) -> None:
 
 
 def plain_weights(weights: Weights) -> dict[str, Tensor]:
-    """The same tensors without the `module.` prefix of a parallel wrapper and without what norms no longer keep.
+    """The same tensors without the `module.` prefix of a parallel wrapper and without unused running statistics.
 
-    Instance norms of old PyTorch versions saved running statistics that nothing uses: those without a weight beside
-    them are dropped.
+    Instance norms of old PyTorch versions saved running statistics that nothing uses: those of layers without a weight
+    are dropped.
     """
     if weights and all(name.startswith(_PARALLEL) for name in weights):
         weights = {name.removeprefix(_PARALLEL): value for name, value in weights.items()}
-    return {name: value for name, value in weights.items() if not _is_leftover(name, weights)}
+    return {name: value for name, value in weights.items() if not _is_unused(name, weights)}
 
 
-def _is_leftover(name: str, weights: Weights) -> bool:
+def _is_unused(name: str, weights: Weights) -> bool:
     match = _RUNNING.fullmatch(name)
     return match is not None and f"{match[1]}.weight" not in weights
 
 
 def infer_config(weights: Weights, uri: str) -> ModelConfig:
-    """The model whose generator has these (plain) `weights`. Raises CheckpointError that says what they are instead.
+    """The model whose generator has these (plain) `weights`. Raises CheckpointError with what they are instead.
 
-    Dropout has no tensors: for a U-Net it is taken as used, for a ResNet it shows in the numbering of the layers.
+    Dropout has no tensors: a U-Net is assumed to have it, in a ResNet the numbering of the layers shows it.
     """
     try:
         if _shape(weights, "model.model.0.weight")[2:] == (4, 4):

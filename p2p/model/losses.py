@@ -20,9 +20,9 @@ class GanObjective:
 
     vanilla: binary cross-entropy on logits (Goodfellow et al., 2014, non-saturating); lsgan: squared distance to the
     labels 1 and 0 (Mao et al., 2017); hinge (Lim and Ye, 2017); wgangp: the critic's mean with a gradient penalty
-    (Gulrajani et al., 2017). The last differs from the paper in two points: one step of the critic for each of the
-    generator, as in the other modes, and whatever norm the networks have, though batch norm makes the penalty of one
-    pair depend on the others (the paper advises against it: take instance or none).
+    (Gulrajani et al., 2017). wgangp differs from its paper in two points: the critic makes one step for each step
+    of the generator, as in the other modes, and may have batch norm, which the paper advises against since it makes the
+    penalty of one pair depend on the others (use norm "instance" or "none").
 
     `label_smoothing` s lowers the discriminator's target for real pairs to 1 - s (Salimans et al., 2016, one-sided);
     the generator still aims at 1.

@@ -1,12 +1,12 @@
-"""How far outputs are from their targets: one number per image, and one for the whole set.
+"""Metrics of outputs against their targets, for each image and for a whole set.
 
-Images are (B, H, W, C) on the 0..255 scale, uint8 or float; `measure` brings uint16 onto it, so that every number here
-is relative to the full range of either depth. Work happens on the device of the tensors, nothing here
-waits for it. Three separate steps, so that a metric over features of a network fits in as well:
+Images are (B, H, W, C) on the 0..255 scale, uint8 or float; `measure` scales uint16 to it. Everything is computed on
+the tensors' device, and only `Totals.result` waits for it. Metrics are computed in three steps, which metrics over
+features of a network would have too:
 
-    features     what is measured of each image       error maps, palette classes
-    statistics   what is kept, and adds up            one number per image; a confusion matrix
-    metric       the number that is read              the mean; intersection over union
+    features     computed for each image              error maps, palette classes
+    statistics   summed over images                   one number per image; a confusion matrix
+    metric       the number that is reported          the mean; intersection over union
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ Palette: TypeAlias = Sequence[Sequence[int]]
 """RGB colours, 0..255."""
 
 PSNR_CAP = 100.0
-"""dB. Identical images have infinite PSNR; the cap keeps means finite. One level off in one value of a 256x256 RGB
-image is 101 dB, so nothing that differs visibly reaches it."""
+"""dB. Identical images have infinite PSNR; the cap keeps means finite. A difference of one level in one value of a
+256x256 RGB image is 101 dB, so no visible difference reaches the cap."""
 PIXEL_TOLERANCE = 10
-"""Levels of 255 that every channel of a pixel may be off for `pixel_accuracy`."""
+"""Largest difference, in levels of 255, in any channel of a pixel that `pixel_accuracy` counts as correct."""
 _PEAK = 255.0
 _SSIM_WINDOW, _SSIM_SIGMA, _SSIM_K1, _SSIM_K2 = 11, 1.5, 0.01, 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What a metric's name stands for."""
+    """Name, unit and direction of a metric."""
 
     name: str
     unit: str
-    """Of the value: `dB`, `share` (0..1), or nothing for a plain number."""
+    """`dB`, `share` (0..1), or empty for a plain number."""
     better: Literal["lower", "higher"]
     meaning: str
-    """One line for a person."""
+    """One line for reports."""
     needs_palette: bool = False
 
     def improves(self, new: float | None, old: float | None) -> bool:
-        """Whether `new` beats `old`; the first finite value beats None, and a NaN, or None for it, beats nothing."""
+        """Whether `new` is better than `old`. Any number is better than None or NaN, which are never better."""
         if new is None or math.isnan(new):
             return False
         if old is None or math.isnan(old):
@@ -91,7 +91,7 @@ NEEDS_WEIGHTS: Mapping[str, str] = {
     "kid": "--inception-weights",
     "is": "--inception-weights",
 }
-"""Metrics over features of a pretrained network, and the option that will name its weights. Not computed yet."""
+"""Metrics over features of a pretrained network, not computed yet, and the option for its weights."""
 
 
 def find_metric(name: str, option: str = "--metrics") -> Metric:
@@ -132,7 +132,7 @@ def _gaussian(size: int) -> list[float]:
 
 
 def _smooth(planes: Tensor, window: int) -> Tensor:
-    """Gaussian mean over every window that lies wholly inside; (N, H, W) -> (N, H-w+1, W-w+1)."""
+    """Gaussian mean over every window within the image; (N, H, W) -> (N, H-w+1, W-w+1)."""
     weights = _gaussian(window)
     # Shifted sums in place, one axis after the other: on a CPU ten times as fast as a depthwise convolution.
     height, width = planes.shape[1] - window + 1, planes.shape[2] - window + 1
@@ -149,10 +149,10 @@ def ssim(outputs: Tensor, targets: Tensor) -> Tensor:
     """Structural similarity of each image, (B,), mean over positions and channels.
 
     Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity", IEEE
-    TIP 13(4), 2004, equation 13: K1 = 0.01, K2 = 0.03, Gaussian 11x11 window of sigma 1.5, windows wholly inside the
-    image. The numbers of scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
-    use_sample_covariance=False, data_range=255, channel_axis=-1)`. An image side below 11 gets the largest odd window
-    that fits.
+    TIP 13(4), 2004, equation 13: K1 = 0.01, K2 = 0.03, Gaussian 11x11 window of sigma 1.5, windows within the
+    image. Equal to scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, data_range=255, channel_axis=-1)`. Images with a side below 11 use the largest odd
+    window that fits.
     """
     batch, height, width, channels = outputs.shape
     side = min(_SSIM_WINDOW, height, width)
@@ -174,8 +174,8 @@ def ssim(outputs: Tensor, targets: Tensor) -> Tensor:
 def pixel_accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Share of pixels whose every channel is within `PIXEL_TOLERANCE` levels of the target, (B,) in [0, 1].
 
-    The pixel accuracy of map translation in Isola et al., CVPR 2017, and the CycleGAN study that follows it: a pixel is
-    right if max |output - target| over its channels is at most a tolerance.
+    The pixel accuracy of map translation in Isola et al., CVPR 2017, and Zhu et al., ICCV 2017 (CycleGAN): a pixel is
+    correct if max |output - target| over its channels is at most a tolerance.
     """
     worst = (outputs.to(torch.float32) - targets.to(torch.float32)).abs().amax(dim=3)
     return (worst <= PIXEL_TOLERANCE).double().mean(dim=(1, 2))
@@ -193,7 +193,7 @@ def confusion(outputs: Tensor, targets: Tensor, palette: Palette) -> Tensor:
     return torch.bincount(cells.flatten(), minlength=batch * size**2).view(batch, size, size)
 
 
-# Metrics over confusion matrices, which add up over images
+# Metrics over confusion matrices, which can be summed over images
 
 
 def palette_accuracy(counts: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ def palette_accuracy(counts: Tensor) -> Tensor:
 def palette_iou(counts: Tensor) -> Tensor:
     """(..., K, K) confusion -> (...) mean over classes of intersection / union, [0, 1].
 
-    Classes that neither output nor target has anywhere in these counts do not enter the mean (Everingham et al., "The
+    Classes that occur in neither outputs nor targets are left out of the mean (Everingham et al., "The
     PASCAL visual object classes challenge", IJCV 2015, section 4.4; counts summed over the set, as there).
     """
     hits = counts.diagonal(dim1=-2, dim2=-1).double()
@@ -233,7 +233,7 @@ class Measured:
     values: dict[str, Tensor]
     """Metric name -> (B,) float64."""
     confusion: Tensor | None
-    """(B, K, K) int64 where a palette metric was asked for."""
+    """(B, K, K) int64 if a palette metric was requested."""
 
 
 def measure(outputs: Tensor, targets: Tensor, names: Sequence[str], palette: Palette | None = None) -> Measured:
@@ -262,7 +262,16 @@ def measure(outputs: Tensor, targets: Tensor, names: Sequence[str], palette: Pal
 
 
 class Totals:
-    """Adds batches up to the metrics of a whole set: means over images, and palette metrics over all pixels."""
+    """Metrics of a whole set, summed batch by batch: means over images, and palette metrics over all pixels.
+
+    Example:
+        >>> totals = Totals(["l1", "pixel_accuracy"])
+        >>> targets = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
+        >>> measured = totals.update(targets + 51, targets)
+        >>> totals.result()
+        {'l1': 0.2, 'pixel_accuracy': 0.0}
+
+    """
 
     def __init__(self, names: Sequence[str], palette: Palette | None = None) -> None:
         self.names, self.palette = tuple(names), palette
@@ -287,7 +296,7 @@ class Totals:
             self._confusion = counts if self._confusion is None else self._confusion + counts
 
     def result(self) -> dict[str, float]:
-        """Metric name -> value over everything added; empty if nothing was. Waits for the device."""
+        """Metric name -> value over everything added; empty if nothing was added. Waits for the device."""
         values = {}
         for name in self._sums:
             if name in _CONFUSION_METRICS and self._confusion is not None:

@@ -1,4 +1,4 @@
-"""Names of moments in a run, which its checkpoints and sample sheets carry. Without torch."""
+"""Names of checkpoints and sample sheets by epoch and step. Without torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 import re
 
 MOMENT = r"epoch_\d+(?:_step_\d+)?"
-"""Regular expression of such a name."""
+"""Regular expression for such a name."""
 CHECKPOINTS = "checkpoints"
-"""Folder of a run that holds its checkpoints."""
+"""Folder of a run's checkpoints."""
 _CHECKPOINT = re.compile(rf"{CHECKPOINTS}/{MOMENT}")
 _NAME = re.compile(r"epoch_(\d+)(?:_step_(\d+))?")
 
@@ -25,5 +25,5 @@ def moment_of(name: str) -> tuple[int, float] | None:
 
 
 def is_checkpoint_name(name: object) -> bool:
-    """Whether best.json and latest.json may give this `name`: `checkpoints/epoch_0010`, so never another place."""
+    """Whether `name` is of the form `checkpoints/epoch_0010`, as best.json and latest.json contain it."""
     return isinstance(name, str) and _CHECKPOINT.fullmatch(name) is not None

@@ -21,10 +21,10 @@ from p2p.storage.images import Pixels
 
 Norm = Literal["batch", "instance", "none"]
 
-_WIDEST = 8  # channels grow to eight times the first layer's
-_LEAK = 0.2
-_STANDARD_DEVIATION = 0.02
-_FEWEST_DOWNS = 5
+_MAX_WIDTH_FACTOR = 8  # channels grow to eight times the first layer's
+_MIN_DOWNS = 5
+_NEGATIVE_SLOPE = 0.2  # of LeakyReLU
+_INIT_STD = 0.02
 
 
 def _norm_layer(norm: Norm, channels: int) -> nn.Module:
@@ -36,12 +36,12 @@ def _norm_layer(norm: Norm, channels: int) -> nn.Module:
 
 
 class _Dropout(nn.Dropout):
-    """Dropout whose noise, for one state of torch's generator, is the same in every memory layout."""
+    """Dropout whose mask, for one state of torch's generator, is the same in every memory layout."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        # torch draws a mask in memory order; the published networks keep theirs channel by channel.
+        # torch draws a mask in memory order; the reference implementation's tensors are contiguous (NCHW).
         dropped = F.dropout(x.contiguous(), self.p)
         return _channels_last(dropped) if _is_channels_last(x) else dropped
 
@@ -80,13 +80,13 @@ class Discriminator(nn.Module):
         return x
 
     def layers(self) -> nn.Sequential:
-        """All of it, in order."""
+        """All layers, in order."""
         raise NotImplementedError
 
     def logits_of_each(self, *batches: Tensor) -> tuple[Tensor, ...]:
-        """What `forward` makes of batches of one shape, in order: each has its own statistics in batch norms.
+        """The logits of batches of one shape, in order, as separate calls of `forward` would return them.
 
-        The other layers take them all at once.
+        Each batch has its own statistics in batch norms; all other layers compute the batches together.
         """
         x = torch.cat(batches)
         for layer in self.layers():
@@ -98,7 +98,7 @@ class Discriminator(nn.Module):
 
 
 class _Level(nn.Module):
-    """One resolution of the U-Net; it holds the next coarser one among its layers."""
+    """One resolution of the U-Net; the next coarser one is among its layers."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -110,21 +110,21 @@ class _Level(nn.Module):
 
 class _SkipLevel(_Level):
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 2C, H, W): the input beside what the coarser levels made of it.
+        """(B, C, H, W) -> (B, 2C, H, W): the input concatenated with the coarser levels' output.
 
-        The first layer rectifies `x` in place. That spares a buffer and changes nothing: the layer that reads the
-        concatenation begins with a ReLU, and ReLU(LeakyReLU(x)) = ReLU(x).
+        The first layer is a LeakyReLU that changes `x` in place. That saves a buffer and changes no result: the layer
+        that reads the concatenation begins with a ReLU, and ReLU(LeakyReLU(x)) = ReLU(x).
         """
         coarser = self.model(x)
-        joined: Tensor = _Join.apply(x, coarser)
-        return joined
+        concatenated: Tensor = _Concatenate.apply(x, coarser)
+        return concatenated
 
 
-class _Join(torch.autograd.Function):
-    """torch.cat of two images' channels, whose gradients lie in memory one value after the other.
+class _Concatenate(torch.autograd.Function):
+    """torch.cat along channels, with gradients that are contiguous in channels-last layout.
 
-    cat's own are every other stretch of the output's gradient. Through these torch's additions and batch norms on CPUs
-    go value by value: ten to thirty times as slow, a tenth of a training step.
+    cat's own gradients are strided views, on which torch's additions and batch norms on CPUs are ten to thirty times
+    as slow: a tenth of a training step.
     """
 
     @staticmethod
@@ -146,6 +146,14 @@ class UNetGenerator(Generator):
 
     `num_downs` halvings (at least 5): both input sides must be a multiple of 2**num_downs. Channels grow from `ngf` to
     8 * ngf. `dropout` of 0.5 acts in the inner decoder levels at full width (three of them for 8 halvings).
+
+    Example:
+        >>> import torch
+        >>> from p2p import UNetGenerator
+        >>> generator = UNetGenerator(num_downs=6, ngf=4).eval()
+        >>> generator(torch.zeros(2, 3, 64, 128)).shape
+        torch.Size([2, 3, 64, 128])
+
     """
 
     def __init__(
@@ -159,15 +167,15 @@ class UNetGenerator(Generator):
         dropout: bool = True,
     ) -> None:
         super().__init__()
-        if num_downs < _FEWEST_DOWNS:
-            raise UsageError(f"num_downs {num_downs}: a U-Net of this kind needs at least {_FEWEST_DOWNS}")
+        if num_downs < _MIN_DOWNS:
+            raise UsageError(f"num_downs {num_downs}: a U-Net of this kind needs at least {_MIN_DOWNS}")
         self.stride = 2**num_downs
-        widths = [ngf * min(2**level, _WIDEST) for level in range(num_downs)]
-        bias = norm == "instance"  # batch norm has its own; with "none" the published networks have no bias either
+        widths = [ngf * min(2**level, _MAX_WIDTH_FACTOR) for level in range(num_downs)]
+        bias = norm == "instance"  # batch norm has its own; with "none" the reference implementation has no bias either
         inner: nn.Module | None = None
         for level in reversed(range(1, num_downs)):
             outer_width, width = widths[level - 1], widths[level]
-            layers: list[nn.Module] = [nn.LeakyReLU(_LEAK, inplace=True)]
+            layers: list[nn.Module] = [nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True)]
             layers.append(Conv2d(outer_width, width, 4, stride=2, padding=1, bias=bias))
             if inner is not None:
                 layers += [_norm_layer(norm, width), inner]
@@ -244,46 +252,54 @@ class ResnetGenerator(Generator):
 
 
 class PatchDiscriminator(Discriminator):
-    """Judges overlapping patches: receptive field 16, 70 or 286 pixels for `num_layers` 1, 3 or 5.
+    """One logit for each of many overlapping patches, 16, 70 or 286 pixels wide for `num_layers` 1, 3 or 5.
 
-    A 256x256 pair gives 30x30 logits with three layers.
+    A 256x256 pair has 30x30 logits with three layers.
+
+    Example:
+        >>> import torch
+        >>> from p2p import PatchDiscriminator
+        >>> discriminator = PatchDiscriminator(ndf=4)
+        >>> discriminator(torch.zeros(1, 6, 256, 256)).shape
+        torch.Size([1, 1, 30, 30])
+
     """
 
     def __init__(self, input_channels: int = 6, ndf: int = 64, num_layers: int = 3, norm: Norm = "batch") -> None:
         super().__init__()
         bias = norm == "instance"
-        widths = [ndf * min(2**layer, _WIDEST) for layer in range(num_layers + 1)]
+        widths = [ndf * min(2**layer, _MAX_WIDTH_FACTOR) for layer in range(num_layers + 1)]
         layers: list[nn.Module] = [Conv2d(input_channels, ndf, 4, stride=2, padding=1)]
-        layers.append(nn.LeakyReLU(_LEAK, inplace=True))
+        layers.append(nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True))
         for layer in range(1, num_layers + 1):
             stride = 2 if layer < num_layers else 1
             layers.append(Conv2d(widths[layer - 1], widths[layer], 4, stride=stride, padding=1, bias=bias))
-            layers += [_norm_layer(norm, widths[layer]), nn.LeakyReLU(_LEAK, inplace=True)]
+            layers += [_norm_layer(norm, widths[layer]), nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True)]
         layers.append(Conv2d(widths[-1], 1, 4, padding=1))
         self.model = nn.Sequential(*layers)
 
     def layers(self) -> nn.Sequential:
-        """All of it, in order."""
+        """All layers, in order."""
         return self.model
 
 
 class PixelDiscriminator(Discriminator):
-    """Judges each pixel by itself, with 1x1 convolutions."""
+    """One logit for each pixel, from 1x1 convolutions."""
 
     def __init__(self, input_channels: int = 6, ndf: int = 64, norm: Norm = "batch") -> None:
         super().__init__()
         bias = norm == "instance"
         self.net = nn.Sequential(
             Conv2d(input_channels, ndf, 1),
-            nn.LeakyReLU(_LEAK, inplace=True),
+            nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True),
             Conv2d(ndf, 2 * ndf, 1, bias=bias),
             _norm_layer(norm, 2 * ndf),
-            nn.LeakyReLU(_LEAK, inplace=True),
+            nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True),
             Conv2d(2 * ndf, 1, 1, bias=bias),
         )
 
     def layers(self) -> nn.Sequential:
-        """All of it, in order."""
+        """All layers, in order."""
         return self.net
 
 
@@ -293,7 +309,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
             mean = 1.0 if isinstance(layer, nn.BatchNorm2d) else 0.0
-            layer.weight.normal_(mean, _STANDARD_DEVIATION, generator=generator)
+            layer.weight.normal_(mean, _INIT_STD, generator=generator)
             if layer.bias is not None:
                 layer.bias.zero_()
         if isinstance(layer, nn.BatchNorm2d):
@@ -301,7 +317,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def empty_generator(config: ModelConfig) -> Generator:
-    """The generator `config` names, on the meta device: shapes without memory, for weights that come from a file."""
+    """The generator of `config`, on the meta device: shapes without memory, for weights from a file."""
     with torch.device("meta"):
         network: Generator
         if config.generator in UNET_DOWNS:
@@ -327,14 +343,14 @@ def empty_generator(config: ModelConfig) -> Generator:
 
 
 def build_generator(config: ModelConfig, *, seed: int = 0) -> Generator:
-    """The generator `config` names, freshly initialised from `seed` alone, on the CPU, in training mode."""
+    """The generator of `config`, freshly initialised from `seed` alone, on the CPU, in training mode."""
     network = empty_generator(config).to_empty(device="cpu")
     initialise(network, torch.Generator().manual_seed(seed))
     return network
 
 
 def build_discriminator(config: ModelConfig, *, seed: int = 0) -> Discriminator:
-    """The discriminator `config` names, freshly initialised from `seed` alone, on the CPU, in training mode."""
+    """The discriminator of `config`, freshly initialised from `seed` alone, on the CPU, in training mode."""
     channels = config.input_channels + config.output_channels
     with torch.device("meta"):
         network: Discriminator

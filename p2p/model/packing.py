@@ -1,7 +1,8 @@
-"""Convolution weights in the order in which the CPU's kernels want them, laid out once instead of on every call.
+"""Packs convolution weights for the CPU's kernels once (prepacking) instead of on every call.
 
-The U-Net's weights are larger than its activations: re-ordering them takes half of the time of a batch of one. oneDNN's
-own packed form gives what a compiler's "freezing" would, the same bits as the plain layers, and needs no compiler.
+The U-Net's weights are larger than its activations: re-ordering them takes half of the time of a batch of one. With
+weights prepacked by oneDNN, layers are as fast as with torch.compile's freezing, return the same bits as before, and
+need no compiler.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _NO_ACTIVATION: tuple[str, list[Any], str] = ("none", [], "")
 
 
 class _PackedConvolution(nn.Module):
-    """A convolution of one input shape (others work, slower), its weights packed for it."""
+    """A convolution with weights packed for one input shape; other shapes work, more slowly."""
 
     def __init__(self, layer: nn.Conv2d, input_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -32,7 +33,7 @@ class _PackedConvolution(nn.Module):
 
 
 class _PackedTransposedConvolution(nn.Module):
-    """The same for a transposed one."""
+    """The same for a transposed convolution."""
 
     def __init__(self, layer: nn.ConvTranspose2d, input_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -56,13 +57,13 @@ class _PackedTransposedConvolution(nn.Module):
 
 
 def _input_shapes(network: nn.Module, example: Tensor) -> dict[nn.Module, tuple[int, ...]]:
-    """What each convolution is given when the network is given `example`."""
+    """The input shape of each convolution when the network's input is `example`."""
     shapes: dict[nn.Module, tuple[int, ...]] = {}
 
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         shapes[layer] = tuple(inputs[0].shape)
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in network.modules() if isinstance(layer, _CONVOLUTIONS)]
+    hooks = [layer.register_forward_pre_hook(record) for layer in network.modules() if isinstance(layer, _CONVOLUTIONS)]
     network(example)
     for hook in hooks:
         hook.remove()
@@ -73,8 +74,8 @@ def _input_shapes(network: nn.Module, example: Tensor) -> dict[nn.Module, tuple[
 def pack_weights(network: nn.Module, batch: int, channels: int, side: int) -> str | None:
     """Replace a bfloat16 network's convolutions by packed ones, on the CPU, for (batch, channels, side, side) inputs.
 
-    Outputs stay the same to the bit. Where this torch or this processor has no such kernels nothing is changed, and a
-    sentence for a person is returned. In float32 packing makes oneDNN choose slower kernels, so it is not done.
+    Outputs do not change by a bit. Where this torch or this processor has no such kernels the network is left as it is
+    and the reason is returned. float32 networks are not packed, since oneDNN then chooses slower kernels.
     """
     example = torch.zeros(1, channels, side, side, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     try:

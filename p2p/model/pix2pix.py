@@ -18,15 +18,15 @@ from p2p.model.tensors import InputEncoder
 
 _BETA2 = 0.999
 _FUSED_ADAM = ("cpu", "cuda")
-_CANCELLING = ("hinge", "wgangp")
-"""Where generated and real pairs may give the last bias opposite gradients (hinge: while no logit is past its margin).
-One after the other they cancel exactly; in one sum rounding would leave something, of which Adam makes a whole step.
-"""
+_CANCELLING_MODES = ("hinge", "wgangp")
+"""Objectives in which generated and real pairs can give the last bias opposite gradients (hinge: while no logit is past
+its margin). Computed separately they cancel exactly; in one batch rounding would leave a tiny gradient, which Adam
+turns into a full step."""
 Wrap = Callable[[nn.Module], nn.Module]
 
 
 class State(NamedTuple):
-    """All that training changes: parameters and running statistics by name, both optimisers' moments, the average."""
+    """Everything that training changes: parameters and running statistics by name, Adam's moments, the average."""
 
     generator: dict[str, Tensor]
     discriminator: dict[str, Tensor]
@@ -36,10 +36,10 @@ class State(NamedTuple):
 
 
 class _DiscriminatorLoss(nn.Module):
-    """The discriminator's whole objective in one forward, so that a data-parallel wrapper sees one per backward.
+    """The discriminator's whole objective as one forward pass, which is what a data-parallel wrapper needs.
 
-    Generated and real pairs keep their own batch statistics. All of it is halved, as the paper does to slow the
-    discriminator down, the gradient penalty too: it keeps its weight beside the critic's means.
+    Generated and real pairs have separate batch statistics. The sum is halved, as in the paper, to slow the
+    discriminator down; so is the gradient penalty, which keeps its weight relative to the critic's means.
     """
 
     def __init__(self, discriminator: Discriminator, objective: GanObjective) -> None:
@@ -48,7 +48,7 @@ class _DiscriminatorLoss(nn.Module):
         self.objective = objective
 
     def forward(self, fake: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self.objective.mode in _CANCELLING:
+        if self.objective.mode in _CANCELLING_MODES:
             fake_logits, real_logits = self.discriminator(fake), self.discriminator(real)
         else:
             fake_logits, real_logits = self.discriminator.logits_of_each(fake, real)
@@ -60,7 +60,7 @@ class _DiscriminatorLoss(nn.Module):
 
 
 class _Adam(torch.optim.Adam):
-    """Sees every tensor in the order of its memory, else the fused step on CPUs copies each channels-last gradient."""
+    """Adam over views in memory order; otherwise the fused step on CPUs would copy each channels-last gradient."""
 
     def _init_group(self, group: dict[str, Any], params: list[Tensor], *lists: list[Tensor]) -> bool:
         sparse_or_complex: bool = super()._init_group(group, params, *lists)  # type: ignore[no-untyped-call]
@@ -70,17 +70,28 @@ class _Adam(torch.optim.Adam):
                 continue
             for tensors in (params, grads, first_moments, second_moments):
                 tensors[index] = tensors[index].permute(0, 2, 3, 1)
-            grads[index] = grads[index].contiguous()  # it is, unless backward left it in another layout
+            grads[index] = grads[index].contiguous()  # a copy only where backward used another layout
         return sparse_or_complex
 
 
 class Pix2Pix:
     """Generator, discriminator and their optimisers.
 
-    `seed` alone decides the initial weights. Dropout and the gradient penalty draw from torch's global generator:
-    whoever wants the same noise again seeds it. `wrap` is applied to what takes part in a backward pass (for example
-    DistributedDataParallel); `generator` and `discriminator` stay the plain networks. With `config.ema_images`, whoever
-    calls `update` calls `update_average` after it, which needs to know how far training is.
+    seed: decides the initial weights. Dropout and the gradient penalty draw from torch's global generator instead; seed
+    it with `torch.manual_seed` for reproducible noise.
+    wrap: applied to the modules that take part in a backward pass (for example DistributedDataParallel); `generator`
+    and `discriminator` stay the plain networks.
+    With `config.ema_images`, call `update_average` after each `update`.
+
+    Example:
+        >>> import torch
+        >>> from p2p import ModelConfig, Pix2Pix
+        >>> pix2pix = Pix2Pix(ModelConfig(generator="unet_64", ngf=4, ndf=4, crop_size=64), seed=1)
+        >>> inputs, targets = torch.zeros(2, 3, 64, 64), torch.ones(2, 3, 64, 64)
+        >>> losses = pix2pix.update(inputs, targets)
+        >>> sorted(losses)
+        ['d_fake', 'd_real', 'g_gan', 'g_l1']
+
     """
 
     def __init__(
@@ -94,7 +105,7 @@ class Pix2Pix:
         self.config = config
         self.device = torch.device(device)
         self.encode = InputEncoder(config, self.device)
-        """Images as files hold them -> the `inputs` of `update`."""
+        """Images (B, H, W, C) uint8 or uint16 -> the `inputs` of `update`."""
         self.generator = build_generator(config, seed=seed)
         self.discriminator = build_discriminator(config, seed=seed + 1)
         for network in (self.generator, self.discriminator):
@@ -113,7 +124,7 @@ class Pix2Pix:
         return _Adam(network.parameters(), lr=self.config.lr, betas=betas, fused=fused)
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
-        # One context for each pass: autocast remembers the weights it has cast until the context ends.
+        # One context for each pass: autocast caches the weights it has cast until the context ends.
         if self.config.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
@@ -121,8 +132,8 @@ class Pix2Pix:
     def update(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """One step on (B, C, H, W) float `inputs` and `targets` in [-1, 1] (class planes: 0 and 1).
 
-        Returns detached 0-d float32 tensors on the device, so that nothing waits for it: `g_gan`, `g_l1` (weighted by
-        lambda_l1), `d_real`, `d_fake`. The networks' mode (train or eval) is left as it is.
+        Returns `g_gan`, `g_l1` (weighted by lambda_l1), `d_real` and `d_fake` as detached 0-d float32 tensors on the
+        device, without waiting for it. Does not change the networks' mode (train or eval).
         """
         inputs = inputs.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         targets = targets.to(self.device, memory_format=torch.channels_last, non_blocking=True)
@@ -149,13 +160,13 @@ class Pix2Pix:
         return {name: loss.detach() for name, loss in losses.items()}
 
     def update_average(self, images: int, images_seen: int) -> None:
-        """Let the average follow a step of `images` images (of all workers) that came after `images_seen` others."""
+        """Update the moving average after a step of `images` images (of all workers), `images_seen` before it."""
         if self.average is not None:
             self.average.update(images, images_seen)
 
     @property
     def published(self) -> Generator:
-        """The generator to validate, to draw samples with and to hand out: the averaged one, where one is kept."""
+        """The generator for validation, samples and translation: the averaged one if there is one."""
         return self.generator if self.average is None else self.average.generator
 
     def set_learning_rate(self, lr: float) -> None:
@@ -170,7 +181,7 @@ class Pix2Pix:
         self.discriminator.train(mode)
 
     def state(self) -> State:
-        """Everything `load_state` needs to go on, as tensors that share memory with the model.
+        """Everything that `load_state` needs to continue, as tensors that share memory with the model.
 
         `trainer` has the Adam moments and step counts under `generator.<parameter>.<name>` and
         `discriminator.<parameter>.<name>`; it is empty before the first step.
@@ -214,11 +225,10 @@ def _adam_state(
             entry = {key: tensors[f"{part}.{name}.{key}"] for key in keys}
             if entry["exp_avg"].shape != parameter.shape:
                 raise RuntimeError(f"{part}.{name}: moments of shape {tuple(entry['exp_avg'].shape)} do not fit")
-            # The optimiser walks parameter and moments in memory order, so both need the same layout.
-            layout = torch.empty_like(parameter)
+            # The fused step needs moments in the parameter's memory layout.
             moments[index] = {
                 "step": entry["step"].clone(),
-                "exp_avg": layout.copy_(entry["exp_avg"]),
+                "exp_avg": torch.empty_like(parameter).copy_(entry["exp_avg"]),
                 "exp_avg_sq": torch.empty_like(parameter).copy_(entry["exp_avg_sq"]),
             }
     return {"state": moments, "param_groups": adam.state_dict()["param_groups"]}

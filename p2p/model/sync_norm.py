@@ -1,6 +1,6 @@
-"""Networks that data-parallel workers train together, and batch norm over the batches of them all.
+"""Data-parallel training, and batch norm synchronised over all workers, on any device.
 
-On any device; torch's own batch norm of this kind exists for GPUs only.
+torch's own SyncBatchNorm works on GPUs only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-# Of sending the first rank's buffers to all before every forward pass. What it is called depends on torch's version.
+# DistributedDataParallel's option to copy the first rank's buffers to all before every forward pass. Its name depends
+# on torch's version.
 _BUFFER_OPTION = next(
     name
     for name in ("forward_sync_buffers", "broadcast_buffers")
@@ -23,7 +24,7 @@ _BUFFER_OPTION = next(
 
 
 class _MeanOverRanks(torch.autograd.Function):
-    """The mean of a tensor over all ranks. Its derivative is itself, as often as wanted (wgangp needs the second)."""
+    """The mean of a tensor over all ranks; differentiable any number of times (wgangp needs the second derivative)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -39,15 +40,15 @@ class _MeanOverRanks(torch.autograd.Function):
 
 
 def mean_over_ranks(x: Tensor) -> Tensor:
-    """The mean over all ranks of a tensor that each has, differentiable."""
+    """The mean over all ranks of each rank's `x`, differentiable."""
     mean: Tensor = _MeanOverRanks.apply(x)
     return mean
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """(B, C, H, W) -> the same, normalised while training by mean and variance over the B of every rank together.
+    """(B, C, H, W) -> the same, in training normalised by mean and variance over the batches of all ranks.
 
-    Each call has its own statistics, so generated and real pairs that go through one after the other are not mixed.
+    Each call has its own statistics, so generated and real pairs in separate calls are not mixed.
     All ranks must call with equal shapes. In evaluation mode, plain batch norm.
     """
 
@@ -65,7 +66,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, values: int) -> None:
-        """As in torch: running statistics move by `momentum` to the mean and the unbiased variance."""
+        """Update running statistics as torch does: by `momentum` towards the mean and the unbiased variance."""
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         values *= torch.distributed.get_world_size()
         self.running_mean.lerp_(mean, self.momentum)
@@ -75,7 +76,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronise_batch_norm(network: nn.Module) -> None:
-    """Let every batch norm inside `network` use the statistics of all ranks; parameters and their names stay."""
+    """Replace every batch norm in `network` by one over all ranks, with the same parameters under the same names."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.BatchNorm2d:

@@ -1,7 +1,7 @@
-"""The one owner of what pixels mean to the networks.
+"""Converts between images and the networks' inputs and outputs.
 
-Images are uint8 or uint16 outside, float in [-1, 1] inside: v / 127.5 - 1, or v / 32767.5 - 1. Label maps may enter as
-class planes of 0 and 1 instead (`--input-encoding onehot:N`).
+Images are uint8 or uint16, the networks' values float in [-1, 1]: v / 127.5 - 1, or v / 32767.5 - 1. Label maps can be
+one-hot class planes of 0 and 1 instead (`input_encoding="onehot:N"`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _UINT16_LEVELS = 257.0  # of uint16 to one of uint8: 255 * 257 = 65535
 
 
 def as_tensor(images: Pixels) -> Tensor:
-    """(B, H, W, C) array -> the same as a tensor, sharing memory where torch may: read-only arrays are copied."""
+    """(B, H, W, C) array -> the same as a tensor, sharing memory unless the array is read-only."""
     return torch.from_numpy(np.require(images, requirements=("C", "W")))
 
 
 def to_model_range(images: Pixels | Tensor) -> Tensor:
-    """(B, H, W, C) uint8 or uint16 -> (B, C, H, W) float32 in [-1, 1], on the same device, laid out channels-last."""
+    """(B, H, W, C) uint8 or uint16 -> (B, C, H, W) float32 in [-1, 1], on the same device, in channels-last layout."""
     if isinstance(images, np.ndarray):
         images = as_tensor(images)
     return images.permute(0, 3, 1, 2).to(torch.float32).div_(_HALF_RANGES[images.dtype]).sub_(1.0)
@@ -52,13 +52,21 @@ def nearest_colour(images: Tensor, colours: Tensor) -> Tensor:
 
     The first on a tie.
     """
-    with torch.autocast(images.device.type, enabled=False):  # bfloat16 would confuse near colours
+    with torch.autocast(images.device.type, enabled=False):  # bfloat16 is too coarse for similar colours
         # |x - p|² without |x|², which is the same for every p; whole numbers below 2**24, so float32 is exact.
         return (colours.square().sum(dim=1) - 2 * images.to(torch.float32) @ colours.T).argmin(dim=3)
 
 
 class InputEncoder:
-    """Images, as files hold them, to what a model's generator takes. Knows the model's palette on one device."""
+    """Converts images to the inputs of a model's generator, on one device.
+
+    Example:
+        >>> from p2p import ModelConfig
+        >>> encode = InputEncoder(ModelConfig())
+        >>> encode(np.array([[[[0, 255, 51]]]], np.uint8)).flatten().tolist()
+        [-1.0, 1.0, -0.6000000238418579]
+
+    """
 
     def __init__(self, config: ModelConfig, device: str | torch.device = "cpu") -> None:
         self._planes = config.input_channels
@@ -68,7 +76,7 @@ class InputEncoder:
             self._classes = torch.arange(self._planes, device=device)
 
     def __call__(self, images: Pixels | Tensor) -> Tensor:
-        """(B, H, W, C) uint8 or uint16 -> (B, C_in, H, W) float32, laid out channels-last.
+        """(B, H, W, C) uint8 or uint16 -> (B, C_in, H, W) float32, in channels-last layout.
 
         Colour: in [-1, 1]. One-hot: plane k is 1 where palette colour k is the nearest, 0 elsewhere.
         """

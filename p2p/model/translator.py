@@ -1,4 +1,4 @@
-"""One image in, one image out: the Python entrance to a trained generator."""
+"""Translates single images with a trained generator, from Python."""
 
 from __future__ import annotations
 
@@ -19,20 +19,31 @@ if TYPE_CHECKING:
 
 _BATCH_SIZE = 8
 _PIL_FORMATS = {PixelFormat(1), PixelFormat(2), PixelFormat(3), PixelFormat(4), PixelFormat(1, 16)}
-"""That a PIL image can have: its modes L, LA, RGB, RGBA and I;16."""
+"""Formats of PIL images: modes L, LA, RGB, RGBA and I;16."""
 
 
 class Translator:
-    """Translates images of any size from 1x1 up; the output has the size and kind of the input.
+    """Translates images of any size from 1x1 up; outputs have the size and type of the input.
 
     checkpoint: a run, checkpoint folder or generator file, as for `load_generator`.
     device: auto, cpu, cuda, or any torch device.
     size_mode: tile (overlapping tiles, blended), resize (to one tile and back) or pad (reflection to the network's
     stride, cropped back).
-    tile_size: pixels; the size trained on unless given.
-    overlap: pixels; `default_overlap` unless given.
+    tile_size: pixels; by default the crop size of training.
+    overlap: pixels; by default `default_overlap`.
     norm_mode, dropout, seed: as for Engine.
     Raises UsageError and CheckpointError.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from PIL import Image
+        >>> from p2p import Translator, UNetGenerator
+        >>> file = tempfile.NamedTemporaryFile(suffix=".pth")
+        >>> torch.save(UNetGenerator(num_downs=6, ngf=4).state_dict(), file.name)
+        >>> translator = Translator(file.name, device="cpu")
+        >>> translator(Image.new("RGB", (100, 70))).size
+        (100, 70)
+
     """
 
     def __init__(
@@ -66,7 +77,7 @@ class Translator:
             dropout=dropout,
             seed=seed,
         )
-        # A small image must not pay for a batch of padding; which engine runs depends on its size alone.
+        # Small images would waste most of a padded batch. The image's size alone decides which engine runs.
         self._one, self._many = many.with_batch_size(1), many
         self._plan(1, 1)
 
@@ -88,11 +99,11 @@ class Translator:
     def __call__(self, image: Image.Image | Pixels, key: str = "") -> Image.Image | Pixels:
         """Translate one image.
 
-        A PIL image of any mode is read with the channels and depth of the generator's inputs, as files are, and gives a
-        PIL image of the same size, of mode L, LA, RGB, RGBA or I;16 (16-bit gray) by the generator's outputs. An
-        (H, W, C) array, uint8 or for a 16-bit generator uint16, gives an (H, W, C') array of the same type. For a
-        generator of class planes the input is a label map in the colours it was trained on.
-        `key` names the image where dropout is on: seed and key decide the noise. Raises UsageError for other inputs.
+        A PIL image of any mode is converted to the channels and depth of the generator's inputs, as files are; the
+        result is a PIL image of the same size, of mode L, LA, RGB, RGBA or I;16 (16-bit gray) by the generator's
+        outputs. For an (H, W, C) array, uint8 or for a 16-bit generator uint16, it is an (H, W, C') array of the same
+        type. The input of a generator of class planes is a label map in the colours of its training.
+        With dropout, seed and `key`, a name for the image, decide the noise. Raises UsageError for other inputs.
         """
         config = self.generator.config
         wanted = PixelFormat(config.input_image_channels, config.bits)
@@ -126,6 +137,4 @@ def _from_pil(image: Image.Image, wanted: PixelFormat) -> Pixels:
 
 def _require_pil(pixels: PixelFormat, direction: str) -> None:
     if pixels not in _PIL_FORMATS:
-        raise UsageError(
-            f"the generator has {pixels.channels} channels of {pixels.bits} bits {direction}; give and take arrays"
-        )
+        raise UsageError(f"the generator has {pixels.channels} channels of {pixels.bits} bits {direction}; use arrays")

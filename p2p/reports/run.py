@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from p2p.documents import parse_json_object
 from p2p.errors import NotFound
-from p2p.model.balance import balance_of
+from p2p.model.gan_health import balance_of
 from p2p.model.metrics import METRICS
 from p2p.reports.page import Series, duration, line_chart, number, percent, render
 from p2p.reports.samples import load_sheets

@@ -1,6 +1,6 @@
-"""Cutting an image into overlapping square tiles, and blending the tiles back. NumPy only.
+"""Cuts an image into overlapping square tiles, and blends the tiles back into one image. NumPy only.
 
-An image smaller than a tile is continued by reflection; its tile is cropped back afterwards.
+An image smaller than a tile is padded by reflection; its tile is cropped afterwards.
 """
 
 from __future__ import annotations
@@ -16,18 +16,25 @@ import numpy.typing as npt
 from p2p.errors import UsageError
 
 Array = npt.NDArray[Any]
-"""Of uint8 or uint16; what comes back has the type of what was given."""
+"""Of uint8 or uint16; results have the dtype of the inputs."""
 Floats = npt.NDArray[np.float32]
 
-_UNIT = 2**15
-"""Horizontal blend weights are whole numbers that sum to this. Weight times uint8 then stays below 2**24, where float32
-adds exactly, so the order in which tiles arrive cannot change a bit of the result; uint16 is added in float64."""
-
-_SUMS = {1: np.float32, 2: np.float64}
+_WEIGHT_SUM = 2**15
+"""Horizontal blend weights are integers with this sum. Weight times uint8 then stays below 2**24, where float32 adds
+exactly, so the order in which tiles arrive cannot change a bit of the result; uint16 is added in float64."""
+_SUM_TYPES = {1: np.float32, 2: np.float64}
+"""By bytes of one value of a tile."""
 
 
 def reflect_to(image: Array, height: int, width: int) -> Array:
-    """(H, W, C) -> (height, width, C), continued below and to the right by reflection (repeated where need be)."""
+    """(H, W, C) -> (height, width, C), padded below and to the right by reflection, repeated where needed.
+
+    Example:
+        >>> row = np.array([[[1], [2], [3]]], np.uint8)
+        >>> reflect_to(row, 1, 7)[0, :, 0].tolist()
+        [1, 2, 3, 2, 1, 2, 3]
+
+    """
     if image.shape[:2] == (height, width):
         return image
     rows = _reflected_indices(image.shape[0], height)
@@ -42,7 +49,7 @@ def _reflected_indices(size: int, length: int) -> npt.NDArray[np.intp]:
 
 
 def _starts(size: int, tile_size: int, overlap: int) -> list[int]:
-    """First pixel of each window along one axis: spread evenly, neighbours sharing at least `overlap` pixels."""
+    """First pixel of each tile along one axis: evenly spaced, neighbours share at least `overlap` pixels."""
     if size <= tile_size:
         return [0]
     last = size - tile_size
@@ -51,7 +58,7 @@ def _starts(size: int, tile_size: int, overlap: int) -> list[int]:
 
 
 def _axis_weights(starts: list[int], tile_size: int, size: int, overlap: int) -> npt.NDArray[np.float64]:
-    """(windows, tile_size) weights that sum to one at every pixel: smoothstep ramps where windows meet."""
+    """(tiles, tile_size) weights that sum to one at every pixel: smoothstep ramps where tiles overlap."""
     position = np.minimum(np.arange(tile_size), np.arange(tile_size)[::-1]) + 0.5
     ramp = np.clip(position / max(1, overlap), 0.0, 1.0)
     bump = ramp * ramp * (3.0 - 2.0 * ramp)
@@ -61,9 +68,9 @@ def _axis_weights(starts: list[int], tile_size: int, size: int, overlap: int) ->
     return np.stack([bump / total[start : start + tile_size] for start in starts])
 
 
-def _whole_weights(weights: npt.NDArray[np.float64], starts: list[int], tile_size: int, size: int) -> Floats:
-    """The same weights as whole numbers that sum to `_UNIT`; the heaviest window takes the rounding."""
-    whole = np.rint(weights * _UNIT)
+def _integer_weights(weights: npt.NDArray[np.float64], starts: list[int], tile_size: int, size: int) -> Floats:
+    """The same weights as integers that sum to `_WEIGHT_SUM`; the tile of largest weight takes the rounding error."""
+    whole = np.rint(weights * _WEIGHT_SUM)
     total = np.zeros(max(size, tile_size))
     heaviest = np.full(max(size, tile_size), -1.0)
     owner = np.zeros(max(size, tile_size), np.intp)
@@ -76,16 +83,27 @@ def _whole_weights(weights: npt.NDArray[np.float64], starts: list[int], tile_siz
     for index, start in enumerate(starts):
         window = slice(start, start + tile_size)
         mine = owner[window] == index
-        whole[index][mine] += (_UNIT - total[window])[mine]
+        whole[index][mine] += (_WEIGHT_SUM - total[window])[mine]
     return whole.astype(np.float32)
 
 
 @dataclass(frozen=True)
 class TilePlan:
-    """Where the tiles of a `height` x `width` image lie. Tiles are numbered row by row.
+    """Where the tiles of a `height` x `width` image are. Tiles are numbered row by row.
 
-    `tile_size` is the side of a tile and `overlap` what neighbours share at least, in pixels. Raises UsageError unless
-    0 <= overlap < tile_size and the image has at least one pixel.
+    tile_size: side of a tile in pixels.
+    overlap: pixels that neighbouring tiles share at least.
+    Raises UsageError unless 0 <= overlap < tile_size and the image has at least one pixel.
+
+    Example:
+        >>> image = np.arange(100 * 140 * 3, dtype=np.uint8).reshape(100, 140, 3)
+        >>> plan = TilePlan(height=100, width=140, tile_size=64, overlap=16)
+        >>> tiles = plan.split(image)
+        >>> tiles.shape
+        (6, 64, 64, 3)
+        >>> bool((plan.join(tiles) == image).all())
+        True
+
     """
 
     height: int
@@ -124,7 +142,7 @@ class TilePlan:
         return reflect_to(window, self.tile_size, self.tile_size)
 
     def tiles(self, image: Array) -> Iterator[Array]:
-        """Each tile in turn, without holding them all."""
+        """Yield the tiles in order, one at a time."""
         self._check(image)
         return (self.tile(image, index) for index in range(len(self)))
 
@@ -133,7 +151,7 @@ class TilePlan:
         return np.stack(list(self.tiles(image)))
 
     def join(self, tiles: Iterable[Array]) -> Array:
-        """(N, T, T, C) or the tiles one by one, in order -> (height, width, C)."""
+        """(N, T, T, C) or an iterator of tiles, in order -> (height, width, C), blended where tiles overlap."""
         stitcher = Stitcher(self)
         for index, tile in enumerate(tiles):
             stitcher.add(index, tile)
@@ -147,16 +165,24 @@ class TilePlan:
 class Stitcher:
     """Blends tiles, in any order, into one image.
 
-    Beside the result it holds one strip of floats for each row of tiles that has begun but not ended: two when tiles
-    come in order. The result does not depend on the order.
+    Beside the result it holds one strip of floats for each unfinished row of tiles: two when tiles arrive in order.
+    The result does not depend on the order.
+
+    Example:
+        >>> stitcher = Stitcher(TilePlan(height=64, width=100, tile_size=64, overlap=16))
+        >>> stitcher.add(1, np.full((64, 64, 1), 200, np.uint8))
+        >>> stitcher.add(0, np.full((64, 64, 1), 100, np.uint8))
+        >>> stitcher.result()[0, [0, 50, 99], 0].tolist()
+        [100, 151, 200]
+
     """
 
     def __init__(self, plan: TilePlan) -> None:
         self.plan = plan
         size, overlap = plan.tile_size, plan.overlap
         across = _axis_weights(plan.columns, size, plan.width, overlap)
-        self._across = _whole_weights(across, plan.columns, size, plan.width)
-        self._down = (_axis_weights(plan.rows, size, plan.height, overlap) / _UNIT).astype(np.float32)
+        self._across = _integer_weights(across, plan.columns, size, plan.width)
+        self._down = (_axis_weights(plan.rows, size, plan.height, overlap) / _WEIGHT_SUM).astype(np.float32)
         self._strips: dict[int, npt.NDArray[np.floating]] = {}
         self._seen: set[int] = set()
         self._missing = [len(plan.columns)] * len(plan.rows)
@@ -165,11 +191,11 @@ class Stitcher:
         self._image: Array | None = None
 
     def add(self, index: int, tile: Array) -> None:
-        """Take tile `index`, (T, T, C) uint8 or uint16. Each tile once; its memory may be reused afterwards."""
+        """Add tile `index`, (T, T, C) uint8 or uint16, once. Its memory may be reused afterwards."""
         plan = self.plan
         size = plan.tile_size
         if index in self._seen or not 0 <= index < len(plan):
-            raise ValueError(f"tile {index} of {len(plan)} came twice or does not exist")
+            raise ValueError(f"tile {index} of {len(plan)} was added before or does not exist")
         if tile.ndim != 3 or tile.shape[:2] != (size, size):
             raise ValueError(f"tile {index}: expected ({size}, {size}, C), got {tile.shape}")
         self._seen.add(index)
@@ -178,7 +204,7 @@ class Stitcher:
             self._image = np.empty((plan.height, plan.width, tile.shape[2]), tile.dtype)
         height, width = min(size, plan.height), min(size, plan.width)
         if row not in self._strips:
-            self._strips[row] = np.zeros((height, plan.width, tile.shape[2]), _SUMS[tile.dtype.itemsize])
+            self._strips[row] = np.zeros((height, plan.width, tile.shape[2]), _SUM_TYPES[tile.dtype.itemsize])
         x = plan.columns[column]
         weights = self._across[column, :width, None]
         strip = self._strips[row]
@@ -189,22 +215,20 @@ class Stitcher:
             self._next_row += 1
 
     def _finish_row(self, row: int) -> None:
-        """Blend a whole strip into what the strips above left open, and publish the rows no later strip touches."""
+        """Add the strips above where they overlap this one, and write the rows that no later strip overlaps."""
         rows = self.plan.rows
         strip = self._strips.pop(row)
         strip *= self._down[row, : strip.shape[0], None, None]
         if self._carry is not None:
             strip[: self._carry.shape[0]] += self._carry
-        closed = rows[row + 1] - rows[row] if row + 1 < len(rows) else strip.shape[0]
+        finished = rows[row + 1] - rows[row] if row + 1 < len(rows) else strip.shape[0]
         assert self._image is not None
-        finished = np.rint(strip[:closed])
-        self._image[rows[row] : rows[row] + closed] = np.clip(
-            finished, 0, np.iinfo(self._image.dtype).max, out=finished
-        )
-        self._carry = strip[closed:].copy() if row + 1 < len(rows) else None
+        pixels = np.rint(strip[:finished]).clip(0, np.iinfo(self._image.dtype).max)
+        self._image[rows[row] : rows[row] + finished] = pixels
+        self._carry = strip[finished:].copy() if row + 1 < len(rows) else None
 
     def result(self) -> Array:
-        """(height, width, C), once every tile has come."""
+        """(height, width, C), after every tile was added."""
         if self._image is None or self._next_row < len(self.plan.rows):
-            raise ValueError(f"only {len(self._seen)} of {len(self.plan)} tiles have come")
+            raise ValueError(f"only {len(self._seen)} of {len(self.plan)} tiles were added")
         return self._image

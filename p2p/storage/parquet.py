@@ -81,8 +81,12 @@ def open_parquet(
         StorageError: the storage cannot be read.
 
     Example:
-        >>> with open_parquet("pairs.parquet") as file:
-        ...     ids = file.read(columns=["pair_id"])
+        >>> import pyarrow, pyarrow.parquet, tempfile
+        >>> path = tempfile.NamedTemporaryFile(suffix=".parquet")
+        >>> pyarrow.parquet.write_table(pyarrow.table({"pair_id": ["a"]}), path.name)
+        >>> with open_parquet(path.name) as file:
+        ...     file.read(columns=["pair_id"])["pair_id"].to_pylist()
+        ['a']
 
     """
     with contextlib.ExitStack() as stack:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from p2p.model.balance import balance_of
+from p2p.model.gan_health import balance_of
 from p2p.model.metrics import find_metric
 from p2p.training.run_folder import MetricsRow
 

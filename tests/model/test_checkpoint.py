@@ -86,11 +86,11 @@ def test_what_is_not_a_checkpoint_is_told_in_one_line(run, tmp_path):
         f"{tmp_path}/absent": "nothing is there",
         f"{tmp_path}/absent#best": "nothing is there",
         f"{tmp_path}/empty": "neither a run",
-        f"{run}#epoch_0009": "no finished checkpoint",
+        f"{run}#epoch_0009": "no complete checkpoint",
     }
     (tmp_path / "checkpoints/epoch_0002/meta.json").unlink()
-    cases[f"{run}/checkpoints/epoch_0002"] = "not written to its end"
-    cases[f"{run}#latest"] = "no finished checkpoint"
+    cases[f"{run}/checkpoints/epoch_0002"] = "incomplete checkpoint"
+    cases[f"{run}#latest"] = "no complete checkpoint"
     (tmp_path / "best.json").write_text("{}")
     cases[run] = "names no checkpoint"
     for address, message in cases.items():
@@ -321,7 +321,7 @@ def test_numbers_that_torch_has_no_type_for_are_no_weights(tmp_path, name):
     (tmp_path / "g.safetensors").write_bytes(
         len(header).to_bytes(8, "little") + header + bytes(2 if name == "F4" else 3)
     )
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         load_generator(str(tmp_path / "g.safetensors"))
 
 
@@ -409,5 +409,5 @@ def test_with_an_average_the_generator_of_a_checkpoint_is_the_average_and_traini
 def test_a_step_checkpoint_of_a_run_has_an_address(run, tmp_path):
     (tmp_path / "checkpoints/epoch_0002").rename(tmp_path / "checkpoints/epoch_0002_step_00000123")
     assert resolve_checkpoint(f"{run}#epoch_0002_step_00000123").meta["epoch"] == 2
-    with pytest.raises(CheckpointError, match=r"epoch_0002_step_00000124: no finished checkpoint"):
+    with pytest.raises(CheckpointError, match=r"epoch_0002_step_00000124: there is no complete checkpoint"):
         resolve_checkpoint(f"{run}#epoch_0002_step_00000124")

@@ -72,7 +72,7 @@ def test_many_channels_of_16_bit_come_back_in_the_same_size_and_depth(tmp_path, 
     assert output.shape == (70, 90, 2) and output.dtype == np.uint16 and output.max() > 255
     with pytest.raises(UsageError, match=r"expected an \(H, W, 12\) uint16 array"):
         translator(picture(70, 90, 12))
-    with pytest.raises(UsageError, match="12 channels of 16 bits in; give and take arrays"):
+    with pytest.raises(UsageError, match="12 channels of 16 bits in; use arrays"):
         translator(Image.fromarray(picture(9, 8)))
 
 

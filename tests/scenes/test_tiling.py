@@ -129,11 +129,11 @@ def test_plans_that_cannot_be_are_refused(values, message):
         TilePlan(*values)
 
 
-def test_misuse_is_told():
+def test_misuse_raises():
     plan = TilePlan(40, 40, 32, 8)
     stitcher = Stitcher(plan)
     stitcher.add(0, np.zeros((32, 32, 3), np.uint8))
-    with pytest.raises(ValueError, match="twice"):
+    with pytest.raises(ValueError, match="added before"):
         stitcher.add(0, np.zeros((32, 32, 3), np.uint8))
     with pytest.raises(ValueError, match="expected"):
         stitcher.add(1, np.zeros((31, 32, 3), np.uint8))

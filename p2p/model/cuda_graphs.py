@@ -1,11 +1,8 @@
-"""Batches on their way: through a CUDA device, copied in, computed and copied out without anybody waiting in between,
-or side by side on the cores of a CPU.
-"""
+"""A network recorded as a CUDA graph: a batch is copied in, computed and copied out without waiting in between."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -15,20 +12,20 @@ from torch import Tensor
 from p2p.model.tensors import as_tensor
 
 Array = npt.NDArray[np.uint8]
-_WARM_UP_CALLS = 3
+_WARM_UP_CALLS = 3  # before a graph is recorded, as torch's documentation asks
 
 
-class CudaLane:
-    """One batch in flight on a stream of its own; while it computes, another lane's copies run.
+class CudaGraphStream:
+    """Computes one batch at a time on a CUDA stream of its own, beside which the copies of another stream may run.
 
     `compute` maps the (B, H, W, C) uint8 batch on the device to a (B, H, W, C') uint8 one. It is recorded as a CUDA
-    graph, with the kernels that are quickest for this shape, and from then on started by a single call. Which are
-    quickest is measured, so another process may choose others, that round otherwise.
+    graph, with the kernels that are quickest for this shape, and then started by a single call. Which are quickest is
+    measured, so another process may choose others, which round differently.
     """
 
     def __init__(self, compute: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._finished = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._host_in = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
         self._device_in = torch.zeros(shape, dtype=torch.uint8, device=device)
         self._stream.wait_stream(torch.cuda.current_stream(device))
@@ -54,7 +51,7 @@ class CudaLane:
         self._count = 0
 
     def start(self, tiles: Array) -> None:
-        """Send up to B tiles on their way. `take` must have been called for the batch before."""
+        """Start computing up to B tiles. The batch before must have been taken."""
         self._count = len(tiles)
         self._host_in[: self._count] = as_tensor(tiles)
         self._host_in[self._count :] = 0
@@ -65,14 +62,9 @@ class CudaLane:
             else:
                 self._device_out = self._compute(self._device_in)
             self._host_out.copy_(self._device_out, non_blocking=True)
-            self._arrived.record(self._stream)
+            self._finished.record(self._stream)
 
     def take(self) -> Array:
-        """Wait for the batch: as many (H, W, C') uint8 tiles as were started, copied out of the lane."""
-        self._arrived.synchronize()
+        """Wait for the batch: as many (H, W, C') uint8 tiles as were started, in memory of their own."""
+        self._finished.synchronize()
         return self._host_out[: self._count].numpy().copy()
-
-
-def one_thread_each(threads: int) -> ThreadPoolExecutor:
-    """Threads in which torch computes with one thread: how many there are then changes no sum's order."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="network", initializer=torch.set_num_threads, initargs=(1,))
