@@ -84,10 +84,10 @@ def _has_few_outputs(layer: Conv2d) -> bool:
 
 
 def _convolve_to_few_channels(x: Tensor, layer: Conv2d) -> Tensor:
-    """A stride-1 convolution as a transposed one with the flipped kernel: each pixel adds to the outputs that see it."""
+    """A stride-1 convolution, computed as the transposed convolution with the flipped kernel."""
     kernel, _, padding = _geometry(layer)
     columns = _pixels(x).bfloat16() @ _rows(layer.weight.flip(2, 3).transpose(0, 1)).bfloat16()
-    output = _col2im(columns, len(x), _sizes(x, layer)[0], kernel, 1, kernel - 1 - padding)
+    output = _col2im(columns, len(x), _sizes(x, layer)[0], (kernel, 1, kernel - 1 - padding))
     return output if layer.bias is None else output + layer.bias.bfloat16()[:, None, None]
 
 
@@ -136,7 +136,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _small_to_large(small: Tensor, weight: Tensor, large_size: Size, layer: _Layer) -> Tensor:
-    return _col2im(_pixels(small) @ _rows(weight), len(small), large_size, *_geometry(layer))
+    return _col2im(_pixels(small) @ _rows(weight), len(small), large_size, _geometry(layer))
 
 
 def _arguments(layer: _Layer) -> tuple[Any, ...]:
@@ -179,8 +179,9 @@ def _im2col(large: Tensor, small_size: Size, layer: _Layer) -> Tensor:
     return patches.permute(0, 1, 2, 4, 5, 3).reshape(len(large) * height * width, -1)
 
 
-def _col2im(columns: Tensor, batch: int, large_size: Size, kernel: int, stride: int, padding: int) -> Tensor:
+def _col2im(columns: Tensor, batch: int, large_size: Size, geometry: tuple[int, int, int]) -> Tensor:
     """The transpose of `_im2col`: (B * small height * small width, kernel * kernel * C) -> (B, C, H, W)."""
+    kernel, stride, padding = geometry
     patches = columns.view(batch, -1, kernel**2, columns.shape[1] // kernel**2)
     patches = patches.permute(0, 3, 2, 1).flatten(1, 2)  # the order of torch's fold
     images = F.fold(patches.float(), large_size, kernel, padding=padding, stride=stride)  # float32: rounded once

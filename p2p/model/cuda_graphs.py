@@ -12,7 +12,7 @@ from torch import Tensor
 from p2p.model.tensors import as_tensor
 
 Array = npt.NDArray[np.uint8]
-_WARM_UP_CALLS = 3  # before a graph is recorded, as torch's documentation asks
+_WARM_UP_CALLS = 3  # before a graph is recorded, as in torch's documentation
 
 
 class CudaGraphStream:
@@ -35,7 +35,7 @@ class CudaGraphStream:
         self._stream.synchronize()
         self._graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
         self.fallback: str | None = None
-        """Why the network runs slower than it could, for a person."""
+        """Why the network runs slower than it could, for the log."""
         self._compute = compute
         try:
             with torch.cuda.graph(self._graph, stream=self._stream), torch.backends.cudnn.flags(benchmark=True):
