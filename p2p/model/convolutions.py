@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _MAX_POSITIONS = 32 * 32
-"""Of the small side in one image, for gradients by im2col: 1.22 at batch 1, 1.20 at batch 8. With more positions
+"""Of the small side in one image, for gradients by im2col: 1.2 at batch 1 and at batch 8. With more positions
 copying the patches costs what the products gain."""
 _MAX_BATCH_POSITIONS = 16 * 16
 """Of the small side in the whole batch, for outputs, and for col2im, as well: 1.05 at batch 1 (nothing at batch 8, of

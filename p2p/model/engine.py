@@ -21,7 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from p2p.errors import UsageError
 from p2p.model.config import Precision
 from p2p.model.cuda_graphs import CudaGraphStream
-from p2p.model.networks import Generator
+from p2p.model.networks import Generator, replace_modules
 from p2p.model.packing import pack_weights
 from p2p.model.tensors import InputEncoder, as_tensor, to_pixels
 from p2p.storage.images import Depth, Pixels
@@ -110,13 +110,16 @@ class Engine:
         self._dtype = _DTYPES[precision]
         self._seed = seed
         network = copy.deepcopy(generator).cpu().eval().requires_grad_(False)
-        _replace(network, nn.BatchNorm2d, _PerSampleNorm) if norm_mode == "batch" else _fold_batch_norm(network)
+        if norm_mode == "batch":
+            replace_modules(network, lambda layer: _PerSampleNorm(layer) if isinstance(layer, nn.BatchNorm2d) else None)
+        else:
+            _fold_batch_norm(network)
         self._noise: list[_KeyedDropout] = []
         if dropout:
-            _replace(network, nn.Dropout, _KeyedDropout)
+            replace_modules(network, lambda layer: _KeyedDropout(layer) if isinstance(layer, nn.Dropout) else None)
             self._noise = [module for module in network.modules() if isinstance(module, _KeyedDropout)]
         if self.device.type == "cpu" and precision == "bf16":
-            _replace(network, nn.ReLU, _SignBitReLU)
+            replace_modules(network, lambda layer: _SignBitReLU(layer) if isinstance(layer, nn.ReLU) else None)
         network.to(device=self.device, dtype=self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._network = network
         self._streams: deque[CudaGraphStream] = deque()
@@ -294,13 +297,6 @@ class _SignBitReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x.view(torch.int16).clamp_(min=0)
         return x
-
-
-def _replace(network: nn.Module, kind: type[nn.Module], substitute: type[nn.Module]) -> None:
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, kind):
-                setattr(parent, name, substitute(child))
 
 
 def _fold_batch_norm(network: nn.Module) -> None:

@@ -7,6 +7,7 @@ Every generator maps (B, C_in, H, W) float in [-1, 1] to (B, C_out, H, W) float 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -239,9 +240,7 @@ class ResnetGenerator(Generator):
             layers += [_norm_layer(norm, width), nn.ReLU(inplace=True)]
         layers += [_ResidualBlock(4 * ngf, norm, dropout) for _ in range(num_blocks)]
         for width in (2 * ngf, ngf):
-            layers.append(
-                ConvTranspose2d(2 * width, width, 3, stride=2, padding=1, output_padding=1, bias=bias),
-            )
+            layers.append(ConvTranspose2d(2 * width, width, 3, stride=2, padding=1, output_padding=1, bias=bias))
             layers += [_norm_layer(norm, width), nn.ReLU(inplace=True)]
         layers += [nn.ReflectionPad2d(3), Conv2d(ngf, output_channels, 7), nn.Tanh()]
         self.model = nn.Sequential(*layers)
@@ -316,28 +315,25 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
             layer.reset_running_stats()
 
 
+def replace_modules(network: nn.Module, substitute: Callable[[nn.Module], nn.Module | None]) -> None:
+    """Replace each module inside `network` for which `substitute` returns another one."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            other = substitute(child)
+            if other is not None:
+                setattr(parent, name, other)
+
+
 def empty_generator(config: ModelConfig) -> Generator:
     """The generator of `config`, on the meta device: shapes without memory, for weights from a file."""
     with torch.device("meta"):
+        channels = (config.input_channels, config.output_channels)
+        options: dict[str, Any] = {"ngf": config.ngf, "norm": config.norm, "dropout": config.dropout}
         network: Generator
         if config.generator in UNET_DOWNS:
-            network = UNetGenerator(
-                config.input_channels,
-                config.output_channels,
-                num_downs=UNET_DOWNS[config.generator],
-                ngf=config.ngf,
-                norm=config.norm,
-                dropout=config.dropout,
-            )
+            network = UNetGenerator(*channels, num_downs=UNET_DOWNS[config.generator], **options)
         else:
-            network = ResnetGenerator(
-                config.input_channels,
-                config.output_channels,
-                num_blocks=RESNET_BLOCKS[config.generator],
-                ngf=config.ngf,
-                norm=config.norm,
-                dropout=config.dropout,
-            )
+            network = ResnetGenerator(*channels, num_blocks=RESNET_BLOCKS[config.generator], **options)
     network.config = config
     return network
 

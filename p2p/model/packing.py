@@ -7,63 +7,45 @@ need no compiler.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+from p2p.model.networks import replace_modules
+
+_Convolution: TypeAlias = nn.Conv2d | nn.ConvTranspose2d
 _NO_ACTIVATION: tuple[str, list[Any], str] = ("none", [], "")
 
 
 class _PackedConvolution(nn.Module):
     """A convolution with weights packed for one input shape; other shapes work, more slowly."""
 
-    def __init__(self, layer: nn.Conv2d, input_shape: tuple[int, ...]) -> None:
+    def __init__(self, layer: _Convolution, input_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.bias = layer.bias
-        self._shape = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
-        self._weight = torch.ops.mkldnn._reorder_convolution_weight(layer.weight, *self._shape, list(input_shape))
+        self._arguments = [list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups]
+        mkldnn = torch.ops.mkldnn
+        reorder, self._convolve = mkldnn._reorder_convolution_weight, mkldnn._convolution_pointwise
+        if layer.transposed:
+            self._arguments.insert(1, list(layer.output_padding))
+            reorder = mkldnn._reorder_convolution_transpose_weight
+            self._convolve = mkldnn._convolution_transpose_pointwise
+        self._weight = reorder(layer.weight, *self._arguments, list(input_shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        packed: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self._weight, self.bias, *self._shape, *_NO_ACTIVATION
-        )
+        packed: Tensor = self._convolve(x, self._weight, self.bias, *self._arguments, *_NO_ACTIVATION)
         return packed
 
 
-class _PackedTransposedConvolution(nn.Module):
-    """The same for a transposed convolution."""
-
-    def __init__(self, layer: nn.ConvTranspose2d, input_shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.bias = layer.bias
-        self._shape = (
-            list(layer.padding),
-            list(layer.output_padding),
-            list(layer.stride),
-            list(layer.dilation),
-            layer.groups,
-        )
-        self._weight = torch.ops.mkldnn._reorder_convolution_transpose_weight(
-            layer.weight, *self._shape, list(input_shape)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        packed: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
-            x, self._weight, self.bias, *self._shape, *_NO_ACTIVATION
-        )
-        return packed
-
-
-def _input_shapes(network: nn.Module, example: Tensor) -> dict[nn.Module, tuple[int, ...]]:
+def _input_shapes(network: nn.Module, example: Tensor) -> dict[_Convolution, tuple[int, ...]]:
     """The input shape of each convolution when the network's input is `example`."""
-    shapes: dict[nn.Module, tuple[int, ...]] = {}
+    shapes: dict[_Convolution, tuple[int, ...]] = {}
 
-    def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def record(layer: Any, inputs: tuple[Tensor, ...]) -> None:
         shapes[layer] = tuple(inputs[0].shape)
 
-    hooks = [layer.register_forward_pre_hook(record) for layer in network.modules() if isinstance(layer, _CONVOLUTIONS)]
+    hooks = [layer.register_forward_pre_hook(record) for layer in network.modules() if isinstance(layer, _Convolution)]
     network(example)
     for hook in hooks:
         hook.remove()
@@ -81,14 +63,10 @@ def pack_weights(network: nn.Module, batch: int, channels: int, side: int) -> st
     try:
         packed: dict[nn.Module, nn.Module] = {}
         for layer, (_, *rest) in _input_shapes(network, example).items():
-            kind = _PackedTransposedConvolution if isinstance(layer, nn.ConvTranspose2d) else _PackedConvolution
-            packed[layer] = kind(layer, (batch, *rest))  # type: ignore[arg-type]
+            packed[layer] = _PackedConvolution(layer, (batch, *rest))
             packed[layer](example.new_zeros(1, *rest))  # some processors refuse only here
     except (AttributeError, RuntimeError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
         return f"weights are not packed for this processor, the network runs slower: {reason}"
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if child in packed:
-                setattr(parent, name, packed[child])
+    replace_modules(network, packed.get)
     return None

@@ -14,6 +14,8 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from p2p.model.networks import replace_modules
+
 # DistributedDataParallel's option to copy the first rank's buffers to all before every forward pass. Its name depends
 # on torch's version.
 _BUFFER_OPTION = next(
@@ -77,10 +79,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 def synchronise_batch_norm(network: nn.Module) -> None:
     """Replace every batch norm in `network` by one over all ranks, with the same parameters under the same names."""
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.BatchNorm2d:
-                setattr(parent, name, _synchronised(child))
+    replace_modules(network, lambda layer: _synchronised(layer) if type(layer) is nn.BatchNorm2d else None)
 
 
 def _synchronised(norm: nn.BatchNorm2d) -> SyncBatchNorm2d:

@@ -5,7 +5,7 @@ from formula_weights import fill
 
 from p2p.errors import UsageError
 from p2p.model.config import ModelConfig
-from p2p.model.engine import Engine, _SignBitReLU, choose_device, choose_precision
+from p2p.model.engine import Engine, _KeyedDropout, _SignBitReLU, choose_device, choose_precision
 from p2p.model.networks import build_generator
 from p2p.model.tensors import to_model_range, to_uint8
 
@@ -93,11 +93,8 @@ def test_noise_is_reproducible_by_seed_and_key():
 
 
 def test_noise_drops_half_of_the_features_and_keeps_their_mean():
-    dropout = torch.nn.Sequential(torch.nn.Dropout(0.5))
-    from p2p.model.engine import _KeyedDropout, _replace
-
-    _replace(dropout, torch.nn.Dropout, _KeyedDropout)
-    dropout[0].seeds = [1, 2]
+    dropout = _KeyedDropout(torch.nn.Dropout(0.5))
+    dropout.seeds = [1, 2]
     found = dropout(torch.ones(3, 16, 32, 32))
     assert set(found[:2].unique().tolist()) == {0.0, 2.0}
     assert found[:2].mean().item() == pytest.approx(1, abs=0.05)

@@ -34,7 +34,7 @@ def test_where_nothing_can_be_packed_the_network_stays_as_it_is_and_says_so(monk
 
     generator = generator_of("unet_64")
     packed = Engine(generator, tile_size=64, batch_size=2, precision="bf16")
-    monkeypatch.setattr(packing._PackedTransposedConvolution, "__init__", refuse)
+    monkeypatch.setattr(packing._PackedConvolution, "__init__", refuse)
     slower = Engine(generator, tile_size=64, batch_size=2, precision="bf16")
     assert np.array_equal(slower(TILES), packed(TILES))
     assert packed.fallbacks == []
