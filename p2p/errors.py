@@ -30,7 +30,7 @@ _PARAMETER = re.compile(r"(?:[?&][^=?&;#\s]++|[;#][^=?&;#\s/]++)=")
 _VALUE = re.compile(r"[^&\s\"<>]*+")  # what an address cannot hold ends it
 _PLAIN_VALUE = re.compile(r"[^&;?#\s\"<>]*+")
 _SECRET_PARAMETER = re.compile(
-    r"token|key|secret|sig|auth|pass|pwd|jwt|policy|credential|bearer|hmac|^(?:x-amz-|x-goog-|expires$|hdn)"
+    r"token|key|secret|sig|auth|pass|pwd|jwt|policy|credential|bearer|hmac|^(?:x-amz-|x-goog-|expires$|hdn|__gda|verify$)"
 )
 _ORDINARY_WORDS = re.compile(r"author(?!i[sz])|keyword|keyboard|monkey|sigma|signal|design|insight|passenger|compass")
 """They hold one of those, and are no secrets: an address with `?author=` must be usable."""

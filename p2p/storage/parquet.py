@@ -214,13 +214,16 @@ def _has_text(kind: pa.DataType) -> bool:
     )
 
 
-def read_text(uri: str, columns: Sequence[str], max_bytes: int = MAX_ID_BYTES) -> Iterator[list[list[str | None]]]:
+def read_text(
+    uri: str, columns: Sequence[str], max_bytes: int = MAX_ID_BYTES, row_groups: Sequence[int] | None = None
+) -> Iterator[list[list[str | None]]]:
     """Yield the values of some short columns, such as ids, as text: a list for each column, some rows at a time.
 
     Args:
         uri: a Parquet file.
         columns: names of columns of text, numbers, dates or the like; bytes are taken for text in UTF-8.
         max_bytes: longest value of a column of text; a file of 415 bytes can hold 400 MB of them.
+        row_groups: numbers of those to read; None reads all.
 
     Raises:
         UnsafeFileError: as `open_parquet`.
@@ -238,7 +241,7 @@ def read_text(uri: str, columns: Sequence[str], max_bytes: int = MAX_ID_BYTES) -
             _require_short(metadata.row_group(index), columns, max_bytes, uri)
     text = [name for name in columns if _has_text(schema.field(name).type)]
     with open_parquet(uri, dictionaries=text, metadata=metadata) as file:
-        for batch in file.iter_batches(batch_size=_TEXT_ROWS, columns=list(columns)):
+        for batch in file.iter_batches(batch_size=_TEXT_ROWS, columns=list(columns), row_groups=row_groups):
             yield [short_text(batch.column(name), f"{uri}: column {name!r}", max_bytes) for name in columns]
 
 

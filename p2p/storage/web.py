@@ -25,6 +25,7 @@ MIN_BYTES_PER_SECOND = 16 * 2**10
 """On average, once the grace period is over."""
 _CHUNK_BYTES = 2**16
 _EMBEDDED_IPV4 = ipaddress.ip_network("64:ff9b::/96")  # NAT64, RFC 6052
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # RFC 4291: nothing else is in use on the internet
 
 
 def is_public(address: str) -> bool:
@@ -39,6 +40,8 @@ def is_public(address: str) -> bool:
         inner = [address for address in carried if address is not None]
         if inner:
             return all(is_public(str(address)) for address in inner)
+        if found not in _GLOBAL_UNICAST:
+            return False
     return found.is_global and not found.is_multicast
 
 
@@ -74,8 +77,8 @@ async def _require_public(request: aiohttp.ClientRequest, handler: Any) -> aioht
     host = request.url.host or ""
     try:
         public = is_public(host)
-    except ValueError:  # a name
-        public = True
+    except ValueError:  # a name; digits alone are a number that some library may take for an address
+        public = not host.replace(".", "").isdigit()
     if not public:
         raise _private(host)
     response: aiohttp.ClientResponse = await handler(request)

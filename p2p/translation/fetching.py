@@ -25,7 +25,7 @@ from p2p.storage.parquet import open_parquet, read_cells
 from p2p.storage.web import WebReader
 from p2p.translation.hosts import is_web
 from p2p.translation.inputs import DAMAGED, SIGNED, WHOLE_FILE, Input, on_disk
-from p2p.translation.manifest import ManifestCorpus
+from p2p.translation.manifest import ManifestCorpus, SignedAddresses
 
 _RANGE_BYTES = 8 * 2**20  # neighbours in a tar are read together up to this
 _WEB_PAUSES = (0.5, 2.0)
@@ -60,7 +60,8 @@ class Fetcher:
         allow_private: bool = True,
         manifest: ManifestCorpus | None = None,
     ) -> None:
-        self._image_column, self._max_bytes, self._manifest = image_column, max_bytes, manifest
+        self._image_column, self._max_bytes = image_column, max_bytes
+        self._signed = SignedAddresses(manifest) if manifest else None
         self._web = WebReader(allow_private=allow_private)
         self._filesystems: dict[str, Any] = {}
         self._footer: tuple[str, pq.FileMetaData | None] = "", None  # one with 100,000 row groups takes long to read
@@ -157,8 +158,8 @@ class Fetcher:
         """The whole content of a file or web address."""
         uri = item.source_uri
         if item.row == SIGNED:
-            assert self._manifest is not None, "an address was masked, but nobody knows where it stands"
-            whole = self._manifest.address_at(item.offset)
+            assert self._signed is not None, "an address was masked, but nobody knows where it stands"
+            whole = self._signed.find(item.offset)
             if printable(redact(whole)) != uri:
                 raise BadInput("AddressChanged", "the manifest has another address there than when it was listed")
             uri = whole

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import posixpath
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from p2p.translation.inputs import DAMAGED, SIGNED, Input
 
 ADDRESS_COLUMNS = ("source_uri", "uri", "url", "path", "image", "file")
 MAX_LINE_BYTES = 64 * 2**10
+_MAX_LINES_KEPT = 4096
+_MAX_LINES_READ_ON = 2**20  # positions, which are bytes of text and rows of Parquet: farther ahead is sought
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -44,9 +48,10 @@ class ManifestCorpus:
         """One input per address; its id is the column `image_id` if there is one, else the address without scheme.
 
         An address that is refused is an input too, which fails. Of one that carries a signature, only the place where
-        it stands goes into the plan (`address_at` finds it again), and its query is masked.
+        it stands goes into the plan (`SignedAddresses` finds it again), and its query is masked.
         """
-        for number, entry in enumerate(self._entries(), 1):
+        refused: set[str] = set()
+        for number, entry in enumerate(self.entries(), 1):
             address = quote_gaps(entry.address)
             try:
                 if entry.problem:
@@ -54,8 +59,11 @@ class ManifestCorpus:
                 whole = self.rules.resolve(address)
             except BadInput as error:
                 shown = redact(address) or f"line {number}"
-                reason = f"{error.kind}: {error}"
-                yield Input(entry.image_id or _id_of(shown), shown, row=DAMAGED, reason=printable(reason))
+                image_id = entry.image_id or _id_of(shown)
+                if image_id in refused:  # the same line once more, which must not end the job either
+                    image_id = f"{image_id} (line {number})"
+                refused.add(image_id)
+                yield Input(image_id, shown, row=DAMAGED, reason=printable(f"{error.kind}: {error}"))
                 continue
             image_id = entry.image_id or _id_of(address)
             if carries_secret(whole):
@@ -63,16 +71,8 @@ class ManifestCorpus:
             else:
                 yield Input(image_id, whole)
 
-    def address_at(self, position: int) -> str:
-        """The whole address that stands at `position` of the manifest, as it is now. Raises BadInput, StorageError."""
-        entry = next(self._entries(position), None)
-        if entry is None or entry.position != position or entry.problem:
-            raise BadInput(
-                "AddressChanged", "the manifest has changed since it was listed; start over in a new --output"
-            )
-        return self.rules.resolve(entry.address)
-
-    def _entries(self, start: int = 0) -> Iterator[_Entry]:
+    def entries(self, start: int = 0) -> Iterator[_Entry]:
+        """The lines as they are now, from the one at position `start` on. Raises UsageError, StorageError."""
         kind = posixpath.splitext(self.uri.lower())[1]
         if kind == ".parquet":
             return self._parquet_entries(start)
@@ -123,13 +123,50 @@ class ManifestCorpus:
         with open_parquet(self.uri) as file:
             check_row_count(file, self.uri, MIN_ADDRESS_BYTES)
             names = file.schema_arrow.names
+            rows = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
         columns = [choose_address_column(names, self.uri), *(["image_id"] if "image_id" in names else [])]
-        number = 0
-        for batch in read_text(self.uri, columns, MAX_LINE_BYTES):
+        number, groups = 0, list(range(len(rows)))
+        while groups and number + rows[groups[0]] <= start:
+            number += rows[groups.pop(0)]
+        for batch in read_text(self.uri, columns, MAX_LINE_BYTES, groups):
             for address, image_id in zip(batch[0], batch[-1], strict=True):
                 if number >= start:
                     yield _entry(number, address, image_id if columns[1:] else "")
                 number += 1
+
+
+class SignedAddresses:
+    """Finds the addresses of a manifest again by where they stand; soon, where they are asked for in about its order.
+
+    Threads may share it.
+    """
+
+    def __init__(self, manifest: ManifestCorpus) -> None:
+        self._manifest = manifest
+        self._entries: Iterator[_Entry] = iter(())
+        self._read: OrderedDict[int, _Entry] = OrderedDict()  # the last ones
+        self._lock = threading.Lock()
+
+    def find(self, position: int) -> str:
+        """The whole address that stands at `position`, as it is now. Raises BadInput, StorageError."""
+        with self._lock:
+            entry = self._read.get(position) or self._read_on(position)
+        if entry is None or entry.problem:
+            raise BadInput("AddressChanged", "the manifest has changed since it was listed; choose a new --output")
+        return self._manifest.rules.resolve(quote_gaps(entry.address))
+
+    def _read_on(self, position: int) -> _Entry | None:
+        last = next(reversed(self._read), None)
+        if last is None or not last < position <= last + _MAX_LINES_READ_ON:
+            self._entries = self._manifest.entries(position)
+            self._read.clear()
+        for entry in self._entries:
+            self._read[entry.position] = entry
+            if len(self._read) > _MAX_LINES_KEPT:
+                self._read.popitem(last=False)
+            if entry.position >= position:
+                return entry if entry.position == position else None
+        return None
 
 
 def _csv_entry(position: int, row: dict[str, str], column: str) -> _Entry:

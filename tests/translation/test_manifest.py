@@ -15,7 +15,7 @@ from p2p.translation.addresses import AddressRules
 from p2p.translation.corpus import open_corpus
 from p2p.translation.fetching import Fetcher
 from p2p.translation.inputs import Input
-from p2p.translation.manifest import MAX_LINE_BYTES, ManifestCorpus
+from p2p.translation.manifest import MAX_LINE_BYTES, ManifestCorpus, SignedAddresses
 
 SIGNED = "https://host.example/a.png?id=7&X-Amz-Signature=abcdef"
 
@@ -87,7 +87,7 @@ def test_a_signature_is_asked_for_and_stands_in_no_input(tmp_path: Path, kind: s
     assert isinstance(corpus, ManifestCorpus)
     items = list(corpus.items())
     assert [item.reason for item in items] == ["", "", ""] and items[0].source_uri == str(tmp_path / "ünï.png")
-    assert "abcdef" not in str(items) and corpus.address_at(items[1].offset) == SIGNED
+    assert "abcdef" not in str(items) and SignedAddresses(corpus).find(items[1].offset) == SIGNED
     assert items[1].image_id == "host.example/a.png?id=7&X-Amz-Signature=***"
     (failed,) = Fetcher("", manifest=corpus, allow_private=False).fetch([items[1]])
     assert isinstance(failed, BadInput) and "abcdef" not in str(failed)
@@ -197,4 +197,28 @@ def test_no_part_of_a_signature_stands_behind_a_gap(tmp_path: Path, query: str, 
     assert "abc" not in str(item) and "def" not in str(item)
     assert item.reason.partition(":")[0] == ("" if allowed else "SignedAddress")
     if allowed:
-        assert unquote(corpus.address_at(item.offset)) == unquote(address)
+        assert unquote(SignedAddresses(corpus).find(item.offset)) == unquote(address)
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "parquet"])
+def test_signed_addresses_are_found_in_whatever_order_they_are_asked_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"list.{kind}"
+    lines = [f"https://host.example/{number}.png?sig={number}" for number in range(6000)]
+    if kind == "parquet":
+        pq.write_table(pa.table({"uri": lines}), path, row_group_size=700)
+    else:
+        path.write_text(("uri\n" if kind == "csv" else "") + "\n".join(lines))
+    corpus = open_corpus(str(path), allow_signed=True)
+    assert isinstance(corpus, ManifestCorpus)
+    places = [item.offset for item in corpus.items()]
+    signed = SignedAddresses(corpus)
+    for number in (5999, 0, 1, 3, 2, 4500, 4400, 10, 5998, 699, 700):
+        assert signed.find(places[number]) == lines[number]
+    with pytest.raises(BadInput, match="has changed"):
+        signed.find(places[-1] + 1)
+
+
+def test_equal_lines_that_are_refused_are_two_inputs(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("/etc/hosts\n/etc/hosts\nftp://h/x.png\nftp://h/x.png\na.png\n")
+    found = reasons(tmp_path / "list.txt")
+    assert sorted(found.values()) == ["", *["AddressRefused"] * 4] and "etc/hosts (line 2)" in found
