@@ -38,6 +38,7 @@ os.environ.update(
         "AWS_ENDPOINT_URL": "http://127.0.0.1:1",  # nothing listens there; the fixture `s3_server` replaces it
         "MPLBACKEND": "Agg",
         "OMP_NUM_THREADS": "1",  # two test processes and Ray's share the cores, and threads that spin take them away
+        "GOMP_SPINCOUNT": "1000",  # as p2p has it in Ray's workers; here a training may run in the test's process
         "RAY_AUTH_MODE": "disabled",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from p2p.benchmark.networks import SIZE
-from p2p.data.feed import Feed, Part, Preparation
+from p2p.data.order import EpochRange
 from p2p.data.pairs import open_pairs
 from p2p.data.session import ray_session
+from p2p.data.stream import BlockReader, CropSettings, PairStream
 from p2p.model.sizing import resize
 from p2p.storage.images import FASTEST_PNG, Array, decode, encode, split_halves
 
 _BATCH = 8
+_EPOCHS = 10_000
+"""More than are read."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +59,13 @@ def codec_seconds(folder: str, seconds: float) -> Codecs:
 def feed_rate(pairs: str, crop_size: int, seconds: float) -> float:
     """Pairs per second that the training feed delivers when nothing else runs."""
     index = open_pairs(pairs, "train")
-
-    def plan() -> Iterator[Part]:
-        epoch = 0
-        while True:
-            epoch += 1
-            yield Part(index, epoch, _BATCH)
-
-    with ray_session(), Feed(plan(), Preparation(crop_size, 0, True, swap=False), largest_batch=_BATCH) as feed:
-        feed.wait()
+    stream = PairStream(index, None, CropSettings(crop_size, 0, flip=True, swap=False), _BATCH)
+    epochs = [EpochRange(epoch, 0, len(index)) for epoch in range(1, _EPOCHS + 1)]
+    with ray_session(), contextlib.closing(BlockReader(stream.dataset(epochs), stream)) as reader:
+        reader.wait()
         started, seen = time.perf_counter(), 0
-        while time.perf_counter() - started < seconds:
-            seen += sum(len(batch) for batch in feed.batches())
+        for block in itertools.chain.from_iterable(map(reader.training, epochs)):
+            seen += len(block)
+            if time.perf_counter() - started >= seconds:
+                break
         return seen / (time.perf_counter() - started)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from p2p.model.allocator import keep_freed_memory
+from p2p.data.session import worker_environment
 from p2p.model.config import ModelConfig, Precision
 from p2p.model.engine import Engine
 from p2p.model.networks import build_discriminator, build_generator
@@ -29,9 +30,15 @@ Result = TypeVar("Result")
 
 
 def alone(measure: Callable[..., Result], *arguments: object) -> Result:
-    """Run `measure` in a process of its own: allocator settings and threads of one must not help or hurt the next."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
+    """Run `measure` in a process of its own, with the environment of Ray's workers unless it measures the textbook."""
+    before = dict(os.environ)
+    os.environ.update({} if measure in (plain_update, plain_forward) else worker_environment())
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(measure, *arguments).result()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def rate(step: Callable[[], object], per_call: int, seconds: float, device: str) -> float:
@@ -90,7 +97,6 @@ def plain_update(batch: int, seconds: float, device: str) -> float:
 
 def bare_update(batch: int, seconds: float, device: str, precision: Precision) -> float:
     """Pairs per second of `Pix2Pix.update` as the training job runs it, on tensors in memory."""
-    keep_freed_memory()
     pix2pix = Pix2Pix(ModelConfig(precision=precision), device=device)
     inputs, targets = (to_model_range(random_images(batch)).to(device) for _ in range(2))
     return rate(lambda: pix2pix.update(inputs, targets), batch, seconds, device)
@@ -106,7 +112,6 @@ def plain_forward(batch: int, seconds: float, device: str) -> float:
 
 def engine_rate(batch: int, seconds: float, device: str, precision: Precision, threads: int) -> float:
     """Images per second of the engine, uint8 in and out; `threads` 0 leaves torch's own choice."""
-    keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     engine = Engine(

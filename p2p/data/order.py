@@ -1,8 +1,7 @@
-"""Which pair comes when: an order that depends on seed and epoch alone, dealt to any number of ranks.
+"""Which pair comes when: an order that depends on seed and epoch alone, cut into blocks for the workers.
 
-Row groups are permuted, then joined in windows of `lanes` lanes; a lane holds one row group's rows (or those of
-several small ones), shuffled, and the window takes one row from each lane in turn. Position p of the whole order
-belongs to rank p % world, so where world divides `lanes` a rank reads only its own lanes' row groups, each once.
+An epoch's row groups are permuted, and the rows of every few of them are shuffled together. The order is cut into
+rounds of one block for each worker, all of one size, so that every worker ends an epoch after the same number of steps.
 """
 
 from __future__ import annotations
@@ -15,106 +14,80 @@ import numpy as np
 Row = tuple[int, int]
 """(row group, row inside it)."""
 
-LANE_ROWS = 32
-"""A lane is filled with whole row groups until it has at least this many rows."""
+
+@dataclass(frozen=True)
+class EpochRange:
+    """What each worker does of one epoch, counted in pairs of its share."""
+
+    epoch: int
+    """1 for the first."""
+    skip: int
+    """Pairs that are done."""
+    stop: int
+    """Pairs after which to end."""
+    finishes_epoch: bool = True
 
 
 @dataclass(frozen=True)
-class Window:
-    """What one rank takes from one window: its rows of each lane, and from which lane each next row comes."""
+class Block:
+    """Pairs `start` to `stop` in the order of an epoch, all for one worker. Epoch 0 is a validation."""
 
-    lanes: tuple[tuple[Row, ...], ...]
-    turns: tuple[int, ...]
+    epoch: int
+    start: int
+    stop: int
 
-
-def _lanes(group_rows: Sequence[int], groups: Sequence[int]) -> Iterator[list[Row]]:
-    lane: list[Row] = []
-    for group in groups:
-        lane += [(int(group), row) for row in range(group_rows[group])]
-        if len(lane) >= LANE_ROWS:
-            yield lane
-            lane = []
-    if lane:
-        yield lane
+    def __len__(self) -> int:
+        return self.stop - self.start
 
 
-def _in_turn(lanes: Sequence[Sequence[Row]]) -> list[int]:
-    """Lane numbers in the order of a round robin that passes over exhausted lanes."""
-    return [
-        number
-        for turn in range(max(len(lane) for lane in lanes))
-        for number, lane in enumerate(lanes)
-        if turn < len(lane)
-    ]
+def pairs_per_worker(pairs: int, workers: int) -> int:
+    """How many pairs each worker sees in an epoch: equal counts, so that nobody waits for another's last step."""
+    return pairs // workers
 
 
-def _window_of_rank(lanes: Sequence[Sequence[Row]], mine: Sequence[bool]) -> Window:
-    """Keep those rows of the round robin over `lanes` that `mine` marks."""
-    remaining = [iter(lane) for lane in lanes]
-    kept: list[list[Row]] = [[] for _ in lanes]
-    turns: list[int] = []
-    for number, is_mine in zip(_in_turn(lanes), mine, strict=True):
-        row = next(remaining[number])
-        if is_mine:
-            kept[number].append(row)
-            turns.append(number)
-    places = {number: place for place, number in enumerate(n for n, lane in enumerate(kept) if lane)}
-    return Window(
-        lanes=tuple(tuple(lane) for lane in kept if lane),
-        turns=tuple(places[number] for number in turns),
-    )
+def training_blocks(part: EpochRange, pairs: int, workers: int, block_pairs: int) -> Iterator[Block]:
+    """Yield the blocks of an epoch of `pairs` pairs, or of a part of it; the workers take them in turn.
+
+    Blocks have `block_pairs` pairs, those of the last round fewer.
+    """
+    if part.skip >= part.stop:
+        return
+    for first in range(part.skip // block_pairs * block_pairs, part.stop, block_pairs):
+        size = min(block_pairs, pairs_per_worker(pairs, workers) - first)
+        for worker in range(workers):
+            start = first * workers + worker * size
+            yield Block(part.epoch, start + max(0, part.skip - first), start + min(size, part.stop - first))
 
 
-def pairs_per_rank(total: int, world: int) -> int:
-    """How many pairs each rank sees in an epoch: equal counts, so that no rank waits for another's last step."""
-    return total // world
+def validation_blocks(pairs: int, workers: int, block_pairs: int) -> Iterator[Block]:
+    """Yield blocks that hold every pair once, in stored order; the last ones may be empty. The workers take turns."""
+    rounds = -(-pairs // (workers * block_pairs))
+    size = -(-pairs // (workers * rounds))
+    for number in range(rounds * workers):
+        yield Block(0, min(number * size, pairs), min((number + 1) * size, pairs))
 
 
-def epoch_order(
-    group_rows: Sequence[int],
-    *,
-    seed: int,
-    epoch: int,
-    lanes: int,
-    rank: int = 0,
-    world: int = 1,
-    skip: int = 0,
-    stop: int | None = None,
-) -> Iterator[Window]:
-    """Yield the windows of one rank's epoch, or of its pairs number `skip` to `stop`.
+def block_rows(block: Block, group_rows: Sequence[int], *, seed: int, window: int) -> list[Row]:
+    """The rows of a block.
 
     Args:
+        block: what is wanted.
         group_rows: pairs in each row group.
-        seed: with `epoch` it decides the order, whatever the number of ranks.
-        epoch: 1 for the first.
-        lanes: lanes of a window, the number of row groups that are mixed.
-        rank: 0 <= rank < world.
-        world: number of ranks.
-        skip: pairs at the front of this rank's share to leave out.
-        stop: pairs of this rank's share after which to end; None goes to the share's end.
+        seed: with the epoch it decides the order.
+        window: so many pairs, of row groups drawn at random, are shuffled together.
 
     """
-    random = np.random.default_rng([seed, epoch])
-    share = pairs_per_rank(sum(group_rows), world)
-    stop = share if stop is None else min(stop, share)
-    groups = [int(group) for group in random.permutation(len(group_rows))]
-    position = 0  # of the window's first row in the whole order
-    batch: list[list[Row]] = []
-    filled = _lanes(group_rows, groups)
-    while batch := [lane for _, lane in zip(range(lanes), filled, strict=False)]:
-        shuffled = [[lane[int(place)] for place in random.permutation(len(lane))] for lane in batch]
-        count = sum(map(len, shuffled))
-        mine = [p % world == rank and skip <= p // world < stop for p in range(position, position + count)]
-        position += count
-        if any(mine):
-            yield _window_of_rank(shuffled, mine)
-
-
-def stored_order(group_rows: Sequence[int], *, rank: int = 0, world: int = 1) -> Iterator[Window]:
-    """Yield one rank's share of every pair in stored order; shares differ by one pair at most."""
-    position = 0
-    for lane in _lanes(group_rows, range(len(group_rows))):
-        mine = [p % world == rank for p in range(position, position + len(lane))]
-        position += len(lane)
-        if any(mine):
-            yield _window_of_rank([lane], mine)
+    rows = np.asarray(group_rows)
+    groups, positions = np.arange(len(rows)), np.arange(block.start, block.stop)
+    if block.epoch and len(block):
+        groups = np.random.default_rng([seed, block.epoch]).permutation(len(rows))
+        first = block.start // window
+        shuffled = [
+            start + np.random.default_rng([seed, block.epoch, 1 + number]).permutation(min(window, rows.sum() - start))
+            for number, start in enumerate(range(first * window, block.stop, window), first)
+        ]
+        positions = np.concatenate(shuffled)[positions - first * window]
+    ends = np.cumsum(rows[groups])
+    places = np.searchsorted(ends, positions, side="right")
+    inside = positions - (ends - rows[groups])[places]
+    return list(zip(groups[places].tolist(), inside.tolist(), strict=True))

@@ -22,15 +22,8 @@ from urllib.parse import urlsplit
 # Read by Ray at import, so they stand before it. Each can be overridden from outside.
 for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # p2p shows its own progress
-    "RAY_verbose_spill_logs": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ side prints advice for Ray's developers on the terminal as errors
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every line twice
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a private Ray has no nodes to lose; clusters set their own
-    "RAY_enable_worker_prestart": "0",  # each process in waiting wakes a hundred times a second beside the network
-    "RAY_prestart_worker_first_driver": "0",
-    "RAY_worker_niceness": "0",  # at Ray's default of 15 its own helpers take turns from the networks
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # it also paces every start and end, 2 s at a time
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # it also paces every start, report and end, 2 s at a time
 }.items():
     os.environ.setdefault(_name, _value)
 
@@ -102,6 +95,27 @@ def smallest_node_cpus() -> float:
     return min((float(count) for count in counts if count), default=1.0)
 
 
+_WORKER_ENVIRONMENT = {
+    # OpenMP's threads spin while they wait for one another at the hundreds of barriers of an update, and burn the time
+    # of the core that their partner needs. Measured on two cores, batch 8: beside one busy process 2.95 instead of 2.2
+    # pairs/s, by itself 5.1 instead of 4.7; a tiny network beside several 30 to 46 instead of 1 to 4.
+    "GOMP_SPINCOUNT": "1000",
+    # glibc keeps what is freed, where it would give the hundreds of megabytes of each batch back to the kernel and
+    # fault them in again, a twentieth of both cores in training. One arena: those of threads give back regardless.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+}
+
+
+def worker_environment() -> dict[str, str]:
+    """Variables that a process which computes with torch starts with, for Ray's `runtime_env`: libgomp and glibc read
+    them when they are loaded. Each can be overridden from outside.
+    """
+    return {name: os.environ.get(name, value) for name, value in _WORKER_ENVIRONMENT.items()}
+
+
 TRAINERS_SHARE = 0.5
 """The part of a node's CPUs, as Ray counts them to place work, that a training's workers together may ask for."""
 
@@ -112,60 +126,6 @@ def reader_cpus() -> float:
 
 
 _PRIVATE = "p2p-private"
-# What Ray's helpers leave undone on a private one, where nobody looks at it: each takes up to a percent of a core.
-_UNSEEN = {
-    "RAY_event_stats": "0",
-    "RAY_enable_metrics_collection": "0",
-    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # else it looks through the logs ten times a second,
-    "LOG_NAME_UPDATE_INTERVAL_S": "3600",  # to send them to a driver that takes none
-    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # to the dashboard, which is not there
-}
-_LEVEL_TOLD = b"Set ray log level from environment variable"
-
-
-@contextlib.contextmanager
-def without_level_told() -> Iterator[None]:
-    """Whatever is written to the terminal inside shows at the end, but for Ray's line that it was told to be quiet."""
-    with tempfile.TemporaryFile() as held:
-        terminal = os.dup(2)
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
-            held.seek(0)
-            os.write(2, b"".join(line for line in held if _LEVEL_TOLD not in line))
-
-
-@contextlib.contextmanager
-def _patient() -> Iterator[None]:
-    """Threads and processes started inside wait for their turn on a busy core, where they would otherwise interrupt.
-
-    A network's threads wait for the slowest among them many times in a layer, and a private Ray has a dozen helpers
-    that wake a hundred times a second each. They keep their fair share, so nothing starves. Linux only.
-    """
-    if not hasattr(os, "SCHED_BATCH"):
-        yield
-        return
-    before = os.sched_getscheduler(0)
-    if before == os.SCHED_OTHER:
-        _schedule(os.SCHED_BATCH)
-    try:
-        yield
-    finally:
-        _schedule(before)
-
-
-def compute_first() -> None:
-    """Let the calling thread, and those it starts, interrupt the patient ones; what computes calls this first."""
-    if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_BATCH:
-        _schedule(os.SCHED_OTHER)
-
-
-def _schedule(policy: int) -> None:
-    with contextlib.suppress(OSError):  # a sandbox may forbid it; it only costs time
-        os.sched_setscheduler(0, policy, os.sched_param(0))
 
 
 @contextlib.contextmanager
@@ -180,12 +140,11 @@ def ray_session() -> Iterator[None]:
         return
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with without_level_told():
-            if os.environ.get("RAY_ADDRESS"):
-                _join_cluster(os.environ["RAY_ADDRESS"])
-            else:
-                with _interrupted_afterwards():
-                    _start_private()
+        if os.environ.get("RAY_ADDRESS"):
+            _join_cluster(os.environ["RAY_ADDRESS"])
+        else:
+            with _interrupted_afterwards():
+                _start_private()
         _take_termination_for_an_interrupt()
         yield
     finally:
@@ -236,19 +195,16 @@ def make_token() -> None:
 
 def _start_private() -> None:
     make_token()
-    for name, value in _UNSEEN.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("RAY_num_workers_soft_limit", str(max(1, physical_cores() // 2)))  # idle ones that stay
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # it has no nodes to lose
     try:
-        with _patient():
-            ray.init(
-                address="local",
-                num_cpus=max(_MIN_LOGICAL_CPUS, _LOGICAL_CPUS_PER_CORE * physical_cores()),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                namespace=_PRIVATE,
-            )
+        ray.init(
+            address="local",
+            num_cpus=max(_MIN_LOGICAL_CPUS, _LOGICAL_CPUS_PER_CORE * physical_cores()),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            namespace=_PRIVATE,
+        )
     except Exception as error:  # Ray raises plain ones, such as for a machine too busy to start it in time
         raise P2PError(
             f"Ray did not start on this machine ({_one_line(error)}). Its logs lie in "
@@ -263,6 +219,7 @@ def _one_line(error: Exception) -> str:
 
 def _join_cluster(address: str) -> None:
     """Connect to the cluster that RAY_ADDRESS names, or raise UsageError: what is there depends on who set it."""
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # its dashboard shows trainings
     place = urlsplit(address if "://" in address else f"//{address}")
     try:
         if place.port:  # Ray itself tries for two minutes before it says that nobody listens

@@ -17,7 +17,14 @@ import torch
 from p2p.data.description import Description, formats_for, read_description
 from p2p.data.order import Row
 from p2p.data.pairs import Pairs, open_pairs, raw_load_size
-from p2p.data.session import available_cores, available_gpus, physical_cores, quiet_data_context, ray_session
+from p2p.data.session import (
+    available_cores,
+    available_gpus,
+    physical_cores,
+    quiet_data_context,
+    ray_session,
+    worker_environment,
+)
 from p2p.data.tasks import run_as_task
 from p2p.errors import CheckpointError, NotFound, P2PError, StorageError, UsageError
 from p2p.evaluation.config import EvaluateConfig
@@ -148,6 +155,7 @@ def _judge_on_ray(config: EvaluateConfig, task: Task, rows: Sequence[Row]) -> Re
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1,
         num_gpus=1 if gpus else 0,
+        runtime_env={"env_vars": worker_environment()},
     )
     results: Results = []
     with Progress("evaluate", total=len(rows), unit="pairs") as progress:

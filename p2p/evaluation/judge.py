@@ -14,7 +14,6 @@ from p2p.data.order import Row
 from p2p.data.pairs import Formats, Pairs, read_rows, try_rows
 from p2p.data.tasks import is_repeat, memory_reported
 from p2p.errors import BadInput
-from p2p.model.allocator import keep_freed_memory
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, choose_precision
 from p2p.model.metrics import Palette, measure
@@ -64,7 +63,6 @@ class Judge:
     """Loads the generator once; each call judges the rows of one batch."""
 
     def __init__(self, task: Task) -> None:
-        keep_freed_memory()
         torch.set_num_threads(task.threads)
         self._task = task
         generator = load_generator(task.checkpoint)

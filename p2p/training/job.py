@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from p2p.data.description import DESCRIPTION, read_description
-from p2p.data.order import pairs_per_rank
+from p2p.data.description import DESCRIPTION, formats_for, read_description
+from p2p.data.order import pairs_per_worker
 from p2p.data.pairs import Pairs, open_pairs, raw_load_size
 from p2p.errors import CheckpointError, Damaged, NotFound, StorageError, TrainingStopped, UsageError
 from p2p.model.config import class_planes
@@ -17,6 +17,9 @@ from p2p.storage.pixels import RGB
 from p2p.training.config import TrainConfig
 from p2p.training.position import Position, remaining_images
 from p2p.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from p2p.data.stream import PairStream
 
 log = logging.getLogger("p2p")
 _IN_EVERY_RUN = frozenset(("data", "output", "generator", "discriminator", "gan_mode", "epochs", "seed"))
@@ -37,10 +40,10 @@ def run(config: TrainConfig) -> dict[str, Any]:
         if why := _why_finished(folder, config, len(train)):
             log.info("%s is finished (%s); pass --resume never to start over", config.output, why)
             return folder.summary() or _conclude(folder, config)
-        from p2p.training.mending import mend
+        from p2p.training.recovery import recover_latest_checkpoint
 
-        mend(folder, config.best_metric)
-        _tell_of_other_data(folder, data)
+        recover_latest_checkpoint(folder, config.best_metric)
+        _warn_of_other_data(folder, data)
     # Not at the top of the file: Ray and torch take seconds to import, and a wrong option should be told at once.
     from p2p.data.session import ray_session
     from p2p.training.launch import launch, resources
@@ -51,12 +54,22 @@ def run(config: TrainConfig) -> dict[str, Any]:
             folder.delete()
         folder.start(config.to_dict())
         try:
-            launch(config, train, val, data, position=_position(folder), scaling=scaling)
+            stream = _stream(config, train, val, data)
+            launch(config, stream, data, position=Position.of_run(folder), scaling=scaling)
         except TrainingStopped as stopped:
             if stopped.finding is not None:
                 _conclude(folder, config, stopped)
             raise
     return _conclude(folder, config)
+
+
+def _stream(config: TrainConfig, train: Pairs, val: Pairs | None, data: dict[str, Any]) -> PairStream:
+    from p2p.data.stream import CropSettings, PairStream
+
+    model = config.model("fp32", data["bits"], data["input_palette"])
+    swap = config.direction == "BtoA"
+    crop = CropSettings(config.crop_size, config.seed, config.flip, swap, formats_for(model, swap))
+    return PairStream(train, val, crop, config.batch_size, config.workers)
 
 
 def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
@@ -94,12 +107,12 @@ def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
                 f"--output {config.output}: lies in --data {config.data}, where every image is taken for a pair, "
                 "the run's own samples too; choose a folder beside it"
             )
-    if pairs_per_rank(len(train), config.workers) < 1:
+    if pairs_per_worker(len(train), config.workers) < 1:
         raise UsageError(f"--workers {config.workers}: there are only {len(train)} pairs, not one for each worker")
     return train, val
 
 
-def _tell_of_other_data(folder: RunFolder, data: dict[str, Any]) -> None:
+def _warn_of_other_data(folder: RunFolder, data: dict[str, Any]) -> None:
     latest = folder.latest()
     before = read_json_object(join(folder.address(latest["checkpoint"]), "meta.json")).get("data", {}) if latest else {}
     for name, words in (("pairs", "{} training pairs"), ("load_size", "pairs stored in {} pixels")):
@@ -148,13 +161,6 @@ def _settle_pixels(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
     return config, data
 
 
-def _position(folder: RunFolder) -> Position:
-    latest = folder.latest()
-    if latest is None:
-        return Position()
-    return Position.from_dict(read_json_object(join(folder.address(latest["checkpoint"]), "trainer.json")))
-
-
 def _earlier(folder: RunFolder, config: TrainConfig) -> bool:
     """Whether a run lies in `folder`. Raises UsageError for one that `config` cannot continue, and for other files."""
     other = "choose another --output"
@@ -183,7 +189,7 @@ def _earlier(folder: RunFolder, config: TrainConfig) -> bool:
 def _why_finished(folder: RunFolder, config: TrainConfig, pairs: int) -> str:
     """Why nothing is left to train in a run; empty if something is, or if its latest checkpoint cannot tell."""
     try:
-        position = _position(folder)
+        position = Position.of_run(folder)
     except (CheckpointError, NotFound, Damaged):
         return ""
     if not remaining_images(config, pairs, position):

@@ -11,9 +11,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from p2p.data.augment import centre_crop
-from p2p.data.feed import Preparation, read_first
 from p2p.data.pairs import Pairs
+from p2p.data.stream import CropSettings, read_first
 from p2p.model.metrics import Measured, Palette, Totals, default_metrics, find_metric, measure
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.tensors import to_levels, to_pixels
@@ -155,13 +154,9 @@ class Sheet:
 class Samples:
     """The first few pairs of a split, to be drawn again and again: input, output and target side by side."""
 
-    def __init__(self, pairs: Pairs, preparation: Preparation) -> None:
-        sides = [
-            centre_crop(pair["a"], pair["b"], preparation.crop_size)[:: -1 if preparation.swap else 1]
-            for pair in read_first(pairs, _SAMPLES, preparation.formats)
-        ]
-        self._inputs = np.stack([side[0] for side in sides])
-        self._targets = np.stack([side[1] for side in sides])
+    def __init__(self, pairs: Pairs, crop: CropSettings) -> None:
+        cropped = np.stack([crop.crop(pair, epoch=0) for pair in read_first(pairs, _SAMPLES, crop.formats)])
+        self._inputs, self._targets = crop.sides(cropped)
 
     def draw(self, pix2pix: Pix2Pix) -> Sheet:
         """Translate the inputs with the generator as it is."""

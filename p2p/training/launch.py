@@ -1,62 +1,37 @@
-"""Ray Train around the training loop: resources, restarts, progress, and why it ended."""
+"""Ray Train around the workers: resources, the stream of pairs, what its user sees and asks, and why it ended."""
 
 from __future__ import annotations
 
-import itertools
+import functools
 import logging
+import re
 import tempfile
+import threading
+import time
+from concurrent.futures import Future, wait
 from typing import Any
 
 import ray
+import ray.data
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from p2p.data.pairs import Pairs
-from p2p.data.session import TRAINERS_SHARE, available_gpus, is_private, smallest_node_cpus
+from p2p.data.order import EpochRange
+from p2p.data.session import TRAINERS_SHARE, available_gpus, smallest_node_cpus, worker_environment
+from p2p.data.stream import PairStream
 from p2p.errors import P2PError, TrainingStopped, UsageError
-from p2p.training.board import Board, LostWorkers, ProgressThread, last_words
 from p2p.training.config import TrainConfig
-from p2p.training.position import Position, remaining_images
-from p2p.training.worker import Task, train_worker
+from p2p.training.position import Position, remaining_epochs, remaining_images
+from p2p.training.reporter import Display, LostWorkers, RunReporter, last_line
+from p2p.training.run_folder import RunFolder
+from p2p.training.worker import STREAM, TrainTask, train_worker
 
 log = logging.getLogger("p2p")
-_MOST_RESTARTS = 3
-_ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
-"""For glibc as a worker starts. Ray Train has it work in a thread, whose own arena would return every large buffer to
-the kernel, whatever `keep_freed_memory` says. The tasks that read for a worker have it from there too.
-"""
-
-
-class _Trainer(TorchTrainer):
-    """Ray's, without two of its habits; should Ray rename what is overridden here, they come back."""
-
-    controller: Any = None
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Leave Control-C to the program: Ray's own answer to it may end the process with status 0 and says nothing."""
-        self.controller = controller
-
-    def _create_default_callbacks(self) -> list[Any]:
-        """Start no process that is of no use here: each wakes a hundred times a second beside the network."""
-        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        unneeded = _unneeded(self.scaling_config.num_workers)
-        return [callback for callback in callbacks if type(callback).__name__ not in unneeded]
-
-
-def _unneeded(workers: Any) -> list[str]:
-    """Of Ray Train's callbacks: that for data sets which Ray Train hands out, here each worker reads its own; on a
-    private Ray, which ends with its driver, the one that cleans up after that; and for a worker by itself the one that
-    lets it talk to the others.
-    """
-    names = ["DatasetsCallback"]
-    if is_private():
-        names.append("PlacementGroupCleanerCallback")
-    if workers == 1:
-        names.append("BackendSetupCallback")
-    return names
+MAX_RESTARTS = 3
+_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_TO_SAVE = 20.0
 
 
 def resources(config: TrainConfig) -> ScalingConfig:
@@ -79,118 +54,108 @@ def resources(config: TrainConfig) -> ScalingConfig:
     )
 
 
+def remaining_stream(config: TrainConfig, stream: PairStream) -> ray.data.Dataset:
+    """What is left to train on. Ray Train calls this each time it starts the workers."""
+    try:
+        position = Position.of_run(RunFolder(config.output))
+    except P2PError:  # of the workers, which read it too, a person gets to know why
+        position = Position()
+    nothing = [EpochRange(1, 0, 0)]  # Ray Data wants a stream
+    return stream.dataset(list(remaining_epochs(config, len(stream.train), position)) or nothing)
+
+
 def launch(
-    config: TrainConfig,
-    train: Pairs,
-    val: Pairs | None,
-    data: dict[str, Any],
-    *,
-    position: Position,
-    scaling: ScalingConfig,
+    config: TrainConfig, stream: PairStream, data: dict[str, Any], *, position: Position, scaling: ScalingConfig
 ) -> None:
     """Train from `position` to the end. Needs Ray. Raises what stopped it."""
     # Beside this process, so that no other node's end takes it away. Should it die by itself, a new one has what is
-    # told from then on.
+    # reported from then on.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    again = {"max_restarts": -1, "max_task_retries": _MOST_RESTARTS}
-    board = Board.options(scheduling_strategy=here, **again).remote(config.output)  # type: ignore[attr-defined]
-    left = remaining_images(config, len(train), position)
-    _fit(config, Task(config, train, val, data, board), position, left, scaling)
-
-
-def _fit(config: TrainConfig, task: Task, position: Position, left: int, scaling: ScalingConfig) -> None:
-    progress = ProgressThread(task.board, total_images=position.images_seen + left)
+    reporter = RunReporter.options(  # type: ignore[attr-defined]
+        scheduling_strategy=here, max_restarts=-1, max_task_retries=-1
+    ).remote(config.output)
     log.info(
         "training on %d pairs, epochs %d to %d, %d worker(s)",
-        len(task.train),
+        len(stream.train),
         position.epoch + 1,
         config.last_epoch,
         config.workers,
     )
-    with progress:
-        for count in itertools.count(1):
-            lost = _fit_once(config, task, scaling)
-            if lost is None:
-                return
-            _tell_of_lost_controller(config, count, lost)
-            _free_places()
-
-
-def _fit_once(config: TrainConfig, task: Task, scaling: ScalingConfig) -> Exception | None:
-    """Train from the run's latest checkpoint to its end, or until Ray Train's controller dies: of what is returned."""
-    lost: Exception | None = None
-    # Ray's own bookkeeping stays out of the run, which says by itself where it stands.
-    with tempfile.TemporaryDirectory(prefix="p2p-ray-train-") as bookkeeping:
-        trainer = _Trainer(
+    total = position.images_seen + remaining_images(config, len(stream.train), position)
+    # RUN says by itself where it stands and can be read without Ray, whose own record of a training does not outlive
+    # another version of Ray or a checkpoint that is gone: it gets a folder for the time of this job.
+    with tempfile.TemporaryDirectory(prefix="p2p-ray-train-") as bookkeeping, Display(reporter, total) as display:
+        trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"task": task},
+            train_loop_config={"task": TrainTask(config, stream, data, reporter)},
             scaling_config=scaling,
+            datasets={STREAM: functools.partial(remaining_stream, config, stream)},
+            dataset_config=DataConfig(execution_options=stream.execution_options()),
             run_config=RunConfig(
-                name="train",
+                name=re.sub(r"[^\w.-]+", "-", config.output).strip("-.")[-100:] or "run",
                 storage_path=bookkeeping,
-                worker_runtime_env={"env_vars": _ONE_ARENA},  # type: ignore[call-arg]
-                failure_config=FailureConfig(max_failures=_MOST_RESTARTS),
-                callbacks=[LostWorkers(task.board, _MOST_RESTARTS)],  # type: ignore[list-item]
+                worker_runtime_env={"env_vars": worker_environment()},  # type: ignore[call-arg]
+                failure_config=FailureConfig(  # type: ignore[call-arg]
+                    max_failures=MAX_RESTARTS, controller_failure_limit=MAX_RESTARTS
+                ),
+                callbacks=[LostWorkers(reporter, MAX_RESTARTS)],  # type: ignore[list-item]
             ),
         )
+        fit = _start(trainer)
+        try:
+            _show(display, fit)
+        except KeyboardInterrupt:
+            _let_save(reporter, display, fit)
+            raise
+    _raise_failure(config, ray.get(reporter.failure.remote()), fit.exception())
+
+
+def _start(trainer: TorchTrainer) -> Future[None]:
+    """Fit in a thread: Ray Train takes Control-C for itself where it runs in the main one, and the workers are told
+    nothing.
+    """
+    fit: Future[None] = Future()
+
+    def run() -> None:
         try:
             trainer.fit()
-        except KeyboardInterrupt:  # else the workers would go on for as long as this process lives
-            if trainer.controller is not None:
-                ray.kill(trainer.controller)
-            raise
-        except ray.exceptions.RayActorError as error:
-            if trainer.controller is None or error.actor_init_failed:
-                raise
-            ray.kill(trainer.controller)  # it may only be out of reach, and two of them would write one run
-            lost = error
-        except ray.train.TrainingFailedError as error:
-            _raise_failure(task)
-            _explain(config, error)
-            log.info("what %s holds is intact, and the same command continues", config.output)
-            raise
-    _raise_failure(task)
-    return lost
+            fit.set_result(None)
+        except BaseException as error:
+            fit.set_exception(error)
+
+    threading.Thread(target=run, name="p2p-fit", daemon=True).start()
+    return fit
 
 
-def _raise_failure(task: Task) -> None:
-    """Raise what a worker has told the board that no restart can mend."""
-    failure: P2PError | None = ray.get(task.board.failure.remote())
+def _show(display: Display, fit: Future[None], seconds: float = float("inf")) -> None:
+    """Let the user see how it goes until it ends, or for some `seconds`."""
+    until = time.monotonic() + seconds
+    while not wait([fit], timeout=_SECONDS_BETWEEN_LOOKS).done and time.monotonic() < until:
+        display.refresh()
+    display.refresh()
+
+
+def _let_save(reporter: Any, display: Display, fit: Future[None]) -> None:
+    """Have the workers save where they are and end; nothing has to be saved if they have not begun."""
+    reporter.request_stop.remote()
+    if display.has_begun:
+        log.info("interrupted: saving a checkpoint, %g s at most; interrupt once more to end at once", _SECONDS_TO_SAVE)
+        _show(display, fit, _SECONDS_TO_SAVE)
+
+
+def _raise_failure(config: TrainConfig, failure: P2PError | None, error: BaseException | None) -> None:
+    """Raise why training ended, if that was before its end."""
     if failure is not None:
         raise failure from None
-
-
-def _tell_of_lost_controller(config: TrainConfig, count: int, error: Exception) -> None:
-    """Raises TrainingStopped if that was once too often."""
-    if count > _MOST_RESTARTS:
-        raise TrainingStopped(
-            f"Ray Train's controller was lost {count} times, the last time: {last_words(error)}; what {config.output} "
-            "holds is intact, and the same command continues"
-        ) from None
-    log.info(
-        "Ray Train's controller was lost: %s; starting the workers again (%d of %d)",
-        last_words(error),
-        count,
-        _MOST_RESTARTS,
-    )
-
-
-def _free_places() -> None:
-    """Give back what the workers of a lost controller had asked Ray for.
-
-    Ray Train itself does so on a cluster only, for workers that were up, and where Ray's dashboard runs.
-    """
-    job = ray.get_runtime_context().get_job_id()
-    for group in placement_group_table():
-        if group.endswith(job):  # an identifier in hexadecimal, whose last bytes are those of its job
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
-
-
-def _explain(config: TrainConfig, error: Exception) -> None:
-    """Raise TrainingStopped if workers died too often without saying why."""
-    failures = getattr(error, "worker_failures", {}).values()
+    if error is None:
+        return
+    intact = f"what {config.output} holds is intact, and the same command continues"
+    if isinstance(error, ray.exceptions.RayActorError):
+        raise TrainingStopped(f"Ray Train's controller was lost: {last_line(error)}; {intact}") from None
+    failures = list(getattr(error, "worker_failures", {}).values())
     if failures and all(isinstance(failure, ray.exceptions.RayActorError) for failure in failures):
         raise TrainingStopped(
-            f"workers were lost {_MOST_RESTARTS + 1} times, the last time: {next(iter(failures))}; what "
-            f"{config.output} holds is intact, and the same command continues"
+            f"workers were lost {MAX_RESTARTS + 1} times, the last time: {failures[0]}; {intact}"
         ) from None
+    log.info("%s", intact)
+    raise error

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from p2p.data.order import pairs_per_rank
+from p2p.data.order import EpochRange, pairs_per_worker
 from p2p.documents import build
 from p2p.errors import CheckpointError
+from p2p.storage.filesystems import join, read_json_object
 from p2p.training.config import TrainConfig
+from p2p.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -43,41 +45,34 @@ class Position:
         except ValueError as error:
             raise CheckpointError(f"trainer.json does not say where training stands: {error}") from None
 
-
-@dataclass(frozen=True)
-class Leg:
-    """What one rank does of one epoch."""
-
-    epoch: int
-    skip: int
-    """Pairs of this rank's share that are done."""
-    stop: int
-    """Pairs of this rank's share after which the leg ends."""
-    finishes_epoch: bool
-
-    def steps(self, batch_size: int) -> int:
-        """Optimiser steps; the last batch may be smaller."""
-        return -(-(self.stop - self.skip) // batch_size)
+    @classmethod
+    def of_run(cls, folder: RunFolder) -> Position:
+        """Where the latest checkpoint stands; the beginning without one. Raises CheckpointError, StorageError."""
+        latest = folder.latest()
+        if latest is None:
+            return cls()
+        return cls.from_dict(read_json_object(join(folder.address(latest["checkpoint"]), "trainer.json")))
 
 
-def legs(config: TrainConfig, pairs: int, position: Position) -> Iterator[Leg]:
-    """Yield what remains to be done on `pairs` pairs from `position` on, under --epochs and --max-steps."""
-    share = pairs_per_rank(pairs, config.workers)
+def remaining_epochs(config: TrainConfig, pairs: int, position: Position) -> Iterator[EpochRange]:
+    """Yield what remains to be done on `pairs` pairs from `position` on, under --epochs and --max-steps.
+
+    If --workers has changed within an epoch, as many pairs are left of it as were, but some of the last blocks' pairs
+    come again or not at all.
+    """
+    share, batch = pairs_per_worker(pairs, config.workers), config.batch_size
     # The data may have shrunk since, or the workers become fewer.
     step, skip = position.step, min(share, position.pairs_in_epoch // config.workers)
     for epoch in range(position.epoch + 1, config.last_epoch + 1):
-        whole = Leg(epoch, skip, share, finishes_epoch=True)
-        skip = 0
         left = config.max_steps - step if config.max_steps else sys.maxsize
         if left <= 0:
             return
-        step += whole.steps(config.batch_size)
-        if left < whole.steps(config.batch_size):
-            yield Leg(epoch, whole.skip, whole.skip + left * config.batch_size, finishes_epoch=False)
-            return
-        yield whole
+        steps = -(-(share - skip) // batch)
+        stop = share if steps <= left else skip + left * batch
+        yield EpochRange(epoch, skip, stop, finishes_epoch=stop == share)
+        step, skip = step + steps, 0
 
 
 def remaining_images(config: TrainConfig, pairs: int, position: Position) -> int:
     """Pairs that all workers together still have to see."""
-    return sum(leg.stop - leg.skip for leg in legs(config, pairs, position)) * config.workers
+    return sum(part.stop - part.skip for part in remaining_epochs(config, pairs, position)) * config.workers

@@ -6,8 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from p2p.data.feed import Preparation
-from p2p.data.pairs import Pairs
+from p2p.data.stream import PairStream
 from p2p.model.checkpoint import save_checkpoint
 from p2p.model.moments import moment_name
 from p2p.model.pix2pix import Pix2Pix
@@ -19,8 +18,8 @@ from p2p.training.position import Position
 from p2p.training.run_folder import MetricsRow, RunFolder
 from p2p.training.scalars import Scalars
 
-_REPORTS_SHARE = 0.02
-"""Most of the time that keeping the page up to date may take."""
+_MAX_REPORTS_SHARE = 0.02
+"""Of the time, for keeping the page up to date."""
 
 
 class Recorder:
@@ -29,9 +28,8 @@ class Recorder:
     Args:
         config: the run's.
         pix2pix: what is trained.
-        validated: whether epochs are judged on held-out pairs; else the newest checkpoint is the best.
-        drawn: the split whose first pairs become samples.
-        preparation: how they are cropped.
+        stream: whose first validation pairs become samples; where there are none, its training pairs do, and the newest
+            checkpoint is the best.
         data: what a checkpoint should know about its data set.
         last_step: where this attempt begins.
 
@@ -41,16 +39,15 @@ class Recorder:
         self,
         config: TrainConfig,
         pix2pix: Pix2Pix,
+        stream: PairStream,
         *,
-        validated: bool,
-        drawn: Pairs,
-        preparation: Preparation,
         data: dict[str, Any],
         last_step: int,
     ) -> None:
-        self._config, self._pix2pix, self._validated, self._data = config, pix2pix, validated, data
+        self._config, self._pix2pix, self._data = config, pix2pix, data
+        self._validated = stream.val is not None
         self._run = RunFolder(config.output)
-        self._samples = Samples(drawn, preparation)
+        self._samples = Samples(stream.val or stream.train, stream.crop)
         self._scalars = Scalars(config.output, last_step)
         self._report_due = time.monotonic()
 
@@ -93,4 +90,4 @@ class Recorder:
             return
         write_run_report(self._config.output, health)
         ended = time.monotonic()
-        self._report_due = ended + (ended - started) / _REPORTS_SHARE
+        self._report_due = ended + (ended - started) / _MAX_REPORTS_SHARE

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from p2p.errors import CheckpointError, P2PError
-from p2p.model.allocator import keep_freed_memory
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, choose_precision
 from p2p.storage.deadline import DECODE_SECONDS, Deadline
@@ -112,7 +111,6 @@ class ShardTranslator:
     """Loads the model once; each call translates the shards of one batch and tells about them while it does."""
 
     def __init__(self, work: Work) -> None:
-        keep_freed_memory()
         torch.set_num_threads(1)  # several threads are several batches, several images
         self._work = work
         self._records: dict[int, CrashRecord] = {}

@@ -25,6 +25,7 @@ from p2p.data.session import (
     physical_cores,
     quiet_data_context,
     ray_session,
+    worker_environment,
 )
 from p2p.errors import P2PError, UsageError
 from p2p.progress import Progress
@@ -172,6 +173,7 @@ def _translate_on_ray(config: TranslateConfig, work: Work, left: Remaining) -> O
         compute=ray.data.ActorPoolStrategy(
             min_size=1, max_size=pool.most, initial_size=pool.at_first, max_tasks_in_flight_per_actor=2
         ),
+        runtime_env={"env_vars": worker_environment()},
         **pool.resources,
     )
     if pool.most > pool.actors:

@@ -34,7 +34,7 @@ def exported() -> dict[str, set[str]]:
         if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "Counter":
             name, _, labels = map(ast.literal_eval, node.args)
             found[f"ray_{name}_total"] = set(labels)
-    for node in ast.walk(ast.parse((ROOT / "p2p" / "training" / "board.py").read_text())):
+    for node in ast.walk(ast.parse((ROOT / "p2p" / "training" / "reporter.py").read_text())):
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "_GAUGES":
             found |= {f"ray_p2p_train_{name}": {"output"} for name in ast.literal_eval(node.value)}
     return found

@@ -1,89 +1,74 @@
 from collections import Counter
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given, settings
 
-from p2p.data.order import Window, epoch_order, pairs_per_rank, stored_order
+from p2p.data.order import Block, EpochRange, block_rows, pairs_per_worker, training_blocks, validation_blocks
 
 group_rows = st.lists(st.integers(1, 40), min_size=1, max_size=40)
+SEED, WINDOW = 3, 32
 
 
-def rows_of(windows) -> list[tuple[int, int]]:
-    """The rows in the order a rank sees them."""
-    seen = []
-    for window in windows:
-        lanes = [iter(lane) for lane in window.lanes]
-        seen += [next(lanes[turn]) for turn in window.turns]
-        assert all(next(lane, None) is None for lane in lanes)
-    return seen
+def rows_of(groups: list[int], block: Block, seed: int = SEED, window: int = WINDOW) -> list[tuple[int, int]]:
+    return block_rows(block, groups, seed=seed, window=window)
 
 
 def every_row(groups: list[int]) -> list[tuple[int, int]]:
     return [(group, row) for group, rows in enumerate(groups) for row in range(rows)]
 
 
+def shares(groups: list[int], part: EpochRange, workers: int, block_pairs: int) -> list[list[tuple[int, int]]]:
+    """What each worker sees, in its order."""
+    blocks = list(training_blocks(part, sum(groups), workers, block_pairs))
+    assert len(blocks) % workers == 0
+    return [[row for block in blocks[worker::workers] for row in rows_of(groups, block)] for worker in range(workers)]
+
+
 @settings(max_examples=40, deadline=None)
-@given(group_rows, st.integers(0, 2**31), st.integers(1, 9), st.integers(1, 24), st.integers(1, 7))
-def test_each_pair_comes_once_and_the_order_is_the_same_for_any_number_of_ranks(groups, seed, epoch, lanes, world):
-    whole = rows_of(epoch_order(groups, seed=seed, epoch=epoch, lanes=lanes))
+@given(group_rows, st.integers(0, 2**31), st.integers(1, 9), st.integers(1, 200), st.integers(1, 50))
+def test_an_epoch_has_each_pair_once_in_an_order_that_no_cutting_changes(groups, seed, epoch, window, cut):
+    total = sum(groups)
+    whole = rows_of(groups, Block(epoch, 0, total), seed, window)
     assert Counter(whole) == Counter(every_row(groups))
-
-    ranks = [
-        rows_of(epoch_order(groups, seed=seed, epoch=epoch, lanes=lanes, rank=rank, world=world))
-        for rank in range(world)
-    ]
-    share = pairs_per_rank(len(whole), world)
-    assert [len(rows) for rows in ranks] == [share] * world
-    dealt = [row for together in zip(*ranks, strict=True) for row in together]
-    assert dealt == whole[: share * world]
+    parts = [Block(epoch, start, min(start + cut, total)) for start in range(0, total, cut)]
+    assert [row for part in parts for row in rows_of(groups, part, seed, window)] == whole
 
 
-@settings(max_examples=30, deadline=None)
-@given(group_rows, st.integers(1, 4), st.data())
-def test_an_order_can_be_entered_and_left_anywhere(groups, world, data):
-    share = pairs_per_rank(sum(groups), world)
+@settings(max_examples=40, deadline=None)
+@given(group_rows, st.integers(1, 7), st.integers(1, 40), st.data())
+def test_workers_see_equal_numbers_of_different_pairs_wherever_an_epoch_is_entered_and_left(
+    groups, workers, block_pairs, data
+):
+    share = pairs_per_worker(sum(groups), workers)
+    whole = shares(groups, EpochRange(2, 0, share), workers, block_pairs)
+    assert [len(rows) for rows in whole] == [share] * workers
+    seen = [row for rows in whole for row in rows]
+    assert len(set(seen)) == len(seen)
+    if workers == 1:
+        assert seen == rows_of(groups, Block(2, 0, share))
     skip = data.draw(st.integers(0, share))
     stop = data.draw(st.integers(skip, share))
-    for rank in range(world):
-        settings = {"seed": 1, "epoch": 2, "lanes": 5, "rank": rank, "world": world}
-        part = rows_of(epoch_order(groups, **settings, skip=skip, stop=stop))
-        assert part == rows_of(epoch_order(groups, **settings))[skip:stop]
+    found = shares(groups, EpochRange(2, skip, stop), workers, block_pairs)
+    assert found == [rows[skip:stop] for rows in whole]
 
 
-def test_epochs_and_seeds_have_different_orders():
-    groups = [32] * 8
-    orders = {
-        tuple(rows_of(epoch_order(groups, seed=seed, epoch=epoch, lanes=4))) for seed in (0, 1) for epoch in (1, 2)
-    }
-    assert len(orders) == 4
+@settings(max_examples=40, deadline=None)
+@given(group_rows, st.integers(1, 7), st.integers(1, 40))
+def test_validation_sees_each_pair_once_in_stored_order_and_workers_about_as_many(groups, workers, block_pairs):
+    blocks = list(validation_blocks(sum(groups), workers, block_pairs))
+    assert len(blocks) % workers == 0
+    assert max(map(len, blocks)) <= block_pairs
+    assert [row for block in blocks for row in rows_of(groups, block)] == every_row(groups)
+    rounds = [blocks[start : start + workers] for start in range(0, len(blocks), workers)]
+    assert all(len({len(block) for block in of_round}) == 1 for of_round in rounds[:-1])
 
 
-def test_ranks_read_row_groups_of_their_own():
-    groups = [32] * 96
-    for world in (2, 3, 8):
-        read = [
-            {group for window in windows for lane in window.lanes for group, _ in lane}
-            for windows in (
-                epoch_order(groups, seed=0, epoch=1, lanes=24, rank=rank, world=world) for rank in range(world)
-            )
-        ]
-        assert sum(map(len, read)) == len(groups)
-        assert set.union(*read) == set(range(len(groups)))
-
-
-def test_neighbours_come_from_many_row_groups():
-    rows = rows_of(epoch_order([32] * 48, seed=0, epoch=1, lanes=24))
-    for start in range(0, len(rows), 24):
-        assert len({group for group, _ in rows[start : start + 24]}) == 24
-
-
-@settings(max_examples=20, deadline=None)
-@given(group_rows, st.integers(1, 5))
-def test_validation_takes_each_pair_once_over_all_ranks(groups, world):
-    ranks = [rows_of(stored_order(groups, rank=rank, world=world)) for rank in range(world)]
-    assert sorted(row for rows in ranks for row in rows) == every_row(groups)
-    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
-
-
-def test_a_lane_of_small_groups_is_one_window():
-    assert list(stored_order([1] * 3)) == [Window((((0, 0), (1, 0), (2, 0)),), (0, 0, 0))]
+@pytest.mark.parametrize("window", [8, 64])
+def test_pairs_of_several_row_groups_are_mixed_and_each_epoch_and_seed_differs(window):
+    groups = [8] * 40
+    first, second, other = (
+        rows_of(groups, Block(epoch, 0, 320), seed, window) for seed, epoch in ((1, 1), (1, 2), (2, 1))
+    )
+    assert first != second and first != other
+    assert len({group for group, _ in first[:window]}) == max(1, window // 8)

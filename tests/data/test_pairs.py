@@ -1,11 +1,8 @@
-import json
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from p2p.data.augment import jitter
-from p2p.data.feed import Part, Preparation, describe_lane, prepare_lane, window_lanes
 from p2p.data.pairs import PAIR_SCHEMA, first_pairs, iter_pairs, open_pairs, part_name, read_rows
 from p2p.errors import BadInput, NotFound, UsageError
 from p2p.storage.filesystems import write_table
@@ -104,37 +101,9 @@ def test_other_parquet_is_refused_by_the_column_it_lacks(tmp_path):
         open_pairs(str(tmp_path), "train")
 
 
-@pytest.mark.parametrize("swap", [False, True])
-def test_a_lane_becomes_input_and_target_crops(prepared, swap):
-    pairs = open_pairs(prepared, "train")
-    text = describe_lane(Part(pairs, epoch=1, batch_size=1), ((3, 2), (0, 1), (3, 0)))
-    assert len(json.loads(text)["groups"]) == 2
-    preparation = Preparation(8, seed=0, flip=True, swap=swap)
-    sides = preparation.sides(prepare_lane({"lane": np.array([text], dtype=object)}, preparation)["pairs"])
-    assert all(side.shape == (3, 8, 8, 3) and side.dtype == np.uint8 for side in sides)
-    values = np.stack([side[:, 0, 0, 0] for side in sides], axis=1).tolist()
-    assert values == ([[112, 12], [101, 1], [110, 10]] if swap else [[12, 112], [1, 101], [10, 110]])
-
-
 def test_a_damaged_image_is_named(tmp_path):
     columns = {"pair_id": ["x/1"], "a": [b"nonsense"], "b": [encode(picture(1))]}
     columns |= {"width": [12], "height": [10], "source_uri": ["made"]}
     write_table(str(tmp_path / "train" / part_name(0)), pa.table(columns, schema=PAIR_SCHEMA))
     with pytest.raises(BadInput, match=r"pair 'x/1' in .*part-00000.parquet: not a JPEG"):
         list(iter_pairs(str(tmp_path), "train"))
-
-
-def test_a_lane_with_a_bad_pair_tells_so_and_keeps_its_length(tmp_path, make_pairs):
-    make_pairs(tmp_path / "train", 3, size=20)
-    damaged = tmp_path / "train" / "0001.png"
-    damaged.write_bytes(damaged.read_bytes()[:300])
-    pairs = open_pairs(str(tmp_path), "train", raw_load_size=16)
-    text = describe_lane(Part(pairs, epoch=1, batch_size=1), ((0, 0), (1, 0), (2, 0)))
-    out = prepare_lane({"lane": np.array([text], dtype=object)}, Preparation(8, seed=0, flip=True, swap=False))
-    assert len(out["pairs"]) >= 3
-    assert "pair '0001'" in out["problem"][0]
-    assert "damaged" in out["problem"][0]
-
-
-def test_windows_of_large_crops_hold_fewer_pairs():
-    assert [window_lanes(6 * crop**2) for crop in (64, 256, 512, 4096)] == [24, 24, 6, 1]

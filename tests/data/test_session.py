@@ -1,4 +1,4 @@
-"""Joining a cluster that is not there, what a terminal shows meanwhile; whose turn it is, and on how many cores."""
+"""Joining a cluster that is not there, who may use a private one, and on how many cores work runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from p2p.data.session import is_loopback, takes_jobs_of_anybody, without_level_told
+from p2p.data.session import is_loopback, takes_jobs_of_anybody
 
 _JOIN = """
 import os, sys
@@ -101,37 +101,6 @@ def test_a_token_is_made_only_where_there_is_none(
         make_token()
         assert len(made) == 64 and token.read_text() == made
         assert [file.name for file in token.parent.iterdir()] == [token.name]
-
-
-def test_only_one_line_of_ray_is_kept_from_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(KeyboardInterrupt), without_level_told():
-        os.write(2, b"one\n[I 1 1] logging.cc:303: Set ray log level from environment variable X to 3\ntwo\n")
-        raise KeyboardInterrupt
-    os.write(2, b"three\n")
-    assert capfd.readouterr().err == "one\ntwo\nthree\n"
-
-
-def test_what_a_private_ray_starts_interrupts_nobody_and_what_computes_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    from p2p.data.session import compute_first, ray, ray_session
-
-    policies = {}
-
-    def work() -> None:
-        policies["helper"] = os.sched_getscheduler(0)
-        compute_first()
-        policies["computing"] = os.sched_getscheduler(0)
-
-    def start(**options: object) -> None:  # in the place of Ray's processes, which inherit the policy as threads do
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", start)
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
-    with ray_session():
-        policies["this process"] = os.sched_getscheduler(0)
-    assert policies == {"helper": os.SCHED_BATCH, "computing": os.SCHED_OTHER, "this process": os.SCHED_OTHER}
 
 
 @pytest.mark.parametrize(("limit", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 8), (None, 8)])

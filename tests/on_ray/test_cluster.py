@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,13 +32,14 @@ import torch
 from conftest import descendants, in_this_process, pids, read_process
 from safetensors.numpy import load_file
 
-from p2p.data.feed import Feed, Part, Preparation
+from p2p.data.order import EpochRange
 from p2p.data.pairs import open_pairs, raw_load_size
+from p2p.data.stream import CropSettings, PairStream
 from p2p.model.pix2pix import Pix2Pix
 from p2p.storage.filesystems import write_bytes
 from p2p.training import TrainConfig
-from p2p.training.loop import Loop
-from p2p.training.position import Leg, Position
+from p2p.training.position import Position
+from p2p.training.trainer import Trainer
 from p2p.translation import TranslateConfig
 from p2p.translation.job import run as translate
 
@@ -48,6 +50,7 @@ BIN = Path(sys.executable).parent
 KEY, TOLD = secrets.token_hex(20), secrets.token_hex(20)  # of the cluster's environment, and of one job alone
 PATIENCE = 120.0  # seconds until a test that waits for another process gives up
 IMAGES = 480
+NODES = ("node1", "node2", "node3")
 
 
 class Cluster:
@@ -102,6 +105,15 @@ class Cluster:
     def access(self) -> dict[str, str]:
         """What a submitter needs to know, and no more."""
         return {name: value for name, value in self.variables().items() if name != "RAY_ADDRESS"}
+
+    def ask(self, path: str) -> Any:
+        """What the dashboard answers."""
+        access = self.access()
+        token = Path(access["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
+        address = f"{access['RAY_API_SERVER_ADDRESS']}{path}"
+        request = urllib.request.Request(address, headers={"Authorization": f"Bearer {token}"})
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            return json.load(answer)
 
     def processes_of(self, node: str) -> list[int]:
         """`head` or `node1`…: all its processes, and those of the jobs on it."""
@@ -164,15 +176,24 @@ def tensors(checkpoint: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def moments_of_a_step_alone(data: str, options: TrainConfig) -> dict[str, np.ndarray[Any, Any]]:
-    """The optimisers' first moments after one step with a batch of four, taken in this process."""
-    preparation = Preparation(64, options.seed, options.flip, swap=False)
-    part = Part(open_pairs(data, "train", raw_load_size=raw_load_size(64)), 1, 4, stop=4)
-    loop = Loop(options, Pix2Pix(options.model("fp32"), seed=options.seed), Position())
-    with Feed(iter([part]), preparation, largest_batch=4) as feed:
-        batches = (preparation.sides(torch.from_numpy(batch)) for batch in feed.batches())
-        loop.run(Leg(1, 0, 4, False), batches, lambda: None)
-    state = loop.pix2pix.state().trainer
+    """The optimisers' first moments after one step with both workers' first batches of two, taken in this process."""
+    crop = CropSettings(64, options.seed, options.flip, swap=False)
+    stream = PairStream(open_pairs(data, "train", raw_load_size=raw_load_size(64)), None, crop, 2, workers=2)
+    part = EpochRange(1, 0, 2, finishes_epoch=False)
+    dataset = stream.dataset([part])
+    blocks = [row["pairs"][0] for row in dataset.iter_batches(batch_size=None, batch_format="numpy")]
+    batch = np.concatenate([block.reshape(2, -1) for block in blocks])
+    trainer = Trainer(options, Pix2Pix(options.model("fp32"), seed=options.seed), Position())
+    trainer.start_epoch(1)
+    trainer.update(*crop.sides(torch.from_numpy(batch)))
+    state = trainer.pix2pix.state().trainer
     return {f"trainer.{name}": value.numpy() for name, value in state.items() if name.endswith(".exp_avg")}
+
+
+def nodes_of(cluster: Cluster, kind: str, field: str, value: str) -> set[str]:
+    """Where the `tasks` or `actors` of which a field has some value have been, by Ray's ids of nodes."""
+    listed = cluster.ask(f"/api/v0/{kind}?limit=1000&detail=1")["data"]["result"]["result"]
+    return {one["node_id"] for one in listed if one[field] == value and one["node_id"]}
 
 
 def test_a_training_on_two_nodes_takes_the_steps_of_one_process_and_outlives_a_node(
@@ -185,14 +206,21 @@ def test_a_training_on_two_nodes_takes_the_steps_of_one_process_and_outlives_a_n
     words = [str(word).lower() for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
     run = tmp_path / "run"
     # Of one CPU each, and at last a single one, for the workers and the tasks that read for them.
-    cluster.up(2)
+    cluster.up(3)
     submission = cluster.submission("jobs/train.py", "--data", data, "--output", run, *words)
     with cluster.start(*submission, **cluster.access()) as job:
         wait_until((run / "latest.json").exists, job)
-        trained_on = [node for node in ("node1", "node2") if cluster.workers_of(node, "RayTrainWorker")]
-        cluster.kill("node1")
+        trained_on = [node for node in NODES if cluster.workers_of(node, "RayTrainWorker")]
+        [training] = cluster.ask("/api/train/v2/runs/v1")["train_runs"]
+        datasets = cluster.ask(f"/api/data/datasets/{training['job_id']}")["datasets"]
+        trainers = nodes_of(cluster, "actors", "class_name", "RayTrainWorker")
+        wait_until(lambda: nodes_of(cluster, "tasks", "name", "MapBatches(PairStream._read_block)") - trainers, job)
+        for node in {*NODES} - {trained_on[1]}:
+            cluster.kill(node)
         said = finish(job)
-    assert trained_on == ["node1", "node2"], "the workers shared a node"
+    assert len(trained_on) == len(trainers) == 2, "the workers shared a node"
+    assert (training["name"], training["status"]) == (str(run).strip("/").replace("/", "-")[-100:], "RUNNING")
+    assert [dataset["state"] for dataset in datasets if dataset["dataset"].startswith("train")] == ["RUNNING"], datasets
     assert "starting the workers again (1 of 3)" in said
     assert json.loads((run / "latest.json").read_text())["step"] == 20
     printed = [json.loads(line) for line in said.splitlines() if line.startswith('{"')]

@@ -21,10 +21,9 @@ from PIL import Image
 from safetensors.torch import load
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 
-from p2p.data.feed import Feed, Part, Preparation
 from p2p.data.pairs import open_pairs, raw_load_size
+from p2p.data.stream import CropSettings, PairStream
 from p2p.errors import UsageError
-from p2p.model.allocator import keep_freed_memory
 from p2p.model.checkpoint import load_generator
 from p2p.storage.filesystems import list_names, read_bytes, read_json
 from p2p.training import TrainConfig, launch, train
@@ -142,37 +141,24 @@ def test_a_run_is_not_deleted_for_options_that_the_cluster_cannot_serve(finished
     assert rows(run) == rows(finished[0])
 
 
-def test_ray_data_rests_while_the_training_computes(raw_pairs, monkeypatch):
-    preparation = Preparation(64, 0, True, swap=False)
-    monkeypatch.setattr("p2p.data.feed._WINDOW_BYTES", 10 * preparation.pair_bytes)
-    monkeypatch.setattr("p2p.data.feed._READY_BYTES", 0)
-    pairs = open_pairs(raw_pairs, "train", raw_load_size=raw_load_size(64))
-    parts = [Part(pairs, epoch, 2) for epoch in range(1, 6)]
-    with Feed(iter(parts), preparation, largest_batch=2) as feed:
-        feed.wait()
-        until = time.monotonic() + 60
-        while any(thread.name.startswith("StreamingExecutor") for thread in threading.enumerate()):
-            assert time.monotonic() < until, "an execution waits for the training, and Ray Data's loop spins meanwhile"
-            time.sleep(0.05)
-        assert [sum(len(batch) for batch in feed.batches()) for _ in parts] == [10] * 5
-
-
 def test_a_worker_keeps_the_memory_it_frees_though_its_loop_runs_in_a_thread(raw_pairs, tmp_path, monkeypatch):
     def count_page_faults(settings):
-        keep_freed_memory()
         counts = []
         for megabytes in (100, 90):  # more than a thread's arena of glibc's may hold
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             torch.empty(megabytes * 2**20, dtype=torch.uint8).fill_(1)
             counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-        told.write_text(json.dumps(counts))
+        report.write_text(json.dumps({"faults": counts, "spin count": os.environ["GOMP_SPINCOUNT"]}))
 
-    told, options = tmp_path / "faults.json", config(raw_pairs, tmp_path)
+    report, options = tmp_path / "faults.json", config(raw_pairs, tmp_path)
     monkeypatch.setattr(launch, "train_worker", count_page_faults)
     pairs = open_pairs(raw_pairs, "train", raw_load_size=raw_load_size(64))
-    launch.launch(options, pairs, None, {}, position=Position(), scaling=launch.resources(options))
-    first, second = json.loads(told.read_text())
+    stream = PairStream(pairs, None, CropSettings(64, 0, True, swap=False), 2)
+    launch.launch(options, stream, {}, position=Position(), scaling=launch.resources(options))
+    found = json.loads(report.read_text())
+    first, second = found["faults"]
     assert second < first / 10
+    assert found["spin count"] == "1000"
 
 
 # Survival
@@ -247,36 +233,119 @@ def test_a_worker_killed_while_it_saves_is_replaced_and_ends_bit_equal(finished,
     assert "epoch 2, step 6" in (run / "report.html").read_text()
 
 
-def test_a_training_outlives_what_starts_its_workers_and_what_speaks_for_them(raw_pairs, tmp_path):
-    run = tmp_path / "run"
-    options = {"generator": "unet_64", "ngf": 4, "discriminator": "patch_16", "ndf": 4, "crop-size": 64}
-    options |= {"batch-size": 2, "epochs": 10, "epochs-decay": 0, "precision": "fp32", "gpu": "false"}
-    # On two cores a private Ray has twice the workers' places; readers find none if those of the first are not freed.
-    options |= {"workers": 2, "checkpoint-every-steps": 1, "data": raw_pairs, "output": run}
+SMALL = {"generator": "unet_64", "ngf": 4, "discriminator": "patch_16", "ndf": 4, "crop-size": 64, "batch-size": 2}
+SMALL |= {"epochs-decay": 0, "precision": "fp32", "gpu": "false"}
+
+
+@contextlib.contextmanager
+def a_job(data: str, run: Path, **options):
+    """`jobs/train.py` on a private Ray; killed at the end if it still runs."""
+    options = {
+        **SMALL,
+        **{name.replace("_", "-"): value for name, value in options.items()},
+        "data": data,
+        "output": run,
+    }
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     with subprocess.Popen(
         [sys.executable, "jobs/train.py", *words],
         cwd=Path(__file__).parent.parent.parent,
-        preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2]),  # noqa: PLW1509
+        # A shell that runs the tests in the background has them ignore the signal, and all that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as job:
-        while not (run / "latest.json").exists():
-            assert job.poll() is None, job.communicate()
-            time.sleep(0.01)
-        titles = ("ray::Board", "ray::TrainController")
-        found = [pid for pid in descendants(job.pid) if read_process(pid, "cmdline").startswith(titles)]
-        for pid in found:
-            os.kill(pid, signal.SIGKILL)
-        stdout, stderr = job.communicate(timeout=120)
-    assert len(found) == 2
-    assert job.returncode == 0, stderr
-    assert "Ray Train's controller was lost" in stderr and "starting the workers again (1 of 3)" in stderr
-    assert "continuing after step" in stderr
+        try:
+            yield job
+        finally:
+            job.kill()
+
+
+def wait_for(condition, job: subprocess.Popen) -> None:
+    while not condition():
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.01)
+
+
+def find_process(job: subprocess.Popen, name: str) -> int:
+    """The one process of a job's private Ray with that in its command line."""
+    [pid] = [pid for pid in descendants(job.pid) if name in read_process(pid, "cmdline")]
+    return pid
+
+
+def test_a_training_outlives_its_reporter_and_after_the_loss_of_its_controller_the_same_command_continues(
+    raw_pairs, tmp_path
+):
+    run, options = tmp_path / "run", {"epochs": 10, "workers": 2, "checkpoint_every_steps": 1}
+    with a_job(raw_pairs, run, **options) as job:
+        wait_for((run / "latest.json").exists, job)
+        os.kill(find_process(job, "ray::RunReporter"), signal.SIGKILL)
+        wait_for(lambda: read_json(f"{run}/latest.json")["step"] > 6, job)
+        os.kill(find_process(job, "ray::TrainController"), signal.SIGKILL)
+        _, stderr = job.communicate(timeout=120)
+    assert job.returncode == 1
+    error = stderr.splitlines()[-1]
+    assert error.startswith("error: Ray Train's controller was lost") and "the same command continues" in error
     assert "Traceback" not in stderr
+    with a_job(raw_pairs, run, **options) as job:
+        stdout, stderr = job.communicate(timeout=120)
+    assert job.returncode == 0, stderr
+    assert "continuing after step" in stderr
     assert json.loads(stdout)["epochs"] == 10
     assert [row["epoch"] for row in rows(run)] == list(range(1, 11))
+
+
+def drawn_step(run: Path) -> int:
+    """Step of the latest sample sheet within an epoch: how far a training is that saves no checkpoint meanwhile."""
+    return max((int(path.stem[-8:]) for path in run.glob("samples/*_step_*.png")), default=0)
+
+
+def test_sigterm_saves_within_an_epoch_and_the_next_start_goes_on_there_to_the_same_bits(
+    tmp_path, make_pairs, run_cli, train_in_this_process
+):
+    data = str(make_pairs(tmp_path / "pairs" / "train", 400, size=72).parent)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    options = {"epochs": 1, "samples_every_steps": 20}
+    with a_job(data, run, **options) as job:
+        wait_for(lambda: drawn_step(run) >= 40, job)
+        job.send_signal(signal.SIGTERM)
+        stdout, stderr = job.communicate(timeout=60)
+    assert (job.returncode, stdout) == (1, "")
+    assert "saving a checkpoint" in stderr
+    assert stderr.splitlines()[-1].endswith("interrupted; the same command goes on from what is finished")
+    assert "Traceback" not in stderr
+    latest = read_json(f"{run}/latest.json")
+    assert 40 <= latest["step"] < 200
+    assert latest["checkpoint"] == f"checkpoints/epoch_0001_step_{latest['step']:08d}"
+
+    same = {**options, "epochs_decay": 0, "ema_images": 0}
+    outcome = run_cli(Config, lambda _: train(config(data, run, **same)), "--data", "-", "--output", "-")
+    assert outcome.status == 0, outcome.stderr
+    assert f"continuing after step {latest['step']} from" in outcome.stderr
+    train(config(data, whole, **same))
+    expected, found = tensors(whole, "epoch_0001"), tensors(run, "epoch_0001")
+    assert expected.keys() == found.keys()
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+    for name in ("step", "images_seen", "g_gan", "g_l1", "d_real", "d_fake"):
+        assert rows(run)[0][name] == rows(whole)[0][name], name
+
+
+def test_a_second_control_c_does_not_wait_for_a_checkpoint(raw_pairs, tmp_path):
+    run = tmp_path / "run"
+    with a_job(raw_pairs, run, epochs=100_000) as job:
+        wait_for((run / "latest.json").exists, job)
+        os.kill(find_process(job, "RayTrainWorker"), signal.SIGSTOP)  # it cannot save any more
+        before = read_json(f"{run}/latest.json")
+        job.send_signal(signal.SIGINT)
+        line = "-"
+        while line and "saving a checkpoint" not in line:
+            line = job.stderr.readline()
+        job.send_signal(signal.SIGINT)
+        _, stderr = job.communicate(timeout=60)
+    assert (job.returncode, bool(line)) == (1, True)
+    assert "interrupted; the same command" in stderr and "Traceback" not in stderr
+    assert read_json(f"{run}/latest.json") == before
 
 
 def take_the_bucket_away(stop: threading.Event, bucket: str, elsewhere: str, taken: list[int]) -> None:

@@ -4,27 +4,31 @@ import json
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
+from p2p.data.order import EpochRange
 from p2p.training import TrainConfig
-from p2p.training.position import Leg, Position, legs, remaining_images
+from p2p.training.position import Position, remaining_epochs, remaining_images
 
 
 def config(**options) -> TrainConfig:
     return TrainConfig(data="pairs", output="run", **options)
 
 
-def test_legs_are_epochs_unless_steps_end_them():
-    assert list(legs(config(epochs=2, epochs_decay=0, batch_size=4), 10, Position())) == [
-        Leg(1, 0, 10, True),
-        Leg(2, 0, 10, True),
+def test_epochs_are_whole_unless_steps_end_them():
+    assert list(remaining_epochs(config(epochs=2, epochs_decay=0, batch_size=4), 10, Position())) == [
+        EpochRange(1, 0, 10),
+        EpochRange(2, 0, 10),
     ]
-    assert list(legs(config(max_steps=4, batch_size=4), 10, Position())) == [Leg(1, 0, 10, True), Leg(2, 0, 4, False)]
-    assert list(legs(config(max_steps=3, batch_size=4), 10, Position())) == [Leg(1, 0, 10, True)]
+    assert list(remaining_epochs(config(max_steps=4, batch_size=4), 10, Position())) == [
+        EpochRange(1, 0, 10),
+        EpochRange(2, 0, 4, finishes_epoch=False),
+    ]
+    assert list(remaining_epochs(config(max_steps=3, batch_size=4), 10, Position())) == [EpochRange(1, 0, 10)]
 
 
 def test_an_epoch_of_which_more_was_seen_than_the_data_now_holds_has_no_steps_left():
-    left = list(legs(config(epochs=2, epochs_decay=0, batch_size=4), 3, Position(pairs_in_epoch=8, step=2)))
-    assert left == [Leg(1, 3, 3, True), Leg(2, 0, 3, True)]
-    assert [leg.steps(4) for leg in left] == [0, 1]
+    options = config(epochs=2, epochs_decay=0, batch_size=4)
+    left = list(remaining_epochs(options, 3, Position(pairs_in_epoch=8, step=2)))
+    assert left == [EpochRange(1, 3, 3), EpochRange(2, 0, 3)]
 
 
 @settings(max_examples=50, deadline=None)
@@ -35,12 +39,13 @@ def test_stopping_anywhere_and_going_on_does_the_same_steps(pairs, batch, world,
 
     def walk(position: Position, max_steps: int) -> tuple[list[tuple[int, int, int]], Position]:
         done = []
-        for leg in legs(config(**options, max_steps=max_steps), pairs, position):
-            bounds = [*range(leg.skip, leg.stop, batch), leg.stop]
-            done += [(leg.epoch, start, end) for start, end in itertools.pairwise(bounds)]
-            ended = leg.epoch if leg.finishes_epoch else leg.epoch - 1
-            inside = 0 if leg.finishes_epoch else leg.stop * world
-            position = Position(ended, inside, position.step + leg.steps(batch), 0)
+        for part in remaining_epochs(config(**options, max_steps=max_steps), pairs, position):
+            bounds = [*range(part.skip, part.stop, batch), part.stop]
+            steps = [(part.epoch, start, end) for start, end in itertools.pairwise(bounds)]
+            done += steps
+            ended = part.epoch if part.finishes_epoch else part.epoch - 1
+            inside = 0 if part.finishes_epoch else part.stop * world
+            position = Position(ended, inside, position.step + len(steps), 0)
         return done, position
 
     whole, end = walk(Position(), 0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from p2p.data.feed import Preparation
 from p2p.data.pairs import open_pairs
+from p2p.data.stream import CropSettings, PairStream
 from p2p.model.checkpoint import load_generator
 from p2p.model.pix2pix import Pix2Pix
 from p2p.training import TrainConfig
@@ -24,14 +24,14 @@ def pairs(tmp_path_factory, make_pairs):
 def recorder_of(tmp_path, pairs):
     """`recorder_of(validated=True)`: a recorder of a tiny model, in RUN = tmp_path."""
 
-    def make(**options) -> Recorder:
+    def make(*, validated: bool) -> Recorder:
         config = TrainConfig(
             data=pairs.uri, output=str(tmp_path), generator="unet_64", discriminator="patch_16", ngf=4, crop_size=64
         )
         RunFolder(config.output).start(config.to_dict())
-        preparation = Preparation(64, seed=0, flip=False, swap=False)
-        model = Pix2Pix(config.model("fp32"))
-        return Recorder(config, model, drawn=pairs, preparation=preparation, data={}, last_step=0, **options)
+        crop = CropSettings(64, seed=0, flip=False, swap=False)
+        stream = PairStream(pairs, pairs if validated else None, crop, batch_size=1)
+        return Recorder(config, Pix2Pix(config.model("fp32")), stream, data={}, last_step=0)
 
     return make
 

@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from p2p.errors import TrainingStopped
 from p2p.model.pix2pix import Pix2Pix
 from p2p.training import TrainConfig
-from p2p.training import loop as loop_module
-from p2p.training.loop import Loop
-from p2p.training.position import Leg, Position
+from p2p.training import trainer as trainer_module
+from p2p.training.position import Position
 from p2p.training.run_folder import RunFolder
+from p2p.training.trainer import Trainer
 
 READS_BACK = ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "_is_all_true", "_is_any_true")
 """Operators that wait for the device, since Python needs their value."""
@@ -36,8 +36,8 @@ def config(tmp_path, **options) -> TrainConfig:
     return TrainConfig(data="pairs", output=str(tmp_path / "run"), **{**small, **options})
 
 
-def loop(config: TrainConfig, position: Position | None = None, pix2pix: Pix2Pix | None = None) -> Loop:
-    return Loop(config, pix2pix or Pix2Pix(config.model("fp32")), position or Position())
+def trainer_of(config: TrainConfig, position: Position | None = None, pix2pix: Pix2Pix | None = None) -> Trainer:
+    return Trainer(config, pix2pix or Pix2Pix(config.model("fp32")), position or Position())
 
 
 def batches(steps: int, batch: int = 1, first: int = 0):
@@ -47,17 +47,22 @@ def batches(steps: int, batch: int = 1, first: int = 0):
         yield pairs[:, 0], pairs[:, 1]
 
 
-def nothing() -> None: ...
+def run(trainer: Trainer, epoch: int, pairs, after_step=lambda: None) -> dict:
+    trainer.start_epoch(epoch)
+    for inputs, targets in trainer.waiting_for(pairs):
+        trainer.update(inputs, targets)
+        after_step()
+    return trainer.epoch_metrics()
 
 
 @pytest.mark.parametrize("options", [{}, {"gan_mode": "wgangp", "ema_images": 100, "norm": "instance"}])
 def test_no_step_reads_anything_back_from_the_device(tmp_path, monkeypatch, options):
-    assert loop_module._STEPS_BETWEEN_CHECKS == 100
-    monkeypatch.setattr(loop_module, "_STEPS_BETWEEN_CHECKS", 12)
-    trained = loop(config(tmp_path, **options))
+    assert trainer_module._STEPS_BETWEEN_CHECKS == 100
+    monkeypatch.setattr(trainer_module, "_STEPS_BETWEEN_CHECKS", 12)
+    trained = trainer_of(config(tmp_path, **options))
     seen = []
     with Readings() as readings:
-        trained.run(Leg(1, 0, 15, True), batches(15), lambda: seen.append(readings.count))
+        run(trained, 1, batches(15), lambda: seen.append(readings.count))
     assert len(seen) == 15
     assert seen[10] == 0  # then the losses of all steps so far are looked at
     assert 0 < seen[11] == seen[14] <= 8
@@ -66,24 +71,24 @@ def test_no_step_reads_anything_back_from_the_device(tmp_path, monkeypatch, opti
 
 def test_an_epoch_in_two_halves_is_the_epoch_in_one(tmp_path):
     options = config(tmp_path, batch_size=2, ema_images=20)
-    whole, first = loop(options), loop(options)
-    expected = whole.run(Leg(1, 0, 12, True), batches(6, 2), nothing)
-    first.run(Leg(1, 0, 8, False), batches(4, 2), nothing)
-    second = loop(options, first.inside_epoch(), first.pix2pix)
+    whole, first = trainer_of(options), trainer_of(options)
+    expected = run(whole, 1, batches(6, 2))
+    run(first, 1, batches(4, 2))
+    second = trainer_of(options, first.position_inside_epoch(), first.pix2pix)
     assert (second.position.step, second.position.pairs_in_epoch, second.position.images_seen) == (4, 8, 8)
-    found = second.run(Leg(1, 8, 12, True), batches(2, 2, first=4), nothing)
+    found = run(second, 1, batches(2, 2, first=4))
     for name in ("epoch", "step", "images_seen", "g_gan", "g_l1", "d_real", "d_fake", "lr"):
         assert found[name] == expected[name], name
     for a, b in zip(whole.pix2pix.state(), second.pix2pix.state(), strict=True):
         assert all(torch.equal(a[name], b[name]) for name in a)
-    second.finish_epoch(1)
+    second.finish_epoch()
     assert second.position == Position(epoch=1, step=6, images_seen=12)
 
 
 def test_what_happens_between_steps_is_not_counted_as_training(tmp_path, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("p2p.training.loop.time.monotonic", lambda: clock[0])
-    trained = loop(config(tmp_path))
+    monkeypatch.setattr("p2p.training.trainer.time.monotonic", lambda: clock[0])
+    trained = trainer_of(config(tmp_path))
     update = trained.pix2pix.update
 
     def pass_time(seconds: float) -> None:
@@ -95,7 +100,7 @@ def test_what_happens_between_steps_is_not_counted_as_training(tmp_path, monkeyp
             yield batch
 
     monkeypatch.setattr(trained.pix2pix, "update", lambda *pair: (pass_time(3.0), update(*pair))[1])
-    row = trained.run(Leg(1, 0, 4, True), slow_batches(), lambda: pass_time(100.0))
+    row = run(trained, 1, slow_batches(), lambda: pass_time(100.0))
     assert row["images_per_second"] == pytest.approx(1 / 4)
     assert row["data_wait"] == pytest.approx(1 / 4)
     assert trained.epoch_seconds == pytest.approx(4 * 104)
@@ -103,13 +108,12 @@ def test_what_happens_between_steps_is_not_counted_as_training(tmp_path, monkeyp
 
 def test_numbers_that_are_not_finite_stop_training_with_a_finding(tmp_path):
     options = config(tmp_path)
-    trained = loop(options)
+    trained = trainer_of(options)
     RunFolder(options.output).publish("checkpoints/epoch_0001", {"epoch": 1, "step": 7}, is_best=True, keep=0)
-    trained.pix2pix.set_learning_rate(1.0)
     with torch.no_grad():
         next(trained.pix2pix.generator.parameters()).fill_(math.inf)
     with pytest.raises(TrainingStopped, match=r"g_gan.*in epoch 2, by step 3; .*epoch_0001 is intact; try") as stopped:
-        trained.run(Leg(2, 0, 3, True), batches(3), nothing)
+        run(trained, 2, batches(3))
     assert stopped.value.finding["numbers"]["step"] == 3
     with pytest.raises(TrainingStopped, match="weights no longer finite"):
-        trained.check_weights(2)
+        trained.check_weights()

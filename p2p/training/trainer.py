@@ -1,10 +1,10 @@
-"""The optimiser steps of one rank, leg by leg: torch and batches, no Ray, no files but the run's name in a message."""
+"""The optimiser's steps on one rank, and where they stand: torch and batches, no Ray, no file but in a message."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -16,14 +16,14 @@ from p2p.model.pix2pix import Pix2Pix
 from p2p.model.tensors import to_model_range
 from p2p.training.config import TrainConfig
 from p2p.training.health import broken, not_finite
-from p2p.training.position import Leg, Position
+from p2p.training.position import Position
 from p2p.training.run_folder import MetricsRow, RunFolder
 
 LOSSES = ("g_gan", "g_l1", "d_real", "d_fake")
 _STEPS_BETWEEN_CHECKS = 100
 
 
-class Loop:
+class Trainer:
     """Trains `pix2pix` from `position` on, and knows where it stands.
 
     Methods marked (all ranks) talk to the other ranks, so every rank calls them at the same step.
@@ -34,44 +34,41 @@ class Loop:
     ) -> None:
         self.config, self.pix2pix, self.position = config, pix2pix, position
         self.rank, self.world = rank, world
+        self.epoch = position.epoch + 1
         self._run = RunFolder(config.output)
         self._sums = torch.zeros(len(LOSSES), dtype=torch.float64, device=pix2pix.device)
         self.start_clock()
 
-    def run(self, leg: Leg, batches: Iterator[tuple[Tensor, Tensor]], after_step: Callable[[], None]) -> MetricsRow:
-        """Optimise over one epoch, or what is left of it; returns its losses and rates (all ranks).
+    # Steps
 
-        `batches` are inputs (B, H, W, C) and targets (B, H, W, C') on the device, uint8 or uint16; `after_step` is
-        called after each, and its time counts neither as training nor as waiting.
-        """
-        started, waited, paused = time.monotonic(), 0.0, 0.0
-        seen_before = self.position.images_seen
+    def start_epoch(self, epoch: int) -> None:
+        """Make ready for the steps of an epoch, or for what is left of them."""
+        self.epoch = epoch
+        self._seen_before, self._waited, self._updating = self.position.images_seen, 0.0, 0.0
         self._sums.zero_()
         if self.position.loss_sums and self.rank == 0:
             self._sums += torch.tensor(self.position.loss_sums, dtype=torch.float64, device=self._sums.device)
         self.pix2pix.train()
-        self.pix2pix.set_learning_rate(self.config.learning_rate(leg.epoch))
-        for number in range(1, leg.steps(self.config.batch_size) + 1):
-            asked = time.monotonic()
-            inputs, targets = next(batches)
-            waited += time.monotonic() - asked
-            self._step(inputs, targets)
-            if number % _STEPS_BETWEEN_CHECKS == 0:
-                self.check_losses(leg.epoch)
-            stepped = time.monotonic()
-            after_step()
-            paused += time.monotonic() - stepped
-        next(batches, None)  # the part's end
-        losses = self.check_losses(leg.epoch)
-        seconds = time.monotonic() - started - paused
-        return {
-            **self.row(leg.epoch, losses),
-            "images_per_second": (self.position.images_seen - seen_before) / seconds,
-            "data_wait": self._worst(waited / seconds),
-        }
+        self.pix2pix.set_learning_rate(self.config.learning_rate(epoch))
 
-    def _step(self, inputs: Tensor, targets: Tensor) -> None:
-        """One update on pixels, of which nothing is read back: the device is not waited for."""
+    def waiting_for(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same batches; the time until each one comes is counted as waiting for data."""
+        asked = time.monotonic()
+        for batch in batches:
+            self._waited += time.monotonic() - asked
+            yield batch
+            asked = time.monotonic()
+
+    def update(self, inputs: Tensor, targets: Tensor) -> None:
+        """One optimiser step. Nothing is read back, so the device is not waited for, but every so many steps, when the
+        losses are looked at (all ranks).
+
+        Args:
+            inputs: (B, H, W, C) uint8 or uint16, on the device.
+            targets: (B, H, W, C') of the same type.
+
+        """
+        started = time.monotonic()
         self._seed_noise()
         losses = self.pix2pix.update(self.pix2pix.encode(inputs), to_model_range(targets))
         self._sums += torch.stack([losses[name] for name in LOSSES]) * len(inputs)
@@ -83,6 +80,9 @@ class Loop:
             images_seen=self.position.images_seen + seen,
             pairs_in_epoch=self.position.pairs_in_epoch + seen,
         )
+        if self.position.step % _STEPS_BETWEEN_CHECKS == 0:
+            self.check_losses()
+        self._updating += time.monotonic() - started
 
     def _seed_noise(self) -> None:
         """Make dropout a function of (seed, step, rank), so that no generator's state has to be saved."""
@@ -92,14 +92,25 @@ class Loop:
 
     # What the steps came to
 
-    def row(self, epoch: int, losses: dict[str, float]) -> MetricsRow:
-        """Where the loop stands in `epoch`, with that epoch's mean `losses`, as a metrics row begins."""
+    def metrics(self) -> MetricsRow:
+        """Where training stands, with the present epoch's mean losses (all ranks). Raises as `check_losses` does."""
         return {
-            "epoch": epoch,
+            "epoch": self.epoch,
             "step": self.position.step,
             "images_seen": self.position.images_seen,
-            **losses,
-            "lr": self.config.learning_rate(epoch),
+            **self.check_losses(),
+            "lr": self.config.learning_rate(self.epoch),
+        }
+
+    def epoch_metrics(self) -> MetricsRow:
+        """`metrics` and rates, after the steps of an epoch (all ranks)."""
+        started = time.monotonic()
+        row = self.metrics()
+        seconds = max(self._waited + self._updating + time.monotonic() - started, 1e-9)
+        return {
+            **row,
+            "images_per_second": (self.position.images_seen - self._seen_before) / seconds,
+            "data_wait": self._worst(self._waited / seconds),
         }
 
     @property
@@ -111,27 +122,27 @@ class Loop:
         """What comes from here on counts into the present epoch's time."""
         self._epoch_started = time.monotonic() - self.position.seconds
 
-    def finish_epoch(self, epoch: int) -> None:
-        """All pairs of `epoch` were seen."""
-        self.position = replace(self.position, epoch=epoch, pairs_in_epoch=0, loss_sums=(), seconds=0.0)
+    def finish_epoch(self) -> None:
+        """All pairs of the epoch were seen."""
+        self.position = replace(self.position, epoch=self.epoch, pairs_in_epoch=0, loss_sums=(), seconds=0.0)
 
-    def inside_epoch(self) -> Position:
+    def position_inside_epoch(self) -> Position:
         """The position, with all that a later attempt needs to go on within this epoch (all ranks)."""
         sums = tuple(float(value) for value in self._summed())
         return replace(self.position, loss_sums=sums, seconds=self.epoch_seconds)
 
-    def check_losses(self, epoch: int) -> dict[str, float]:
+    def check_losses(self) -> dict[str, float]:
         """Mean losses of the epoch so far; waits for the device (all ranks). Raises TrainingStopped on all of them."""
         means = [float(value) / self.position.pairs_in_epoch for value in self._summed()]
         losses = dict(zip(LOSSES, means, strict=True))
         if names := not_finite(losses):
-            raise self._stopped(names, epoch)
+            raise self._stopped(names)
         return losses
 
-    def check_weights(self, epoch: int) -> None:
+    def check_weights(self) -> None:
         """Raise TrainingStopped if the networks are broken: the last step may have done it, its losses still whole."""
         if not self.pix2pix.is_finite():
-            raise self._stopped(["weights"], epoch)
+            raise self._stopped(["weights"])
 
     def _summed(self) -> Tensor:
         sums = self._sums.clone()
@@ -147,12 +158,12 @@ class Loop:
         torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MAX)
         return float(worst)
 
-    def _stopped(self, names: list[str], epoch: int) -> TrainingStopped:
+    def _stopped(self, names: list[str]) -> TrainingStopped:
         latest = self._run.latest()
         kept = f"{self._run.address(latest['checkpoint'])} is intact" if latest else "no checkpoint was saved yet"
         step = self.position.step
-        finding = broken(names, epoch, step, self.config.learning_rate(epoch))
+        finding = broken(names, self.epoch, step, self.config.learning_rate(self.epoch))
         return TrainingStopped(
-            f"{', '.join(names)} no longer finite in epoch {epoch}, by step {step}; {kept}; {finding['advice']}",
+            f"{', '.join(names)} no longer finite in epoch {self.epoch}, by step {step}; {kept}; {finding['advice']}",
             dict(finding),
         )

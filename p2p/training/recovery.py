@@ -16,7 +16,7 @@ log = logging.getLogger("p2p")
 _Entry = dict[str, Any]
 
 
-def mend(folder: RunFolder, metric: str) -> None:
+def recover_latest_checkpoint(folder: RunFolder, metric: str) -> None:
     """Where the latest checkpoint is gone or damaged, publish the newest whole one in its place, and say so.
 
     If it was the best by `metric` too, the best of those that are left takes that place. A storage that does not answer

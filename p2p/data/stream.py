@@ -1,0 +1,216 @@
+"""One Ray Data stream for a whole training, which Ray Train splits over its workers.
+
+Ray's own shuffles cannot be repeated after a restart, so the order is made by `order`. A row of the stream is a block
+of pairs, decoded and cropped, that one worker takes at a time: Ray's split deals rows out in turn. Validations come
+between the epochs, so they too are read while the training goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import ray.data
+from ray.data import ExecutionOptions, ExecutionResources
+
+from p2p.data.augment import centre_crop, jitter, join_sides
+from p2p.data.order import Block, EpochRange, Row, block_rows, training_blocks, validation_blocks
+from p2p.data.pairs import Formats, Pair, Pairs, RowGroup, read_rows, try_rows
+from p2p.data.session import available_cores, quiet_data_context, reader_cpus
+from p2p.data.tasks import MAX_ATTEMPTS, is_repeat, memory_reported, run_as_task
+from p2p.errors import BadInput, P2PError, StorageError
+from p2p.storage.images import Pixels
+from p2p.storage.pixels import RGB
+
+MAX_BLOCK_PAIRS = 128
+"""What a task reads: rows of four or five row groups."""
+MAX_BLOCK_BYTES = 64 * 2**20
+_MAX_LISTS = 256
+"""Ray Data takes a millisecond for each block it begins with, so epochs are listed as it goes on."""
+
+
+@dataclass(frozen=True)
+class CropSettings:
+    """How a decoded pair becomes a training pair."""
+
+    crop_size: int
+    seed: int
+    flip: bool
+    swap: bool
+    """True puts B first: the input is B, the target A (direction BtoA)."""
+    formats: Formats = (RGB, RGB)
+    """Channels and depth in which A and B are read; one depth for both."""
+
+    @property
+    def pair_bytes(self) -> int:
+        """Of one training pair in memory."""
+        return self.crop_size**2 * sum(wanted.bytes_per_pixel for wanted in self.formats)
+
+    def crop(self, pair: Pair, epoch: int) -> Pixels:
+        """Input and target of a pair, joined in a row of values; in epoch 0 (validation) the middle of both.
+
+        Raises BadInput that names the pair, if it is too small.
+        """
+        image, target = (pair["b"], pair["a"]) if self.swap else (pair["a"], pair["b"])
+        size, pair_id = self.crop_size, pair["pair_id"]
+        try:
+            if not epoch:
+                return join_sides(*centre_crop(image, target, size))
+            return join_sides(
+                *jitter(image, target, size, seed=self.seed, epoch=epoch, pair_id=pair_id, flip=self.flip)
+            )
+        except BadInput as error:
+            raise BadInput(error.kind, f"pair {pair_id!r}: {error}") from None
+
+    def sides(self, batch: Any) -> tuple[Any, Any]:
+        """(N, values) array or tensor of pairs -> inputs (N, crop, crop, C) and targets (N, crop, crop, C'), views."""
+        channels = [wanted.channels for wanted in self.formats][:: -1 if self.swap else 1]
+        size = self.crop_size
+        inputs = size * size * channels[0]
+        shapes = [(len(batch), size, size, count) for count in channels]
+        return batch[:, :inputs].reshape(shapes[0]), batch[:, inputs:].reshape(shapes[1])
+
+
+@dataclass(frozen=True)
+class PairStream:
+    """Training pairs by epoch, and after each epoch the validation pairs."""
+
+    train: Pairs
+    val: Pairs | None
+    crop: CropSettings
+    batch_size: int
+    """Pairs per step and worker."""
+    workers: int = 1
+
+    @property
+    def window(self) -> int:
+        """Pairs that are shuffled together."""
+        return max(1, min(MAX_BLOCK_PAIRS, MAX_BLOCK_BYTES // self.crop.pair_bytes))
+
+    @property
+    def block_pairs(self) -> int:
+        """Pairs of a block: whole batches."""
+        return max(1, self.window // self.batch_size) * self.batch_size
+
+    def training_blocks(self, part: EpochRange) -> Iterator[Block]:
+        """Of all workers, for one epoch or a part of it."""
+        return training_blocks(part, len(self.train), self.workers, self.block_pairs)
+
+    def validation_blocks(self) -> Iterator[Block]:
+        """Of all workers, for one validation; none without validation pairs."""
+        return iter(()) if self.val is None else validation_blocks(len(self.val), self.workers, self.block_pairs)
+
+    def count_steps(self, part: EpochRange) -> int:
+        """Optimiser steps of each worker; the last batch of an epoch may be smaller."""
+        blocks = itertools.islice(self.training_blocks(part), 0, None, self.workers)
+        return sum(-(-len(block) // self.batch_size) for block in blocks)
+
+    def execution_options(self) -> ExecutionOptions:
+        """Ray Data's, of the execution that reads the stream. Needs Ray."""
+        # Each core reads a block and has read another, each worker holds one and has three before it.
+        ahead = (2 * available_cores() + 4 * self.workers) * self.block_pairs * self.crop.pair_bytes
+        limits = ExecutionResources.for_limits(object_store_memory=ahead)
+        return ExecutionOptions(preserve_order=True, resource_limits=limits)
+
+    def dataset(self, parts: Sequence[EpochRange]) -> ray.data.Dataset:
+        """The stream from the first of `parts` to the last. Needs Ray."""
+        quiet_data_context()
+        # The list is cut into Ray blocks of a single row, for which Ray Data then starts a reading task each.
+        dataset = (
+            ray.data.from_items([asdict(part) for part in parts], override_num_blocks=min(len(parts), _MAX_LISTS))
+            .flat_map(self._list_blocks, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=1))
+            .map_batches(self._read_block, batch_size=None, num_cpus=reader_cpus())
+        )
+        dataset.context.target_max_block_size = 1
+        dataset.context.execution_options = self.execution_options()
+        return dataset
+
+    def _list_blocks(self, part: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for block in itertools.chain(self.training_blocks(EpochRange(**part)), self.validation_blocks()):
+            yield asdict(block)
+
+    def _read_block(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The task: a row that names a block gets its pairs, (1, n * values), and what is wrong with one of them.
+
+        Errors are returned as texts unless trying again may help, since Ray keeps only the text of what a task raises.
+        """
+        block = Block(*(int(row[name][0]) for name in ("epoch", "start", "stop")))
+        values, problem = np.zeros(1, self.crop.formats[0].dtype), ""
+        try:
+            if len(block):
+                values = np.concatenate(list(self._read_pairs(block)))
+        except P2PError as error:
+            if error.may_pass:
+                raise
+            problem = str(error)
+            if isinstance(error, BadInput):
+                problem += "; jobs/prepare.py leaves bad pairs out and lists them"
+        return {**row, "pairs": values[None], "problem": np.array([problem], dtype=object)}
+
+    def _read_pairs(self, block: Block) -> Iterator[Pixels]:
+        pairs = self.train if block.epoch or self.val is None else self.val
+        rows = block_rows(block, pairs.group_rows, seed=self.crop.seed, window=self.window)
+        uri = pairs.groups[rows[0][0]].uri
+        wanted = (pairs.groups, rows, pairs.load_size, self.crop.formats)
+        with memory_reported(f"reading {uri}"):
+            if is_repeat(f"pairs of {uri}"):
+                try_rows(*wanted)
+            for pair in read_rows(*wanted):
+                yield self.crop.crop(pair, block.epoch)
+
+
+class BlockReader:
+    """One worker's blocks of a stream: every `workers`th, beginning with number `rank`. Close it at the end."""
+
+    def __init__(self, shard: Any, stream: PairStream, rank: int = 0) -> None:
+        self._stream, self._rank = stream, rank
+        self._rows = iter(shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1))
+        self._first: dict[str, Any] | None = None
+
+    def wait(self) -> None:
+        """Return once the first block is there, so that starting Ray Data is not taken for an epoch's waiting."""
+        self._first = next(self._rows, None)
+
+    def training(self, part: EpochRange) -> Iterator[Pixels]:
+        """Yield the training blocks of an epoch, (n, values) each."""
+        return self._read(self._stream.training_blocks(part))
+
+    def validation(self) -> Iterator[Pixels]:
+        """Yield the validation blocks that follow an epoch, (n, values) each; n may be 0, in the last one."""
+        return self._read(self._stream.validation_blocks())
+
+    def _read(self, blocks: Iterable[Block]) -> Iterator[Pixels]:
+        """Raises BadInput for a pair that cannot be trained on."""
+        for block in itertools.islice(blocks, self._rank, None, self._stream.workers):
+            row = self._first or next(self._rows, None)
+            self._first = None
+            if row is None or any(row[name][0] != value for name, value in asdict(block).items()):
+                # The stream was begun where latest.json said a moment before this worker asked it too.
+                raise StorageError(f"the stream of pairs does not begin at {block}, where the training does")
+            if row["problem"][0]:
+                raise BadInput("BadPair", row["problem"][0])
+            values = row["pairs"][0]
+            yield values.reshape(len(block), -1) if len(block) else values[:0, None]
+
+    def close(self) -> None:
+        """Let go of the stream."""
+        self._rows.close()
+
+
+def read_first(pairs: Pairs, count: int, formats: Formats) -> list[Pair]:
+    """The first `count` pairs, decoded by a task as all others are. Raises BadInput that names a bad pair."""
+    every = ((number, row) for number, group in enumerate(pairs.groups) for row in range(group.rows))
+    rows = list(itertools.islice(every, count))
+    groups = pairs.groups[: 1 + max(number for number, _ in rows)]
+    wanted = (groups, rows, pairs.load_size, formats)
+    # A node that takes work has room for so little, whatever else reads there.
+    return run_as_task(_read_rows, *wanted, num_cpus=0.1, retries=MAX_ATTEMPTS)
+
+
+def _read_rows(groups: Sequence[RowGroup], rows: Sequence[Row], load_size: int, formats: Formats) -> list[Pair]:
+    if is_repeat(f"pairs of {groups[0].uri}"):
+        try_rows(groups, rows, load_size, formats)
+    return list(read_rows(groups, rows, load_size, formats))

@@ -1,0 +1,64 @@
+"""When to save because the end is near: somebody has asked the job to stop, or a node is about to be taken away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import ray
+import ray.train
+import torch
+import torch.distributed
+
+from p2p.training.keeper import RunKeeper
+from p2p.training.trainer import Trainer
+
+Item = TypeVar("Item")
+_SECONDS_BETWEEN_LOOKS = 1.0
+_MAX_CALLS_BETWEEN_LOOKS = 1000
+
+
+class StopRequested(Exception):
+    """Training is to save and end at the present step."""
+
+
+class StopSignal:
+    """Looks about once a second, on all ranks at the same call, whether a reporter was asked to stop the training."""
+
+    def __init__(self, reporter: Any, trainer: Trainer) -> None:
+        self._reporter, self._trainer = reporter, trainer
+        self._calls, self._calls_between_looks, self._looked = 0, 1, time.monotonic()
+        self._saved_before_preemption = False
+
+    def check(self, keeper: RunKeeper) -> None:
+        """Raise StopRequested if training is to end (all ranks); save if a worker's node is about to be taken away."""
+        self._calls += 1
+        if self._calls < self._calls_between_looks:
+            return
+        if self._look():
+            raise StopRequested
+        # Ray below 2.59 has no such notice. Ray starts the workers again elsewhere, once the node is gone.
+        notice = getattr(ray.train, "get_preemption_info", lambda: None)()
+        if notice is not None and not self._saved_before_preemption:
+            self._saved_before_preemption = True
+            keeper.save_inside_epoch()
+
+    def checked(self, items: Iterable[Item], keeper: RunKeeper) -> Iterator[Item]:
+        """The same items, with a `check` before each."""
+        for item in items:
+            self.check(keeper)
+            yield item
+
+    def _look(self) -> bool:
+        trainer = self._trainer
+        stop = trainer.rank == 0 and bool(ray.get(self._reporter.stop_requested.remote()))
+        seconds_a_call = (time.monotonic() - self._looked) / self._calls
+        if trainer.world > 1:
+            agreed = torch.tensor([float(stop), seconds_a_call], dtype=torch.float64, device=trainer.pix2pix.device)
+            torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MAX)
+            stop, seconds_a_call = bool(agreed[0]), float(agreed[1])
+        calls = int(_SECONDS_BETWEEN_LOOKS / max(seconds_a_call, 1e-6))
+        self._calls, self._looked = 0, time.monotonic()
+        self._calls_between_looks = max(1, min(calls, _MAX_CALLS_BETWEEN_LOOKS))
+        return stop
