@@ -48,7 +48,7 @@ _CPU_LIMIT = "/sys/fs/cgroup/cpu.max"  # of a container, as "QUOTA PERIOD" in mi
 
 
 def physical_cores() -> int:
-    """Cores this process may use: those it is allowed on, and no more than its container's limit comes to."""
+    """Cores this process may use: those it is allowed on, and no more than its container's limit allows."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         quota, period = map(int, Path(_CPU_LIMIT).read_text(encoding="ascii").split())
@@ -159,13 +159,13 @@ def _interrupted_afterwards() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
         yield
         return
-    told: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: told.append(number))
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if told:
+        if received:
             signal.raise_signal(signal.SIGINT)
 
 

@@ -163,7 +163,14 @@ class PairStream:
 
 
 class BlockReader:
-    """One worker's blocks of a stream: every `workers`th, beginning with number `rank`. Close it at the end."""
+    """One worker's blocks of a stream: every `workers`th, beginning with number `rank`. Close it at the end.
+
+    Args:
+        shard: what `ray.train.get_dataset_shard` gives, or a whole data set for a single worker.
+        stream: what the data set was made of.
+        rank: this worker's number.
+
+    """
 
     def __init__(self, shard: Any, stream: PairStream, rank: int = 0) -> None:
         self._stream, self._rank = stream, rank

@@ -61,7 +61,7 @@ def _discriminator_won(rows: Sequence[MetricsRow], config: Mapping[str, Any]) ->
         return None
     smoothing = "" if config["label_smoothing"] or config["gan_mode"] == "hinge" else "--label-smoothing 0.1, "
     return {
-        "finding": "the discriminator has won: it tells every output from its target",
+        "finding": "the discriminator has won: it recognises every output",
         "numbers": numbers,
         "advice": f"try {smoothing}a smaller --ndf or --discriminator patch_16, or more training pairs",
     }

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("p2p")
 _IN_EVERY_RUN = frozenset(("data", "output", "generator", "discriminator", "gan_mode", "epochs", "seed"))
-"""Options by which the config.json of a run is told from other files of that name."""
+"""Options by which the config.json of a run differs from other files of that name."""
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
         recover_latest_checkpoint(folder, config.best_metric)
         _warn_of_other_data(folder, data)
-    # Not at the top of the file: Ray and torch take seconds to import, and a wrong option should be told at once.
+    # Not at the top of the file: Ray and torch take seconds to import, and a wrong option should be reported at once.
     from p2p.data.session import ray_session
     from p2p.training.launch import launch, resources
 
@@ -150,7 +150,7 @@ def _settle_pixels(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
             "val_ssim or val_pixel_accuracy"
         )
     bits: Literal[8, 16] = 16 if 16 in (inputs.pixels.bits, targets.pixels.bits) else 8
-    config.model("fp32", bits, inputs.palette)  # tells what does not fit
+    config.model("fp32", bits, inputs.palette)  # raises what does not fit
     data = {
         "uri": config.data,
         "load_size": description.load_size,
@@ -167,7 +167,7 @@ def _earlier(folder: RunFolder, config: TrainConfig) -> bool:
     try:
         earlier, latest = folder.config(), None
         if earlier is None or config.resume == "auto":
-            latest, _, _ = folder.latest(), folder.best(), folder.rows(up_to_epoch=0)  # damage is told here
+            latest, _, _ = folder.latest(), folder.best(), folder.rows(up_to_epoch=0)  # damage is reported here
     except StorageError as error:
         way_out = other if config.resume == "never" else f"{other}, or pass --resume never to start over"
         raise UsageError(f"--output {error}; {way_out}") from None

@@ -111,9 +111,7 @@ def launch(
 
 
 def _start(trainer: TorchTrainer) -> Future[None]:
-    """Fit in a thread: Ray Train takes Control-C for itself where it runs in the main one, and the workers are told
-    nothing.
-    """
+    """Fit in a thread: in the main one Ray Train answers Control-C itself, by ending the workers at once."""
     fit: Future[None] = Future()
 
     def run() -> None:

@@ -138,7 +138,7 @@ class RunFolder:
     def new_checkpoint(self, epoch: int, step: int, *, inside_epoch: bool = False) -> str:
         """An empty place for a checkpoint: `checkpoints/epoch_0010`, or `checkpoints/epoch_0010_step_00005000`.
 
-        An epoch that was interrupted by --max-steps and went on has two; the second one's name tells its step.
+        An epoch that was interrupted by --max-steps and went on has two; the second one's name has its step.
         """
         name = f"checkpoints/{moment_name(epoch, step if inside_epoch else None)}"
         if name in self._named():

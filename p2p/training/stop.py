@@ -19,7 +19,7 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 _MAX_CALLS_BETWEEN_LOOKS = 1000
 
 
-class StopRequested(Exception):
+class StopRequestedError(Exception):
     """Training is to save and end at the present step."""
 
 
@@ -32,12 +32,12 @@ class StopSignal:
         self._saved_before_preemption = False
 
     def check(self, keeper: RunKeeper) -> None:
-        """Raise StopRequested if training is to end (all ranks); save if a worker's node is about to be taken away."""
+        """Raise StopRequestedError if training is to end (all ranks); save if a worker's node is about to be taken away."""
         self._calls += 1
         if self._calls < self._calls_between_looks:
             return
         if self._look():
-            raise StopRequested
+            raise StopRequestedError
         # Ray below 2.59 has no such notice. Ray starts the workers again elsewhere, once the node is gone.
         notice = getattr(ray.train, "get_preemption_info", lambda: None)()
         if notice is not None and not self._saved_before_preemption:

@@ -26,7 +26,7 @@ from p2p.training.judgement import average_statistics, validate
 from p2p.training.keeper import RunKeeper
 from p2p.training.position import Position, remaining_epochs
 from p2p.training.run_folder import RunFolder
-from p2p.training.stop import StopRequested, StopSignal
+from p2p.training.stop import StopRequestedError, StopSignal
 from p2p.training.trainer import Trainer
 
 STREAM = "train"
@@ -100,7 +100,7 @@ def _train(task: TrainTask) -> None:
                 ray.train.report(row)  # a barrier: nobody starts the next epoch before this one is kept
                 if ends:
                     return
-        except StopRequested:
+        except StopRequestedError:
             keeper.save_inside_epoch()
 
 
