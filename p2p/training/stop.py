@@ -32,7 +32,7 @@ class StopSignal:
         self._saved_before_preemption = False
 
     def check(self, keeper: RunKeeper) -> None:
-        """Raise StopRequestedError if training is to end (all ranks); save if a worker's node is about to be taken away."""
+        """Raise StopRequestedError if training is to end (all ranks); save if a node is about to be taken away."""
         self._calls += 1
         if self._calls < self._calls_between_looks:
             return
