@@ -6,8 +6,6 @@ from __future__ import annotations
 
 LOCAL = "file"
 _MOST_UNANSWERED = 16
-_MOST_SILENT = 64
-"""Where so many servers are silent and none has ever answered, it is this machine's network that is lost."""
 
 
 def host_of(uri: str) -> str:
@@ -27,8 +25,6 @@ class Hosts:
     def __init__(self, count: int) -> None:
         self._count = count
         self._unanswered: dict[str, int] = {}
-        self._silent: set[str] = set()
-        self._has_answered = False
         self._given_up: set[str] = set()
 
     def is_given_up(self, uri: str) -> bool:
@@ -39,15 +35,11 @@ class Hosts:
         """Note how a read of `uri` came out, a refusal being an answer; False if the storage as a whole is lost."""
         host = host_of(uri)
         if answered:
-            self._has_answered = True
             self._unanswered.pop(host, None)
             self._given_up.discard(host)
-            self._silent.clear()
             return True
-        self._silent.add(host)
         self._unanswered[host] = self._unanswered.get(host, 0) + 1
-        is_hopeful = self._has_answered or len(self._silent) < _MOST_SILENT
         if self._unanswered[host] < _MOST_UNANSWERED:
-            return is_hopeful
+            return True
         self._given_up.add(host)
-        return is_web(uri) and len(self._given_up) < self._count and is_hopeful
+        return is_web(uri) and len(self._given_up) < self._count

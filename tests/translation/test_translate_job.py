@@ -436,6 +436,18 @@ def test_one_server_of_several_that_is_gone_spoils_its_own_images_only(
     assert refused == {f"/{number}.png" for number in range(20)}
 
 
+@pytest.mark.usefixtures("without_pauses")
+def test_any_number_of_servers_that_are_gone_does_not_end_the_job(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    write(tmp_path, {"good.png": make_image(64, 64)})
+    gone = [f"http://127.0.0.{number}:1/x.png" for number in range(1, 101)]
+    (tmp_path / "list.txt").write_text("\n".join([*gone, "good.png"]))
+    options = {"max_bad_fraction": 1.0, "allow_private_addresses": True}
+    summary = translate(checkpoint, tmp_path / "list.txt", tmp_path / "out", **options)
+    assert (summary["translated"], summary["failed"]) == (1, len(gone))
+
+
 @pytest.mark.parametrize("format", ["parquet", "webdataset", "png"])
 def test_only_what_failed_is_tried_again(
     tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], format: Any
