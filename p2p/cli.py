@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from p2p.documents import to_json
-from p2p.errors import P2PError, TooManyBadInputs, UsageError, quote_controls, redact
+from p2p.errors import P2PError, TooManyBadInputsError, UsageError, quote_controls, redact
 
 Config = TypeVar("Config")
 Summary = Mapping[str, Any]
@@ -280,7 +280,7 @@ def run_job(config_class: type[Config], job: Callable[[Config], Summary], words:
         with _stdout_for_the_summary_only() as stdout:
             try:
                 _finish(job(config), stdout)
-            except TooManyBadInputs as error:
+            except TooManyBadInputsError as error:
                 log.error("%s", error)
                 _finish(error.summary, stdout)
                 return error.exit_status

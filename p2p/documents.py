@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from p2p.errors import Damaged
+from p2p.errors import DamagedFileError
 
 MAX_JSON_BYTES = 64 * 2**20
 """A longer document is refused: parsed, it takes ten times its length. Those of p2p are thousands of bytes long."""
@@ -42,22 +42,22 @@ def to_json(document: Any, indent: int | None = None) -> str:
 
 
 def parse_json(data: bytes | str, name: str) -> Any:
-    """The JSON document in `data`. Raises Damaged, which names it `name`, for anything else, however odd."""
+    """The JSON document in `data`. Raises DamagedFileError, which names it `name`, for anything else, however odd."""
     if len(data) > MAX_JSON_BYTES:
-        raise Damaged(f"{name}: a JSON document of {len(data)} bytes, more than {MAX_JSON_BYTES}")
+        raise DamagedFileError(f"{name}: a JSON document of {len(data)} bytes, more than {MAX_JSON_BYTES}")
     try:
         return json.loads(data)
     except RecursionError:
-        raise Damaged(f"{name}: not valid JSON: nested too deeply") from None
+        raise DamagedFileError(f"{name}: not valid JSON: nested too deeply") from None
     except ValueError as error:
-        raise Damaged(f"{name}: not valid JSON: {error}") from None
+        raise DamagedFileError(f"{name}: not valid JSON: {error}") from None
 
 
 def parse_json_object(data: bytes | str, name: str) -> dict[str, Any]:
-    """As `parse_json`, of an object. Raises Damaged for a list or a plain value too."""
+    """As `parse_json`, of an object. Raises DamagedFileError for a list or a plain value too."""
     document = parse_json(data, name)
     if not isinstance(document, dict):
-        raise Damaged(f"{name}: expected a JSON object, found {type(document).__name__}")
+        raise DamagedFileError(f"{name}: expected a JSON object, found {type(document).__name__}")
     return document
 
 

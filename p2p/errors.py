@@ -1,18 +1,18 @@
 """Every error p2p raises on purpose, and what is taken out of texts before a person sees them.
 
-P2PError                 exit status 1
-├── UsageError           exit status 2: wrong options, found before any work starts
-├── StorageError         a file system, bucket or disk said no
-│   ├── NotFound         nothing lies at that address
-│   ├── Damaged          a file is not what was written there
-│   │   └── UnsafeFileError   reading it could run code that its author chose
-│   ├── Refused          this one file or object is denied, a folder, …; its neighbours may be fine
-│   └── KeysRefused      the credentials are missing, wrong or expired: nothing at all can be read or written with them
-├── CheckpointError      a checkpoint cannot be read, or is of another kind
-├── BadInput             one input of many is bad; becomes a row in `errors/` or `ledger/`
-├── TaskFailedError      a task cannot be done where it runs: its processes end at no input, or memory runs out
-├── TrainingStopped      training cannot go on (numbers no longer finite, too many lost workers)
-└── TooManyBadInputs     exit status 3: the work is done, but more inputs were bad than allowed
+P2PError                          exit status 1
+├── UsageError                    exit status 2: wrong options, found before any work starts
+├── StorageError                  a file system, bucket or disk said no
+│   ├── NotFoundError             nothing lies at that address
+│   ├── DamagedFileError          a file is not what was written there
+│   │   └── UnsafeFileError       reading it could run code that its author chose
+│   ├── RefusedError              this one file or object is denied, a folder, …; its neighbours may be fine
+│   └── CredentialsError          the credentials are missing, wrong or expired: nothing can be read or written
+├── CheckpointError               a checkpoint cannot be read, or is of another kind
+├── BadInputError                 one input of many is bad; becomes a row in `errors/` or `ledger/`
+├── TaskFailedError               a task cannot be done where it runs: its processes end at no input, or memory runs out
+├── TrainingStoppedError          training cannot go on (numbers no longer finite, too many lost workers)
+└── TooManyBadInputsError         exit status 3: the work is done, but more inputs were bad than allowed
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class P2PError(Exception):
     """Something went wrong in a way a person can be told about in one line."""
 
     exit_status = 1
-    may_pass = False
+    retryable = False
     """Whether trying again a while later may help."""
 
     def __init__(self, message: str) -> None:
@@ -124,52 +124,52 @@ class UsageError(P2PError):
 class StorageError(P2PError):
     """A file system, bucket or disk refused."""
 
-    may_pass = True
+    retryable = True
 
 
-class NotFound(StorageError):
+class NotFoundError(StorageError):
     """Nothing lies at that address."""
 
-    may_pass = False
+    retryable = False
 
 
-class Damaged(StorageError):
+class DamagedFileError(StorageError):
     """A file is not what was written there. `kind` is its name in a ledger."""
 
-    may_pass = False
+    retryable = False
     kind = "DamagedFile"
 
 
-class UnsafeFileError(Damaged):
+class UnsafeFileError(DamagedFileError):
     """Reading a file could run code that its author chose."""
 
     kind = "UnsafeFile"
 
 
-class Refused(StorageError):
+class RefusedError(StorageError):
     """One file or object cannot be had, however often it is asked for; what lies beside it may be fine."""
 
-    may_pass = False
+    retryable = False
 
 
-class KeysRefused(StorageError):
+class CredentialsError(StorageError):
     """The credentials themselves are missing, wrong or expired."""
 
-    may_pass = False
+    retryable = False
 
 
 class CheckpointError(P2PError):
     """A checkpoint cannot be read, or belongs to another kind of network."""
 
 
-class BadInput(P2PError):
+class BadInputError(P2PError):
     """One input of many is bad. `kind` is a stable CamelCase name, the message is for a person."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
 
-    def __reduce__(self) -> tuple[type[BadInput], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[BadInputError], tuple[str, str]]:
         return type(self), (self.kind, str(self))
 
 
@@ -177,18 +177,18 @@ class TaskFailedError(P2PError):
     """A task's processes end again and again at no input in particular, or memory runs out."""
 
 
-class TrainingStopped(P2PError):
+class TrainingStoppedError(P2PError):
     """Training cannot go on; what was saved before is intact. `finding`, if any, is what the report says about it."""
 
     def __init__(self, message: str, finding: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.finding = finding
 
-    def __reduce__(self) -> tuple[type[TrainingStopped], tuple[str, Mapping[str, Any] | None]]:
+    def __reduce__(self) -> tuple[type[TrainingStoppedError], tuple[str, Mapping[str, Any] | None]]:
         return type(self), (str(self), self.finding)
 
 
-class TooManyBadInputs(P2PError):
+class TooManyBadInputsError(P2PError):
     """The work is done and `summary` written, but more inputs were bad than the user allows."""
 
     exit_status = 3
@@ -197,14 +197,14 @@ class TooManyBadInputs(P2PError):
         super().__init__(message)
         self.summary = dict(summary)
 
-    def __reduce__(self) -> tuple[type[TooManyBadInputs], tuple[str, dict[str, Any]]]:
+    def __reduce__(self) -> tuple[type[TooManyBadInputsError], tuple[str, dict[str, Any]]]:
         return type(self), (str(self), self.summary)
 
 
 def check_bad_fraction(bad: int, total: int, allowed: float, where: str, summary: Mapping[str, Any]) -> None:
-    """Raise `TooManyBadInputs` if more than the share `allowed` (0..1) of `total` inputs were bad."""
+    """Raise `TooManyBadInputsError` if more than the share `allowed` (0..1) of `total` inputs were bad."""
     if total and bad / total > allowed:
-        raise TooManyBadInputs(
+        raise TooManyBadInputsError(
             f"{bad} of {total} inputs were bad, more than --max-bad-fraction {allowed:g} allows; "
             f"each is listed with its reason in {where}",
             summary,

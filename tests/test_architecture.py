@@ -18,6 +18,7 @@ RUNGS = [
     {"model"},
     {"data"},
     {"reports"},
+    {"synthetic", "doctor"},
     {"preparation", "training", "evaluation", "translation"},
     {"benchmark"},
 ]

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2p.cli import TrueFalse, parse
-from p2p.errors import BadInput, StorageError, TooManyBadInputs, UsageError
+from p2p.errors import BadInputError, StorageError, TooManyBadInputsError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +220,7 @@ def test_the_summary_is_the_only_line_on_stdout_whatever_libraries_print() -> No
     [
         (UsageError("--output is full"), 2),
         (StorageError("the cellar is locked"), 1),
-        (BadInput("Rotten", "the eggs are off"), 1),
+        (BadInputError("Rotten", "the eggs are off"), 1),
     ],
 )
 def test_an_error_with_a_name_is_one_line_and_its_exit_status(run_cli: Any, error: Exception, status: int) -> None:
@@ -234,7 +234,7 @@ def test_an_error_with_a_name_is_one_line_and_its_exit_status(run_cli: Any, erro
 
 def test_too_many_bad_inputs_still_print_the_summary_and_exit_3(run_cli: Any) -> None:
     def fails(config: BakeConfig) -> dict[str, Any]:
-        raise TooManyBadInputs("2 of 3 were bad", {"bad": 2})
+        raise TooManyBadInputsError("2 of 3 were bad", {"bad": 2})
 
     outcome = run_cli(BakeConfig, fails, "--output", "o")
     assert (outcome.status, outcome.summary) == (3, {"bad": 2})
@@ -299,7 +299,7 @@ def test_names_reach_the_terminal_as_text(run_cli: Any) -> None:
     def job(config: BakeConfig) -> dict[str, Any]:
         logging.getLogger("p2p").warning("%s is odd, Zürich 中 👍 is not", EVIL)
         if config.dry_run:
-            raise TooManyBadInputs(f"{EVIL}: bad", {})
+            raise TooManyBadInputsError(f"{EVIL}: bad", {})
         raise StorageError(f"{EVIL}: nothing is there")
 
     outcome = run_cli(BakeConfig, job, "--output", "o")

@@ -7,7 +7,15 @@ import pickle
 import pytest
 
 from p2p import errors
-from p2p.errors import BadInput, P2PError, TooManyBadInputs, UsageError, check_bad_fraction, quote_controls, redact
+from p2p.errors import (
+    BadInputError,
+    P2PError,
+    TooManyBadInputsError,
+    UsageError,
+    check_bad_fraction,
+    quote_controls,
+    redact,
+)
 
 TREE = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, P2PError)]
 
@@ -15,13 +23,13 @@ TREE = [kind for kind in vars(errors).values() if isinstance(kind, type) and iss
 def test_exit_statuses_are_those_of_the_interface() -> None:
     assert {kind.__name__: kind.exit_status for kind in TREE if kind.exit_status != 1} == {
         "UsageError": 2,
-        "TooManyBadInputs": 3,
+        "TooManyBadInputsError": 3,
     }
 
 
 @pytest.mark.parametrize("kind", TREE)
 def test_every_error_survives_the_pickle_that_brings_it_from_a_worker(kind: type[P2PError]) -> None:
-    extra = {BadInput: ("Kind", "words"), TooManyBadInputs: ("words", {"bad": 1})}
+    extra = {BadInputError: ("Kind", "words"), TooManyBadInputsError: ("words", {"bad": 1})}
     error = kind(*extra.get(kind, ("words",)))
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), vars(copy)) == (kind, "words", vars(error))
@@ -157,6 +165,6 @@ def test_what_a_terminal_would_obey_is_written_out(text: str, shown: str) -> Non
 def test_the_allowed_share_itself_is_still_allowed() -> None:
     check_bad_fraction(0, 0, 0.0, "errors/", {})
     check_bad_fraction(1, 4, 0.25, "errors/", {})
-    with pytest.raises(TooManyBadInputs, match=r"2 of 4 .* errors/") as caught:
+    with pytest.raises(TooManyBadInputsError, match=r"2 of 4 .* errors/") as caught:
         check_bad_fraction(2, 4, 0.25, "errors/", {"bad": 2})
     assert caught.value.summary == {"bad": 2}

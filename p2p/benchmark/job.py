@@ -32,15 +32,15 @@ from p2p.benchmark.networks import (
     plain_forward,
     plain_update,
 )
-from p2p.data.session import physical_cores
+from p2p.data.session import available_cpus
 from p2p.errors import UsageError
 from p2p.model.config import ModelConfig, Precision
 from p2p.model.engine import choose_precision
 from p2p.preparation import PrepareConfig, prepare
-from p2p.preparation.synthetic import city_pair
 from p2p.storage.filesystems import absolute, join, list_files, read_bytes, write_json
 from p2p.storage.images import SUFFIXES
 from p2p.storage.outputs import require_output
+from p2p.synthetic.pairs import city_pair
 from p2p.training import TrainConfig, train
 from p2p.translation import TranslateConfig, translate
 
@@ -216,7 +216,7 @@ def _pairs_in(pairs: Path) -> int:
 def _translate_rows(
     config: BenchmarkConfig, device: str, precision: Precision, images: Path, folder: Path
 ) -> list[Row]:
-    cores, seconds = physical_cores(), config.seconds
+    cores, seconds = available_cpus(), config.seconds
     batch = 64 if device == "cuda" else 8
     plain = _row("network, textbook float32, batch 1", alone(plain_forward, 1, seconds, device), "images/s")
     rows = [plain]
@@ -282,7 +282,7 @@ def _print(rows: Sequence[Row]) -> None:
 def _machine(device: str) -> dict[str, Any]:
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "cores": physical_cores(),
+        "cores": available_cpus(),
         "processor": platform.processor() or platform.machine(),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "torch": torch.__version__,

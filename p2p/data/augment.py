@@ -6,18 +6,18 @@ import hashlib
 
 import numpy as np
 
-from p2p.errors import BadInput
+from p2p.errors import BadInputError
 from p2p.storage.images import Pixels
 
 
 def _check(image_a: Pixels, image_b: Pixels, crop_size: int) -> None:
     height, width = image_a.shape[:2]
     if image_b.shape[:2] != (height, width):
-        raise BadInput(
+        raise BadInputError(
             "SizeMismatch", f"a is {width}x{height}, b is {image_b.shape[1]}x{image_b.shape[0]}; both must be equal"
         )
     if min(height, width) < crop_size:
-        raise BadInput("TooSmall", f"the pair is {width}x{height}, smaller than --crop-size {crop_size}")
+        raise BadInputError("TooSmall", f"the pair is {width}x{height}, smaller than --crop-size {crop_size}")
 
 
 def _crop(image: Pixels, top: int, left: int, crop_size: int, mirror: bool) -> Pixels:
@@ -36,7 +36,7 @@ def jitter(
         Two (crop_size, crop_size, C) views.
 
     Raises:
-        BadInput: the sides differ in size, or are smaller than the crop.
+        BadInputError: the sides differ in size, or are smaller than the crop.
 
     """
     _check(image_a, image_b, crop_size)
@@ -49,7 +49,7 @@ def jitter(
 
 
 def centre_crop(image_a: Pixels, image_b: Pixels, crop_size: int) -> tuple[Pixels, Pixels]:
-    """The middle (crop_size, crop_size, C) window of both images; raises BadInput as `jitter` does."""
+    """The middle (crop_size, crop_size, C) window of both images; raises BadInputError as `jitter` does."""
     _check(image_a, image_b, crop_size)
     height, width = image_a.shape[:2]
     top, left = (height - crop_size) // 2, (width - crop_size) // 2

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2p.documents import check_fields
-from p2p.errors import NotFound, StorageError, UsageError
+from p2p.errors import NotFoundError, StorageError, UsageError
 from p2p.model.config import Direction, ModelConfig, Palette, as_palette
 from p2p.storage.filesystems import join, read_json_object, write_json
 from p2p.storage.pixels import RGB, PixelFormat, parse_format
@@ -78,7 +78,7 @@ def read_description(uri: str) -> Description:
             )
             for name in ("a", "b")
         ]
-    except NotFound:
+    except NotFoundError:
         return Description(uri)
     except (StorageError, UsageError, ValueError) as error:
         raise UsageError(f"--data {error}; prepare the data set again") from None

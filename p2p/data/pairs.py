@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p2p.data.order import Row
-from p2p.errors import BadInput, Damaged, NotFound, UsageError
+from p2p.errors import BadInputError, DamagedFileError, NotFoundError, UsageError
 from p2p.storage import images, pixels
 from p2p.storage.deadline import decode_deadline
 from p2p.storage.filesystems import (
@@ -111,7 +111,7 @@ def _open_part(uri: str, *, has_ids: bool = False) -> Iterator[pq.ParquetFile]:
     try:
         with open_parquet(uri, coalesce=True, dictionaries=["pair_id"] if has_ids else ()) as parquet:
             yield parquet
-    except Damaged as error:
+    except DamagedFileError as error:
         raise UsageError(str(error)) from None
 
 
@@ -177,7 +177,7 @@ def open_pairs(uri: str, split: str, *, raw_load_size: int = 286) -> Pairs:
         raw_load_size: side in pixels to which both halves of raw images are resized; prepared pairs keep their size.
 
     Raises:
-        NotFound: the split holds neither parts nor images, with what was found instead.
+        NotFoundError: the split holds neither parts nor images, with what was found instead.
         UsageError: a file there is no prepared data set.
 
     """
@@ -186,14 +186,14 @@ def open_pairs(uri: str, split: str, *, raw_load_size: int = 286) -> Pairs:
     if not parts:
         groups = _raw_groups(uri, split)
         if not groups:
-            raise NotFound(_nothing_there(uri, split))
+            raise NotFoundError(_nothing_there(uri, split))
         _check_raw(groups[0])
         return Pairs(uri, split, tuple(groups), raw_load_size, raw_load_size)
     with ThreadPoolExecutor(_FOOTER_READERS) as readers:
         read = list(readers.map(_groups_of_part, parts))
     found = tuple(group for groups, _ in read for group in groups)
     if not found:
-        raise NotFound(f"{join(uri, split)}: its parts hold no pairs")
+        raise NotFoundError(f"{join(uri, split)}: its parts hold no pairs")
     sides = [side for _, known in read for side in known] or [min(_first_size(found[0]))]
     return Pairs(uri, split, found, 0, min(sides))
 
@@ -211,7 +211,7 @@ def _check_raw(group: RowGroup) -> None:
     """Tell photographs from combined pairs by the first image, before any work starts."""
     try:
         width, height = pixels.image_size(read_bytes(group.uri, DEFAULT_MAX_BYTES))
-    except BadInput as error:
+    except BadInputError as error:
         raise UsageError(f"{group.uri}: {error}; jobs/prepare.py leaves bad images out and lists them") from None
     if width % 2 or width < height:
         raise UsageError(
@@ -223,7 +223,7 @@ def _check_raw(group: RowGroup) -> None:
 def _first_size(group: RowGroup) -> tuple[int, int]:
     with _open_part(group.uri) as parquet:
         ((_, data),) = read_cells(parquet, group.number, "a", [0], DEFAULT_MAX_BYTES)
-    if isinstance(data, BadInput):
+    if isinstance(data, BadInputError):
         raise UsageError(f"{group.uri}: its first image: {data}")
     return pixels.image_size(data)
 
@@ -240,7 +240,7 @@ def read_rows(
         formats: channels and depth in which A and B are wanted.
 
     Raises:
-        BadInput: a stored image cannot be decoded; names the pair.
+        BadInputError: a stored image cannot be decoded; names the pair.
 
     """
     wanted: dict[int, set[int]] = {}
@@ -260,7 +260,9 @@ def read_rows(
 
 
 def try_rows(groups: Sequence[RowGroup], rows: Sequence[Row], load_size: int, formats: Formats = (RGB, RGB)) -> None:
-    """Do what `read_rows` does in another process first. Raises BadInput that names the pair at which that one ends."""
+    """Do what `read_rows` does in another process first. Raises BadInputError that names the pair at which that one
+    ends.
+    """
     places = {number: place for place, number in enumerate(dict.fromkeys(number for number, _ in rows))}
     own_rows = [(places[number], row) for number, row in rows]
     position = find_fatal_item(read_rows, [groups[number] for number in places], own_rows, load_size, formats)
@@ -275,7 +277,7 @@ def try_rows(groups: Sequence[RowGroup], rows: Sequence[Row], load_size: int, fo
     raise process_ended(f"pair {pair_id!r} in {group.uri}: ")
 
 
-_Stored = dict[int, tuple[str, bytes | BadInput, bytes | BadInput]]
+_Stored = dict[int, tuple[str, bytes | BadInputError, bytes | BadInputError]]
 """Pair id and both sides, encoded, by row."""
 
 
@@ -283,7 +285,7 @@ def _read_stored(group: RowGroup, rows: Collection[int]) -> _Stored:
     with _open_part(group.uri, has_ids=True) as parquet:
         ids = _read_ids(parquet, group)
         a, b = (dict(read_cells(parquet, group.number, side, rows, DEFAULT_MAX_BYTES)) for side in _SIDES)
-    gone = BadInput("Missing", "its row group has fewer rows than when it was listed")
+    gone = BadInputError("Missing", "its row group has fewer rows than when it was listed")
     return {row: (ids[row] or "", a.get(row, gone), b.get(row, gone)) for row in rows}
 
 
@@ -292,14 +294,14 @@ def _read_ids(parquet: pq.ParquetFile, group: RowGroup) -> list[str | None]:
     return short_text(table["pair_id"].combine_chunks(), f"{group.uri}: column 'pair_id'")
 
 
-def _decode(pair_id: str, uri: str, data: bytes | BadInput, wanted: PixelFormat) -> Pixels:
+def _decode(pair_id: str, uri: str, data: bytes | BadInputError, wanted: PixelFormat) -> Pixels:
     try:
-        if isinstance(data, BadInput):
+        if isinstance(data, BadInputError):
             raise data
         with decode_deadline():
             return pixels.decode(data, wanted)
-    except BadInput as error:
-        raise BadInput(error.kind, f"pair {pair_id!r} in {uri}: {error}") from None
+    except BadInputError as error:
+        raise BadInputError(error.kind, f"pair {pair_id!r} in {uri}: {error}") from None
 
 
 def _read_raw(group: RowGroup, load_size: int, formats: Formats) -> Pair:

@@ -47,7 +47,7 @@ _ANSWER_SECONDS = 5
 _CPU_LIMIT = "/sys/fs/cgroup/cpu.max"  # of a container, as "QUOTA PERIOD" in microseconds, or "max PERIOD"
 
 
-def physical_cores() -> int:
+def available_cpus() -> int:
     """Cores this process may use: those it is allowed on, and no more than its container's limit allows."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
@@ -65,14 +65,14 @@ def is_private() -> bool:
     return bool(ray.get_runtime_context().namespace == _PRIVATE)
 
 
-def available_cores() -> int:
+def cluster_cpus() -> int:
     """Cores for compute-bound actors: this machine's on a private Ray, the cluster's CPUs otherwise. Needs Ray."""
     if is_private():
-        return physical_cores()
+        return available_cpus()
     return max(1, int(_cluster_resources().get("CPU", 1)))
 
 
-def available_gpus() -> int:
+def cluster_gpus() -> int:
     """GPUs of the cluster. Needs Ray."""
     return int(_cluster_resources().get("GPU", 0))
 
@@ -199,7 +199,7 @@ def _start_private() -> None:
     try:
         ray.init(
             address="local",
-            num_cpus=max(_MIN_LOGICAL_CPUS, _LOGICAL_CPUS_PER_CORE * physical_cores()),
+            num_cpus=max(_MIN_LOGICAL_CPUS, _LOGICAL_CPUS_PER_CORE * available_cpus()),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

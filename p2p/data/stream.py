@@ -19,9 +19,9 @@ from ray.data import ExecutionOptions, ExecutionResources
 from p2p.data.augment import centre_crop, jitter, join_sides
 from p2p.data.order import Block, EpochRange, Row, block_rows, training_blocks, validation_blocks
 from p2p.data.pairs import Formats, Pair, Pairs, RowGroup, read_rows, try_rows
-from p2p.data.session import available_cores, quiet_data_context, reader_cpus
+from p2p.data.session import cluster_cpus, quiet_data_context, reader_cpus
 from p2p.data.tasks import MAX_ATTEMPTS, is_repeat, memory_reported, run_as_task
-from p2p.errors import BadInput, P2PError, StorageError
+from p2p.errors import BadInputError, P2PError, StorageError
 from p2p.storage.images import Pixels
 from p2p.storage.pixels import RGB
 
@@ -52,7 +52,7 @@ class CropSettings:
     def crop(self, pair: Pair, epoch: int) -> Pixels:
         """Input and target of a pair, joined in a row of values; in epoch 0 (validation) the middle of both.
 
-        Raises BadInput that names the pair, if it is too small.
+        Raises BadInputError that names the pair, if it is too small.
         """
         image, target = (pair["b"], pair["a"]) if self.swap else (pair["a"], pair["b"])
         size, pair_id = self.crop_size, pair["pair_id"]
@@ -62,8 +62,8 @@ class CropSettings:
             return join_sides(
                 *jitter(image, target, size, seed=self.seed, epoch=epoch, pair_id=pair_id, flip=self.flip)
             )
-        except BadInput as error:
-            raise BadInput(error.kind, f"pair {pair_id!r}: {error}") from None
+        except BadInputError as error:
+            raise BadInputError(error.kind, f"pair {pair_id!r}: {error}") from None
 
     def sides(self, batch: Any) -> tuple[Any, Any]:
         """(N, values) array or tensor of pairs -> inputs (N, crop, crop, C) and targets (N, crop, crop, C'), views."""
@@ -111,7 +111,7 @@ class PairStream:
     def execution_options(self) -> ExecutionOptions:
         """Ray Data's, of the execution that reads the stream. Needs Ray."""
         # Each core reads a block and has read another, each worker holds one and has three before it.
-        ahead = (2 * available_cores() + 4 * self.workers) * self.block_pairs * self.crop.pair_bytes
+        ahead = (2 * cluster_cpus() + 4 * self.workers) * self.block_pairs * self.crop.pair_bytes
         limits = ExecutionResources.for_limits(object_store_memory=ahead)
         return ExecutionOptions(preserve_order=True, resource_limits=limits)
 
@@ -143,10 +143,10 @@ class PairStream:
             if len(block):
                 values = np.concatenate(list(self._read_pairs(block)))
         except P2PError as error:
-            if error.may_pass:
+            if error.retryable:
                 raise
             problem = str(error)
-            if isinstance(error, BadInput):
+            if isinstance(error, BadInputError):
                 problem += "; jobs/prepare.py leaves bad pairs out and lists them"
         return {**row, "pairs": values[None], "problem": np.array([problem], dtype=object)}
 
@@ -190,7 +190,7 @@ class BlockReader:
         return self._read(self._stream.validation_blocks())
 
     def _read(self, blocks: Iterable[Block]) -> Iterator[Pixels]:
-        """Raises BadInput for a pair that cannot be trained on."""
+        """Raises BadInputError for a pair that cannot be trained on."""
         for block in itertools.islice(blocks, self._rank, None, self._stream.workers):
             row = self._first or next(self._rows, None)
             self._first = None
@@ -198,7 +198,7 @@ class BlockReader:
                 # The stream was begun where latest.json said a moment before this worker asked it too.
                 raise StorageError(f"the stream of pairs does not begin at {block}, where the training does")
             if row["problem"][0]:
-                raise BadInput("BadPair", row["problem"][0])
+                raise BadInputError("BadPair", row["problem"][0])
             values = row["pairs"][0]
             yield values.reshape(len(block), -1) if len(block) else values[:0, None]
 
@@ -208,7 +208,7 @@ class BlockReader:
 
 
 def read_first(pairs: Pairs, count: int, formats: Formats) -> list[Pair]:
-    """The first `count` pairs, decoded by a task as all others are. Raises BadInput that names a bad pair."""
+    """The first `count` pairs, decoded by a task as all others are. Raises BadInputError that names a bad pair."""
     every = ((number, row) for number, group in enumerate(pairs.groups) for row in range(group.rows))
     rows = list(itertools.islice(every, count))
     groups = pairs.groups[: 1 + max(number for number, _ in rows)]

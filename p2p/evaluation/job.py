@@ -18,15 +18,15 @@ from p2p.data.description import Description, formats_for, read_description
 from p2p.data.order import Row
 from p2p.data.pairs import Pairs, open_pairs, raw_load_size
 from p2p.data.session import (
-    available_cores,
-    available_gpus,
-    physical_cores,
+    available_cpus,
+    cluster_cpus,
+    cluster_gpus,
     quiet_data_context,
     ray_session,
     worker_environment,
 )
 from p2p.data.tasks import run_as_task
-from p2p.errors import CheckpointError, NotFound, P2PError, StorageError, UsageError
+from p2p.errors import CheckpointError, NotFoundError, P2PError, StorageError, UsageError
 from p2p.evaluation.config import EvaluateConfig
 from p2p.evaluation.judge import UNTRAINED, Drawn, Judge, Task
 from p2p.model.checkpoint import load_generator
@@ -65,7 +65,7 @@ def _load(checkpoint: str) -> Generator:
 def _open(config: EvaluateConfig, data: str, crop_size: int) -> Pairs:
     try:
         return open_pairs(data, config.split, raw_load_size=raw_load_size(crop_size))
-    except NotFound as error:
+    except NotFoundError as error:
         raise UsageError(f"--data {error}") from None
 
 
@@ -136,12 +136,12 @@ def _rows(pairs: Pairs, limit: int) -> list[Row]:
 
 def _judge_on_ray(config: EvaluateConfig, task: Task, rows: Sequence[Row]) -> Results:
     """One row per pair, in stored order. Needs Ray."""
-    gpus = available_gpus() if config.gpu != "false" else 0
+    gpus = cluster_gpus() if config.gpu != "false" else 0
     if config.gpu == "true" and not gpus:
         raise UsageError("--gpu true: the cluster has no GPU; pass --gpu auto or false")
     chunks = math.ceil(len(rows) / _CHUNK_PAIRS)
-    actors = min(gpus or available_cores(), chunks)
-    threads = max(1, min(available_cores() // actors, physical_cores()))
+    actors = min(gpus or cluster_cpus(), chunks)
+    threads = max(1, min(cluster_cpus() // actors, available_cpus()))
     sized = dataclasses.replace(task, device="cuda" if gpus else "cpu", threads=threads)
     quiet_data_context()
     blocks = [

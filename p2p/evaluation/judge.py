@@ -13,7 +13,7 @@ from p2p.data.augment import centre_crop
 from p2p.data.order import Row
 from p2p.data.pairs import Formats, Pairs, read_rows, try_rows
 from p2p.data.tasks import is_repeat, memory_reported
-from p2p.errors import BadInput
+from p2p.errors import BadInputError
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, choose_precision
 from p2p.model.metrics import Palette, measure
@@ -71,7 +71,7 @@ class Judge:
             self._engines[UNTRAINED] = _engine(task, build_generator(generator.config, seed=0))
 
     def _cropped(self, rows: Sequence[Row]) -> Iterator[tuple[str, Pixels, Pixels]]:
-        """Yield (pair id, input, target); BadInput names a pair that is smaller than the crop."""
+        """Yield (pair id, input, target); BadInputError names a pair that is smaller than the crop."""
         pairs = self._task.pairs
         wanted = (pairs.groups, rows, pairs.load_size, self._task.formats)
         if is_repeat(f"pairs of {pairs.uri}"):
@@ -79,8 +79,8 @@ class Judge:
         for pair in read_rows(*wanted):
             try:
                 sides = centre_crop(pair["a"], pair["b"], self._task.crop_size)
-            except BadInput as error:
-                raise BadInput(error.kind, f"pair {pair['pair_id']!r}: {error}") from None
+            except BadInputError as error:
+                raise BadInputError(error.kind, f"pair {pair['pair_id']!r}: {error}") from None
             yield pair["pair_id"], *(sides[::-1] if self._task.swap else sides)
 
     def draw(self, rows: Sequence[Row]) -> list[Drawn]:

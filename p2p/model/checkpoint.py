@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from p2p.documents import check_fields, parse_json_object
-from p2p.errors import CheckpointError, Damaged, NotFound, UsageError
+from p2p.errors import CheckpointError, DamagedFileError, NotFoundError, UsageError
 from p2p.model.config import ModelConfig
 from p2p.model.legacy import infer_config, plain_weights, read_pth
 from p2p.model.moments import CHECKPOINTS, MOMENT, is_checkpoint_name
@@ -115,7 +115,7 @@ def load_trainer(folder_uri: str, pix2pix: Pix2Pix) -> dict[str, Any]:
 def read_whole(folder_uri: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """`meta` and `trainer` of a checkpoint folder, after reading every file in it completely.
 
-    Raises CheckpointError, NotFound or Damaged if training cannot continue from it.
+    Raises CheckpointError, NotFoundError or DamagedFileError if training cannot continue from it.
     """
     meta = _read_meta(folder_uri)
     _check_id(_read(join(folder_uri, GENERATOR)), meta, folder_uri)
@@ -253,7 +253,7 @@ def _read_meta(folder_uri: str) -> dict[str, Any]:
     uri = join(folder_uri, META)
     try:
         meta = _read_object(uri)
-    except NotFound:
+    except NotFoundError:
         raise CheckpointError(f"{folder_uri}: there is no complete checkpoint ({META} is missing)") from None
     if meta.get("format") != FORMAT:
         raise CheckpointError(f"{uri}: format is {reprlib.repr(meta.get('format'))}, expected {FORMAT!r}")
@@ -267,7 +267,7 @@ def _read_meta(folder_uri: str) -> dict[str, Any]:
 def _read_object(uri: str) -> dict[str, Any]:
     try:
         return read_json_object(uri)
-    except Damaged as error:
+    except DamagedFileError as error:
         raise CheckpointError(str(error)) from None
 
 
@@ -281,7 +281,7 @@ def _config_of(values: Mapping[str, Any], uri: str) -> ModelConfig:
 def _read(uri: str) -> bytes:
     try:
         return read_bytes(uri)
-    except NotFound as error:
+    except NotFoundError as error:
         raise CheckpointError(str(error)) from None
 
 
@@ -305,5 +305,5 @@ def _read_config(data: bytes, uri: str) -> ModelConfig | None:
         header = parse_json_object(data[8 : 8 + int.from_bytes(data[:8], "little")], f"{uri}: its header")
         written = (header.get("__metadata__") or {}).get(_MODEL_KEY)
         return None if written is None else _config_of(parse_json_object(written, f"{uri}: its {_MODEL_KEY}"), uri)
-    except Damaged as error:
+    except DamagedFileError as error:
         raise CheckpointError(str(error)) from None

@@ -165,7 +165,7 @@ class Pix2Pix:
             self.average.update(images, images_seen)
 
     @property
-    def published(self) -> Generator:
+    def eval_generator(self) -> Generator:
         """The generator for validation, samples and translation: the averaged one if there is one."""
         return self.generator if self.average is None else self.average.generator
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import numpy as np
 from PIL import Image
 
-from p2p.errors import BadInput, UsageError
+from p2p.errors import BadInputError, UsageError
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, NormMode, choose_device, choose_precision
 from p2p.model.sizing import SizeMode, default_overlap, plan_image
@@ -131,7 +131,7 @@ def _from_pil(image: Image.Image, wanted: PixelFormat) -> Pixels:
         raise UsageError(f"a PIL image of mode {image.mode} has more than 8 bits; convert it to RGB or L first")
     try:
         return to_format(image, wanted)
-    except BadInput as error:
+    except BadInputError as error:
         raise UsageError(f"a PIL image of mode {image.mode}: {error}") from None
 
 

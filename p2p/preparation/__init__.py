@@ -12,7 +12,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
     Raises:
         UsageError: nothing usable at the source, or the output cannot be written; found before any work starts.
-        TooManyBadInputs: everything is written, but more inputs were bad than `config.max_bad_fraction` allows.
+        TooManyBadInputsError: everything is written, but more inputs were bad than `config.max_bad_fraction` allows.
 
     """
     from p2p.preparation.job import run

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from p2p.preparation.doctor import Doctor
-from p2p.preparation.doctor.files import check_files
-from p2p.preparation.doctor.finding import MOST_NAMED, Check, Finding, Named
-from p2p.preparation.sources import BadRow
+from p2p.doctor import Doctor
+from p2p.doctor.files import BadRow, check_files
+from p2p.doctor.finding import MOST_NAMED, Check, Finding, Named
 from p2p.reports.doctor import Exhibit, write_doctor_report
 from p2p.storage.filesystems import join, write_json
 from p2p.storage.images import Array, resize

@@ -7,17 +7,17 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 
 from p2p.data.pairs import Formats
-from p2p.errors import BadInput
-from p2p.preparation.doctor.portrait import portray
+from p2p.doctor.features import compute_features
+from p2p.doctor.files import BadRow
+from p2p.errors import BadInputError
 from p2p.preparation.locations import Cell, Chunk, Fetcher, Location
 from p2p.preparation.pairing import PairRef
 from p2p.preparation.shards import Shard, ShardReport, decode_pairs, make_row
-from p2p.preparation.sources import BadRow
 from p2p.storage.trial import PROCESS_ENDED, find_fatal_item, process_ended
 
 _MAX_ENDS_OF_A_ROW_GROUP = 2
 """Rows of a Parquet row group at which a process has ended; then it is their read that does it, and not an image."""
-Held = Mapping[Location, bytes | BadInput]
+Held = Mapping[Location, bytes | BadInputError]
 
 
 def drop_fatal_pairs(shard: Shard, load_size: int, fetch: Fetcher, formats: Formats) -> tuple[Shard, list[BadRow]]:
@@ -53,21 +53,21 @@ def _prepare_each(
 
     def get(where: Location) -> bytes:
         found = held[where] if where in held else fetch(where)
-        if isinstance(found, BadInput):
+        if isinstance(found, BadInputError):
             raise found
         return found
 
     for pair in pairs:
         for _, a, b in decode_pairs([pair], load_size, get, [], formats):
             make_row(pair, a, b, load_size, ShardReport(pair.split))
-            portray(a.image, b.image, (a.mode, b.mode), closely=True)
+            compute_features(a.image, b.image, (a.mode, b.mode), closely=True)
         yield
 
 
-def _fetch(fetch: Fetcher, where: Location) -> bytes | BadInput:
+def _fetch(fetch: Fetcher, where: Location) -> bytes | BadInputError:
     try:
         return fetch(where)
-    except BadInput as error:
+    except BadInputError as error:
         return error
 
 

@@ -14,13 +14,14 @@ import pyarrow as pa
 from p2p.data.description import Description, Side, write_description
 from p2p.data.pairs import SPLITS, part_name
 from p2p.data.tasks import is_repeat, memory_reported, run_as_task
+from p2p.doctor import Doctor
+from p2p.doctor.features import MOST_CLOSE
+from p2p.doctor.files import BadRow
 from p2p.errors import P2PError, UsageError, check_bad_fraction
 from p2p.model.config import Palette as Classes
 from p2p.model.config import as_palette
 from p2p.preparation.chunks import ChunkStore
 from p2p.preparation.config import SYNTHETIC, PrepareConfig, parse_synthetic
-from p2p.preparation.doctor import Doctor
-from p2p.preparation.doctor.portrait import MOST_CLOSE
 from p2p.preparation.examination import DOCUMENT, PAGE, Key, Sides, conclude
 from p2p.preparation.fatal_pairs import drop_fatal_pairs
 from p2p.preparation.locations import Drawing, Fetcher
@@ -34,8 +35,7 @@ from p2p.preparation.shards import (
     merge_palettes,
     write_shard,
 )
-from p2p.preparation.sources import BadRow, Listing, kind_of, list_source, read_stream
-from p2p.preparation.synthetic import PALETTE
+from p2p.preparation.sources import Listing, kind_of, list_source, read_stream
 from p2p.preparation.tables import pair_tables
 from p2p.progress import Progress
 from p2p.reports.sheets import as_rgb
@@ -51,6 +51,7 @@ from p2p.storage.filesystems import (
 )
 from p2p.storage.images import SUFFIXES
 from p2p.storage.outputs import require_output
+from p2p.synthetic.pairs import PALETTE
 
 log = logging.getLogger("p2p")
 

@@ -11,7 +11,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from p2p.errors import BadInput, Damaged, NotFound, P2PError, Refused
+from p2p.errors import BadInputError, DamagedFileError, NotFoundError, P2PError, RefusedError
 from p2p.storage.filesystems import DEFAULT_MAX_BYTES, check_bytes, open_filesystem, read_bytes, storage_errors
 from p2p.storage.names import printable
 from p2p.storage.parquet import find_bytes, open_parquet, read_cells
@@ -102,11 +102,11 @@ Location = File | Range | ZipMember | Chunk | Cell | Drawing
 
 
 def check_zip_member(info: zipfile.ZipInfo) -> None:
-    """Raise BadInput unless a zip's member can be read a bounded piece at a time, and without a password."""
+    """Raise BadInputError unless a zip's member can be read a bounded piece at a time, and without a password."""
     if info.flag_bits & _ZIP_ENCRYPTED:
-        raise BadInput("EncryptedMember", "it is encrypted; pack the archive without a password")
+        raise BadInputError("EncryptedMember", "it is encrypted; pack the archive without a password")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise BadInput(
+        raise BadInputError(
             "UnsupportedCompression",
             f"it is compressed by method {info.compress_type} of zip (12 is bzip2, 14 LZMA, 93 Zstandard); pack the "
             "archive with deflate, or without compression",
@@ -114,7 +114,7 @@ def check_zip_member(info: zipfile.ZipInfo) -> None:
 
 
 def open_zip(file: IO[bytes], uri: str) -> zipfile.ZipFile:
-    """Read the list of a zip's members. Raises Damaged if there is none that can be read."""
+    """Read the list of a zip's members. Raises DamagedFileError if there is none that can be read."""
     try:
         with storage_errors(uri):
             return zipfile.ZipFile(file)
@@ -122,7 +122,7 @@ def open_zip(file: IO[bytes], uri: str) -> zipfile.ZipFile:
         raise
     except Exception as error:  # on a damaged list, zipfile raises anything
         reason = str(error) or type(error).__name__
-        raise Damaged(f"{uri}: not a whole zip archive: {reason}; fetch it again") from None
+        raise DamagedFileError(f"{uri}: not a whole zip archive: {reason}; fetch it again") from None
 
 
 class Fetcher:
@@ -141,7 +141,7 @@ class Fetcher:
         self._chunk = chunk
         self._max_bytes, self._row_by_row = max_bytes, row_by_row
         self._zips: dict[str, zipfile.ZipFile] = {}
-        self._columns: dict[str, tuple[tuple[str, int, int], Iterator[tuple[int, bytes | BadInput]]]] = {}
+        self._columns: dict[str, tuple[tuple[str, int, int], Iterator[tuple[int, bytes | BadInputError]]]] = {}
         self._footers: dict[str, pq.FileMetaData] = {}  # the last one: of 100,000 row groups it takes long to read
         self._lock = threading.Lock()
 
@@ -150,7 +150,7 @@ class Fetcher:
         return Fetcher, (None, self._max_bytes, self._row_by_row)
 
     def __call__(self, where: Location) -> bytes:
-        """The bytes at `where`. Raises BadInput where they are missing or damaged, StorageError otherwise."""
+        """The bytes at `where`. Raises BadInputError where they are missing or damaged, StorageError otherwise."""
         try:
             match where:
                 case File(address):
@@ -172,10 +172,10 @@ class Fetcher:
                     return self._cell(where)
                 case Drawing():
                     raise AssertionError("a drawing has no bytes")
-        except NotFound:
-            raise BadInput("Missing", "the file was listed and is gone now") from None
-        except Damaged as error:
-            raise BadInput(error.kind, str(error)) from None
+        except NotFoundError:
+            raise BadInputError("Missing", "the file was listed and is gone now") from None
+        except DamagedFileError as error:
+            raise BadInputError(error.kind, str(error)) from None
 
     def _unzip(self, archive: str, name: str, number: int) -> bytes:
         with self._lock, storage_errors(archive):
@@ -184,7 +184,7 @@ class Fetcher:
                 self._zips[archive] = open_zip(filesystem.open(path, "rb"), archive)
             infos = self._zips[archive].infolist()
             if number >= len(infos) or infos[number].filename != name:
-                raise BadInput("Missing", "the archive is not the one any more that was listed")
+                raise BadInputError("Missing", "the archive is not the one any more that was listed")
             info = infos[number]
             check_bytes(info.file_size, self._max_bytes)
             check_zip_member(info)
@@ -192,9 +192,9 @@ class Fetcher:
                 with storage_errors(archive), self._zips[archive].open(info) as member:
                     return member.read(info.file_size + 1)  # it stops there, whatever the compressed bytes expand to
             except Exception as error:  # on a damaged member, zipfile raises anything, and seeks anywhere
-                if isinstance(error, P2PError) and not isinstance(error, Refused):
+                if isinstance(error, P2PError) and not isinstance(error, RefusedError):
                     raise
-                raise BadInput("DamagedMember", f"cannot be read out of its archive: {error}") from None
+                raise BadInputError("DamagedMember", f"cannot be read out of its archive: {error}") from None
 
     def _cell(self, where: Cell) -> bytes:
         """Cells are asked for in the order of their rows, so a column is read on from where it was."""
@@ -203,17 +203,17 @@ class Fetcher:
             if before is None or before[:2] != (where.file, where.row_group) or before[2] >= where.row:
                 found = _read_on(where, self._max_bytes, self._footers, self._row_by_row)
             self._columns.pop(where.column, None)  # what raises an error cannot be read on from
-            gone = BadInput("Missing", "the row was listed and is gone now")
+            gone = BadInputError("Missing", "the row was listed and is gone now")
             data = next((data for row, data in found if row == where.row), gone)
             self._columns[where.column] = (where.file, where.row_group, where.row), found
-        if isinstance(data, BadInput):
+        if isinstance(data, BadInputError):
             raise data
         return data
 
 
 def _read_on(
     where: Cell, max_bytes: int, footers: dict[str, pq.FileMetaData], row_by_row: bool
-) -> Iterator[tuple[int, bytes | BadInput]]:
+) -> Iterator[tuple[int, bytes | BadInputError]]:
     """The rows of a column from `where` to the end of its row group. Keeps the file's footer, and only that."""
     with open_parquet(where.file, metadata=footers.get(where.file)) as parquet:
         footers.clear()

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from p2p.doctor.files import BadRow
 from p2p.errors import UsageError
 from p2p.preparation.locations import Location
-from p2p.preparation.sources import BadRow, Listing, Member
+from p2p.preparation.sources import Listing, Member
 
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _KNOWN_SIDES = (("a", "b"), ("labels", "photos"), ("labels", "images"), ("masks", "images"), ("input", "target"))

@@ -12,18 +12,18 @@ import pyarrow as pa
 from PIL import Image
 
 from p2p.data.pairs import PAIR_SCHEMA, ROW_GROUP_PAIRS, Formats, part_name
-from p2p.errors import BadInput
+from p2p.doctor.features import Portraits, collect, compute_features, is_sampled, mode_of
+from p2p.doctor.files import BadRow
+from p2p.errors import BadInputError
 from p2p.model.config import MAX_PALETTE
-from p2p.preparation.doctor.portrait import Portraits, collect, is_sampled, mode_of, portray
 from p2p.preparation.locations import Drawing, Fetcher, File, Location
 from p2p.preparation.pairing import PairRef
-from p2p.preparation.sources import BadRow
-from p2p.preparation.synthetic import city_pair
 from p2p.storage import images, pixels
 from p2p.storage.deadline import decode_deadline
 from p2p.storage.filesystems import is_remote, join, write_table
 from p2p.storage.images import Array, Pixels
 from p2p.storage.pixels import RGB
+from p2p.synthetic.pairs import city_pair
 
 MAX_PART_PAIRS = 1024
 _MAX_PART_BYTES = 128 * 2**20
@@ -103,7 +103,8 @@ def write_shard(
     formats: Formats = (RGB, RGB),
     close_share: float = 1.0,
 ) -> ShardReport:
-    """Publish `OUTPUT/<split>/part-<number>.parquet`, or nothing if every pair is bad, and portray every good pair.
+    """Publish `OUTPUT/<split>/part-<number>.parquet`, or nothing if every pair is bad; compute the
+    features of every good pair.
 
     Args:
         shard: the pairs of one file.
@@ -121,7 +122,7 @@ def write_shard(
         if output is not None:
             rows.append(make_row(pair, a, b, load_size, report))
         closely = is_sampled(pair.pair_id, close_share)
-        portraits.append((pair.pair_id, *portray(a.image, b.image, (a.mode, b.mode), closely=closely)))
+        portraits.append((pair.pair_id, *compute_features(a.image, b.image, (a.mode, b.mode), closely=closely)))
     if rows and output is not None:
         table = pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
         write_table(join(output, shard.split, part_name(shard.number)), table, row_group_size=ROW_GROUP_PAIRS)
@@ -140,7 +141,7 @@ def decode_pairs(
             sides = [Side(image) for image in _draw(pair.a)] if isinstance(pair.a, Drawing) else []
             for (location, data), wanted in zip(fetched, formats, strict=False):
                 where = location.uri
-                if isinstance(data, BadInput):
+                if isinstance(data, BadInputError):
                     raise data
                 with decode_deadline():
                     sides.append(Side(pixels.decode(data, wanted), data, mode_of(data) if wanted == RGB else ""))
@@ -148,7 +149,7 @@ def decode_pairs(
             if len(sides) == 1:
                 sides = _halves(sides[0], formats)
             _check_sizes(pair, sides[0], sides[1], load_size)
-        except BadInput as error:
+        except BadInputError as error:
             bad.append(BadRow(where, error.kind, str(error)))
         else:
             yield pair, sides[0], sides[1]
@@ -168,16 +169,16 @@ def _draw(where: Drawing) -> tuple[Array, Array]:
     return city_pair(where.seed, where.index, where.height, where.width)
 
 
-Fetched = list[tuple[Location, bytes | BadInput]]
+Fetched = list[tuple[Location, bytes | BadInputError]]
 
 
 def _fetch_all(pairs: Sequence[PairRef], fetch: Fetch) -> Iterator[tuple[PairRef, Fetched]]:
     """Yield each pair with the bytes of its files, in order; remote files some at a time."""
 
-    def get(where: Location) -> bytes | BadInput:
+    def get(where: Location) -> bytes | BadInputError:
         try:
             return fetch(where)
-        except BadInput as error:
+        except BadInputError as error:
             return error
 
     remote = any(isinstance(pair.a, File) and is_remote(pair.a.address) for pair in pairs)
@@ -195,7 +196,7 @@ def _fetch_all(pairs: Sequence[PairRef], fetch: Fetch) -> Iterator[tuple[PairRef
 
 
 def _check_sizes(pair: PairRef, a: Side, b: Side, load_size: int) -> None:
-    """Raise BadInput unless both sides can show the same place."""
+    """Raise BadInputError unless both sides can show the same place."""
     if a.image.shape[:2] == b.image.shape[:2]:
         return
     aspect_a, aspect_b = (side.image.shape[1] / side.image.shape[0] for side in (a, b))
@@ -203,7 +204,7 @@ def _check_sizes(pair: PairRef, a: Side, b: Side, load_size: int) -> None:
     if same_shape and load_size:
         return
     way_out = "pass --load-size 286 or" if same_shape else "their shapes differ, so correct one of them, or pass"
-    raise BadInput(
+    raise BadInputError(
         "MismatchedSizes",
         f"pair {pair.pair_id!r}: a is {a.size}, b is {b.size}; {way_out} --max-bad-fraction 0.01",
     )
@@ -255,7 +256,7 @@ def _is_plain(data: bytes) -> bool:
         return False
     try:
         image = images.open_image(data)
-    except BadInput:  # libjpeg decodes more than Pillow
+    except BadInputError:  # libjpeg decodes more than Pillow
         return False
     else:
         return image.mode == "RGB" and "transparency" not in image.info and not image.getexif()

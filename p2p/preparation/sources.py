@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Literal
 
-from p2p.errors import BadInput, Damaged, StorageError, UsageError
+from p2p.doctor.files import BadRow
+from p2p.errors import BadInputError, DamagedFileError, StorageError, UsageError
 from p2p.preparation.config import SYNTHETIC
 from p2p.preparation.locations import Chunk, File, Location, Range, ZipMember, check_zip_member, open_zip
 from p2p.storage.compressed import DecompressedFile
@@ -44,15 +45,6 @@ class Member:
     size: int
 
 
-@dataclass(frozen=True)
-class BadRow:
-    """A row of `errors/`."""
-
-    source_uri: str
-    error: str
-    message: str
-
-
 @dataclass
 class Listing:
     """All images of a source, what had to be refused, and how many other files there were."""
@@ -75,7 +67,7 @@ class Listing:
         try:
             check_bytes(size, self.max_bytes)
             self.members.append(Member(printable(path), locate(), size))
-        except BadInput as error:
+        except BadInputError as error:
             self.refuse(path, error.kind, str(error))
 
     def refuse(self, path: str, error: str, message: str) -> None:
@@ -134,10 +126,10 @@ def _hidden(path: str) -> bool:
 
 
 def _safe_path(name: str) -> str:
-    """A member's name without `./`. Raises BadInput for one that points outside the archive."""
+    """A member's name without `./`. Raises BadInputError for one that points outside the archive."""
     parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
     if parts[:1] == [""] or ".." in parts or (parts and parts[0].endswith(":")):
-        raise BadInput("UnsafeName", f"the archive holds the name {name!r}, which points outside it")
+        raise BadInputError("UnsafeName", f"the archive holds the name {name!r}, which points outside it")
     return "/".join(part for part in parts if part)
 
 
@@ -160,8 +152,8 @@ def _list_zip(listing: Listing, option: str) -> Listing:
             try:
                 path = _safe_path(info.filename)
                 if stat.S_ISLNK(info.external_attr >> 16):
-                    raise BadInput("LinkMember", f"{info.filename} is a link; links in archives are not followed")
-            except BadInput as error:
+                    raise BadInputError("LinkMember", f"{info.filename} is a link; links in archives are not followed")
+            except BadInputError as error:
                 listing.refuse(info.filename, error.kind, str(error))
                 continue
             if not _hidden(path):
@@ -182,8 +174,8 @@ def _tar_files(members: Iterator[TarMember], listing: Listing) -> Iterator[tuple
         try:
             path = _safe_path(member.name)
             if member.kind == "link":
-                raise BadInput("LinkMember", f"{member.name} is a link; links in archives are not followed")
-        except BadInput as error:
+                raise BadInputError("LinkMember", f"{member.name} is a link; links in archives are not followed")
+        except BadInputError as error:
             listing.refuse(member.name, error.kind, str(error))
             continue
         if member.kind == "file" and not _hidden(path):
@@ -200,10 +192,14 @@ def _list_tar(listing: Listing, option: str) -> Listing:
 
 
 def _count_members(file: DecompressedFile, uri: str) -> Iterator[TarMember]:
-    """Yield the members of a compressed tar. Raises Damaged for more than there can be: all are held in memory."""
+    """Yield the members of a compressed tar. Raises DamagedFileError for more than there can be: all are held in
+    memory.
+    """
     for number, member in enumerate(read_members(file, uri), 1):
         if number > max(_MANY_MEMBERS, file.compressed_bytes // _MIN_MEMBER_BYTES):
-            raise Damaged(f"{uri}: has {number} files in {file.compressed_bytes} bytes; unpack it and give the folder")
+            raise DamagedFileError(
+                f"{uri}: has {number} files in {file.compressed_bytes} bytes; unpack it and give the folder"
+            )
         yield member
 
 

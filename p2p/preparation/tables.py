@@ -7,10 +7,10 @@ from itertools import repeat
 
 import pyarrow as pa
 
-from p2p.errors import Damaged, StorageError, UsageError
+from p2p.doctor.files import BadRow
+from p2p.errors import DamagedFileError, StorageError, UsageError
 from p2p.preparation.locations import Cell, image_columns
 from p2p.preparation.pairing import Pairing, PairRef, choose_split, split_name
-from p2p.preparation.sources import BadRow
 from p2p.storage.filesystems import FileInfo, list_files
 from p2p.storage.names import printable
 from p2p.storage.parquet import MIN_IMAGE_BYTES, check_row_count, open_parquet, read_text
@@ -37,7 +37,7 @@ def _columns(schema: pa.Schema, layout: str, uri: str) -> list[str]:
 
 
 def _rows_of(file: FileInfo, layout: str, pairing: Pairing, val_fraction: float) -> None:
-    """Add the pairs of one file. Raises Damaged where they cannot all be listed, and then adds none."""
+    """Add the pairs of one file. Raises DamagedFileError where they cannot all be listed, and then adds none."""
     with open_parquet(file.uri) as parquet:
         columns = _columns(parquet.schema_arrow, layout, file.uri)
         check_row_count(parquet, file.uri, MIN_IMAGE_BYTES)
@@ -75,7 +75,7 @@ def pair_tables(uri: str, layout: str, val_fraction: float) -> Pairing:
         except UsageError as error:  # one among others that has other columns
             refused = refused or error
             pairing.bad.append(BadRow(printable(file.uri), "WrongColumns", printable(str(error))))
-        except Damaged as error:
+        except DamagedFileError as error:
             pairing.bad.append(BadRow(printable(file.uri), error.kind, printable(str(error))))
         except StorageError as error:
             raise UsageError(f"--source {error}") from None

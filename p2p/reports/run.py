@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from p2p.documents import parse_json_object
-from p2p.errors import NotFound
+from p2p.errors import NotFoundError
 from p2p.model.gan_health import balance_of
 from p2p.model.metrics import METRICS
 from p2p.reports.page import Series, duration, line_chart, number, percent, render
@@ -64,7 +64,7 @@ class _Section:
 def _read(uri: str, name: str) -> dict[str, Any] | None:
     try:
         return read_json_object(join(uri, name))
-    except NotFound:
+    except NotFoundError:
         return None
 
 
@@ -72,7 +72,7 @@ def _read_rows(uri: str) -> list[dict[str, Any]]:
     address = join(uri, "metrics.jsonl")
     try:
         return [parse_json_object(line, address) for line in read_bytes(address).splitlines() if line.strip()]
-    except NotFound:
+    except NotFoundError:
         return []
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
-from p2p.errors import BadInput, NotFound
+from p2p.errors import BadInputError, NotFoundError
 from p2p.model.moments import moment_of
 from p2p.reports.page import data_uri, number
 from p2p.storage.filesystems import join, list_names, read_bytes
@@ -49,7 +49,7 @@ def choose_moments(moments: Sequence[_Ordered], best: _Ordered | None, most: int
 def _load_sheet(uri: str) -> Array | None:
     try:
         return decode(read_bytes(uri))
-    except (NotFound, BadInput):
+    except (NotFoundError, BadInputError):
         return None
 
 

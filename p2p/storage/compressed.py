@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from p2p.errors import Damaged
+from p2p.errors import DamagedFileError
 from p2p.storage.filesystems import storage_errors
 
 MAX_XZ_MEMORY = 256 * 2**20
@@ -30,7 +30,7 @@ _MAGIC: dict[bytes, Callable[[], Any]] = {
 class DecompressedFile:
     """The content of a tar that is compressed by gzip, bzip2 or xz, or plain, by its first bytes. Goes forwards only.
 
-    Raises Damaged for a file that is cut off or damaged, or expands to far more than images do.
+    Raises DamagedFileError for a file that is cut off or damaged, or expands to far more than images do.
     """
 
     def __init__(self, raw: IO[bytes], uri: str) -> None:
@@ -71,7 +71,7 @@ class DecompressedFile:
         self._block, self._at = next(self._blocks, b""), 0
         self._made += len(self._block)
         if self._made > max(MIN_EXPANSION_BYTES, MAX_EXPANSION * self.compressed_bytes):
-            raise Damaged(
+            raise DamagedFileError(
                 f"{self._uri}: expands to more than {MIN_EXPANSION_BYTES >> 30} GiB and {MAX_EXPANSION} times its "
                 "size; if that is meant, unpack it and give the folder"
             )
@@ -111,8 +111,8 @@ class DecompressedFile:
         except (zlib.error, lzma.LZMAError, OSError, ValueError) as error:
             if "Memory usage limit" in str(error):
                 most = f"{MAX_XZ_MEMORY >> 20} MiB of memory"
-                raise Damaged(f"{self._uri}: needs more than {most}; compress it with xz -9 or less") from None
+                raise DamagedFileError(f"{self._uri}: needs more than {most}; compress it with xz -9 or less") from None
             raise self._damaged(str(error)) from None
 
-    def _damaged(self, reason: str) -> Damaged:
-        return Damaged(f"{self._uri}: not a whole tar archive: {reason}; fetch it again")
+    def _damaged(self, reason: str) -> DamagedFileError:
+        return DamagedFileError(f"{self._uri}: not a whole tar archive: {reason}; fetch it again")

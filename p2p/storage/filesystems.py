@@ -21,7 +21,17 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from p2p.documents import MAX_JSON_BYTES, parse_json, parse_json_object, to_json
-from p2p.errors import BadInput, Damaged, KeysRefused, NotFound, P2PError, Refused, StorageError, UsageError, redact
+from p2p.errors import (
+    BadInputError,
+    CredentialsError,
+    DamagedFileError,
+    NotFoundError,
+    P2PError,
+    RefusedError,
+    StorageError,
+    UsageError,
+    redact,
+)
 
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
@@ -152,23 +162,23 @@ def absolute(uri: str) -> str:
 def _explain(error: BaseException, uri: str) -> StorageError:
     chain = f"{type(error).__name__}: {error} {error.__cause__ or ''}".replace(uri, "")  # names may hold any word
     if "NoSuchBucket" in chain or "bucket does not exist" in chain:
-        return NotFound(f"{uri}: there is no such bucket")
+        return NotFoundError(f"{uri}: there is no such bucket")
     if isinstance(error, FileNotFoundError):
-        return NotFound(f"{uri}: nothing is there")
+        return NotFoundError(f"{uri}: nothing is there")
     if isinstance(error, IsADirectoryError):
-        return Refused(f"{uri}: is a folder, not a file")
+        return RefusedError(f"{uri}: is a folder, not a file")
     if isinstance(error, (NotADirectoryError, FileExistsError)):
-        return Refused(f"{uri}: a file lies where a folder is needed")
+        return RefusedError(f"{uri}: a file lies where a folder is needed")
     if uri.startswith(_WEB) and getattr(error, "status", None) in _WEB_DENIALS:  # its words say nothing of keys
-        return Refused(f"{uri}: access denied; {_WEB_DENIALS[error.status]}")  # type: ignore[attr-defined]
+        return RefusedError(f"{uri}: access denied; {_WEB_DENIALS[error.status]}")  # type: ignore[attr-defined]
     refused = next((word for word in _REFUSED_KEYS if word in chain), None)
     if refused and not uri.startswith(_WEB):
-        return KeysRefused(
+        return CredentialsError(
             f"{uri}: access denied; check {_keys_of(uri)}: the credentials are missing, wrong or expired ({refused})"
         )
     if any(word in chain for word in _DENIED) or isinstance(error, PermissionError):
         what = f"check {_keys_of(uri)} and their rights" if is_remote(uri) else "check its mode"
-        return Refused(f"{uri}: access denied; {what}")
+        return RefusedError(f"{uri}: access denied; {what}")
     if any(word in chain for word in _UNREACHABLE):
         what = "AWS_ENDPOINT_URL" if uri.startswith(_S3) else "the address"
         return StorageError(f"{uri}: its server cannot be reached; check {what} and the network")
@@ -176,7 +186,7 @@ def _explain(error: BaseException, uri: str) -> StorageError:
         return StorageError(f"{uri}: no space left on the disk")
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return StorageError(f"{uri}: larger than a file may be there (ulimit -f, or the file system's own limit)")
-    kind = Refused if _is_refusal(error) else StorageError
+    kind = RefusedError if _is_refusal(error) else StorageError
     return kind(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
@@ -243,15 +253,16 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
             return read_limited(filesystem, path, limit, uri)
         try:
             require_regular_file(filesystem, path)
-        except BadInput as error:
-            raise Refused(f"{uri}: {error}") from None
+        except BadInputError as error:
+            raise RefusedError(f"{uri}: {error}") from None
         return bytes(filesystem.cat_file(path))
 
 
 def read_limited(filesystem: fsspec.AbstractFileSystem, path: str, limit: int, uri: str) -> bytes:
     """The whole content of one encoded image, whose bytes are counted as they come, whatever a listing says.
 
-    Raises BadInput for more than `limit` bytes, and for what is no regular file: nothing may ever come out of a pipe,
+    Raises BadInputError for more than `limit` bytes, and for what is no regular file: nothing may ever come out of a
+    pipe,
     and no end out of a device.
     """
     with storage_errors(uri):
@@ -263,17 +274,17 @@ def read_limited(filesystem: fsspec.AbstractFileSystem, path: str, limit: int, u
 
 
 def check_bytes(size: int, limit: int) -> None:
-    """Raise BadInput for an encoded image of more than `limit` bytes."""
+    """Raise BadInputError for an encoded image of more than `limit` bytes."""
     if size > limit:
-        raise BadInput("FileTooLarge", f"more than the {limit} bytes allowed for one image (max_bytes)")
+        raise BadInputError("FileTooLarge", f"more than the {limit} bytes allowed for one image (max_bytes)")
 
 
 def require_regular_file(filesystem: fsspec.AbstractFileSystem, path: str) -> None:
-    """Raise BadInput for a pipe, socket or device on a local disk: opening or reading one may never end."""
+    """Raise BadInputError for a pipe, socket or device on a local disk: opening or reading one may never end."""
     if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a folder is refused when it is read
-            raise BadInput("NotAFile", "a pipe, socket or device, not a regular file")
+            raise BadInputError("NotAFile", "a pipe, socket or device, not a regular file")
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
@@ -338,21 +349,21 @@ def sweep_temporaries(uri: str) -> None:
 
 
 def read_json(uri: str) -> Any:
-    """The JSON document at `uri`. Raises Damaged if it is not one."""
+    """The JSON document at `uri`. Raises DamagedFileError if it is not one."""
     return parse_json(_read_document(uri), uri)
 
 
 def read_json_object(uri: str) -> dict[str, Any]:
-    """As `read_json`, of an object. Raises Damaged if the document is anything else."""
+    """As `read_json`, of an object. Raises DamagedFileError if the document is anything else."""
     return parse_json_object(_read_document(uri), uri)
 
 
 def _read_document(uri: str) -> bytes:
     try:
         return read_bytes(uri, MAX_JSON_BYTES)
-    except BadInput as error:
+    except BadInputError as error:
         reason = f"of more than {MAX_JSON_BYTES} bytes" if error.kind == "FileTooLarge" else f"is in {error}"
-        raise Damaged(f"{uri}: no JSON document {reason}") from None
+        raise DamagedFileError(f"{uri}: no JSON document {reason}") from None
 
 
 def write_json(uri: str, document: Any) -> None:
@@ -436,7 +447,7 @@ def require_readable(uri: str, option: str) -> None:
                 return
             if is_remote(uri):
                 filesystem.ls(path)  # tells a refusal from an absence
-    except NotFound as error:
+    except NotFoundError as error:
         bucket = path.split("/", 1)[0]
         if urlsplit(uri).scheme in _BUCKET_SCHEMES and bucket != path and not filesystem.exists(bucket):
             raise UsageError(f"{option} {uri}: there is no bucket {bucket!r}") from None

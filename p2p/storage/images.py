@@ -21,7 +21,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from p2p.errors import BadInput
+from p2p.errors import BadInputError
 from p2p.storage.limits import MAX_PIXELS, check_jpeg, check_size
 from p2p.storage.tiff import Tiff, is_tiff
 
@@ -47,9 +47,9 @@ FASTEST_PNG = 0
 
 
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Look at the header only. Raises BadInput for what is no image, or one that would cost too much to decode."""
+    """Look at the header only. Raises BadInputError for what is no image, or one that would cost too much to decode."""
     if not data:
-        raise BadInput("EmptyFile", "the file has zero bytes")
+        raise BadInputError("EmptyFile", "the file has zero bytes")
     check_jpeg(data)
     if is_tiff(data):
         Tiff(data)  # raises for tags that Pillow or libtiff would drown in
@@ -58,22 +58,22 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             warnings.simplefilter("ignore")  # our own limit speaks below
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
-        raise BadInput("NotAnImage", "not a JPEG, PNG, WebP, BMP or TIFF image") from None
+        raise BadInputError("NotAnImage", "not a JPEG, PNG, WebP, BMP or TIFF image") from None
     except Image.DecompressionBombError:
         most = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
-        raise BadInput(
+        raise BadInputError(
             "TooManyPixels", f"the header claims more than {most} pixels; cut it into smaller images"
         ) from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise anything on a damaged header
-        raise BadInput("DamagedImage", f"its header cannot be read: {error}") from None
+        raise BadInputError("DamagedImage", f"its header cannot be read: {error}") from None
     check_size(*image.size, max_pixels)
     return image
 
 
 def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Encoded bytes -> (width, height) as stored, from the header alone. Raises BadInput."""
+    """Encoded bytes -> (width, height) as stored, from the header alone. Raises BadInputError."""
     return open_image(data, max_pixels).size
 
 
@@ -92,10 +92,10 @@ def _decode_plain_jpeg(data: bytes, max_pixels: int) -> Array | None:
 
 
 def sixteen_bits(image: Image.Image) -> npt.NDArray[np.uint16]:
-    """A Pillow image of mode I;16, I or F -> (H, W) uint16. Raises BadInput if its values are no such numbers."""
+    """A Pillow image of mode I;16, I or F -> (H, W) uint16. Raises BadInputError if its values are no such numbers."""
     values = np.asarray(image).astype(np.float64)
     if image.mode == "F" or values.max(initial=0) > 65535 or values.min(initial=0) < 0:
-        raise BadInput("UnsupportedPixels", f"pixels of mode {image.mode} are not 8 or 16 bit")
+        raise BadInputError("UnsupportedPixels", f"pixels of mode {image.mode} are not 8 or 16 bit")
     return values.astype(np.uint16)
 
 
@@ -106,13 +106,15 @@ def _to_rgb(image: Image.Image) -> Array:
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Array:
-    """Encoded bytes -> (H, W, 3) uint8 RGB. Raises BadInput with a reason a person understands."""
+    """Encoded bytes -> (H, W, 3) uint8 RGB. Raises BadInputError with a reason a person understands."""
     fast = _decode_plain_jpeg(data, max_pixels)
     return load_upright(open_image(data, max_pixels), _to_rgb) if fast is None else fast
 
 
 def load_upright(image: Image.Image, convert: Callable[[Image.Image], npt.NDArray[Depth]]) -> npt.NDArray[Depth]:
-    """Decode an opened image -> (H, W, ...) what `convert` makes of it, turned as its EXIF says. Raises BadInput."""
+    """Decode an opened image -> (H, W, ...) what `convert` makes of it, turned as its EXIF says. Raises
+    BadInputError.
+    """
     with damage_told():
         image.load()
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -145,26 +147,26 @@ def upright(pixels: npt.NDArray[Depth], orientation: Any) -> npt.NDArray[Depth]:
 
 @contextlib.contextmanager
 def damage_told() -> Iterator[None]:
-    """Make BadInput of whatever an image library raises inside: on damaged data that is anything.
+    """Make BadInputError of whatever an image library raises inside: on damaged data that is anything.
 
     But MemoryError: it is the machine that has too little.
     """
     try:
         yield
-    except (BadInput, MemoryError):
+    except (BadInputError, MemoryError):
         raise
     except Exception as error:
-        raise BadInput("DamagedImage", f"the image is cut off or damaged: {error}") from None
+        raise BadInputError("DamagedImage", f"the image is cut off or damaged: {error}") from None
 
 
 def encode(image: Array, format: ImageFormat = "png", quality: int = 95, png_level: int = 1) -> bytes:
     """(H, W, 3) uint8 RGB -> encoded bytes. `quality` 1..100 is for JPEG (4:4:4) and WebP.
 
     PNG is lossless: `png_level` 1..9 is zlib's, 0 a far quicker encoder (level 1 where it is not installed) whose files
-    are 10 to 40 % larger. Raises BadInput for an image that is too long for JPEG or WebP.
+    are 10 to 40 % larger. Raises BadInputError for an image that is too long for JPEG or WebP.
     """
     if format in _MAX_SIDES and max(image.shape[:2]) > _MAX_SIDES[format]:
-        raise BadInput(
+        raise BadInputError(
             "TooLargeForFormat",
             f"{image.shape[1]}x{image.shape[0]} is too long for {format}, which takes {_MAX_SIDES[format]} pixels; "
             "png takes it",
@@ -201,8 +203,10 @@ def _bicubic(image: Image.Image, height: int, width: int) -> npt.NDArray[Any]:
 
 
 def split_halves(image: npt.NDArray[Depth]) -> tuple[npt.NDArray[Depth], npt.NDArray[Depth]]:
-    """(H, 2W, C) -> A, the left half, and B, the right half. Raises BadInput for an odd width."""
+    """(H, 2W, C) -> A, the left half, and B, the right half. Raises BadInputError for an odd width."""
     width = image.shape[1]
     if width % 2:
-        raise BadInput("OddWidth", f"a combined image must have an even width to be halved, this one is {width} wide")
+        raise BadInputError(
+            "OddWidth", f"a combined image must have an even width to be halved, this one is {width} wide"
+        )
     return image[:, : width // 2], image[:, width // 2 :]

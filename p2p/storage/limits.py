@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from p2p.errors import BadInput
+from p2p.errors import BadInputError
 
 MAX_PIXELS = 100_000_000
 """10,000 x 10,000. Decoding takes up to 16 bytes a pixel (WebP; JPEG, PNG and TIFF up to 12), so eight processes that
@@ -30,15 +30,15 @@ _FREE_CHANNELS = 8  # of 16 bits: these take what decoding a WebP takes
 
 
 def check_size(width: int, height: int, max_pixels: int, channels: int = 3) -> None:
-    """Raise BadInput for an image of more than `max_pixels` pixels, fewer where it has more than 8 channels."""
+    """Raise BadInputError for an image of more than `max_pixels` pixels, fewer where it has more than 8 channels."""
     if max(width, height) > MAX_SIDE:
-        raise BadInput(
+        raise BadInputError(
             "SideTooLong", f"{width}x{height} has a side of more than {MAX_SIDE} pixels; cut it into smaller images"
         )
     limit = max_pixels * _FREE_CHANNELS // max(_FREE_CHANNELS, channels)
     if width * height > limit:
         with_channels = f" with {channels} channels" if channels > _FREE_CHANNELS else ""
-        raise BadInput(
+        raise BadInputError(
             "TooManyPixels",
             f"{width}x{height}{with_channels} is more than the {limit} pixels allowed; cut it into smaller images, "
             "or pass translate a larger --max-pixels",
@@ -46,7 +46,8 @@ def check_size(width: int, height: int, max_pixels: int, channels: int = 3) -> N
 
 
 def check_jpeg(data: bytes) -> None:
-    """Raise BadInput if these bytes are a JPEG of more than `MAX_JPEG_SCANS` scans, or with more before the first of
+    """Raise BadInputError if these bytes are a JPEG of more than `MAX_JPEG_SCANS` scans, or with more before the first
+    of
     them than any encoder writes.
     """
     if data[:3] != _JPEG:
@@ -58,7 +59,7 @@ def check_jpeg(data: bytes) -> None:
         return
     scans = _count_scans(data)
     if scans > MAX_JPEG_SCANS:
-        raise BadInput(
+        raise BadInputError(
             "TooManyScans", f"the JPEG has {scans} scans, {MAX_JPEG_SCANS} are allowed; save it anew without them"
         )
 
@@ -70,14 +71,14 @@ def _check_header(data: bytes) -> None:
         found = _NEXT_MARKER.search(data, position, position + _MAX_JPEG_JUNK + 2)
         junk += (found.start() if found else min(position + _MAX_JPEG_JUNK + 2, len(data))) - position
         if junk > _MAX_JPEG_JUNK:
-            raise BadInput("DamagedImage", f"more than {_MAX_JPEG_JUNK} bytes between the segments of the JPEG")
+            raise BadInputError("DamagedImage", f"more than {_MAX_JPEG_JUNK} bytes between the segments of the JPEG")
         if found is None or found[1][0] in (_SCAN, _END):
             return
         position = found.end()
         segments += 1
         exif += data[position + 2 : position + 6] == b"Exif"
         if segments > MAX_JPEG_SEGMENTS or exif > _MAX_EXIF_SEGMENTS:
-            raise BadInput(
+            raise BadInputError(
                 "TooManySegments",
                 f"the JPEG has more than {MAX_JPEG_SEGMENTS} segments before its pixels, or {_MAX_EXIF_SEGMENTS} of "
                 "EXIF; save it anew without them",

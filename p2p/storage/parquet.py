@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from p2p.errors import BadInput, Damaged, P2PError, UnsafeFileError
+from p2p.errors import BadInputError, DamagedFileError, P2PError, UnsafeFileError
 from p2p.storage.filesystems import (
     arrow_filesystem,
     check_bytes,
@@ -77,7 +77,7 @@ def open_parquet(
 
     Raises:
         UnsafeFileError: a column has, or nests, an extension type that is not plain.
-        Damaged: the file is not Parquet, or what is read inside the `with` is broken.
+        DamagedFileError: the file is not Parquet, or what is read inside the `with` is broken.
         StorageError: the storage cannot be read.
 
     Example:
@@ -122,16 +122,17 @@ def _open(
         return pq.ParquetFile(
             stack.enter_context(filesystem.open(path, "rb", **options)), pre_buffer=True, read_dictionary=compact
         )
-    except BadInput as error:  # a pipe or device
-        raise Damaged(f"{uri}: {error}") from None
+    except BadInputError as error:  # a pipe or device
+        raise DamagedFileError(f"{uri}: {error}") from None
     except (P2PError, OSError, MemoryError, pa.ArrowException):
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # an extension type that rejects its own bytes
-        raise Damaged(f"{uri}: cannot be read as Parquet: {_in_one_line(error)}") from None
+        raise DamagedFileError(f"{uri}: cannot be read as Parquet: {_in_one_line(error)}") from None
 
 
 def check_row_count(file: pq.ParquetFile, uri: str, min_row_bytes: int) -> None:
-    """Raise Damaged for a file of more than 100,000 rows that is shorter than `min_row_bytes` bytes for each of them.
+    """Raise DamagedFileError for a file of more than 100,000 rows that is shorter than `min_row_bytes` bytes for each
+    of them.
 
     Each row becomes an input, and a kilobyte can claim, or hold, any number of empty ones.
     """
@@ -140,7 +141,9 @@ def check_row_count(file: pq.ParquetFile, uri: str, min_row_bytes: int) -> None:
         filesystem, path = open_filesystem(uri)
         size = filesystem.size(path)
         if size < rows * min_row_bytes:
-            raise Damaged(f"{uri}: has {rows} rows in {size} bytes, so most of them are empty; write it without those")
+            raise DamagedFileError(
+                f"{uri}: has {rows} rows in {size} bytes, so most of them are empty; write it without those"
+            )
 
 
 def find_extension_type(field: pa.Field) -> str | None:
@@ -166,17 +169,17 @@ def _find_in_type(kind: pa.DataType) -> str | None:
 
 @contextlib.contextmanager
 def damage_reported(uri: str) -> Iterator[None]:
-    """Turn what PyArrow says of damaged content into Damaged. Trouble with the storage, or memory, passes."""
+    """Turn what PyArrow says of damaged content into DamagedFileError. Trouble with the storage, or memory, passes."""
     try:
         yield
     except MemoryError:  # ArrowMemoryError is an ArrowException too
         raise
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise Damaged(f"{uri}: cannot be read as Parquet: {_in_one_line(error)}") from None
+        raise DamagedFileError(f"{uri}: cannot be read as Parquet: {_in_one_line(error)}") from None
     except OSError as error:
         if type(error) is not OSError or error.errno is not None:
             raise
-        raise Damaged(f"{uri}: cannot be read as Parquet: {_in_one_line(error)}") from None
+        raise DamagedFileError(f"{uri}: cannot be read as Parquet: {_in_one_line(error)}") from None
 
 
 def _in_one_line(error: Exception) -> str:
@@ -184,11 +187,13 @@ def _in_one_line(error: Exception) -> str:
 
 
 def read_parquet(uri: str, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a whole file. Raises what `open_parquet` does, and Damaged where one is missing."""
+    """Some columns of a whole file. Raises what `open_parquet` does, and DamagedFileError where one is missing."""
     with open_parquet(uri) as file:
         missing = [name for name in columns if name not in file.schema_arrow.names]
         if missing:
-            raise Damaged(f"{uri}: has no column {missing[0]!r}; its columns are {', '.join(file.schema_arrow.names)}")
+            raise DamagedFileError(
+                f"{uri}: has no column {missing[0]!r}; its columns are {', '.join(file.schema_arrow.names)}"
+            )
         return file.read(columns=list(columns))
 
 
@@ -227,16 +232,18 @@ def read_text(
 
     Raises:
         UnsafeFileError: as `open_parquet`.
-        Damaged: as `open_parquet`; also for a longer value, for nested values, and where a column is missing.
+        DamagedFileError: as `open_parquet`; also for a longer value, for nested values, and where a column is missing.
 
     """
     with open_parquet(uri) as file:
         schema, metadata = file.schema_arrow, file.metadata
         for name in columns:
             if schema.names.count(name) != 1:
-                raise Damaged(f"{uri}: has no column {name!r} that could be told; there are {', '.join(schema.names)}")
+                raise DamagedFileError(
+                    f"{uri}: has no column {name!r} that could be told; there are {', '.join(schema.names)}"
+                )
             if schema.field(name).type.num_fields:
-                raise Damaged(f"{uri}: column {name!r} holds {schema.field(name).type}, not plain values")
+                raise DamagedFileError(f"{uri}: column {name!r} holds {schema.field(name).type}, not plain values")
         for index in range(metadata.num_row_groups):
             _require_short(metadata.row_group(index), columns, max_bytes, uri)
     text = [name for name in columns if _has_text(schema.field(name).type)]
@@ -252,14 +259,16 @@ def _require_short(group: pq.RowGroupMetaData, columns: Sequence[str], max_bytes
             chunk.path_in_schema in columns
             and chunk.total_uncompressed_size > group.num_rows * max_bytes + _SLACK_BYTES
         ):
-            raise Damaged(f"{uri}: values of column {chunk.path_in_schema!r} have more than {max_bytes} bytes")
+            raise DamagedFileError(f"{uri}: values of column {chunk.path_in_schema!r} have more than {max_bytes} bytes")
 
 
 def short_text(values: pa.Array, what: str, max_bytes: int = MAX_ID_BYTES) -> list[str | None]:
-    """Plain values as text. Raises Damaged, which begins with `what`, for text of more than `max_bytes` bytes."""
+    """Plain values as text. Raises DamagedFileError, which begins with `what`, for text of more than `max_bytes`
+    bytes.
+    """
     distinct = values.dictionary if pa.types.is_dictionary(values.type) else values
     if _has_text(distinct.type) and (pc.max(pc.binary_length(distinct)).as_py() or 0) > max_bytes:
-        raise Damaged(f"{what} holds a value of more than {max_bytes} bytes")
+        raise DamagedFileError(f"{what} holds a value of more than {max_bytes} bytes")
     found = to_python(values)
     return [
         None if value is None else value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in found
@@ -274,7 +283,7 @@ def read_cells(
     max_bytes: int,
     *,
     before_row: Callable[[int], None] | None = None,
-) -> Iterator[tuple[int, bytes | BadInput]]:
+) -> Iterator[tuple[int, bytes | BadInputError]]:
     """Yield (row, encoded image) for some rows of a row group, in their order, a few of them in memory at a time.
 
     Args:
@@ -282,7 +291,7 @@ def read_cells(
         row_group: its number.
         path: a column, or `column.bytes` of a struct, as `find_bytes` says.
         rows: numbers within the row group.
-        max_bytes: larger images come as BadInput; so do those that are null.
+        max_bytes: larger images come as BadInputError; so do those that are null.
         before_row: if given, rows are decoded one at a time, and this is called with each of `rows` before that one,
             or what lies between it and the one before, is.
 
@@ -317,13 +326,13 @@ def read_cells(
         start += len(values)
 
 
-def _image(value: pa.Scalar, max_bytes: int) -> bytes | BadInput:
+def _image(value: pa.Scalar, max_bytes: int) -> bytes | BadInputError:
     buffer = value.as_buffer()
     if buffer is None:
-        return BadInput("EmptyFile", "the row holds no bytes")
+        return BadInputError("EmptyFile", "the row holds no bytes")
     try:
         check_bytes(buffer.size, max_bytes)
-    except BadInput as error:
+    except BadInputError as error:
         return error
     return bytes(buffer.to_pybytes())
 

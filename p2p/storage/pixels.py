@@ -17,7 +17,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from p2p.errors import BadInput, UsageError
+from p2p.errors import BadInputError, UsageError
 from p2p.storage import images
 from p2p.storage.images import Pixels
 from p2p.storage.limits import MAX_PIXELS, check_size
@@ -66,7 +66,8 @@ def parse_format(text: str, option: str) -> PixelFormat:
 def decode(data: bytes, wanted: PixelFormat = RGB, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Encoded bytes -> (H, W, C) uint8 or uint16, as `wanted`.
 
-    Raises BadInput for damaged data, and where the image's channels cannot become those wanted without inventing any.
+    Raises BadInputError for damaged data, and where the image's channels cannot become those wanted without inventing
+    any.
     """
     if wanted == RGB and _plain_tiff(data) is None:
         return images.decode(data, max_pixels)
@@ -74,12 +75,12 @@ def decode(data: bytes, wanted: PixelFormat = RGB, max_pixels: int = MAX_PIXELS)
 
 
 def to_format(image: Image.Image, wanted: PixelFormat) -> Pixels:
-    """A Pillow image of any mode -> what `decode` makes of a file of it. Raises BadInput."""
+    """A Pillow image of any mode -> what `decode` makes of a file of it. Raises BadInputError."""
     return _as_wanted(images.by_rows(image, _values_of), _colours_of(image), wanted)
 
 
 def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Encoded bytes -> (width, height) as stored, from the header alone. Raises BadInput."""
+    """Encoded bytes -> (width, height) as stored, from the header alone. Raises BadInputError."""
     tiff = _plain_tiff(data)
     if tiff is not None:
         check_size(tiff.width, tiff.height, max_pixels, tiff.channels)
@@ -129,7 +130,7 @@ def _to_channels(pixels: Pixels, colours: int, wanted: PixelFormat) -> Pixels:
         return pixels
     if colours not in (1, 3) or wanted.channels not in (1, 3):
         stored = PixelFormat(channels, 8 * pixels.dtype.itemsize)
-        raise BadInput(
+        raise BadInputError(
             "WrongChannels",
             f"the image has {channels} channel{'s' if channels > 1 else ''} of {stored.bits} bits and cannot be read "
             f"as {wanted.channels}; jobs/prepare.py takes it with --pixels-a (or --pixels-b) {stored}",
@@ -162,7 +163,9 @@ def _decode_as_stored(data: bytes, max_pixels: int, bits: int) -> tuple[Pixels, 
         return images.decode(data, max_pixels), 3
     image = images.open_image(data, max_pixels)  # knows the limits, whoever decodes
     if bits == 16 and is_deep_png(data):
-        raise BadInput("UnsupportedPixels", "a PNG of 16 bits in more than one channel is read with 8; store a TIFF")
+        raise BadInputError(
+            "UnsupportedPixels", "a PNG of 16 bits in more than one channel is read with 8; store a TIFF"
+        )
     return images.load_upright(image, _values_of), _colours_of(image)
 
 
@@ -187,7 +190,7 @@ def is_deep_png(data: bytes) -> bool:
 
 
 def _plain_tiff(data: bytes) -> Tiff | None:
-    """A TIFF of plain numbers that Pillow cannot read, or not without loss; None for all else. Raises BadInput."""
+    """A TIFF of plain numbers that Pillow cannot read, or not without loss; None for all else. Raises BadInputError."""
     if not is_tiff(data):
         return None
     tiff = Tiff(data)

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator
 from typing import IO, Literal, NamedTuple, Protocol
 
-from p2p.errors import Damaged
+from p2p.errors import DamagedFileError
 from p2p.storage.filesystems import storage_errors
 
 log = logging.getLogger("p2p")
@@ -74,7 +74,7 @@ class TarMember(NamedTuple):
 def read_members(file: ForwardFile | IO[bytes], uri: str) -> Iterator[TarMember]:
     """Yield the members of a tar, in order. When one is yielded, `file` stands at its content, which may be read.
 
-    Raises Damaged for what is no tar, is cut off or damaged, or has larger headers than any tool writes.
+    Raises DamagedFileError for what is no tar, is cut off or damaged, or has larger headers than any tool writes.
     """
     headers = _Headers(file, uri)
     while True:
@@ -178,7 +178,7 @@ class _Headers:
         return data
 
     def skip_to(self, end: int) -> None:
-        """Go to where the next header begins. Raises Damaged where the file ends before."""
+        """Go to where the next header begins. Raises DamagedFileError where the file ends before."""
         try:
             self._file.seek(end - 1)
         except (OSError, OverflowError) as error:  # no file system has files that long
@@ -217,8 +217,10 @@ class _Headers:
             at = end
         return records
 
-    def _damaged(self, reason: str) -> Damaged:
-        return Damaged(f"{self._uri}: not a whole tar archive: {reason}, at byte {self._file.tell()}; fetch it again")
+    def _damaged(self, reason: str) -> DamagedFileError:
+        return DamagedFileError(
+            f"{self._uri}: not a whole tar archive: {reason}, at byte {self._file.tell()}; fetch it again"
+        )
 
 
 def _until_nul(field: bytes) -> bytes:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from p2p.errors import BadInput
+from p2p.errors import BadInputError
 from p2p.storage.limits import check_size
 
 Pixels = npt.NDArray[np.uint8 | np.uint16]
@@ -57,7 +57,7 @@ class _Tag:
 
 
 class Tiff:
-    """The first image of a TIFF file, by its tags. Raises BadInput for tags that would cost without measure."""
+    """The first image of a TIFF file, by its tags. Raises BadInputError for tags that would cost without measure."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -82,7 +82,7 @@ class Tiff:
         return kind[0] in (_MIN_IS_BLACK, _RGB) and bits in (8, 16) and kind not in _PILLOW_READS
 
     def decode(self, max_pixels: int) -> Pixels:
-        """Plain numbers, (H, W, C) uint8 or uint16, as stored. Raises BadInput, and anything on damaged data."""
+        """Plain numbers, (H, W, C) uint8 or uint16, as stored. Raises BadInputError, and anything on damaged data."""
         self._check_readable()
         check_size(self.width, self.height, max_pixels, self.channels)
         dtype = np.dtype(f"u{self._bits() // 8}")
@@ -102,7 +102,7 @@ class Tiff:
             values = self._read_segment(offset, count, size, dtype)
             needed = part.shape[0] * width * samples  # the last strip, and only it, may be stored without its tail
             if values.size < needed:
-                raise BadInput("DamagedImage", "the image is cut off")
+                raise BadInputError("DamagedImage", "the image is cut off")
             stored = values[:needed].reshape(part.shape[0], width, samples)
             if are_differences:
                 stored = np.cumsum(stored, axis=1, dtype=dtype)
@@ -119,7 +119,7 @@ class Tiff:
         except (struct.error, OverflowError):
             return
         if count > _MAX_TAGS:
-            raise BadInput("DamagedImage", f"the TIFF lists {count} tags, {_MAX_TAGS} are allowed")
+            raise BadInputError("DamagedImage", f"the TIFF lists {count} tags, {_MAX_TAGS} are allowed")
         entry = struct.Struct(order + ("HHQ" if large else "HHL"))
         room = 8 if large else 4  # for values beside the entry itself
         start += 8 if large else 2
@@ -136,39 +136,45 @@ class Tiff:
                 yield code, _Tag(kind, values, offset)
 
     def _check_tags(self) -> None:
-        """Raise BadInput where few bytes would become many in a reader's memory, or much work."""
+        """Raise BadInputError where few bytes would become many in a reader's memory, or much work."""
         size = len(self._data)
         lengths = [tag.count * _SIZES[tag.kind] for tag in self._tags.values()]
         if sum(length for length in lengths if length <= size) > 2 * size + _SHARED_BYTES:
-            raise BadInput("DamagedImage", "the TIFF's tags share the same bytes many times over")
+            raise BadInputError("DamagedImage", "the TIFF's tags share the same bytes many times over")
         height, width = self._tile
         if height * width > max(_MAX_SMALL_TILE, 4 * self.width * self.height):
-            raise BadInput("DamagedImage", f"the TIFF has tiles of {width}x{height} for {self.width}x{self.height}")
+            raise BadInputError(
+                "DamagedImage", f"the TIFF has tiles of {width}x{height} for {self.width}x{self.height}"
+            )
         expected = min(_MAX_SEGMENTS, max(self._count(self._tile), self._count(self._strip)) * self._planes)
         for code in _UNPACKED:
             tag = self._tags.get(code)
             limit = expected + _SPARE_SEGMENTS if code in _SEGMENTS else _MAX_VALUES
             if tag is not None and tag.kind not in _PLAIN_BYTES and tag.count > limit:
-                raise BadInput("DamagedImage", f"the TIFF has {tag.count} values in tag {code}, {limit} are allowed")
+                raise BadInputError(
+                    "DamagedImage", f"the TIFF has {tag.count} values in tag {code}, {limit} are allowed"
+                )
 
     def _check_readable(self) -> None:
-        """Raise BadInput for plain numbers that are not read here."""
+        """Raise BadInputError for plain numbers that are not read here."""
         numbers = self._number(_SAMPLE_FORMAT, 1)
         if self.channels > MAX_CHANNELS or numbers not in _UNSIGNED:
-            raise BadInput(
+            raise BadInputError(
                 "UnsupportedPixels",
                 f"{self.channels} channels of {_NUMBERS.get(numbers, 'uint')}{self._bits()} cannot be read; "
                 f"1 to {MAX_CHANNELS} of uint8 or uint16 can",
             )
         compression, predictor = self._number(_COMPRESSION, 1), self._number(_PREDICTOR, 1)
         if compression not in (1, *_DEFLATE):
-            raise BadInput(
+            raise BadInputError(
                 "UnsupportedPixels", f"compression {compression} is not read here; store it with deflate (8)"
             )
         if predictor > 2 or self._number(_FILL_ORDER, 1) > 1 or self._number(_DEPTH, 1) > 1:
-            raise BadInput("UnsupportedPixels", "its predictor, fill order or depth is not read here; store it anew")
+            raise BadInputError(
+                "UnsupportedPixels", "its predictor, fill order or depth is not read here; store it anew"
+            )
         if min(self.width, self.height, self.channels, *self._segment) < 1:
-            raise BadInput("DamagedImage", "the image has no pixels")
+            raise BadInputError("DamagedImage", "the image has no pixels")
 
     def _count(self, segment: tuple[int, int]) -> int:
         """How many strips or tiles of this height and width one plane has."""
@@ -185,7 +191,7 @@ class Tiff:
             count > 0 and offset + count <= len(self._data) for offset, count in zip(offsets, counts, strict=False)
         )
         if min(len(offsets), len(counts)) < expected or not all(inside):
-            raise BadInput("DamagedImage", "the image is cut off")
+            raise BadInputError("DamagedImage", "the image is cut off")
         return offsets, counts
 
     def _read_segment(self, offset: int, count: int, size: int, dtype: np.dtype[np.uint8 | np.uint16]) -> Pixels:
@@ -223,11 +229,11 @@ def is_tiff(data: bytes) -> bool:
 
 
 def _inflate(data: bytes | memoryview, most: int) -> bytes:
-    """Deflate's bytes -> at most `most` bytes. Raises BadInput if there are more of them."""
+    """Deflate's bytes -> at most `most` bytes. Raises BadInputError if there are more of them."""
     inflater = zlib.decompressobj()
     inflated = inflater.decompress(data, most + 1)
     if len(inflated) > most:
-        raise BadInput("DamagedImage", f"a strip or tile of it inflates to more than the {most} bytes that it has")
+        raise BadInputError("DamagedImage", f"a strip or tile of it inflates to more than the {most} bytes that it has")
     if not inflater.eof:
-        raise BadInput("DamagedImage", "the image is cut off")
+        raise BadInputError("DamagedImage", "the image is cut off")
     return inflated

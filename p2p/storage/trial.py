@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from p2p.errors import BadInput, P2PError
+from p2p.errors import BadInputError, P2PError
 from p2p.storage.deadline import DECODE_SECONDS
 
 PROCESS_ENDED = "ProcessEnded"
-"""Kind of a BadInput at which processes end."""
+"""Kind of a BadInputError at which processes end."""
 _STARTED, _ITEM, _FINISHED = b"s", b"i", b"f"
 _PR_SET_PDEATHSIG = 1
 _MEMORY_LEFT = 0.1
@@ -30,9 +30,9 @@ _MIN_MEMORY = 512 * 2**20
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def process_ended(what: str = "") -> BadInput:
+def process_ended(what: str = "") -> BadInputError:
     """The error for an input at which processes end; `what` names it where the message stands alone."""
-    return BadInput(
+    return BadInputError(
         PROCESS_ENDED,
         f"{what}the process that worked on it ended each time: a crash, a hang of more than {DECODE_SECONDS:g} s, or "
         "more memory than there is",

@@ -13,7 +13,7 @@ import aiohttp
 import fsspec.asyn
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from p2p.errors import BadInput, NotFound, Refused, StorageError
+from p2p.errors import BadInputError, NotFoundError, RefusedError, StorageError
 from p2p.storage.filesystems import TRY_AGAIN_STATUSES, check_bytes, storage_errors
 
 _CONNECT_SECONDS = 5
@@ -45,8 +45,8 @@ def is_public(address: str) -> bool:
     return found.is_global and not found.is_multicast
 
 
-def _private(host: str) -> BadInput:
-    return BadInput(
+def _private(host: str) -> BadInputError:
+    return BadInputError(
         "AddressRefused",
         f"{host} is in a private network (loopback, link-local, 10.x, …), where no line of a corpus may reach; "
         f"pass --allow-private-addresses if it is meant",
@@ -108,8 +108,9 @@ class WebReader:
         """The content at `url`, whose bytes are counted as they come, after any decompression.
 
         Raises:
-            BadInput: more than `max_bytes`, too slow, a private address where none is allowed, or no address at all.
-            NotFound, Refused: the server says so.
+            BadInputError: more than `max_bytes`, too slow, a private address where none is allowed, or no address at
+            all.
+            NotFoundError, RefusedError: the server says so.
             StorageError: it does not answer, or asks to try again.
 
         """
@@ -140,14 +141,14 @@ class WebReader:
                 return await self._body(response, max_bytes)
         except TimeoutError:
             if limit.expired():
-                raise BadInput("TooSlow", f"not there after {self._max_seconds:g} s") from None
+                raise BadInputError("TooSlow", f"not there after {self._max_seconds:g} s") from None
             raise
         except aiohttp.TooManyRedirects:
-            raise BadInput("AddressRefused", "redirected too often") from None
+            raise BadInputError("AddressRefused", "redirected too often") from None
         except aiohttp.NonHttpUrlClientError:
-            raise BadInput("AddressRefused", "redirected to what is no web address") from None
+            raise BadInputError("AddressRefused", "redirected to what is no web address") from None
         except aiohttp.InvalidURL as error:
-            raise BadInput("BadAddress", f"no web address: {error}") from None
+            raise BadInputError("BadAddress", f"no web address: {error}") from None
 
     async def _body(self, response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
         started = self._loop.time()
@@ -157,7 +158,7 @@ class WebReader:
             check_bytes(len(data), max_bytes)
             seconds = self._loop.time() - started
             if seconds > self._grace_seconds and len(data) < seconds * MIN_BYTES_PER_SECOND:
-                raise BadInput(
+                raise BadInputError(
                     "TooSlow", f"{len(data)} bytes in {seconds:.0f} s: less than 16 KiB/s are not waited for"
                 )
         return bytes(data)
@@ -166,11 +167,11 @@ class WebReader:
 def _require_success(response: aiohttp.ClientResponse, url: str) -> None:
     status = response.status
     if status in (404, 410):
-        raise NotFound(f"{url}: nothing is there")
+        raise NotFoundError(f"{url}: nothing is there")
     if status in TRY_AGAIN_STATUSES or status >= 500:
         raise StorageError(f"{url}: the server answers {status} {response.reason}")
     if status >= 400:
-        raise Refused(f"{url}: the server answers {status} {response.reason}")
+        raise RefusedError(f"{url}: the server answers {status} {response.reason}")
 
 
 def _close(loop: asyncio.AbstractEventLoop, session: aiohttp.ClientSession) -> None:

@@ -12,7 +12,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Raises:
         UsageError: options, data or an earlier run do not fit; found before any work starts.
-        TrainingStopped: the numbers are no longer finite, or workers died too often; the last checkpoint is intact.
+        TrainingStoppedError: the numbers are no longer finite, or workers died too often; the last checkpoint is
+        intact.
 
     """
     from p2p.training.job import run

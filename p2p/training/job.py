@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from p2p.data.description import DESCRIPTION, formats_for, read_description
 from p2p.data.order import pairs_per_worker
 from p2p.data.pairs import Pairs, open_pairs, raw_load_size
-from p2p.errors import CheckpointError, Damaged, NotFound, StorageError, TrainingStopped, UsageError
+from p2p.errors import CheckpointError, DamagedFileError, NotFoundError, StorageError, TrainingStoppedError, UsageError
 from p2p.model.config import class_planes
 from p2p.storage.filesystems import absolute, exists, join, read_json_object, require_readable
 from p2p.storage.outputs import require_output
@@ -56,7 +56,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         try:
             stream = _stream(config, train, val, data)
             launch(config, stream, data, position=Position.of_run(folder), scaling=scaling)
-        except TrainingStopped as stopped:
+        except TrainingStoppedError as stopped:
             if stopped.finding is not None:
                 _conclude(folder, config, stopped)
             raise
@@ -76,11 +76,11 @@ def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
     load_size = raw_load_size(config.crop_size)
     try:
         train = open_pairs(config.data, config.split, raw_load_size=load_size)
-    except NotFound as error:
+    except NotFoundError as error:
         raise UsageError(f"--data {error}") from None
     try:
         val = open_pairs(config.data, config.val_split, raw_load_size=load_size)
-    except NotFound:
+    except NotFoundError:
         if config.patience:
             raise UsageError(
                 f"--patience {config.patience}: needs validation, and there is no {config.val_split} split in "
@@ -190,7 +190,7 @@ def _why_finished(folder: RunFolder, config: TrainConfig, pairs: int) -> str:
     """Why nothing is left to train in a run; empty if something is, or if its latest checkpoint cannot tell."""
     try:
         position = Position.of_run(folder)
-    except (CheckpointError, NotFound, Damaged):
+    except (CheckpointError, NotFoundError, DamagedFileError):
         return ""
     if not remaining_images(config, pairs, position):
         return f"{position.epoch} epochs, {position.step} steps; raise --epochs or --max-steps to train on"
@@ -202,7 +202,7 @@ def _why_finished(folder: RunFolder, config: TrainConfig, pairs: int) -> str:
     return ""
 
 
-def _conclude(folder: RunFolder, config: TrainConfig, stopped: TrainingStopped | None = None) -> dict[str, Any]:
+def _conclude(folder: RunFolder, config: TrainConfig, stopped: TrainingStoppedError | None = None) -> dict[str, Any]:
     """Write the summary and the report of a run that ended, or that was `stopped` by numbers no longer finite."""
     from p2p.reports.run import write_run_report
 
@@ -212,7 +212,7 @@ def _conclude(folder: RunFolder, config: TrainConfig, stopped: TrainingStopped |
     return summary
 
 
-def _summarise(folder: RunFolder, config: TrainConfig, stopped: TrainingStopped | None) -> dict[str, Any]:
+def _summarise(folder: RunFolder, config: TrainConfig, stopped: TrainingStoppedError | None) -> dict[str, Any]:
     from p2p.training.health import findings
 
     rows = folder.rows()

@@ -38,13 +38,13 @@ def _translate(pix2pix: Pix2Pix, inputs: Tensor) -> Tensor:
     """(B, H, W, C) uint8 or uint16 -> (B, H, W, C') of the same depth."""
     encoded, bf16 = pix2pix.encode(inputs), pix2pix.config.precision == "bf16"
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
-        outputs = pix2pix.published(encoded)
+        outputs = pix2pix.eval_generator(encoded)
     return to_pixels(outputs, pix2pix.config.bits)
 
 
 def average_statistics(pix2pix: Pix2Pix, world: int) -> None:
     """Give every rank the mean of all ranks' running statistics, which each gathered on its own pairs."""
-    for network in {pix2pix.generator: None, pix2pix.published: None, pix2pix.discriminator: None}:
+    for network in {pix2pix.generator: None, pix2pix.eval_generator: None, pix2pix.discriminator: None}:
         for statistics in network.buffers():
             if world > 1 and statistics.is_floating_point():
                 torch.distributed.all_reduce(statistics)

@@ -19,9 +19,9 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from p2p.data.order import EpochRange
-from p2p.data.session import TRAINERS_SHARE, available_gpus, smallest_node_cpus, worker_environment
+from p2p.data.session import TRAINERS_SHARE, cluster_gpus, smallest_node_cpus, worker_environment
 from p2p.data.stream import PairStream
-from p2p.errors import P2PError, TrainingStopped, UsageError
+from p2p.errors import P2PError, TrainingStoppedError, UsageError
 from p2p.training.config import TrainConfig
 from p2p.training.position import Position, remaining_epochs, remaining_images
 from p2p.training.reporter import Display, LostWorkers, RunReporter, last_line
@@ -36,7 +36,7 @@ _SECONDS_TO_SAVE = 20.0
 
 def resources(config: TrainConfig) -> ScalingConfig:
     """What the workers ask the cluster for. Needs Ray. Raises UsageError if it cannot have that."""
-    gpus = available_gpus()
+    gpus = cluster_gpus()
     if config.gpu == "true" and gpus < config.workers:
         raise UsageError(f"--gpu true --workers {config.workers}: the cluster has {gpus} GPUs; pass --gpu auto")
     use_gpu = config.gpu != "false" and gpus >= config.workers
@@ -149,10 +149,10 @@ def _raise_failure(config: TrainConfig, failure: P2PError | None, error: BaseExc
         return
     intact = f"what {config.output} holds is intact, and the same command continues"
     if isinstance(error, ray.exceptions.RayActorError):
-        raise TrainingStopped(f"Ray Train's controller was lost: {last_line(error)}; {intact}") from None
+        raise TrainingStoppedError(f"Ray Train's controller was lost: {last_line(error)}; {intact}") from None
     failures = list(getattr(error, "worker_failures", {}).values())
     if failures and all(isinstance(failure, ray.exceptions.RayActorError) for failure in failures):
-        raise TrainingStopped(
+        raise TrainingStoppedError(
             f"workers were lost {MAX_RESTARTS + 1} times, the last time: {failures[0]}; {intact}"
         ) from None
     log.info("%s", intact)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from p2p.errors import CheckpointError, Damaged, NotFound, UsageError
+from p2p.errors import CheckpointError, DamagedFileError, NotFoundError, UsageError
 from p2p.model.checkpoint import read_whole
 from p2p.training.judgement import is_best
 from p2p.training.position import Position
@@ -49,6 +49,6 @@ def _whole(folder: RunFolder, name: str) -> _Entry | None:
         meta, trainer = read_whole(address)
         Position.from_dict(trainer)
         return {"checkpoint": name, "metrics": check_row(meta.get("metrics"), address)}
-    except (CheckpointError, NotFound, Damaged) as error:
+    except (CheckpointError, NotFoundError, DamagedFileError) as error:
         log.warning("%s cannot be used: %s", name, error)
         return None

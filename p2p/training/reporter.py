@@ -95,7 +95,7 @@ class LostWorkers(UserCallback):
         if self._failures > self._max_failures:
             again = "no restart is left"
         for rank, error in sorted(worker_exceptions.items()):
-            if isinstance(error, P2PError) and not error.may_pass:
+            if isinstance(error, P2PError) and not error.retryable:
                 continue  # ends the job, which names it
             self._reporter.log.remote(f"worker {rank} was lost: {last_line(error)}; {again}")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from p2p.documents import check_fields, parse_json, to_json
-from p2p.errors import Damaged, NotFound
+from p2p.errors import DamagedFileError, NotFoundError
 from p2p.model.moments import is_checkpoint_name, moment_name, moment_of
 from p2p.storage.filesystems import (
     join,
@@ -38,14 +38,16 @@ _OWN_NAMES = (
 
 
 def check_row(row: Any, uri: str) -> MetricsRow:
-    """`row`, read from `uri`, if it is numbers by name with `epoch` and `step` among them. Raises Damaged if not."""
+    """`row`, read from `uri`, if it is numbers by name with `epoch` and `step` among them. Raises DamagedFileError if
+    not.
+    """
     if not isinstance(row, dict):
-        raise Damaged(f"{uri}: expected the numbers of an epoch, found {reprlib.repr(row)}")
+        raise DamagedFileError(f"{uri}: expected the numbers of an epoch, found {reprlib.repr(row)}")
     try:
         missing = {"epoch": None, "step": None}
         check_fields(missing | row, dict.fromkeys(row, float | None) | dict.fromkeys(missing, int))
     except ValueError as error:
-        raise Damaged(f"{uri}: not the numbers of an epoch: {error}") from None
+        raise DamagedFileError(f"{uri}: not the numbers of an epoch: {error}") from None
     return row
 
 
@@ -62,22 +64,22 @@ class RunFolder:
     def _read_object(self, name: str) -> dict[str, Any] | None:
         try:
             return read_json_object(join(self.uri, name))
-        except NotFound:
+        except NotFoundError:
             return None
 
     def config(self) -> Any:
         """What config.json says; None where there is no run. Other programs have files of that name."""
         try:
             return read_json(join(self.uri, "config.json"))
-        except NotFound:
+        except NotFoundError:
             return None
 
     def require_present(self) -> None:
-        """Raise NotFound if the run is gone, which must not be taken for one that has no checkpoint yet."""
+        """Raise NotFoundError if the run is gone, which must not be taken for one that has no checkpoint yet."""
         try:
             read_json(join(self.uri, "config.json"))  # written before any worker starts
-        except NotFound as error:
-            raise NotFound(f"{error}; the run that was here cannot be found any more") from None
+        except NotFoundError as error:
+            raise NotFoundError(f"{error}; the run that was here cannot be found any more") from None
 
     def latest(self) -> dict[str, Any] | None:
         """`{"checkpoint", "epoch", "step", "metrics"}` of the newest checkpoint."""
@@ -92,7 +94,7 @@ class RunFolder:
         if found is None:
             return None
         if not (is_checkpoint_name(found.get("checkpoint")) and {"epoch", "metrics"} <= found.keys()):
-            raise Damaged(f"{join(self.uri, name)}: names no checkpoint of its run")
+            raise DamagedFileError(f"{join(self.uri, name)}: names no checkpoint of its run")
         return found | {"metrics": check_row(found["metrics"], join(self.uri, name))}
 
     def summary(self) -> dict[str, Any] | None:
@@ -118,7 +120,7 @@ class RunFolder:
         uri = join(self.uri, "metrics.jsonl")
         try:
             lines = read_bytes(uri).splitlines()
-        except NotFound:
+        except NotFoundError:
             return []
         rows = [check_row(parse_json(line, uri), uri) for line in lines if line]
         return [row for row in rows if up_to_epoch is None or row["epoch"] <= up_to_epoch]

@@ -11,7 +11,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from p2p.errors import TrainingStopped
+from p2p.errors import TrainingStoppedError
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.tensors import to_model_range
 from p2p.training.config import TrainConfig
@@ -132,7 +132,9 @@ class Trainer:
         return replace(self.position, loss_sums=sums, seconds=self.epoch_seconds)
 
     def check_losses(self) -> dict[str, float]:
-        """Mean losses of the epoch so far; waits for the device (all ranks). Raises TrainingStopped on all of them."""
+        """Mean losses of the epoch so far; waits for the device (all ranks). Raises TrainingStoppedError on all of
+        them.
+        """
         means = [float(value) / self.position.pairs_in_epoch for value in self._summed()]
         losses = dict(zip(LOSSES, means, strict=True))
         if names := not_finite(losses):
@@ -140,7 +142,9 @@ class Trainer:
         return losses
 
     def check_weights(self) -> None:
-        """Raise TrainingStopped if the networks are broken: the last step may have done it, its losses still whole."""
+        """Raise TrainingStoppedError if the networks are broken: the last step may have done it, its losses still
+        whole.
+        """
         if not self.pix2pix.is_finite():
             raise self._stopped(["weights"])
 
@@ -158,12 +162,12 @@ class Trainer:
         torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MAX)
         return float(worst)
 
-    def _stopped(self, names: list[str]) -> TrainingStopped:
+    def _stopped(self, names: list[str]) -> TrainingStoppedError:
         latest = self._run.latest()
         kept = f"{self._run.address(latest['checkpoint'])} is intact" if latest else "no checkpoint was saved yet"
         step = self.position.step
         finding = broken(names, self.epoch, step, self.config.learning_rate(self.epoch))
-        return TrainingStopped(
+        return TrainingStoppedError(
             f"{', '.join(names)} no longer finite in epoch {self.epoch}, by step {step}; {kept}; {finding['advice']}",
             dict(finding),
         )

@@ -13,9 +13,9 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 
-from p2p.data.session import physical_cores
+from p2p.data.session import available_cpus
 from p2p.data.stream import BlockReader, PairStream
-from p2p.errors import P2PError, TrainingStopped
+from p2p.errors import P2PError, TrainingStoppedError
 from p2p.model.checkpoint import load_trainer
 from p2p.model.engine import choose_precision
 from p2p.model.pix2pix import Pix2Pix
@@ -57,10 +57,10 @@ def train_worker(settings: dict[str, Any]) -> None:
         _train(task)
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ")[0]
-        ray.get(task.reporter.fail.remote(TrainingStopped(f"{reason}; lower --batch-size or --crop-size")))
+        ray.get(task.reporter.fail.remote(TrainingStoppedError(f"{reason}; lower --batch-size or --crop-size")))
         raise
     except P2PError as error:
-        if not error.may_pass:
+        if not error.retryable:
             ray.get(task.reporter.fail.remote(error))
         raise
 
@@ -107,7 +107,7 @@ def _train(task: TrainTask) -> None:
 def _build_networks(task: TrainTask, context: Any) -> Pix2Pix:
     config, bits, device = task.config, task.data["bits"], ray.train.torch.get_device()
     # Ray sets OMP_NUM_THREADS to the CPUs a worker asks for, which here is only what placement needs.
-    torch.set_num_threads(max(1, physical_cores() // context.get_local_world_size()))
+    torch.set_num_threads(max(1, available_cpus() // context.get_local_world_size()))
     torch.backends.cudnn.benchmark = True
 
     def wrap(module: nn.Module) -> nn.Module:

@@ -19,19 +19,19 @@ from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, choose_precision
 from p2p.storage.deadline import DECODE_SECONDS, Deadline
 from p2p.storage.filesystems import DEFAULT_MAX_BYTES, exists, is_remote
-from p2p.translation.codec import Codec
 from p2p.translation.config import Settings
-from p2p.translation.crash_records import CrashRecord, begun_shards, open_record
-from p2p.translation.fetching import Fetcher
-from p2p.translation.hosts import LOCAL
-from p2p.translation.inputs import Input
-from p2p.translation.ledger import LedgerRow, ledger_uri, read_kept, write_ledger
-from p2p.translation.manifest import ManifestCorpus
-from p2p.translation.passage import ShardReport
-from p2p.translation.pipeline import Pipeline, ShardBooks
-from p2p.translation.plan import Shard, read_inputs
+from p2p.translation.corpus.inputs import Input
+from p2p.translation.corpus.manifest import ManifestCorpus
+from p2p.translation.pipeline.circuit_breaker import LOCAL
+from p2p.translation.pipeline.codec import Codec
+from p2p.translation.pipeline.fetching import Fetcher
+from p2p.translation.pipeline.pipeline import Pipeline, ShardBooks
+from p2p.translation.pipeline.tasks import ShardReport
+from p2p.translation.pipeline.windows import SizePolicy
+from p2p.translation.plan.crash_records import CrashRecord, begun_shards, open_record
+from p2p.translation.plan.ledger import LedgerRow, ledger_uri, read_kept, write_ledger
+from p2p.translation.plan.plan import Shard, read_inputs
 from p2p.translation.sinks import Sink, open_sink
-from p2p.translation.windows import SizePolicy
 
 _LOCAL_IO_THREADS, _REMOTE_IO_THREADS = 4, 16
 _SECONDS_BETWEEN_REPORTS = 2.0

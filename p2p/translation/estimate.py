@@ -13,11 +13,11 @@ from p2p.data.tasks import run_as_task
 from p2p.progress import format_duration
 from p2p.translation.actor import Work, make_pipeline
 from p2p.translation.config import TranslateConfig
-from p2p.translation.corpus import Corpus
-from p2p.translation.hosts import host_of
-from p2p.translation.inputs import Input
-from p2p.translation.pipeline import ShardBooks
-from p2p.translation.plan import Shard
+from p2p.translation.corpus.corpus import Corpus
+from p2p.translation.corpus.inputs import Input
+from p2p.translation.pipeline.circuit_breaker import host_of
+from p2p.translation.pipeline.pipeline import ShardBooks
+from p2p.translation.plan.plan import Shard
 from p2p.translation.sinks import Record
 
 log = logging.getLogger("p2p")

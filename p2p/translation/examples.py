@@ -16,11 +16,11 @@ from p2p.errors import P2PError
 from p2p.storage.filesystems import absolute, read_bytes
 from p2p.storage.images import decode, resize
 from p2p.storage.parquet import find_bytes, open_parquet, read_cells, read_parquet, read_text
-from p2p.translation.codec import Codec
 from p2p.translation.config import OutputFormat
-from p2p.translation.fetching import Fetcher
-from p2p.translation.ledger import ledger_uri
-from p2p.translation.plan import Shard, read_inputs
+from p2p.translation.pipeline.codec import Codec
+from p2p.translation.pipeline.fetching import Fetcher
+from p2p.translation.plan.ledger import ledger_uri
+from p2p.translation.plan.plan import Shard, read_inputs
 from p2p.translation.seams import Seams, measure_seams
 from p2p.translation.sinks.webdataset import read_records
 

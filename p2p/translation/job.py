@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from p2p.data.session import available_cores, available_gpus, physical_cores, ray_session
+from p2p.data.session import available_cpus, cluster_cpus, cluster_gpus, ray_session
 from p2p.data.tasks import run_as_task
 from p2p.errors import CheckpointError, P2PError, StorageError, UsageError, check_bad_fraction
 from p2p.model.sizing import default_overlap
@@ -23,9 +23,16 @@ from p2p.storage.filesystems import (
     write_json,
 )
 from p2p.storage.outputs import require_output
-from p2p.translation import ledger
 from p2p.translation.actor import Work, open_fetcher
-from p2p.translation.attempt import (
+from p2p.translation.config import PACKED, Settings, TranslateConfig
+from p2p.translation.corpus.corpus import Corpus, open_corpus
+from p2p.translation.corpus.manifest import ManifestCorpus
+from p2p.translation.examples import Pair, Reader, spread
+from p2p.translation.pipeline.codec import Codec
+from p2p.translation.plan import ledger
+from p2p.translation.plan.ledger import Totals
+from p2p.translation.plan.plan import Plan, Shard, extend_plan, load_plan, require_unique
+from p2p.translation.plan.resume import (
     Remaining,
     begin,
     exists_translation,
@@ -36,13 +43,6 @@ from p2p.translation.attempt import (
     select_failed,
     tidy,
 )
-from p2p.translation.codec import Codec
-from p2p.translation.config import PACKED, Settings, TranslateConfig
-from p2p.translation.corpus import Corpus, open_corpus
-from p2p.translation.examples import Pair, Reader, spread
-from p2p.translation.ledger import Totals
-from p2p.translation.manifest import ManifestCorpus
-from p2p.translation.plan import Plan, Shard, extend_plan, load_plan, require_unique
 from p2p.translation.pool import ACTORS_PER_GPU, Outcome, on_cores, on_gpu, ray_workforce
 from p2p.translation.seams import Seams
 from p2p.translation.sinks import NamedSink, open_sink
@@ -68,7 +68,7 @@ class _Model:
 
 
 def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[str, Any]:
-    """Translate `config.source`; returns the summary. Raises UsageError before work, TooManyBadInputs after it.
+    """Translate `config.source`; returns the summary. Raises UsageError before work, TooManyBadInputsError after it.
 
     `workforce` does the shards that remain, each to its end, and tells what it knows of them.
     """
@@ -211,12 +211,12 @@ def _dry_run(config: TranslateConfig, corpus: Corpus, work: Work) -> dict[str, A
 
     if not os.environ.get("RAY_ADDRESS"):
         gpus = torch.cuda.device_count() if choose_device(config.gpu).type == "cuda" else 0
-        return _estimate(config, corpus, work, physical_cores(), gpus)
+        return _estimate(config, corpus, work, available_cpus(), gpus)
     with ray_session():
-        gpus = available_gpus() if config.gpu != "false" else 0
+        gpus = cluster_gpus() if config.gpu != "false" else 0
         if config.gpu == "true" and not gpus:
             raise UsageError("--gpu true: the cluster has no GPU that is up; pass --gpu auto or false")
-        cores = available_cores()
+        cores = cluster_cpus()
         log.info("measuring one process on the cluster, which has %d CPUs and %d GPUs now", cores, gpus)
         return _estimate(config, corpus, work, cores, gpus)
 
@@ -232,7 +232,9 @@ def _estimate(config: TranslateConfig, corpus: Corpus, work: Work, cores: int, g
 
 
 def _finish(config: TranslateConfig, work: Work, left: Remaining, outcome: Outcome, started: float) -> dict[str, Any]:
-    """Count by the ledger, write `summary.json` and the report. Raises TooManyBadInputs when all of that is done."""
+    """Count by the ledger, write `summary.json` and the report. Raises TooManyBadInputsError when all of that is
+    done.
+    """
     output = work.output
     untold = {shard.index for shard in left.shards} - outcome.told
     missing = untold - ledger.done_shards(output)

@@ -18,11 +18,11 @@ import pyarrow as pa
 import ray.data
 
 from p2p.data.session import (
-    available_cores,
-    available_gpus,
+    available_cpus,
     await_gpu,
+    cluster_cpus,
+    cluster_gpus,
     is_private,
-    physical_cores,
     quiet_data_context,
     ray_session,
     worker_environment,
@@ -30,10 +30,10 @@ from p2p.data.session import (
 from p2p.errors import P2PError, UsageError
 from p2p.progress import Progress
 from p2p.translation.actor import Work
-from p2p.translation.attempt import Remaining
 from p2p.translation.config import TranslateConfig
-from p2p.translation.metering import MeteredShardTranslator
-from p2p.translation.plan import Shard
+from p2p.translation.pipeline.metering import MeteredShardTranslator
+from p2p.translation.plan.plan import Shard
+from p2p.translation.plan.resume import Remaining
 
 log = logging.getLogger("p2p")
 
@@ -101,7 +101,7 @@ def _sized(config: TranslateConfig, work: Work, shards: int) -> _Pool:
     """Fit the pool to the machines that are up. On a cluster `--workers` is an upper bound; how many there are at a
     time is for Ray to find out.
     """
-    gpus, cores = available_gpus(), available_cores()
+    gpus, cores = cluster_gpus(), cluster_cpus()
     use_gpu = bool(gpus) and config.gpu != "false"
     room = ACTORS_PER_GPU * gpus if use_gpu else cores
     most = actors = min(config.workers or room, shards)
@@ -113,7 +113,7 @@ def _sized(config: TranslateConfig, work: Work, shards: int) -> _Pool:
         work = on_gpu(work, config.batch_size, cores // actors)
         return _Pool(work, actors, at_first, most, {"num_cpus": 1, "num_gpus": 1 / math.ceil(actors / gpus)})
     # One more than a process has cores: while one pauses between two chains, another computes on its core too.
-    threads = min(max(1, cores // actors), physical_cores()) + 1
+    threads = min(max(1, cores // actors), available_cpus()) + 1
     if config.batch_size not in (0, work.batch_size):
         log.info(
             "on CPUs %d tiles are computed at a time, whatever the --batch-size, so that it changes no bit",
@@ -137,7 +137,7 @@ def _chains(shards: Sequence[Shard], actors: int, longest: int) -> list[list[Sha
 def ray_workforce(config: TranslateConfig) -> Iterator[Callable[[Work, Remaining], Outcome]]:
     """Ray is running inside. Raises UsageError if the cluster cannot be joined or lacks what was asked for."""
     with ray_session():
-        if config.gpu == "true" and not available_gpus():
+        if config.gpu == "true" and not cluster_gpus():
             _wait_for_a_gpu()
         yield functools.partial(_translate_on_ray, config)
 

@@ -14,9 +14,9 @@ import tyro
 from p2p.errors import UsageError
 from p2p.progress import format_duration
 from p2p.storage.filesystems import absolute, join, list_files, require_readable
-from p2p.translation import ledger
-from p2p.translation.attempt import exists_translation
-from p2p.translation.plan import load_plan
+from p2p.translation.plan import ledger
+from p2p.translation.plan.plan import load_plan
+from p2p.translation.plan.resume import exists_translation
 
 log = logging.getLogger("p2p")
 _WINDOW_SECONDS = 600.0

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 
 from p2p.data.augment import centre_crop, jitter
-from p2p.errors import BadInput
+from p2p.errors import BadInputError
 
 
 def coordinates(height: int, width: int) -> np.ndarray:
@@ -58,7 +58,7 @@ def test_the_centre_crop_is_the_middle():
 @pytest.mark.parametrize("crop", [jitter, centre_crop])
 def test_pairs_that_do_not_fit_are_bad_inputs(crop):
     key = {"seed": 0, "epoch": 1, "pair_id": "x"} if crop is jitter else {}
-    with pytest.raises(BadInput, match="a is 8x9, b is 8x8"):
+    with pytest.raises(BadInputError, match="a is 8x9, b is 8x8"):
         crop(coordinates(9, 8), coordinates(8, 8), 4, **key)
-    with pytest.raises(BadInput, match="smaller than --crop-size 9"):
+    with pytest.raises(BadInputError, match="smaller than --crop-size 9"):
         crop(coordinates(8, 20), coordinates(8, 20), 9, **key)

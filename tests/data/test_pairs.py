@@ -4,7 +4,7 @@ import pytest
 
 from p2p.data.augment import jitter
 from p2p.data.pairs import PAIR_SCHEMA, first_pairs, iter_pairs, open_pairs, part_name, read_rows
-from p2p.errors import BadInput, NotFound, UsageError
+from p2p.errors import BadInputError, NotFoundError, UsageError
 from p2p.storage.filesystems import write_table
 from p2p.storage.images import encode
 
@@ -65,7 +65,7 @@ def test_a_raw_folder_of_combined_images_is_taken_too(tmp_path, make_pairs):
     pairs = open_pairs(str(tmp_path / "raw"), "train", raw_load_size=16)
     assert (len(pairs), pairs.smallest_side) == (3, 16)
     assert [pair["a"].shape for pair in first_pairs(pairs)] == [(16, 16, 3)] * 3
-    with pytest.raises(NotFound, match=r"val: no pairs there.*there are train"):
+    with pytest.raises(NotFoundError, match=r"val: no pairs there.*there are train"):
         open_pairs(str(tmp_path / "raw"), "val")
 
 
@@ -81,7 +81,7 @@ def test_a_raw_image_whose_name_is_no_text_is_read_like_any_other(tmp_path, make
 def test_images_beside_no_split_folders_are_for_training(tmp_path, make_pairs):
     make_pairs(tmp_path / "raw", 3, size=20)
     assert len(open_pairs(str(tmp_path / "raw"), "train")) == 3
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         open_pairs(str(tmp_path / "raw"), "val")
 
 
@@ -105,5 +105,5 @@ def test_a_damaged_image_is_named(tmp_path):
     columns = {"pair_id": ["x/1"], "a": [b"nonsense"], "b": [encode(picture(1))]}
     columns |= {"width": [12], "height": [10], "source_uri": ["made"]}
     write_table(str(tmp_path / "train" / part_name(0)), pa.table(columns, schema=PAIR_SCHEMA))
-    with pytest.raises(BadInput, match=r"pair 'x/1' in .*part-00000.parquet: not a JPEG"):
+    with pytest.raises(BadInputError, match=r"pair 'x/1' in .*part-00000.parquet: not a JPEG"):
         list(iter_pairs(str(tmp_path), "train"))

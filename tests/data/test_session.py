@@ -113,7 +113,7 @@ def test_a_container_has_the_cores_that_its_limit_comes_to(
         (tmp_path / "cpu.max").write_text(limit)
     monkeypatch.setattr(session, "_CPU_LIMIT", str(tmp_path / "cpu.max"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    assert session.physical_cores() == cores
+    assert session.available_cpus() == cores
 
 
 @pytest.mark.parametrize(

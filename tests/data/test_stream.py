@@ -12,7 +12,7 @@ import pytest
 from p2p.data.order import Block, EpochRange, block_rows
 from p2p.data.pairs import open_pairs, read_rows
 from p2p.data.stream import BlockReader, CropSettings, PairStream
-from p2p.errors import BadInput, StorageError
+from p2p.errors import BadInputError, StorageError
 
 SIZE = 16
 
@@ -88,7 +88,7 @@ def test_a_block_with_a_bad_pair_names_it(data, tmp_path):
     damaged = tmp_path / "train" / "0004.png"
     damaged.write_bytes(damaged.read_bytes()[:300])
     stream, part = stream_of(data), EpochRange(1, 0, 11)
-    with pytest.raises(BadInput, match=r"pair '0004'.*damaged.*jobs/prepare.py leaves bad pairs out"):
+    with pytest.raises(BadInputError, match=r"pair '0004'.*damaged.*jobs/prepare.py leaves bad pairs out"):
         list(BlockReader(Rows(stream, part), stream).training(part))
 
 

@@ -401,7 +401,7 @@ def test_with_an_average_the_generator_of_a_checkpoint_is_the_average_and_traini
     load_trainer(folder, other)
     for each in (model, other):
         step(each, 303)
-    assert same_weights(model.generator, other.generator) and same_weights(model.published, other.published)
+    assert same_weights(model.generator, other.generator) and same_weights(model.eval_generator, other.eval_generator)
     with pytest.raises(CheckpointError, match="ema_images is 20 there and 0 here"):
         load_trainer(folder, Pix2Pix(CONFIG))
 

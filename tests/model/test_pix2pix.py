@@ -202,11 +202,11 @@ def test_the_half_life_means_the_same_for_every_batch_size():
 def test_the_average_is_what_is_published_and_does_not_change_training():
     model, history = averaged(10**6)
     plain, expected = averaged(0)
-    assert plain.published is plain.generator and plain.average is None
-    assert model.published is model.average.generator and not model.published.training
+    assert plain.eval_generator is plain.generator and plain.average is None
+    assert model.eval_generator is model.average.generator and not model.eval_generator.training
     assert all(torch.equal(a, b) for a, b in zip(history[-1].values(), expected[-1].values(), strict=True))
     weight = "model.model.0.weight"
-    assert not torch.equal(model.published.state_dict()[weight], history[-1][weight])
+    assert not torch.equal(model.eval_generator.state_dict()[weight], history[-1][weight])
 
 
 def test_an_averaged_model_continues_from_a_saved_state():

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import descendants, pids, read_process
 
-from p2p.errors import BadInput, P2PError, StorageError, UsageError
+from p2p.errors import BadInputError, P2PError, StorageError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ sys.exit(run_job(Config, job, []))
     [
         (UsageError("--lr nan: give a number"), 2),
         (StorageError("s3://bucket: access denied"), 1),
-        (BadInput("OddWidth", "17 wide"), 1),
+        (BadInputError("OddWidth", "17 wide"), 1),
     ],
 )
 def test_an_error_of_a_worker_is_one_line(

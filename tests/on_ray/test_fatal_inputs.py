@@ -153,7 +153,8 @@ def nothing_decoded_here(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> 
 
     from p2p.preparation import shards
     from p2p.storage import images, pixels
-    from p2p.translation import codec, examples
+    from p2p.translation import examples
+    from p2p.translation.pipeline import codec
 
     for module in (images, pixels, codec, examples):
         monkeypatch.setattr(module, "decode", refuse)

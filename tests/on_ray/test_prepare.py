@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from p2p.preparation import PrepareConfig, chunks, prepare
-from p2p.preparation.synthetic import PALETTE
 from p2p.storage import images
+from p2p.synthetic.pairs import PALETTE
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

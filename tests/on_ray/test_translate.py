@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import descendants, read_process
 
-from p2p.errors import P2PError, TooManyBadInputs, UsageError
+from p2p.errors import P2PError, TooManyBadInputsError, UsageError
 from p2p.storage.filesystems import arrow_filesystem, list_files, list_names, read_bytes, write_bytes
 from p2p.translation import TranslateConfig, pool, translate
 
@@ -107,7 +107,7 @@ def test_a_killed_actor_costs_nothing_and_a_second_run_does_nothing(
     assert_each_input_once(output, corpus)
     again = translate(config_of(checkpoint, corpus, output))
     assert (again["translated"], again["failed"], again["skipped"]) == (0, 1, 200)
-    with pytest.raises(TooManyBadInputs):
+    with pytest.raises(TooManyBadInputsError):
         translate(config_of(checkpoint, corpus, output, max_bad_fraction=0.0))
 
 

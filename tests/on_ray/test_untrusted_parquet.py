@@ -15,7 +15,7 @@ from p2p.evaluation import EvaluateConfig, evaluate
 from p2p.preparation import PrepareConfig, prepare
 from p2p.training import TrainConfig, train
 from p2p.translation import TranslateConfig, translate
-from p2p.translation.ledger import LedgerRow, write_ledger
+from p2p.translation.plan.ledger import LedgerRow, write_ledger
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 Run = Callable[..., Outcome]

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from p2p.errors import BadInput, UsageError
+from p2p.errors import BadInputError, UsageError
 from p2p.preparation import sources
 from p2p.preparation.locations import Fetcher, File, ZipMember
 from p2p.preparation.sources import list_source, read_stream
@@ -30,7 +30,7 @@ MIB = 2**20
 # Lists a source and reads its images as the job does. What a process has taken at most is counted from its start on.
 _READER = """
 import json, sys
-from p2p.errors import BadInput, UsageError
+from p2p.errors import BadInputError, UsageError
 from p2p.preparation.locations import Fetcher
 from p2p.preparation.sources import kind_of, list_source, read_stream
 
@@ -47,7 +47,7 @@ try:
         for member in listing.members:
             try:
                 found[member.path] = len(fetch(member.location))
-            except BadInput as error:
+            except BadInputError as error:
                 found[member.path] = error.kind
     found.update({row.source_uri.partition("#")[2]: row.error for row in listing.bad})
     print(json.dumps({"found": found, "grown": peak() - before}))
@@ -206,10 +206,10 @@ def test_what_an_archive_has_become_since_it_was_listed_is_not_trusted(tmp_path:
     path = zip_of([(info("1.jpg", zipfile.ZIP_DEFLATED), b"x" * 1000)], tmp_path / "x.zip")
     member = list_source(str(path), "--source").members[0].location
     patch_list(path, 10, "<H", zipfile.ZIP_LZMA)
-    with pytest.raises(BadInput, match="compressed by method 14"):
+    with pytest.raises(BadInputError, match="compressed by method 14"):
         Fetcher()(member)
     zip_of([(info("2.jpg", zipfile.ZIP_DEFLATED), b"y")], path)
-    with pytest.raises(BadInput, match="not the one any more"):
+    with pytest.raises(BadInputError, match="not the one any more"):
         Fetcher()(member)
 
 
@@ -252,10 +252,10 @@ def test_pipes_in_a_folder_are_bad_rows(tmp_path: Path) -> None:
 
 def test_a_file_that_grew_since_it_was_listed_is_not_read_further(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(bytes(101))
-    with pytest.raises(BadInput, match="more than the 100 bytes allowed"):
+    with pytest.raises(BadInputError, match="more than the 100 bytes allowed"):
         Fetcher(max_bytes=100)(File(str(tmp_path / "1.jpg")))
     path = zip_of([(info("1.jpg", zipfile.ZIP_DEFLATED), bytes(101))], tmp_path / "x.zip")
-    with pytest.raises(BadInput, match="more than the 100 bytes allowed"):
+    with pytest.raises(BadInputError, match="more than the 100 bytes allowed"):
         Fetcher(max_bytes=100)(ZipMember(str(path), "1.jpg", 0))
 
 

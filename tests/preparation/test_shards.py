@@ -17,8 +17,8 @@ from p2p.data.pairs import PAIR_SCHEMA, ROW_GROUP_PAIRS
 from p2p.preparation.locations import Drawing, Fetcher, File
 from p2p.preparation.pairing import PairRef
 from p2p.preparation.shards import MAX_PART_PAIRS, Shard, ShardReport, cut_into_shards, write_shard
-from p2p.preparation.synthetic import PALETTE, city_pair
 from p2p.storage import images, pixels
+from p2p.synthetic.pairs import PALETTE, city_pair
 
 MakeImage = Callable[..., bytes]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from p2p.errors import BadInput, UsageError
+from p2p.errors import BadInputError, UsageError
 from p2p.preparation.locations import Fetcher
 from p2p.preparation.sources import Listing, kind_of, list_source, read_stream
 from p2p.storage.filesystems import DEFAULT_MAX_BYTES
@@ -142,7 +142,7 @@ def test_a_damaged_zip_member_is_a_bad_input(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[40] ^= 0xFF
     path.write_bytes(bytes(data))
-    with pytest.raises(BadInput, match="cannot be read out of its archive"):
+    with pytest.raises(BadInputError, match="cannot be read out of its archive"):
         read_all(path)
 
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2p.errors import BadInput, Damaged, NotFound, Refused, StorageError, UsageError
+from p2p.errors import BadInputError, DamagedFileError, NotFoundError, RefusedError, StorageError, UsageError
 from p2p.storage import filesystems
 from p2p.storage.filesystems import (
     FileInfo,
@@ -75,7 +75,7 @@ def test_a_file_is_a_file_a_folder_a_folder_and_nothing_nothing(place: str) -> N
     require_readable(join(place, "folder"), "--data")
     with pytest.raises(UsageError, match=r"--data .*none: nothing is there"):
         require_readable(join(place, "none"), "--data")
-    with pytest.raises(NotFound, match="none: nothing is there"):
+    with pytest.raises(NotFoundError, match="none: nothing is there"):
         read_bytes(join(place, "none"))
     assert list_names(join(place, "none")) == list(list_files(join(place, "none"))) == []
 
@@ -123,10 +123,10 @@ def test_no_more_is_read_than_a_limit_allows(place: str) -> None:
     for size in (0, 99, 100):
         assert read_bytes(join(place, f"{size}"), limit=100) == bytes(size)
     for size in (101, 5000):
-        with pytest.raises(BadInput, match="more than the 100 bytes allowed for one image") as caught:
+        with pytest.raises(BadInputError, match="more than the 100 bytes allowed for one image") as caught:
             read_bytes(join(place, f"{size}"), limit=100)
         assert caught.value.kind == "FileTooLarge"
-    with pytest.raises(NotFound, match="none: nothing is there"):
+    with pytest.raises(NotFoundError, match="none: nothing is there"):
         read_bytes(join(place, "none"), limit=100)
 
 
@@ -134,7 +134,7 @@ def test_a_file_that_does_not_say_its_size_is_counted_as_it_is_read() -> None:
     assert os.stat("/proc/self/environ").st_size == 0
     content = Path("/proc/self/environ").read_bytes()
     assert read_bytes("/proc/self/environ", limit=len(content)) == content
-    with pytest.raises(BadInput, match="more than the"):
+    with pytest.raises(BadInputError, match="more than the"):
         read_bytes("/proc/self/environ", limit=len(content) - 1)
 
 
@@ -145,7 +145,7 @@ def test_pipes_sockets_and_devices_are_not_read(tmp_path: Path) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(os.path.relpath(tmp_path / "socket.png"))  # the path of a socket may not be long
     for name in ("pipe.png", "link.png", "device.png", "socket.png"):
-        with pytest.raises(BadInput, match="not a regular file") as caught:
+        with pytest.raises(BadInputError, match="not a regular file") as caught:
             read_bytes(str(tmp_path / name), limit=100)
         assert caught.value.kind == "NotAFile"
     listener.close()
@@ -276,16 +276,16 @@ def test_a_failed_write_leaves_no_trace(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"a": ' + "9" * 5000 + "}", b"\xff\xfe\x00\xd8"])
 def test_json_that_no_parser_takes_is_damaged(tmp_path: Path, text: str | bytes) -> None:
     (tmp_path / "a.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(Damaged, match=r"a\.json: not valid JSON"):
+    with pytest.raises(DamagedFileError, match=r"a\.json: not valid JSON"):
         read_json(str(tmp_path / "a.json"))
 
 
 def test_a_json_document_has_a_largest_size_and_may_have_to_be_an_object(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"[" + b" " * 2**26 + b"]")
-    with pytest.raises(Damaged, match=r"a\.json: no JSON document of more than 67108864 bytes"):
+    with pytest.raises(DamagedFileError, match=r"a\.json: no JSON document of more than 67108864 bytes"):
         read_json(str(tmp_path / "a.json"))
     (tmp_path / "a.json").write_text("[]")
-    with pytest.raises(Damaged, match=r"a\.json: expected a JSON object, found list"):
+    with pytest.raises(DamagedFileError, match=r"a\.json: expected a JSON object, found list"):
         read_json_object(str(tmp_path / "a.json"))
 
 
@@ -315,10 +315,10 @@ def refusing_server() -> Iterator[str]:
 @pytest.mark.parametrize(
     "status, kind, said",
     [
-        (400, Refused, "400"),
-        (401, Refused, "asks for a login"),
-        (403, Refused, "does not let this machine read"),
-        (404, NotFound, "nothing is there"),
+        (400, RefusedError, "400"),
+        (401, RefusedError, "asks for a login"),
+        (403, RefusedError, "does not let this machine read"),
+        (404, NotFoundError, "nothing is there"),
         (500, StorageError, "500"),
     ],
 )
@@ -346,7 +346,7 @@ def test_what_a_web_server_refuses_is_no_matter_of_buckets_and_their_keys(
     ],
 )
 def test_a_refusal_names_the_credentials_of_its_storage(uri: str, said: str) -> None:
-    with pytest.raises(Refused, match=said), storage_errors(uri):
+    with pytest.raises(RefusedError, match=said), storage_errors(uri):
         raise PermissionError("Forbidden")
 
 
@@ -370,8 +370,8 @@ def test_no_document_is_read_from_what_never_ends(tmp_path: Path) -> None:
     with open(tmp_path / "large.json", "wb") as file:
         file.truncate(2**40)
     for name in ("pipe", "device", "large"):
-        with pytest.raises(Damaged, match=r"no JSON document (of more|is in a pipe)"):
+        with pytest.raises(DamagedFileError, match=r"no JSON document (of more|is in a pipe)"):
             read_json(str(tmp_path / f"{name}.json"))
     for name in ("pipe", "device"):
-        with pytest.raises(Refused, match="not a regular file"):
+        with pytest.raises(RefusedError, match="not a regular file"):
             read_bytes(str(tmp_path / f"{name}.json"))

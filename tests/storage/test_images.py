@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms
 
-from p2p.errors import BadInput
+from p2p.errors import BadInputError
 from p2p.storage import images
 from p2p.storage.images import decode, encode, image_size, resize, split_halves
 
@@ -29,7 +29,7 @@ def saved(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
 
 
 def kind_of(data: bytes, **options: Any) -> str:
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(BadInputError) as caught:
         decode(data, **options)
     assert str(caught.value)
     return caught.value.kind
@@ -243,7 +243,7 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("width, height", [(30_000, 30_000), (17_000, 12_000), (10_001, 10_000)])
 def test_a_header_that_claims_too_many_pixels_is_refused_before_any_is_decoded(width: int, height: int) -> None:
     assert kind_of(png_header(width, height)) == "TooManyPixels"
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInputError):
         image_size(png_header(width, height))
 
 
@@ -275,6 +275,6 @@ def test_halves_put_together_are_the_whole() -> None:
     a, b = split_halves(RGB[:, :16])
     assert a.shape == b.shape == (13, 8, 3)
     assert np.array_equal(np.concatenate([a, b], axis=1), RGB[:, :16])
-    with pytest.raises(BadInput, match="17 wide") as caught:
+    with pytest.raises(BadInputError, match="17 wide") as caught:
         split_halves(RGB)
     assert caught.value.kind == "OddWidth"

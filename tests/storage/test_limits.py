@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from p2p.errors import BadInput
+from p2p.errors import BadInputError
 from p2p.storage import images, pixels
 from p2p.storage.limits import MAX_JPEG_SCANS, MAX_PIXELS
 from p2p.storage.pixels import PixelFormat
@@ -38,8 +38,8 @@ def saved(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def error_of(data: bytes, read: Callable[[bytes], Any] = images.decode) -> BadInput:
-    with pytest.raises(BadInput) as caught:
+def error_of(data: bytes, read: Callable[[bytes], Any] = images.decode) -> BadInputError:
+    with pytest.raises(BadInputError) as caught:
         read(data)
     return caught.value
 
@@ -200,19 +200,19 @@ def test_a_long_side_of_many_bands_is_refused(read: Callable[[bytes], Any]) -> N
 
 
 def test_the_limit_that_is_told_is_the_one_that_holds() -> None:
-    with pytest.raises(BadInput, match=r"13000x10000 is more than the 100000000 pixels allowed.* --max-pixels"):
+    with pytest.raises(BadInputError, match=r"13000x10000 is more than the 100000000 pixels allowed.* --max-pixels"):
         images.decode(png(13_000, 10_000))
-    with pytest.raises(BadInput, match="more than 178956970 pixels"):  # Pillow's own, whatever is allowed
+    with pytest.raises(BadInputError, match="more than 178956970 pixels"):  # Pillow's own, whatever is allowed
         images.decode(png(30_000, 30_000, colour=2), max_pixels=10**10)
     assert images.image_size(png(13_000, 13_000), max_pixels=170_000_000) == (13_000, 13_000)
-    with pytest.raises(BadInput, match="20x20 with 12 channels is more than the 266 pixels allowed"):
+    with pytest.raises(BadInputError, match="20x20 with 12 channels is more than the 266 pixels allowed"):
         pixels.image_size(tiff({**BANDS, 256: 20, 257: 20}), max_pixels=400)
 
 
 # What runs each file in turn. The peak only rises, so the first file after which it is too high is the one to blame.
 _MEASURE = """
 import json, pathlib, re, sys
-from p2p.errors import BadInput
+from p2p.errors import BadInputError
 from p2p.storage import pixels
 
 def peak():  # in MB; getrusage would begin with that of the process which started this one
@@ -227,7 +227,7 @@ for path in sys.argv[2:]:
     for read in (pixels.image_size, lambda data: pixels.decode(data, wanted)):
         try:
             read(data)
-        except BadInput as error:
+        except BadInputError as error:
             kind = error.kind
     print(json.dumps([path, kind, peak() - before]))
 """
@@ -321,7 +321,7 @@ except MemoryError:
 """
     run = [sys.executable, "-c", code, str(tmp_path / "large.png")]
     assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "MemoryError\n"
-    with pytest.raises(BadInput), images.damage_told():
+    with pytest.raises(BadInputError), images.damage_told():
         raise RecursionError("so deep is no image")
 
 
@@ -345,6 +345,6 @@ def test_a_jpeg_has_a_bounded_header() -> None:
         try:
             images.decode(plain[:2] + header + plain[2:])
             found[name] = ""
-        except BadInput as error:
+        except BadInputError as error:
             found[name] = error.kind
     assert found == {name: kind for name, (_, kind) in headers.items()}

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hostile import PICKLE_VARIANTS, pickled_table
 
-from p2p.errors import Damaged, UnsafeFileError
+from p2p.errors import DamagedFileError, UnsafeFileError
 from p2p.storage.parquet import open_parquet, read_parquet
 
 
@@ -74,7 +74,7 @@ def test_an_extension_type_whose_own_description_is_broken_is_damage(tmp_path: P
     pq.write_table(pa.table({"a": column}), tmp_path / "x.parquet")
     pa.register_extension_type(Fussy())
     try:
-        with pytest.raises(Damaged), open_parquet(str(tmp_path / "x.parquet")):
+        with pytest.raises(DamagedFileError), open_parquet(str(tmp_path / "x.parquet")):
             pass
     finally:
         pa.unregister_extension_type("test.fussy")
@@ -83,7 +83,7 @@ def test_an_extension_type_whose_own_description_is_broken_is_damage(tmp_path: P
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"not parquet at all", b"PAR1" + bytes(100) + b"PAR1"])
 def test_what_is_no_parquet_is_damaged(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.parquet").write_bytes(content)
-    with pytest.raises(Damaged, match="cannot be read as Parquet"), open_parquet(str(tmp_path / "x.parquet")):
+    with pytest.raises(DamagedFileError, match="cannot be read as Parquet"), open_parquet(str(tmp_path / "x.parquet")):
         pass
 
 
@@ -93,9 +93,9 @@ def test_a_damaged_page_is_told_when_it_is_read(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[20:60] = bytes(40)
     path.write_bytes(data)
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedFileError):
         read_parquet(str(path), ["a"])
-    with pytest.raises(Damaged, match="has no column 'b'"):
+    with pytest.raises(DamagedFileError, match="has no column 'b'"):
         read_parquet(str(path), ["b"])
 
 
@@ -103,7 +103,7 @@ def test_text_that_is_no_utf8_is_damage(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     text = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"]).buffers())
     pq.write_table(pa.table({"id": text}), path)
-    with pytest.raises(Damaged), open_parquet(str(path)) as file:
+    with pytest.raises(DamagedFileError), open_parquet(str(path)) as file:
         file.read(columns=["id"])["id"].to_pylist()
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from p2p.errors import BadInput, UsageError
+from p2p.errors import BadInputError, UsageError
 from p2p.storage import images
 from p2p.storage.pixels import RGB, PixelFormat, decode, encode, image_size, parse_format
 
@@ -51,7 +51,7 @@ def deep_png(values: Noise) -> bytes:
 
 
 def kind_of(data: bytes, wanted: PixelFormat, **options: Any) -> str:
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(BadInputError) as caught:
         decode(data, wanted, **options)
     return caught.value.kind
 
@@ -153,7 +153,7 @@ def test_a_tiff_that_was_held_sideways_is_turned() -> None:
 
 def test_channels_that_are_not_there_are_not_invented() -> None:
     bands = tiff(noise(5, 5, 12, 16))
-    with pytest.raises(BadInput, match=r"12 channels of 16 bits .* --pixels-a \(or --pixels-b\) 12x16"):
+    with pytest.raises(BadInputError, match=r"12 channels of 16 bits .* --pixels-a \(or --pixels-b\) 12x16"):
         decode(bands, RGB)
     assert kind_of(bands, PixelFormat(1)) == "WrongChannels"
     assert kind_of(saved(Image.fromarray(noise(5, 5, 3))), PixelFormat(4)) == "WrongChannels"
@@ -164,7 +164,7 @@ def test_what_cannot_be_read_without_loss_is_refused() -> None:
     compression = struct.pack("<HHI", 259, 3, 1)
     lzw = tiff(noise(5, 5, 4, 16), byteorder="<").replace(compression + b"\1", compression + b"\5")
     assert kind_of(lzw, PixelFormat(4, 16)) == "UnsupportedPixels"
-    with pytest.raises(BadInput, match="read with 8; store a TIFF"):
+    with pytest.raises(BadInputError, match="read with 8; store a TIFF"):
         decode(deep_png(noise(5, 4, 3, 16)), PixelFormat(3, 16))
     assert decode(deep_png(noise(5, 4, 3, 16)), PixelFormat(1)).shape == (5, 4, 1)
 

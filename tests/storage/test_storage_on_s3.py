@@ -11,7 +11,7 @@ import pytest
 import s3fs
 from conftest import S3Server
 
-from p2p.errors import NotFound, StorageError, UsageError
+from p2p.errors import NotFoundError, StorageError, UsageError
 from p2p.storage.filesystems import read_bytes, require_readable, require_writable, write_bytes
 
 SECRET = os.environ["AWS_SECRET_ACCESS_KEY"]
@@ -30,7 +30,7 @@ def fresh_clients() -> Iterator[None]:
 def test_a_bucket_that_does_not_exist(s3: Any, check: Any, option: str) -> None:
     with pytest.raises(UsageError, match=f"{option} s3://no-such-bucket/key: there is no"):
         check("s3://no-such-bucket/key", option)
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         write_bytes("s3://no-such-bucket/key", b"")
 
 
@@ -74,7 +74,7 @@ def test_a_big_object_in_many_parts_comes_back_whole(s3: Any) -> None:
 
 
 def test_what_another_client_wrote_is_seen_at_once(s3: Any) -> None:
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         read_bytes(s3.uri("late"))
     s3fs.S3FileSystem(skip_instance_cache=True).pipe_file(s3.uri("late"), b"here")
     assert read_bytes(s3.uri("late")) == b"here"

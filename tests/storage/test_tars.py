@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2p.errors import Damaged
+from p2p.errors import DamagedFileError
 from p2p.storage.compressed import DecompressedFile
 from p2p.storage.tars import MAX_HEADER_BYTES, TarMember, read_members
 
@@ -117,7 +117,7 @@ def test_numbers_too_large_for_octal_digits_are_read() -> None:
     for data in (header("big", size=large), pax(("size", f"{large}")) + header("big")):
         members = read_members(io.BytesIO(data), "x.tar")
         assert next(members).size == large
-        with pytest.raises(Damaged, match="it ends within a member"):
+        with pytest.raises(DamagedFileError, match="it ends within a member"):
             next(members)
 
 
@@ -161,7 +161,10 @@ def test_what_no_tool_writes_is_refused(name: str, tmp_path: Path) -> None:
     good = header("0.png", size=3) + padded(b"abc")
     (tmp_path / "x.tar").write_bytes(good + HOSTILE[name])
     found = []
-    with open(tmp_path / "x.tar", "rb") as file, pytest.raises(Damaged, match=r"x\.tar: not a whole tar archive: "):
+    with (
+        open(tmp_path / "x.tar", "rb") as file,
+        pytest.raises(DamagedFileError, match=r"x\.tar: not a whole tar archive: "),
+    ):
         for member in read_members(file, "x.tar"):
             found.append(member.name)
             assert len(found) < 3
@@ -213,5 +216,5 @@ def test_damaged_compression_is_told(kind: str, damage: str) -> None:
         "flipped": data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :],
         "garbage": data + b"garbage",
     }[damage]
-    with pytest.raises(Damaged, match=r"x\.tar\.gz: not a whole tar archive"):
+    with pytest.raises(DamagedFileError, match=r"x\.tar\.gz: not a whole tar archive"):
         DecompressedFile(io.BytesIO(data), "x.tar.gz").read(10**9)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from p2p.errors import BadInput, P2PError
+from p2p.errors import BadInputError, P2PError
 from p2p.storage import trial
 from p2p.storage.deadline import Deadline
 from p2p.storage.trial import PROCESS_ENDED, find_fatal_item, process_ended
@@ -40,7 +40,7 @@ def happen(what: str, log: str) -> None:
     if what == "leaves":
         os._exit(0)
     if what == "bad":
-        raise BadInput("Kind", "a reason")
+        raise BadInputError("Kind", "a reason")
     if what == "tells":
         limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
         Path(log).write_text(f"{os.getpid()} {limit} {'ray' in sys.modules} {'torch' in sys.modules}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from p2p.errors import BadInput, NotFound, P2PError, Refused, StorageError
+from p2p.errors import BadInputError, NotFoundError, P2PError, RefusedError, StorageError
 from p2p.storage.web import WebReader, is_public
 
 LIMIT = 100_000
@@ -75,7 +75,7 @@ def redirect(to: str) -> Answer:
 )
 def test_nothing_of_this_machine_is_asked_for(server: Server, host: str) -> None:
     server.answers["/x.png"] = body(b"secret")
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(BadInputError) as caught:
         WebReader(allow_private=False).read(server.url("/x.png", host), LIMIT)
     assert caught.value.kind == "AddressRefused" and "--allow-private-addresses" in str(caught.value)
     assert server.asked == []
@@ -98,7 +98,7 @@ def test_a_redirect_leads_nowhere_that_an_address_may_not(server: Server, monkey
         server.asked.clear()
         server.answers["/x.png"] = redirect(target)
         server.answers["/secret"] = body(b"secret")
-        with pytest.raises(BadInput) as caught:
+        with pytest.raises(BadInputError) as caught:
             WebReader(allow_private=False).read(server.url("/x.png"), LIMIT)
         assert caught.value.kind == "AddressRefused" and server.asked == ["/x.png"]
 
@@ -153,7 +153,7 @@ def test_a_body_is_counted_as_it_comes_and_after_decompression(server: Server) -
     }
     reader = WebReader(allow_private=True)
     for path in ("/long", "/claims", "/gzip", "/endless"):
-        with pytest.raises(BadInput) as caught:
+        with pytest.raises(BadInputError) as caught:
             reader.read(server.url(path), LIMIT)
         assert caught.value.kind == "FileTooLarge", path
     assert reader.read(server.url("/fits"), LIMIT) == bytes(LIMIT)
@@ -171,7 +171,7 @@ def test_a_server_that_sends_next_to_nothing_is_left(server: Server, settings: d
             pass
 
     server.answers["/x"] = dripping
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(BadInputError) as caught:
         WebReader(allow_private=True, **settings).read(server.url("/x"), LIMIT)
     assert caught.value.kind == "TooSlow"
 
@@ -179,26 +179,28 @@ def test_a_server_that_sends_next_to_nothing_is_left(server: Server, settings: d
 @pytest.mark.parametrize(
     ("status", "kind", "may_pass"),
     [
-        (404, NotFound, False),
-        (410, NotFound, False),
-        (400, Refused, False),
-        (401, Refused, False),
-        (403, Refused, False),
+        (404, NotFoundError, False),
+        (410, NotFoundError, False),
+        (400, RefusedError, False),
+        (401, RefusedError, False),
+        (403, RefusedError, False),
     ]
     + [(status, StorageError, True) for status in (408, 429, 500, 503)],
 )
-def test_what_a_server_answers_is_told_apart(server: Server, status: int, kind: type[P2PError], may_pass: bool) -> None:
+def test_what_a_server_answers_is_told_apart(
+    server: Server, status: int, kind: type[P2PError], retryable: bool
+) -> None:
     server.answers["/x"] = body(b"Bad Request InvalidToken ExpiredToken Forbidden", status)
     with pytest.raises(kind) as caught:
         WebReader(allow_private=True).read(server.url("/x"), LIMIT)
-    assert type(caught.value) is kind and caught.value.may_pass is may_pass and "AWS" not in str(caught.value)
+    assert type(caught.value) is kind and caught.value.retryable is retryable and "AWS" not in str(caught.value)
 
 
 def test_endless_redirects_and_other_schemes_end(server: Server) -> None:
     server.answers["/loop"] = redirect("/loop")
     server.answers["/file"] = redirect("file:///etc/hosts")
     for path in ("/loop", "/file"):
-        with pytest.raises(BadInput) as caught:
+        with pytest.raises(BadInputError) as caught:
             WebReader(allow_private=True).read(server.url(path), LIMIT)
         assert caught.value.kind == "AddressRefused"
 
@@ -206,7 +208,7 @@ def test_endless_redirects_and_other_schemes_end(server: Server) -> None:
 def test_a_server_that_is_gone_and_what_is_no_url(server: Server) -> None:
     with pytest.raises(StorageError) as caught:
         WebReader(allow_private=True).read("http://127.0.0.1:1/x.png", LIMIT)
-    assert caught.value.may_pass
-    with pytest.raises(BadInput) as bad:
+    assert caught.value.retryable
+    with pytest.raises(BadInputError) as bad:
         WebReader(allow_private=True).read("http://[bad/x.png", LIMIT)
     assert bad.value.kind == "BadAddress"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from p2p.errors import TrainingStopped
+from p2p.errors import TrainingStoppedError
 from p2p.model.pix2pix import Pix2Pix
 from p2p.training import TrainConfig
 from p2p.training import trainer as trainer_module
@@ -112,8 +112,10 @@ def test_numbers_that_are_not_finite_stop_training_with_a_finding(tmp_path):
     RunFolder(options.output).publish("checkpoints/epoch_0001", {"epoch": 1, "step": 7}, is_best=True, keep=0)
     with torch.no_grad():
         next(trained.pix2pix.generator.parameters()).fill_(math.inf)
-    with pytest.raises(TrainingStopped, match=r"g_gan.*in epoch 2, by step 3; .*epoch_0001 is intact; try") as stopped:
+    with pytest.raises(
+        TrainingStoppedError, match=r"g_gan.*in epoch 2, by step 3; .*epoch_0001 is intact; try"
+    ) as stopped:
         run(trained, 2, batches(3))
     assert stopped.value.finding["numbers"]["step"] == 3
-    with pytest.raises(TrainingStopped, match="weights no longer finite"):
+    with pytest.raises(TrainingStoppedError, match="weights no longer finite"):
         trained.check_weights()

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from p2p.translation.batching import Batcher
-from p2p.translation.flow import Stopwatch
-from p2p.translation.inputs import Input
-from p2p.translation.ledger import LedgerRow
-from p2p.translation.passage import Job, OpenShard, ShardReport
-from p2p.translation.windows import SizePolicy
+from p2p.translation.corpus.inputs import Input
+from p2p.translation.pipeline.batching import Batcher
+from p2p.translation.pipeline.prefetch import StageTimer
+from p2p.translation.pipeline.tasks import ImageTask, OpenShard, ShardReport
+from p2p.translation.pipeline.windows import SizePolicy
+from p2p.translation.plan.ledger import LedgerRow
 
 Array = np.ndarray
 
@@ -52,12 +52,12 @@ def test_every_image_comes_out_whole_and_no_more_batches_are_under_way_than_allo
     images = [np.random.default_rng(n).integers(0, 256, (10 + 9 * n, 20, 3), dtype=np.uint8) for n in range(7)]
     taken: list[int] = []
 
-    def jobs() -> Iterator[Job]:
+    def jobs() -> Iterator[ImageTask]:
         for number, image in enumerate(images):
             taken.append(number)
-            yield Job(shard, number, Input(str(number), ""), b"", windows=policy(image))
+            yield ImageTask(shard, number, Input(str(number), ""), b"", windows=policy(image))
 
-    stages = Stopwatch()
+    stages = StageTimer()
     found = {}
     for job in Batcher(Inverting(4, in_flight), policy, lambda: stages, one_by_one).run(jobs()):
         if one_by_one:
@@ -70,7 +70,7 @@ def test_every_image_comes_out_whole_and_no_more_batches_are_under_way_than_allo
 
 def test_an_image_that_failed_passes_by() -> None:
     shard = OpenShard(ShardReport(0), None, [LedgerRow("a", "failed")])  # type: ignore[arg-type]
-    job = Job(shard, 0, Input("a", ""), b"")
-    stages = Stopwatch()
+    job = ImageTask(shard, 0, Input("a", ""), b"")
+    stages = StageTimer()
     batcher = Batcher(Inverting(4, 1), SizePolicy("tile", 16, 4, 16), lambda: stages, False)
     assert list(batcher.run([job])) == [job]

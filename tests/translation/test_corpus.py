@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from p2p.errors import BadInput, UsageError
-from p2p.translation.corpus import open_corpus
-from p2p.translation.fetching import Fetcher
-from p2p.translation.inputs import DAMAGED
+from p2p.errors import BadInputError, UsageError
+from p2p.translation.corpus.corpus import open_corpus
+from p2p.translation.corpus.inputs import DAMAGED
+from p2p.translation.pipeline.fetching import Fetcher
 
 
 def ids(source: Path | str, **options: str) -> list[str]:
@@ -28,7 +28,7 @@ def contents(source: Path | str, **options: str) -> dict[str, bytes | str]:
     found = {}
     for unit in fetcher.units(list(corpus.items())):
         for item, data in zip(unit, fetcher.fetch(unit), strict=True):
-            found[item.image_id] = data.kind if isinstance(data, BadInput) else data
+            found[item.image_id] = data.kind if isinstance(data, BadInputError) else data
     return found
 
 
@@ -178,7 +178,7 @@ def test_a_folder_of_two_kinds_is_refused_with_what_is_there(tmp_path: Path) -> 
 
 
 def test_another_kind_is_found_however_late_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("p2p.translation.kinds._FILES_LOOKED_AT", 3)
+    monkeypatch.setattr("p2p.translation.corpus.formats._FILES_LOOKED_AT", 3)
     for number in range(5):
         (tmp_path / f"{number}.png").write_bytes(b"image")
     write_tar(tmp_path / "x.tar", {"a.png": b"1"})

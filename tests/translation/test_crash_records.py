@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from p2p.errors import BadInput, P2PError
-from p2p.translation import TranslateConfig, actor, codec
+from p2p.errors import BadInputError, P2PError
+from p2p.translation import TranslateConfig, actor
 from p2p.translation.actor import Work
-from p2p.translation.attempt import Remaining
-from p2p.translation.crash_records import FOLDER, CrashRecord, begun_shards, clear, open_record
 from p2p.translation.job import run
+from p2p.translation.pipeline import codec
+from p2p.translation.plan.crash_records import FOLDER, CrashRecord, begun_shards, clear, open_record
+from p2p.translation.plan.resume import Remaining
 from p2p.translation.pool import Outcome
 
 MAX_CRASHES = 20
@@ -185,7 +186,7 @@ def test_a_position_is_bad_after_two_crashes_at_it(tmp_path: Path, start: Callab
             start(record, position)
     record = open_record(output, 0)
     start(record, 3)
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(BadInputError) as caught:
         start(record, 4)
     assert caught.value.kind == "ProcessEnded"
     record.remove()

@@ -18,11 +18,11 @@ MB = 1_000_000
 # Lists a table and reads its cells as translating and as preparing do, in a process of its own.
 _READER = """
 import json, sys
-from p2p.errors import BadInput, UsageError
+from p2p.errors import BadInputError, UsageError
 from p2p.preparation.locations import Fetcher as PairFetcher
 from p2p.preparation.tables import pair_tables
-from p2p.translation.corpus import open_corpus
-from p2p.translation.fetching import Fetcher
+from p2p.translation.corpus.corpus import open_corpus
+from p2p.translation.pipeline.fetching import Fetcher
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
@@ -34,14 +34,14 @@ try:
         corpus = open_corpus(uri)
         fetcher = Fetcher(corpus.image_column, max_bytes=max_bytes)
         for unit in fetcher.units(list(corpus.items())):
-            found += [data.kind if isinstance(data, BadInput) else "read" for data in fetcher.fetch(unit)]
+            found += [data.kind if isinstance(data, BadInputError) else "read" for data in fetcher.fetch(unit)]
     else:
         pairing, fetch = pair_tables(uri, "auto", 0.0), PairFetcher(max_bytes=max_bytes)
         found = [row.error for row in pairing.bad]
         for pair in pairing.pairs:
             try:
                 found.append("read" if fetch(pair.a) else "")
-            except BadInput as error:
+            except BadInputError as error:
                 found.append(error.kind)
 except UsageError as error:
     found = ["refused: " + str(error)]

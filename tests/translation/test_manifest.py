@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from p2p.errors import BadInput, UsageError
-from p2p.translation.addresses import AddressRules
-from p2p.translation.corpus import open_corpus
-from p2p.translation.fetching import Fetcher
-from p2p.translation.inputs import Input
-from p2p.translation.manifest import MAX_LINE_BYTES, ManifestCorpus, SignedAddresses
+from p2p.errors import BadInputError, UsageError
+from p2p.translation.corpus.addresses import AddressRules
+from p2p.translation.corpus.corpus import open_corpus
+from p2p.translation.corpus.inputs import Input
+from p2p.translation.corpus.manifest import MAX_LINE_BYTES, ManifestCorpus, SignedAddresses
+from p2p.translation.pipeline.fetching import Fetcher
 
 SIGNED = "https://host.example/a.png?id=7&X-Amz-Signature=abcdef"
 
@@ -68,7 +68,7 @@ def test_a_manifest_in_a_bucket_names_no_file_of_the_machine_that_reads_it(tmp_p
     rules = AddressRules("s3://bucket/lists")
     assert rules.resolve("a/b.png") == "s3://bucket/lists/a/b.png"
     for line in ("/etc/hosts", "file:///etc/hosts", "../x.png"):
-        with pytest.raises(BadInput) as caught:
+        with pytest.raises(BadInputError) as caught:
             rules.resolve(line)
         assert caught.value.kind == "AddressRefused"
     assert AddressRules("s3://bucket/lists", str(tmp_path)).resolve(f"file://{tmp_path}/x.png") == f"{tmp_path}/x.png"
@@ -90,7 +90,7 @@ def test_a_signature_is_asked_for_and_stands_in_no_input(tmp_path: Path, kind: s
     assert "abcdef" not in str(items) and SignedAddresses(corpus).find(items[1].offset) == SIGNED
     assert items[1].image_id == "host.example/a.png?id=7&X-Amz-Signature=***"
     (failed,) = Fetcher("", manifest=corpus, allow_private=False).fetch([items[1]])
-    assert isinstance(failed, BadInput) and "abcdef" not in str(failed)
+    assert isinstance(failed, BadInputError) and "abcdef" not in str(failed)
 
 
 def test_an_address_that_has_moved_within_the_manifest_is_not_taken_for_another(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_an_address_that_has_moved_within_the_manifest_is_not_taken_for_another(
     for changed in (f"x.png\n{SIGNED}\n", f"{SIGNED}\n{SIGNED.replace('a.png', 'c.png')}\n", ""):
         path.write_text(changed)
         (failed,) = fetcher.fetch([second])
-        assert isinstance(failed, BadInput) and failed.kind == "AddressChanged"
+        assert isinstance(failed, BadInputError) and failed.kind == "AddressChanged"
 
 
 def test_passwords_are_refused_always(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_signed_addresses_are_found_in_whatever_order_they_are_asked_for(tmp_pat
     signed = SignedAddresses(corpus)
     for number in (5999, 0, 1, 3, 2, 4500, 4400, 10, 5998, 699, 700):
         assert signed.find(places[number]) == lines[number]
-    with pytest.raises(BadInput, match="has changed"):
+    with pytest.raises(BadInputError, match="has changed"):
         signed.find(places[-1] + 1)
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from test_batching import Inverting
 
-from p2p.translation.codec import Codec
+from p2p.translation.corpus.inputs import Input
 from p2p.translation.estimate import _Nowhere
-from p2p.translation.fetching import Fetched, Fetcher, StartRow
-from p2p.translation.inputs import Input
-from p2p.translation.pipeline import Pipeline, ShardBooks
-from p2p.translation.plan import Shard
-from p2p.translation.windows import SizePolicy
+from p2p.translation.pipeline.codec import Codec
+from p2p.translation.pipeline.fetching import Fetched, Fetcher, StartRow
+from p2p.translation.pipeline.pipeline import Pipeline, ShardBooks
+from p2p.translation.pipeline.windows import SizePolicy
+from p2p.translation.plan.plan import Shard
 
 IMAGES = 30
 SHARDS = [Shard(number, "", 0, IMAGES) for number in range(2)]

@@ -20,7 +20,7 @@ import pytest
 import s3fs
 from conftest import in_this_process
 
-from p2p.errors import P2PError, TooManyBadInputs
+from p2p.errors import P2PError, TooManyBadInputsError
 from p2p.storage.filesystems import arrow_filesystem, list_files, write_bytes
 from p2p.translation import TranslateConfig
 from p2p.translation.job import run
@@ -224,7 +224,7 @@ def test_denied_objects_are_bad_inputs_however_many_stand_in_a_row(
     proxy.rule = lambda method, path, before: (
         DENIED if method == "GET" and re.search(r"(0[1-9]|1.)\.png", path) else None
     )
-    with pytest.raises(TooManyBadInputs, match="16 of 17 inputs were bad"):
+    with pytest.raises(TooManyBadInputsError, match="16 of 17 inputs were bad"):
         translate()
     assert ledger(s3) == {("00.png", "translated"): 1, **{(name, "failed"): 1 for name in names(images)[1:]}}
 

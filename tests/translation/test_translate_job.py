@@ -24,7 +24,7 @@ import torch
 from conftest import in_this_process
 from PIL import Image
 
-from p2p.errors import P2PError, TooManyBadInputs, UsageError
+from p2p.errors import P2PError, TooManyBadInputsError, UsageError
 from p2p.model import packing
 from p2p.model.checkpoint import save_checkpoint
 from p2p.model.config import ModelConfig
@@ -32,10 +32,11 @@ from p2p.model.engine import Engine
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.translator import Translator
 from p2p.storage.images import decode, encode
-from p2p.translation import TranslateConfig, estimate, fetching, job
+from p2p.translation import TranslateConfig, estimate, job
 from p2p.translation.actor import Work
-from p2p.translation.attempt import Remaining
 from p2p.translation.job import run
+from p2p.translation.pipeline import fetching
+from p2p.translation.plan.resume import Remaining
 from p2p.translation.pool import Outcome
 from p2p.translation.sinks.webdataset import read_records
 
@@ -171,7 +172,7 @@ def test_bad_inputs_become_rows_with_reasons_and_an_exit_status(
             "huge.png": make_image(400, 400),
         },
     )
-    with pytest.raises(TooManyBadInputs, match="5 of 6 inputs were bad"):
+    with pytest.raises(TooManyBadInputsError, match="5 of 6 inputs were bad"):
         translate(checkpoint, source, tmp_path / "out", side="left", max_pixels=100_000)
     rows = ledger(tmp_path / "out")
     assert {name: row["error"] for name, row in rows.items()} == {
@@ -186,7 +187,7 @@ def test_bad_inputs_become_rows_with_reasons_and_an_exit_status(
     assert list(outputs(tmp_path / "out")) == ["good.png"]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["images"], summary["translated"], summary["failed"], summary["skipped"]) == (6, 1, 5, 0)
-    with pytest.raises(TooManyBadInputs):  # the failures of an earlier attempt still count
+    with pytest.raises(TooManyBadInputsError):  # the failures of an earlier attempt still count
         translate(checkpoint, source, tmp_path / "out", side="left", max_pixels=100_000)
     allowed = translate(checkpoint, source, tmp_path / "out", side="left", max_bad_fraction=0.9)
     assert (allowed["translated"], allowed["failed"], allowed["skipped"]) == (0, 5, 1)
@@ -372,7 +373,7 @@ def test_inputs_that_cannot_be_read_are_bad_however_many_stand_in_a_row(
     assert ledger(tmp_path / "out")["in/gone.png"]["error"] == "NotFound"
     many = tmp_path / "many.csv"
     many.write_text("image_id,uri\n" + "".join(f"{number},in/folder.png\n" for number in range(100)))
-    with pytest.raises(TooManyBadInputs):
+    with pytest.raises(TooManyBadInputsError):
         translate(checkpoint, many, tmp_path / "bad", max_bad_fraction=0.9)
     rows = ledger(tmp_path / "bad")
     assert len(rows) == 100 and {row["error"] for row in rows.values()} == {"Refused"}

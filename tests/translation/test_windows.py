@@ -7,8 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from p2p.errors import BadInput
-from p2p.translation.windows import SizePolicy
+from p2p.errors import BadInputError
+from p2p.translation.pipeline.windows import SizePolicy
 
 
 def blank(height: int, width: int) -> np.ndarray:
@@ -21,7 +21,7 @@ def test_an_image_so_thin_that_its_tiles_are_mostly_reflection_is_refused_before
 ) -> None:
     tracemalloc.start()
     with pytest.raises(
-        BadInput, match=f"{width}x{height} is so thin .* tiles of 256x256 .* cut it into shorter"
+        BadInputError, match=f"{width}x{height} is so thin .* tiles of 256x256 .* cut it into shorter"
     ) as caught:
         SizePolicy("tile", 256, 64, 256)(blank(height, width))
     peak = tracemalloc.get_traced_memory()[1]

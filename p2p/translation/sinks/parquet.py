@@ -14,8 +14,8 @@ from p2p.storage.filesystems import storage_errors
 from p2p.storage.parquet import open_parquet
 from p2p.storage.staging import StagedFile
 from p2p.translation.config import Settings
-from p2p.translation.sinks.packed import PackedShardWriter, PackedSink
 from p2p.translation.sinks.records import Record
+from p2p.translation.sinks.shard_files import PackedShardWriter, PackedSink
 
 DATA_SCHEMA = pa.schema(
     [

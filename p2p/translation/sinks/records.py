@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple, Protocol
 
-from p2p.translation.plan import Naming
+from p2p.translation.plan.plan import Naming
 
 
 class Record(NamedTuple):

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from p2p.documents import parse_json_object
-from p2p.errors import Damaged
+from p2p.errors import DamagedFileError
 from p2p.storage.filesystems import open_filesystem, storage_errors
 from p2p.storage.images import EXTENSIONS
 from p2p.storage.staging import StagedFile
 from p2p.storage.tars import read_members
 from p2p.translation.config import Settings
 from p2p.translation.sinks.images import image_name
-from p2p.translation.sinks.packed import PackedShardWriter, PackedSink
 from p2p.translation.sinks.records import Record
+from p2p.translation.sinks.shard_files import PackedShardWriter, PackedSink
 
 _KNOWN = set(Record._fields) - {"image"}
 
@@ -44,7 +44,7 @@ def read_records(uri: str) -> Iterator[Record]:
                 if member.name.endswith(".json"):
                     known = parse_json_object(data, f"{uri}: {member.name}")
                     if _KNOWN - known.keys():
-                        raise Damaged(f"{uri}: {member.name} does not describe an image")
+                        raise DamagedFileError(f"{uri}: {member.name} does not describe an image")
                     yield Record(image=image, **{name: known[name] for name in _KNOWN})
                 else:
                     image = data

@@ -1,0 +1,108 @@
+"""What an address that stands in data may name. Who writes a manifest is not who runs the job."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from p2p.errors import BadInputError, quote_controls, redact
+from p2p.storage.filesystems import absolute, is_remote, join
+
+SCHEMES = ("s3", "s3a", "gs", "gcs", "http", "https")
+_LOCAL_SCHEMES = ("file", "local")
+_WEB_SCHEMES = ("http", "https")
+_OBJECT = re.compile(r"[A-Za-z0-9._-]{1,255}/.+", re.DOTALL)
+"""Bucket and key. Anything else in place of a bucket, such as an ARN, decides which server is asked."""
+_GAP = re.compile(r"[\s\"<>]")
+_SECRETS_STAND_BEHIND = ("?", "@", ";", "#", "=")
+
+
+@dataclass(frozen=True)
+class AddressRules:
+    """Which addresses a manifest may hold.
+
+    What a host name stands for is judged when it is connected to (`p2p.storage.web`).
+
+    Args:
+        folder: where the manifest lies, and where relative addresses start.
+        local_root: a further local folder whose files may be named; empty for none.
+        allow_signed: whether web addresses may carry a signature, or another secret, in their query.
+
+    """
+
+    folder: str
+    local_root: str = ""
+    allow_signed: bool = False
+
+    def resolve(self, address: str) -> str:
+        """The whole address of a line. Raises BadInputError (AddressRefused, SignedAddress, BadAddress) with the
+        reason.
+
+        Example:
+            >>> AddressRules("/lists").resolve("images/a.png")
+            '/lists/images/a.png'
+
+        """
+        if quote_controls(address) != address:
+            raise BadInputError("BadAddress", "the address holds control characters")
+        scheme, has_scheme, below = quote_gaps(address).partition("://")
+        if has_scheme and "::" in address:
+            raise BadInputError("AddressRefused", "addresses chained with :: are not followed")
+        scheme = scheme.lower()
+        if not has_scheme:
+            return self._relative(address)
+        if scheme in _LOCAL_SCHEMES:
+            return self._local(below)
+        if scheme not in SCHEMES:
+            raise BadInputError("AddressRefused", f"{scheme}:// is not read from a manifest; {', '.join(SCHEMES)} are")
+        if scheme not in _WEB_SCHEMES and "@" not in below.partition("/")[0] and not _OBJECT.fullmatch(below):
+            raise BadInputError("BadAddress", f"not the address of an object: {scheme}://BUCKET/KEY")
+        whole = f"{scheme}://{below}"
+        if carries_secret(whole):
+            self._require_signed(scheme, below)
+        return whole
+
+    def _relative(self, address: str) -> str:
+        if not is_remote(self.folder):
+            return self._local(address)
+        if address.startswith("/") or ".." in address.split("/"):
+            raise BadInputError(
+                "AddressRefused", f"a manifest in {self.folder} names files below itself, or whole addresses"
+            )
+        return join(self.folder, address)
+
+    def _local(self, path: str) -> str:
+        roots = [] if is_remote(self.folder) else [absolute(self.folder)]
+        if self.local_root:
+            roots.append(absolute(self.local_root))
+        if not roots:
+            raise BadInputError("AddressRefused", "local files are named by local manifests only; see --allow-local")
+        whole = posixpath.normpath(posixpath.join(roots[0], path))  # `..` is taken literally, whatever links there are
+        if not any(f"{whole}/".startswith(f"{root.rstrip('/')}/") for root in roots):
+            raise BadInputError("AddressRefused", f"it lies outside of {' and '.join(roots)}; see --allow-local")
+        return whole
+
+    def _require_signed(self, scheme: str, below: str) -> None:
+        if "@" in below.partition("/")[0] or scheme not in _WEB_SCHEMES:
+            raise BadInputError(
+                "SignedAddress", "the address holds a password or key; give it in the environment instead"
+            )
+        if not self.allow_signed:
+            raise BadInputError(
+                "SignedAddress", "the address holds a signature or key; pass --allow-signed-addresses if it is meant"
+            )
+
+
+def quote_gaps(address: str) -> str:
+    """An address with a secret, its spaces and quotes written like %20: in a text they would end what is masked."""
+    if not any(mark in address for mark in _SECRETS_STAND_BEHIND):
+        return address
+    quoted = _GAP.sub(lambda gap: quote(gap[0]), address)
+    return quoted if carries_secret(quoted) else address
+
+
+def carries_secret(address: str) -> bool:
+    """Whether an address holds a password, a signature or the like."""
+    return any(mark in address for mark in _SECRETS_STAND_BEHIND) and redact(address) != address

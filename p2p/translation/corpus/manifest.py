@@ -1,0 +1,240 @@
+"""Manifests: addresses of images in a text, CSV or Parquet file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import posixpath
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, NamedTuple
+
+from p2p.errors import BadInputError, DamagedFileError, UsageError, redact
+from p2p.storage.filesystems import open_filesystem, storage_errors
+from p2p.storage.names import printable
+from p2p.storage.parquet import MIN_ADDRESS_BYTES, check_row_count, open_parquet, read_text
+from p2p.translation.corpus.addresses import AddressRules, carries_secret, quote_gaps
+from p2p.translation.corpus.inputs import DAMAGED, SIGNED, Input
+
+ADDRESS_COLUMNS = ("source_uri", "uri", "url", "path", "image", "file")
+MAX_LINE_BYTES = 64 * 2**10
+_MAX_LINES_KEPT = 4096
+_MAX_LINES_READ_ON = 2**20  # positions, which are bytes of text and rows of Parquet: farther ahead is sought
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class _Entry(NamedTuple):
+    """A line of a manifest; `position` is where to find it again: a byte, or a row of Parquet."""
+
+    position: int
+    address: str
+    image_id: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class ManifestCorpus:
+    """Addresses in a text, CSV or Parquet file; `rules` say which of them are followed."""
+
+    uri: str
+    rules: AddressRules
+    smallest_shard: int = 1
+    image_column: str = ""
+
+    def items(self) -> Iterator[Input]:
+        """One input per address; its id is the column `image_id` if there is one, else the address without scheme.
+
+        An address that is refused is an input too, which fails. Of one that carries a signature, only the place where
+        it stands goes into the plan (`SignedAddresses` finds it again), and its query is masked.
+        """
+        refused: set[str] = set()
+        for number, entry in enumerate(self.entries(), 1):
+            address = quote_gaps(entry.address)
+            try:
+                if entry.problem:
+                    raise BadInputError("BadAddress", entry.problem)
+                whole = self.rules.resolve(address)
+            except BadInputError as error:
+                shown = redact(address) or f"line {number}"
+                image_id = entry.image_id or _id_of(shown)
+                if image_id in refused:  # the same line once more, which must not end the job either
+                    image_id = f"{image_id} (line {number})"
+                refused.add(image_id)
+                yield Input(image_id, shown, row=DAMAGED, reason=printable(f"{error.kind}: {error}"))
+                continue
+            image_id = entry.image_id or _id_of(address)
+            if carries_secret(whole):
+                yield Input(redact(image_id), redact(whole), offset=entry.position, row=SIGNED)
+            else:
+                yield Input(image_id, whole)
+
+    def entries(self, start: int = 0) -> Iterator[_Entry]:
+        """The lines as they are now, from the one at position `start` on. Raises UsageError, StorageError."""
+        kind = posixpath.splitext(self.uri.lower())[1]
+        if kind == ".parquet":
+            return self._parquet_entries(start)
+        return self._csv_entries(start) if kind == ".csv" else self._text_entries(start)
+
+    @contextmanager
+    def _open(self) -> Iterator[IO[bytes]]:
+        with storage_errors(self.uri):
+            filesystem, path = open_filesystem(self.uri)
+            with filesystem.open(path, "rb") as file:
+                yield io.BufferedReader(file)
+
+    def _text_entries(self, start: int) -> Iterator[_Entry]:
+        with self._open() as file:
+            lines = _Lines(file, self.uri, start)
+            while (line := lines.read()) is not None:
+                position, text, problem = line
+                if problem or text.strip():
+                    yield _Entry(position, text.strip(), problem=problem)
+
+    def _csv_entries(self, start: int) -> Iterator[_Entry]:
+        with self._open() as file:
+            lines = _Lines(file, self.uri)
+            rows = csv.reader(lines)
+            try:
+                header = next(rows, [])
+                column = choose_address_column(header, self.uri)
+                if start:
+                    lines = _Lines(file, self.uri, start)
+                    rows = csv.reader(lines)
+                while True:
+                    position = lines.position
+                    row = next(rows, None)
+                    if row is None:
+                        return
+                    if row:
+                        yield _csv_entry(position, dict(zip(header, row, strict=False)), column)
+            except csv.Error as error:
+                raise UsageError(f"--source {self.uri}: line {lines.number} is not CSV: {error}") from None
+
+    def _parquet_entries(self, start: int) -> Iterator[_Entry]:
+        try:
+            yield from self._rows(start)
+        except DamagedFileError as error:
+            raise UsageError(f"--source {error}") from None
+
+    def _rows(self, start: int) -> Iterator[_Entry]:
+        with open_parquet(self.uri) as file:
+            check_row_count(file, self.uri, MIN_ADDRESS_BYTES)
+            names = file.schema_arrow.names
+            rows = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+        columns = [choose_address_column(names, self.uri), *(["image_id"] if "image_id" in names else [])]
+        number, groups = 0, list(range(len(rows)))
+        while groups and number + rows[groups[0]] <= start:
+            number += rows[groups.pop(0)]
+        for batch in read_text(self.uri, columns, MAX_LINE_BYTES, groups):
+            for address, image_id in zip(batch[0], batch[-1], strict=True):
+                if number >= start:
+                    yield _entry(number, address, image_id if columns[1:] else "")
+                number += 1
+
+
+class SignedAddresses:
+    """Finds the addresses of a manifest again by where they stand; soon, where they are asked for in about its order.
+
+    Threads may share it.
+    """
+
+    def __init__(self, manifest: ManifestCorpus) -> None:
+        self._manifest = manifest
+        self._entries: Iterator[_Entry] = iter(())
+        self._read: OrderedDict[int, _Entry] = OrderedDict()  # the last ones
+        self._lock = threading.Lock()
+
+    def find(self, position: int) -> str:
+        """The whole address that stands at `position`, as it is now. Raises BadInputError, StorageError."""
+        with self._lock:
+            entry = self._read.get(position) or self._read_on(position)
+        if entry is None or entry.problem:
+            raise BadInputError("AddressChanged", "the manifest has changed since it was listed; choose a new --output")
+        return self._manifest.rules.resolve(quote_gaps(entry.address))
+
+    def _read_on(self, position: int) -> _Entry | None:
+        last = next(reversed(self._read), None)
+        if last is None or not last < position <= last + _MAX_LINES_READ_ON:
+            self._entries = self._manifest.entries(position)
+            self._read.clear()
+        for entry in self._entries:
+            self._read[entry.position] = entry
+            if len(self._read) > _MAX_LINES_KEPT:
+                self._read.popitem(last=False)
+            if entry.position >= position:
+                return entry if entry.position == position else None
+        return None
+
+
+def _csv_entry(position: int, row: dict[str, str], column: str) -> _Entry:
+    return _entry(position, (row.get(column) or "").strip(), (row.get("image_id") or "").strip())
+
+
+def _entry(position: int, address: str | None, image_id: str | None) -> _Entry:
+    return _Entry(position, address or "", image_id or "", "" if address else "there is no address in this line")
+
+
+def _id_of(address: str) -> str:
+    _, _, below = address.partition("://")
+    return posixpath.normpath(below or address).lstrip("/")
+
+
+def choose_address_column(columns: Iterable[str], uri: str) -> str:
+    """Which column of a table holds addresses. Raises UsageError where none does."""
+    names = list(columns)
+    for name in ADDRESS_COLUMNS:
+        if name in names:
+            return name
+    raise UsageError(
+        f"--source {uri}: none of its columns ({', '.join(names) or 'none'}) holds addresses; "
+        f"name one of them {' or '.join(ADDRESS_COLUMNS[:3])}"
+    )
+
+
+class _Lines:
+    """The lines of a text file in UTF-8, none of them longer than 64 KiB, and where each begins."""
+
+    def __init__(self, file: IO[bytes], uri: str, start: int = 0) -> None:
+        self._file, self._uri = file, uri
+        self._file.seek(start)
+        self.position = start
+        """Of the next line, in bytes."""
+        self.number = 0
+        """Of the last line."""
+
+    def read(self) -> tuple[int, str, str] | None:
+        """Position, text, and what is wrong with the line; None at the end. Raises UsageError if this is no text."""
+        position, data = self.position, self._file.readline(MAX_LINE_BYTES + 1)
+        if not data:
+            return None
+        self.position += len(data)
+        self.number += 1
+        problem = ""
+        if len(data) > MAX_LINE_BYTES:
+            problem = f"the line has more than {MAX_LINE_BYTES} bytes"
+            while not data.endswith(b"\n") and (data := self._file.readline(MAX_LINE_BYTES)):
+                self.position += len(data)
+            return position, "", problem
+        if position == 0:
+            data = data.removeprefix(_BYTE_ORDER_MARK)
+        try:
+            return position, data.decode("utf-8"), problem
+        except UnicodeDecodeError:
+            if self.number == 1:
+                raise UsageError(f"--source {self._uri}: not a text file in UTF-8") from None
+            return position, "", "the line is not text in UTF-8"
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        """For a CSV reader, which has no way to leave out a line. Raises csv.Error for a bad one."""
+        line = self.read()
+        if line is None:
+            raise StopIteration
+        if line[2]:
+            raise csv.Error(line[2])
+        return line[1]

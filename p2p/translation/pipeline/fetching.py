@@ -1,0 +1,223 @@
+"""Reading the encoded bytes of inputs: whole files, rows of Parquet, byte ranges of tars."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from p2p.errors import (
+    BadInputError,
+    CredentialsError,
+    DamagedFileError,
+    NotFoundError,
+    RefusedError,
+    StorageError,
+    UsageError,
+    redact,
+)
+from p2p.storage.filesystems import (
+    DEFAULT_MAX_BYTES,
+    check_bytes,
+    open_filesystem,
+    read_limited,
+    require_regular_file,
+    storage_errors,
+)
+from p2p.storage.names import printable
+from p2p.storage.parquet import open_parquet, read_cells
+from p2p.storage.web import WebReader
+from p2p.translation.corpus.inputs import DAMAGED, SIGNED, WHOLE_FILE, Input, on_disk
+from p2p.translation.corpus.manifest import ManifestCorpus, SignedAddresses
+from p2p.translation.pipeline.circuit_breaker import is_web
+
+_RANGE_BYTES = 8 * 2**20  # neighbours in a tar are read together up to this
+_WEB_PAUSES = (0.5, 2.0)
+"""Seconds before a web server that did not answer, or asked for patience, is asked again."""
+_SLOW_SECONDS = 10.0
+"""A web server that took longer to fail is not asked again: a silent one would hold up the work for minutes."""
+
+Fetched = bytes | BadInputError
+StartRow = Callable[[int], None]
+"""Called with an input's place in its unit before it is read by itself. May raise BadInputError to forbid it."""
+FETCH_FAILED = "FetchFailed"
+"""Kind of a BadInputError whose storage did not answer, after the retries of its file system."""
+_REFUSED = "Refused"
+
+
+class Fetcher:
+    """Reads inputs in units: one file, or neighbours in a container that one read serves. Safe to use from threads.
+
+    Args:
+        image_column: path of the bytes in Parquet files.
+        max_bytes: larger encoded images are refused; their bytes are counted as they come.
+        allow_private: whether web addresses may lead into private networks, and to this machine.
+        manifest: where addresses with a signature stand.
+
+    """
+
+    def __init__(
+        self,
+        image_column: str,
+        *,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        allow_private: bool = True,
+        manifest: ManifestCorpus | None = None,
+    ) -> None:
+        self._image_column, self._max_bytes = image_column, max_bytes
+        self._signed = SignedAddresses(manifest) if manifest else None
+        self._web = WebReader(allow_private=allow_private)
+        self._filesystems: dict[str, Any] = {}
+        self._footer: tuple[str, pq.FileMetaData | None] = "", None  # one with 100,000 row groups takes long to read
+        self._lock = threading.Lock()
+
+    def units(self, inputs: Sequence[Input]) -> Iterator[list[Input]]:
+        """Group consecutive inputs by the read that serves them. Keeps the order."""
+        for (uri, row_group), same in itertools.groupby(inputs, key=lambda item: (item.source_uri, item.row_group)):
+            del uri
+            if row_group != WHOLE_FILE:
+                yield list(same)
+                continue
+            unit: list[Input] = []
+            for item in same:
+                before = unit[-1] if unit else item
+                alone = item.offset == WHOLE_FILE or {item.row, before.row} & {DAMAGED, SIGNED}
+                if unit and (alone or _span([*unit, item]) > _RANGE_BYTES):
+                    yield unit
+                    unit = []
+                unit.append(item)
+            if unit:
+                yield unit
+
+    def fetch(self, unit: Sequence[Input], start_row: StartRow | None = None) -> list[Fetched]:
+        """The bytes of each input of a unit, or why there are none. Raises CredentialsError: no input is bad for that.
+
+        With `start_row` the inputs are read one after the other, and it is called before each. Rows of Parquet that
+        follow one which it forbids are not read either, since that read would go through the forbidden one.
+        """
+        if start_row is not None:
+            return self._fetch_singly(unit, start_row)
+        for pause in _WEB_PAUSES if is_web(unit[0].source_uri) else ():  # other storage has retries of its own
+            started = time.monotonic()
+            fetched = self._fetch(unit)
+            failed = all(isinstance(data, BadInputError) and data.kind == FETCH_FAILED for data in fetched)
+            if not failed or time.monotonic() - started > _SLOW_SECONDS:
+                return fetched
+            time.sleep(pause)
+        return self._fetch(unit)
+
+    def _fetch_singly(self, unit: Sequence[Input], start_row: StartRow) -> list[Fetched]:
+        if unit[0].row_group != WHOLE_FILE:
+            return self._fetch(unit, start_row)
+        fetched: list[Fetched] = []
+        for index, item in enumerate(unit):
+            try:
+                start_row(index)
+                fetched += self.fetch([item])
+            except BadInputError as error:
+                fetched.append(error)
+        return fetched
+
+    def _fetch(self, unit: Sequence[Input], start_row: StartRow | None = None) -> list[Fetched]:
+        first = unit[0]
+        if first.row == DAMAGED:
+            return [_damaged(first)]
+        try:
+            with storage_errors(first.source_uri):
+                if first.row_group != WHOLE_FILE:
+                    return self._fetch_rows(unit, start_row)
+                if first.offset == WHOLE_FILE or first.row == SIGNED:
+                    return [self._fetch_file(first)] * len(unit)
+                return self._fetch_range(unit)
+        except BadInputError as error:
+            return [error] * len(unit)
+        except NotFoundError:
+            return [BadInputError("NotFound", "no file lies at this address, or no longer")] * len(unit)
+        except CredentialsError:
+            raise
+        except (UsageError, ValueError) as error:
+            return [BadInputError("BadAddress", f"this address cannot be opened: {error}")] * len(unit)
+        except DamagedFileError as error:
+            return [BadInputError(error.kind, printable(str(error)))] * len(unit)
+        except RefusedError as error:
+            return [BadInputError(_REFUSED, printable(str(error)))] * len(unit)
+        except StorageError as error:
+            return [BadInputError(FETCH_FAILED, printable(str(error)))] * len(unit)
+
+    def _locate(self, uri: str) -> tuple[Any, str]:
+        """File system and path. Addresses are not parsed again for each file: `::` or `#` in a name mean nothing."""
+        scheme, separator, path = uri.partition("://")
+        if not separator:
+            scheme, path = "file", uri
+        with self._lock:
+            if scheme not in self._filesystems:
+                self._filesystems[scheme] = open_filesystem(
+                    f"{scheme}://{path.partition('/')[0]}" if separator else "/"
+                )[0]
+        if "\\x" in path and not os.path.lexists(path) and os.path.lexists(on_disk(path)):
+            path = on_disk(path)
+        return self._filesystems[scheme], path
+
+    def _fetch_file(self, item: Input) -> bytes:
+        """The whole content of a file or web address."""
+        uri = item.source_uri
+        if item.row == SIGNED:
+            assert self._signed is not None, "an address was masked, but nobody knows where it stands"
+            whole = self._signed.find(item.offset)
+            if printable(redact(whole)) != uri:
+                raise BadInputError("AddressChanged", "the manifest has another address there than when it was listed")
+            uri = whole
+        if is_web(uri):
+            return self._web.read(uri, self._max_bytes)
+        return read_limited(*self._locate(uri), self._max_bytes, uri)
+
+    def _fetch_range(self, unit: Sequence[Input]) -> list[Fetched]:
+        """Neighbours in a tar."""
+        check_bytes(unit[0].size, self._max_bytes)  # a larger one is alone
+        filesystem, path = self._locate(unit[0].source_uri)
+        require_regular_file(filesystem, path)
+        start, end = unit[0].offset, max(item.offset + item.size for item in unit)
+        # An empty range would be the whole object to S3.
+        data = bytes(filesystem.cat_file(path, start=start, end=end)) if start < end else b""
+        return [_cut(data, item.offset - start, item.size) for item in unit]
+
+    def _fetch_rows(self, unit: Sequence[Input], start_row: StartRow | None) -> list[Fetched]:
+        """Rows of a row group, which may be larger than the rows that are wanted."""
+        places = {item.row: place for place, item in enumerate(unit)}
+        before_row = (lambda row: start_row(places[row])) if start_row else None
+        wanted = {item.row for item in unit}
+        found: dict[int, Fetched] = {}
+        missing = BadInputError("NotFound", "the row was listed but is no longer there")
+        uri = unit[0].source_uri
+        before, metadata = self._footer
+        try:
+            with open_parquet(uri, metadata=metadata if before == uri else None) as file:
+                self._footer = uri, file.metadata
+                column, limit = self._image_column, self._max_bytes
+                found.update(read_cells(file, unit[0].row_group, column, wanted, limit, before_row=before_row))
+        except DamagedFileError as error:  # what came before the damage is good
+            missing = BadInputError(error.kind, printable(str(error)))
+        except BadInputError as error:  # the first row that was not found must not be read, nor can any behind it be
+            found[min(wanted - found.keys())] = error
+            missing = BadInputError(error.kind, "not read: the process ended at a row before it in the same row group")
+        return [found.get(item.row, missing) for item in unit]
+
+
+def _damaged(item: Input) -> BadInputError:
+    kind, _, message = item.reason.partition(": ")
+    return BadInputError(kind, message)
+
+
+def _span(unit: Sequence[Input]) -> int:
+    return unit[-1].offset + unit[-1].size - unit[0].offset
+
+
+def _cut(data: bytes, start: int, size: int) -> Fetched:
+    if len(data) < start + size:
+        return BadInputError("DamagedImage", "its archive ends before the image does")
+    return data[start : start + size]

@@ -1,0 +1,65 @@
+"""One image on its way through the pipeline, and the shard it belongs to."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from p2p.errors import BadInputError
+from p2p.translation.corpus.inputs import Input
+from p2p.translation.pipeline.fetching import Fetched
+from p2p.translation.pipeline.windows import Windows
+from p2p.translation.plan.ledger import LedgerRow
+from p2p.translation.sinks import ShardWriter
+
+
+@dataclass
+class ShardReport:
+    """How far a shard is; `finished` once its ledger lies in the output."""
+
+    shard: int
+    images: int = 0
+    finished: bool = False
+    translated: int = 0
+    failed: int = 0
+    kept: int = 0
+    """Images that an earlier attempt had translated, in a shard whose failures are tried again."""
+    pixels: int = 0
+    output_bytes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class OpenShard:
+    """A shard that is worked on: its outputs so far, and a ledger row for each input that is through."""
+
+    report: ShardReport
+    writer: ShardWriter
+    rows: list[LedgerRow | None]
+
+
+@dataclass
+class ImageTask:
+    """One image on its way through."""
+
+    shard: OpenShard
+    position: int
+    item: Input
+    data: Fetched
+    pixels: int = 0
+    windows: Windows | None = None
+    answered: int = 0
+    encoded: bytes = b""
+    size: tuple[int, int] = (0, 0)
+    seconds: float = 0.0
+    stages: list[tuple[str, float]] = field(default_factory=list)
+
+    def spend(self, stage: str, started: float) -> None:
+        """The time since `started` (of `time.perf_counter`) went into `stage`."""
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        self.stages.append((stage, seconds))
+
+    def fail(self, error: BadInputError) -> None:
+        """The image has no output, and this is why."""
+        self.data, self.windows = error, None

@@ -1,0 +1,151 @@
+"""Inputs that crash the process which works on them: a defect in a decoder, a hang, more memory than there is.
+
+No process can tell of its own crash. So each shard has a record in the output while it is worked on. A process that
+finds one left behind works through that shard image by image and records each before it is touched and when it is
+through; an image at which two processes have crashed becomes a failed row. Reads that fetch several images at once are
+recorded too: after a crash the next process reads them row by row. Hangs become crashes: decoding for too long ends the
+process (`p2p.storage.deadline`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2p.errors import DamagedFileError, NotFoundError, P2PError
+from p2p.storage.filesystems import join, read_json, remove_file, write_json
+from p2p.storage.trial import process_ended
+from p2p.translation.plan.shards import shard_uri, shards_in
+
+FOLDER = "attempts"
+_CRASHES_OF_A_BAD_INPUT = 2
+_MAX_UNEXPLAINED = 5
+Counts = dict[int, int]
+
+
+@dataclass
+class CrashRecord:
+    """What is known of the earlier processes that worked on a shard."""
+
+    uri: str
+    watched: bool = False
+    """Whether its images are gone through one by one, since an earlier process left a record. Before that nobody knows
+    where it crashed, nor whether it was in this shard at all."""
+    unexplained: int = 0
+    """Crashes at no particular image while the shard was watched."""
+    at: int | None = None
+    """Position of the image that is worked on."""
+    reading: bool = False
+    """Whether that image is being read, with those after it perhaps."""
+    crashes: Counts = field(default_factory=dict)
+    """How often a process crashed at the image at a position."""
+    read_crashes: Counts = field(default_factory=dict)
+    """The same for the read that begins at a position."""
+
+    def write(self) -> None:
+        """Publish it."""
+        known = {name: value for name, value in vars(self).items() if name != "uri"}
+        write_json(self.uri, known)
+
+    def start_image(self, position: int) -> None:
+        """The image at `position` is worked on from now on. Raises BadInputError if it must not be touched again."""
+        if self.crashes.get(position, 0) >= _CRASHES_OF_A_BAD_INPUT:
+            raise process_ended()
+        self._move(position, reading=False)
+
+    def start_read(self, position: int) -> bool:
+        """Several images are read from now on, the first at `position`. Returns whether to read row by row, and call
+        `start_row` for each, since that read has crashed a process.
+        """
+        self._move(position, reading=True)
+        return self.read_crashes.get(position, 0) > 0
+
+    def start_row(self, position: int) -> None:
+        """The image at `position` is read by itself. Raises BadInputError if it must not be touched again."""
+        if self.read_crashes.get(position, 0) >= _CRASHES_OF_A_BAD_INPUT:
+            raise process_ended()
+        self._move(position, reading=True)
+
+    def finish_image(self) -> None:
+        """It is through: what is published now is not its doing."""
+        self._move(None, reading=False)
+
+    def _move(self, position: int | None, *, reading: bool) -> None:
+        if (self.at, self.reading) != (position, reading):
+            self.at, self.reading = position, reading
+            self.write()
+
+    def count_crash(self) -> None:
+        """The process that left this record has crashed."""
+        if self.at is not None:
+            counts = self.read_crashes if self.reading else self.crashes
+            counts[self.at] = counts.get(self.at, 0) + 1
+        elif self.watched:
+            self.unexplained += 1
+        else:
+            self.watched = True
+        self.at, self.reading = None, False
+
+    def remove(self) -> None:
+        """The shard is done."""
+        remove_file(self.uri)
+
+
+def begun_shards(output: str) -> set[int]:
+    """Shards that a process is working on, or was when it crashed."""
+    return shards_in(join(output, FOLDER))
+
+
+def _uri(output: str, shard: int) -> str:
+    return shard_uri(join(output, FOLDER), shard, "json")
+
+
+def open_record(output: str, shard: int) -> CrashRecord:
+    """A record that a shard is begun; with one left behind, what it says of the process that left it.
+
+    Raises P2PError when so many processes have crashed that going on would never end.
+    """
+    record = _read_record(_uri(output, shard))
+    if record is None:
+        record = CrashRecord(_uri(output, shard))
+    else:
+        record.count_crash()
+    record.write()
+    if record.unexplained >= _MAX_UNEXPLAINED:
+        raise P2PError(
+            f"{record.unexplained} processes have crashed while they worked on shard {shard}, at no image in "
+            f"particular; if memory is short, pass fewer --workers or a smaller --tile-size. The same command tries "
+            f"again"
+        )
+    return record
+
+
+def _read_record(uri: str) -> CrashRecord | None:
+    """The record that was left at `uri`, if any.
+
+    One that says nothing (cut short, or somebody else's) is as good as new: a process crashed, and nobody knows where.
+    """
+    try:
+        left: Any = read_json(uri)
+        at = None if left["at"] is None else int(left["at"])
+        counts = [_counts(left[name]) for name in ("crashes", "read_crashes")]
+        return CrashRecord(uri, bool(left["watched"]), int(left["unexplained"]), at, bool(left["reading"]), *counts)
+    except NotFoundError:
+        return None
+    except (DamagedFileError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        return CrashRecord(uri)
+
+
+def _counts(found: Any) -> Counts:
+    return {int(position): int(count) for position, count in found.items()}
+
+
+def clear(output: str) -> None:
+    """Before a job begins: it was stopped, or its machine was, and no image that was worked on then is to blame."""
+    for shard in begun_shards(output):
+        record = _read_record(_uri(output, shard))
+        if record is None:
+            continue
+        record.remove()
+        if record.crashes or record.read_crashes:
+            CrashRecord(record.uri, crashes=record.crashes, read_crashes=record.read_crashes).write()

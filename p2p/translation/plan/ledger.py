@@ -1,0 +1,160 @@
+"""The ledger: one row per input, one file per shard. A shard is done exactly when its ledger file exists."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from p2p.errors import DamagedFileError
+from p2p.storage.filesystems import (
+    absolute,
+    exists,
+    is_file,
+    join,
+    list_names,
+    remove,
+    write_table,
+)
+from p2p.storage.parquet import read_parquet
+from p2p.translation.plan.shards import shard_of, shard_uri, shards_in
+
+FOLDER = "ledger"
+RETRY_FOLDER = "retry"
+"""Ledgers of shards whose failures are tried again, until the new ledger is written."""
+LEDGER_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("image_id", "status", "error", "message", "output_uri")],
+)
+_READERS = 16
+MAX_FAILURES_KEPT = 1000
+"""Failures that the totals list one by one; the ledger itself has all."""
+
+
+class LedgerRow(NamedTuple):
+    """What became of one input. `error` is a stable name, `message` for a person; both empty if it was translated."""
+
+    image_id: str
+    status: str
+    error: str = ""
+    message: str = ""
+    output_uri: str = ""
+
+
+@dataclass
+class Totals:
+    """What a set of shards came to."""
+
+    translated: int = 0
+    failed: int = 0
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, other: Totals) -> None:
+        """Take `other` in."""
+        self.translated += other.translated
+        self.failed += other.failed
+        self.failures += other.failures[: MAX_FAILURES_KEPT - len(self.failures)]
+
+
+def ledger_uri(output: str, shard: int) -> str:
+    """Where the ledger of one shard lies."""
+    return shard_uri(join(output, FOLDER), shard, "parquet")
+
+
+def done_shards(output: str) -> set[int]:
+    """Shards that an attempt has finished."""
+    return shards_in(join(output, FOLDER))
+
+
+def write_ledger(output: str, shard: int, rows: Sequence[LedgerRow]) -> None:
+    """Declare a shard done. The last thing that is written of it."""
+    columns = list(zip(*rows, strict=True))
+    write_table(ledger_uri(output, shard), pa.table([list(values) for values in columns], schema=LEDGER_SCHEMA))
+
+
+def _read(uri: str) -> pa.Table:
+    table = read_parquet(uri, LEDGER_SCHEMA.names)
+    try:
+        return table.cast(LEDGER_SCHEMA)
+    except pa.ArrowException as error:
+        raise DamagedFileError(f"{uri}: not a ledger of p2p: {error}") from None
+
+
+def _read_totals(uri: str) -> Totals:
+    table = _read(uri)
+    failed = table.filter(pc.equal(table["status"], "failed"))
+    failures = failed.select(["image_id", "error", "message"]).slice(0, MAX_FAILURES_KEPT).to_pylist()
+    return Totals(len(table) - len(failed), len(failed), failures)
+
+
+def read_totals(output: str, shards: Iterable[int]) -> Totals:
+    """Count what the ledgers of `shards` say."""
+    totals = Totals()
+    with ThreadPoolExecutor(_READERS) as pool:
+        for part in pool.map(_read_totals, (ledger_uri(output, shard) for shard in sorted(shards))):
+            totals.add(part)
+    return totals
+
+
+def _retry_uri(output: str, shard: int) -> str:
+    return shard_uri(join(output, RETRY_FOLDER), shard, "parquet")
+
+
+def read_kept(output: str, shard: int) -> dict[str, LedgerRow]:
+    """Rows of a reopened shard that stay as they are, by image id; none for a shard that never was done."""
+    uri = _retry_uri(output, shard)
+    if not exists(uri):
+        return {}
+    rows = [LedgerRow(**row) for row in _read(uri).to_pylist()]
+    return {row.image_id: row for row in rows if row.status == "translated"}
+
+
+def reopen_failed(output: str, shards: Collection[int]) -> int:
+    """Let those of `shards` that have failures count as not done; what they translated is remembered. Returns how many
+    there are.
+
+    A shard's old ledger is copied before it is removed, so that an interruption loses neither.
+    """
+
+    def reopen(shard: int) -> bool:
+        table = _read(ledger_uri(output, shard))
+        if "failed" not in table["status"].to_pylist():
+            return False
+        write_table(_retry_uri(output, shard), table)
+        remove(ledger_uri(output, shard))
+        return True
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return sum(pool.map(reopen, sorted(done_shards(output).intersection(shards))))
+
+
+def shards_meant(uri: str, output: str) -> set[int] | None:
+    """Where `--only-failed uri` is `output`, its ledger or one file of that: the shards it means; elsewhere None.
+
+    A shard whose retry was interrupted is among them.
+    """
+    folder = join(output, FOLDER)
+    known = done_shards(output) | shards_in(join(output, RETRY_FOLDER))
+    place = absolute(uri).rstrip("/")
+    if place in (output.rstrip("/"), folder):
+        return known
+    above, _, name = place.rpartition("/")
+    return known.intersection((shard_of(name),)) if above == folder else None
+
+
+def read_failed_ids(uri: str) -> set[str]:
+    """Ids of the inputs that failed, from an output, its ledger folder or one file of it. Raises StorageError."""
+    uris = [uri]
+    if not is_file(uri):
+        folder = join(uri, FOLDER) if list_names(join(uri, FOLDER)) else uri
+        uris = [join(folder, name) for name in list_names(folder) if name.endswith(".parquet")]
+
+    def failed(uri: str) -> Iterator[str]:
+        table = _read(uri)
+        yield from table.filter(pc.equal(table["status"], "failed"))["image_id"].to_pylist()
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return {image_id for ids in pool.map(failed, uris) for image_id in ids}
