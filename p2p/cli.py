@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from p2p.documents import to_json
-from p2p.errors import P2PError, TooManyBadInputsError, UsageError, quote_controls, redact
+from p2p.errors import ConfigError, P2PError, TooManyBadInputsError, UsageError, quote_controls, redact
 
 Config = TypeVar("Config")
 Summary = Mapping[str, Any]
@@ -295,5 +295,8 @@ def run_job(config_class: type[Config], job: Callable[[Config], Summary], words:
         if not isinstance(cause, P2PError):
             log.exception("p2p failed unexpectedly; this is a defect of p2p or of the cluster, not of your options")
             return 1
-        sys.stderr.write(f"error: {quote_controls(redact(str(cause)))}\n")
+        message = str(cause)
+        if isinstance(cause, ConfigError):
+            message = f"--{cause.field.replace('_', '-')} {cause.problem}"
+        sys.stderr.write(f"error: {quote_controls(redact(message))}\n")
         return cause.exit_status

@@ -2,6 +2,7 @@
 
 P2PError                          exit status 1
 ├── UsageError                    exit status 2: wrong options, found before any work starts
+│   └── ConfigError               one field of a configuration
 ├── StorageError                  a file system, bucket or disk said no
 │   ├── NotFoundError             nothing lies at that address
 │   ├── DamagedFileError          a file is not what was written there
@@ -119,6 +120,22 @@ class UsageError(P2PError):
     """A wrong option or configuration, found before any work started."""
 
     exit_status = 2
+
+
+class ConfigError(UsageError):
+    """A field of a configuration has a value that cannot be. The command line names the option instead of the field.
+
+    >>> raise ConfigError("tile_size", "300: must be a multiple of 256")
+    Traceback (most recent call last):
+    p2p.errors.ConfigError: tile_size 300: must be a multiple of 256
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field} {problem}")
+        self.field, self.problem = field, problem
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, str]]:
+        return type(self), (self.field, self.problem)
 
 
 class StorageError(P2PError):
