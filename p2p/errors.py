@@ -12,6 +12,7 @@ P2PError                          exit status 1
 ├── CheckpointError               a checkpoint cannot be read, or is of another kind
 ├── BadInputError                 one input of many is bad; becomes a row in `errors/` or `ledger/`
 ├── TaskFailedError               a task cannot be done where it runs: its processes end at no input, or memory runs out
+├── ChildEndedError               a child process has ended before its work
 ├── TrainingStoppedError          training cannot go on (numbers no longer finite, too many lost workers)
 └── TooManyBadInputsError         exit status 3: the work is done, but more inputs were bad than allowed
 """
@@ -192,6 +193,17 @@ class BadInputError(P2PError):
 
 class TaskFailedError(P2PError):
     """A task's processes end again and again at no input in particular, or memory runs out."""
+
+
+class ChildEndedError(P2PError):
+    """A child process ended before its work. `started` says whether it had begun to work at all."""
+
+    def __init__(self, reason: str, started: bool = True) -> None:
+        super().__init__(reason)
+        self.started = started
+
+    def __reduce__(self) -> tuple[type[ChildEndedError], tuple[str, bool]]:
+        return type(self), (str(self), self.started)
 
 
 class TrainingStoppedError(P2PError):

@@ -215,7 +215,7 @@ def test_tables_are_opened_in_one_place(path: Path) -> None:
 def test_only_what_p2p_has_pickled_itself_is_unpickled() -> None:
     unpicklers = {("pickle", "load"), ("pickle", "loads"), ("pickle", "Unpickler"), ("cloudpickle", "loads")}
     found = {name_of(path) for path in MODULES for _, owner, method in calls_of(path) if (owner, method) in unpicklers}
-    assert found == {"p2p.preparation.job", "p2p.storage.trial"}
+    assert found == {"p2p.preparation.job", "p2p.storage.child"}
     for path in MODULES:
         source = path.read_text(encoding="utf-8").replace("safetensors.torch.load(", "")
         assert source.count("torch.load(") == source.count("weights_only=True"), name_of(path)

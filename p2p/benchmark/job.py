@@ -32,7 +32,7 @@ from p2p.benchmark.networks import (
     plain_forward,
     plain_update,
 )
-from p2p.data.session import available_cpus
+from p2p.data.machine import available_cpus
 from p2p.errors import UsageError
 from p2p.model.config import ModelConfig, Precision
 from p2p.model.engine import choose_precision

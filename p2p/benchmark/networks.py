@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from p2p.data.session import worker_environment
+from p2p.data.machine import worker_environment
 from p2p.model.config import ModelConfig, Precision
 from p2p.model.engine import Engine
 from p2p.model.networks import build_discriminator, build_generator

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import ipaddress
 import logging
-import math
 import os
-import secrets
 import signal
 import socket
-import tempfile
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 # Read by Ray at import, so they stand before it. Each can be overridden from outside.
@@ -29,8 +21,9 @@ for _name, _value in {
 
 import ray  # noqa: E402
 import ray.data  # noqa: E402
-from ray.util import placement_group, remove_placement_group  # noqa: E402
 
+from p2p.data.access import is_loopback, make_token, takes_jobs_of_anybody  # noqa: E402
+from p2p.data.machine import available_cpus  # noqa: E402
 from p2p.errors import P2PError, UsageError  # noqa: E402
 from p2p.storage.parquet import unregister_ray_types  # noqa: E402
 
@@ -44,88 +37,7 @@ _MIN_LOGICAL_CPUS = 4
 _ANSWER_SECONDS = 5
 
 
-_CPU_LIMIT = "/sys/fs/cgroup/cpu.max"  # of a container, as "QUOTA PERIOD" in microseconds, or "max PERIOD"
-
-
-def available_cpus() -> int:
-    """Cores this process may use: those it is allowed on, and no more than its container's limit allows."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = map(int, Path(_CPU_LIMIT).read_text(encoding="ascii").split())
-        allowed = min(allowed, max(1, math.ceil(quota / period)))
-    return allowed
-
-
-def _cluster_resources() -> dict[str, float]:
-    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
-
-
-def is_private() -> bool:
-    """Whether Ray is this process's own: no node can join or leave it, and nobody else uses it. Needs Ray."""
-    return bool(ray.get_runtime_context().namespace == _PRIVATE)
-
-
-def cluster_cpus() -> int:
-    """Cores for compute-bound actors: this machine's on a private Ray, the cluster's CPUs otherwise. Needs Ray."""
-    if is_private():
-        return available_cpus()
-    return max(1, int(_cluster_resources().get("CPU", 1)))
-
-
-def cluster_gpus() -> int:
-    """GPUs of the cluster. Needs Ray."""
-    return int(_cluster_resources().get("GPU", 0))
-
-
-def await_gpu(seconds: float) -> bool:
-    """Ask the cluster for a GPU and wait for one to be up, so that a cluster may start from none. Needs Ray."""
-    wanted = placement_group([{"GPU": 1}])
-    try:
-        return bool(wanted.wait(seconds))
-    finally:
-        remove_placement_group(wanted)
-
-
-def smallest_node_cpus() -> float:
-    """CPUs by which Ray places work on the smallest node that takes any; a private Ray has more of them than cores.
-    Needs Ray.
-    """
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    counts = (node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"])
-    return min((float(count) for count in counts if count), default=1.0)
-
-
-_WORKER_ENVIRONMENT = {
-    # OpenMP's threads spin while they wait for one another at the hundreds of barriers of an update, and burn the time
-    # of the core that their partner needs. Measured on two cores, batch 8: beside one busy process 2.95 instead of 2.2
-    # pairs/s, by itself 5.1 instead of 4.7; a tiny network beside several 30 to 46 instead of 1 to 4.
-    "GOMP_SPINCOUNT": "1000",
-    # glibc keeps what is freed, where it would give the hundreds of megabytes of each batch back to the kernel and
-    # fault them in again, a twentieth of both cores in training. One arena: those of threads give back regardless.
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
-    "MALLOC_TOP_PAD_": str(64 * 2**20),
-}
-
-
-def worker_environment() -> dict[str, str]:
-    """Variables that a process which computes with torch starts with, for Ray's `runtime_env`: libgomp and glibc read
-    them when they are loaded. Each can be overridden from outside.
-    """
-    return {name: os.environ.get(name, value) for name, value in _WORKER_ENVIRONMENT.items()}
-
-
-TRAINERS_SHARE = 0.5
-"""The part of a node's CPUs, as Ray counts them to place work, that a training's workers together may ask for."""
-
-
-def reader_cpus() -> float:
-    """What a task that reads for a training asks for: no more than workers leave on the smallest node. Needs Ray."""
-    return min(1.0, (1 - TRAINERS_SHARE) * smallest_node_cpus())
-
-
-_PRIVATE = "p2p-private"
+PRIVATE = "p2p-private"
 
 
 @contextlib.contextmanager
@@ -175,24 +87,6 @@ def _take_termination_for_an_interrupt() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def make_token() -> None:
-    """Make ~/.ray/auth_token, the token that this user's private Rays ask for, unless there is one already.
-
-    Ray would make it too, but readable by whomever the umask lets. Whoever reads it can run programs as this user.
-    """
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
-        return
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        return
-    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written: Ray says so
-        path = Path.home() / ".ray" / "auth_token"
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:  # its mode is 600
-            file.write(secrets.token_hex(32))
-            file.flush()
-            os.link(file.name, path)  # refused where there is a token, such as that of a job begun at the same time
-
-
 def _start_private() -> None:
     make_token()
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # it has no nodes to lose
@@ -203,7 +97,7 @@ def _start_private() -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            namespace=_PRIVATE,
+            namespace=PRIVATE,
         )
     except Exception as error:  # Ray raises plain ones, such as for a machine too busy to start it in time
         raise P2PError(
@@ -237,36 +131,3 @@ def _join_cluster(address: str) -> None:
             "Ray with RAY_AUTH_MODE=token, or its dashboard on 127.0.0.1",
             dashboard,
         )
-
-
-def is_loopback(place: str) -> bool:
-    """Whether HOST:PORT is reached from the same machine alone."""
-    host = urlsplit(f"//{place}").hostname or ""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
-
-
-def takes_jobs_of_anybody(dashboard: str) -> bool:
-    """Whether the dashboard at HOST:PORT answers a question about jobs that comes without a token."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        direct.open(f"http://{dashboard}/api/jobs/p2p", timeout=_ANSWER_SECONDS).close()
-    except urllib.error.HTTPError as error:
-        return error.code not in (401, 403)  # 404: it has looked for that job
-    except (OSError, http.client.HTTPException):
-        return False  # nobody can reach it from here
-    return True
-
-
-def quiet_data_context() -> ray.data.DataContext:
-    """The settings every dataset here is built under; call before building one."""
-    context = ray.data.DataContext.get_current()
-    context.print_on_execution_start = False
-    context.enable_progress_bars = False
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):  # its log file keeps everything
-            handler.setLevel(logging.ERROR)
-    context.memory_usage_poll_interval_s = None  # walking a gigabyte's page table every second, for what nobody reads
-    context.execution_no_progress_timeout_s = -1  # a slow training step or validation is no fault
-    return context

@@ -5,15 +5,16 @@ where images of unknown origin may be decoded.
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from p2p.data.local import EARLIER_ATTEMPTS, MAX_ATTEMPTS, current_worker
 from p2p.errors import P2PError, TaskFailedError
 
 Result = TypeVar("Result")
 
-MAX_ATTEMPTS = 8
-"""Machines are taken away and others may use up the memory, so a few ends are nobody's fault."""
 _ADVICE = (
     "use machines with more memory for each CPU, or start Ray with fewer CPUs (ray start --num-cpus) and set "
     "RAY_ADDRESS, so that fewer tasks share the memory"
@@ -21,11 +22,10 @@ _ADVICE = (
 
 
 def count_earlier_attempts() -> int:
-    """How many processes have ended over the current Ray task, or of the current Ray actor; 0 where there is none."""
-    import ray
-
-    if not ray.is_initialized():
-        return 0
+    """How many processes have ended over the current Ray task, of the current Ray actor, or as a LocalWorker; or 0."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return int(os.environ.get(EARLIER_ATTEMPTS, 0))
     actor = ray.get_runtime_context().get_actor_id()
     if actor is None:
         worker: Any = ray._private.worker.global_worker
@@ -65,7 +65,7 @@ def run_as_task(
     retries: int = 1,
     seconds: float | None = None,
 ) -> Result:
-    """`call(*args)` in a Ray task, or in this process where Ray does not run.
+    """`call(*args)` in a Ray task or a LocalWorker; where there is neither, in this process.
 
     The process that submits a job may hold rights that a worker has not, so it decodes nothing that strangers made.
 
@@ -82,15 +82,16 @@ def run_as_task(
         Exception: what `call` raises.
 
     """
-    import ray
-
+    if worker := current_worker():
+        return worker.call(call, *args, seconds=seconds)
+    ray = sys.modules.get("ray")
     name = getattr(call, "__name__", str(call)).strip("_")
 
     def work(*args: Any) -> Result:
         with memory_reported(name):
             return call(*args)
 
-    if not ray.is_initialized():
+    if ray is None or not ray.is_initialized():
         return work(*args)
     remote = ray.remote(
         num_cpus=num_cpus,

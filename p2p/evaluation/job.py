@@ -14,17 +14,12 @@ import pyarrow as pa
 import ray.data
 import torch
 
+from p2p.data.cluster import cluster_cpus, cluster_gpus, quiet_data_context
 from p2p.data.description import Description, formats_for, read_description
+from p2p.data.machine import available_cpus, worker_environment
 from p2p.data.order import Row
 from p2p.data.pairs import Pairs, open_pairs, raw_load_size
-from p2p.data.session import (
-    available_cpus,
-    cluster_cpus,
-    cluster_gpus,
-    quiet_data_context,
-    ray_session,
-    worker_environment,
-)
+from p2p.data.session import ray_session
 from p2p.data.tasks import run_as_task
 from p2p.errors import CheckpointError, NotFoundError, P2PError, StorageError, UsageError
 from p2p.evaluation.config import EvaluateConfig

@@ -235,7 +235,7 @@ def _reports(
 ) -> Iterator[ShardReport]:
     import ray.data
 
-    from p2p.data.session import quiet_data_context
+    from p2p.data.cluster import quiet_data_context
 
     quiet_data_context()
     rows = [{"shard": pickle.dumps(shard)} for shard in shards]

@@ -5,25 +5,17 @@ process of its own: that one may end, and then it is known at which item.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import faulthandler
-import os
-import pickle
 import resource
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from p2p.errors import BadInputError, P2PError
+from p2p.errors import BadInputError, ChildEndedError, P2PError
+from p2p.storage.child import ChildProcess
 from p2p.storage.deadline import DECODE_SECONDS
 
 PROCESS_ENDED = "ProcessEnded"
 """Kind of a BadInputError at which processes end."""
-_STARTED, _ITEM, _FINISHED = b"s", b"i", b"f"
-_PR_SET_PDEATHSIG = 1
 _MEMORY_LEFT = 0.1
 """Share of the memory that a trial leaves alone: the kernel or Ray would end other processes."""
 _MIN_MEMORY = 512 * 2**20
@@ -40,43 +32,39 @@ def process_ended(what: str = "") -> BadInputError:
 
 
 def find_fatal_item(work: Callable[..., Iterable[Any]], *args: Any) -> int | None:
-    """Go through `work(*args)` in another process, which is started for it (not forked) and imports no more than that.
+    """Go through `work(*args)` in another process, which is started for it and imports no more than that.
 
-    Returns how many items it had yielded when the process ended; None if it came to its end, or to an exception other
-    than MemoryError, which the caller will meet too. Args:
+    Returns how many items it had yielded when the process ended or memory ran out; None if it came to its end, or to
+    another exception, which the caller will meet too. Args:
 
         work: a module's function, whose items are thrown away.
         args: can be pickled.
 
     Raises P2PError if no process can be started.
     """
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "OPENBLAS_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "p2p.storage.trial"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-    )
-    try:
-        answers, _ = process.communicate(pickle.dumps((work, args)))
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    if not answers.startswith(_STARTED):
-        raise P2PError(
-            f"the process in which images are tried could not be started (status {process.returncode}); "
-            "free memory on that machine and run the same command again"
-        )
-    return None if answers.endswith(_FINISHED) else answers.count(_ITEM)
+    count = 0
+    with ChildProcess({"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}) as child:
+        try:
+            for _ in child.run(_try_each, work, *args):
+                count += 1
+        except (ChildEndedError, MemoryError) as error:
+            if isinstance(error, ChildEndedError) and not count:
+                raise P2PError(
+                    f"the process in which images are tried could not be started ({error}); free memory on that "
+                    "machine and run the same command again"
+                ) from None
+            return count - 1
+        except Exception:
+            return None
+    return None
 
 
-def _end_with_parent() -> None:
-    """A worker that is killed leaves no process behind. Linux only."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _try_each(work: Callable[..., Iterable[Any]], *args: Any) -> Iterator[None]:
+    """Yield once at the start, and after each item of `work`."""
+    _limit_memory()
+    yield
+    for _ in work(*args):
+        yield
 
 
 def _limit_memory() -> None:
@@ -103,26 +91,3 @@ def _memory() -> tuple[int, int]:
 
 def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="ascii").splitlines()
-
-
-def main() -> None:
-    """The process: work on stdin, one byte for each item to stdout."""
-    _end_with_parent()
-    faulthandler.enable()
-    with os.fdopen(os.dup(1), "wb", buffering=0) as answers:
-        os.dup2(2, 1)  # whatever a library prints is no answer
-        work, args = pickle.loads(sys.stdin.buffer.read())  # by the process that started this one
-        _limit_memory()
-        answers.write(_STARTED)
-        try:
-            for _ in work(*args):
-                answers.write(_ITEM)
-        except MemoryError:
-            os._exit(1)
-        except Exception:  # who has asked goes on to do the same, and tells of it
-            pass
-        answers.write(_FINISHED)
-
-
-if __name__ == "__main__":
-    main()

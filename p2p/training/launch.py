@@ -18,8 +18,9 @@ from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from p2p.data.cluster import TRAINERS_SHARE, cluster_gpus, smallest_node_cpus
+from p2p.data.machine import worker_environment
 from p2p.data.order import EpochRange
-from p2p.data.session import TRAINERS_SHARE, cluster_gpus, smallest_node_cpus, worker_environment
 from p2p.data.stream import PairStream
 from p2p.errors import P2PError, TrainingStoppedError, UsageError
 from p2p.training.config import TrainConfig

@@ -13,7 +13,7 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 
-from p2p.data.session import available_cpus
+from p2p.data.machine import available_cpus
 from p2p.data.stream import BlockReader, PairStream
 from p2p.errors import P2PError, TrainingStoppedError
 from p2p.model.checkpoint import load_trainer

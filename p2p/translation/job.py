@@ -11,7 +11,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from p2p.data.session import available_cpus, cluster_cpus, cluster_gpus, ray_session
+from p2p.data.cluster import cluster_cpus, cluster_gpus
+from p2p.data.machine import available_cpus
+from p2p.data.session import ray_session
 from p2p.data.tasks import run_as_task
 from p2p.errors import CheckpointError, P2PError, StorageError, UsageError, check_bad_fraction
 from p2p.model.sizing import default_overlap

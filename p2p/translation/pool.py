@@ -17,16 +17,9 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from p2p.data.session import (
-    available_cpus,
-    await_gpu,
-    cluster_cpus,
-    cluster_gpus,
-    is_private,
-    quiet_data_context,
-    ray_session,
-    worker_environment,
-)
+from p2p.data.cluster import await_gpu, cluster_cpus, cluster_gpus, is_private, quiet_data_context
+from p2p.data.machine import available_cpus, worker_environment
+from p2p.data.session import ray_session
 from p2p.errors import P2PError, UsageError
 from p2p.progress import Progress
 from p2p.translation.actor import Work

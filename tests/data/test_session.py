@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from p2p.data.session import is_loopback, takes_jobs_of_anybody
+from p2p.data.access import is_loopback, takes_jobs_of_anybody
 
 _JOIN = """
 import os, sys
@@ -86,7 +86,7 @@ def test_nobody_else_reads_the_token_of_a_private_ray(tmp_path: Path) -> None:
 def test_a_token_is_made_only_where_there_is_none(
     setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from p2p.data.session import make_token
+    from p2p.data.access import make_token
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("RAY_AUTH_MODE")

@@ -33,7 +33,8 @@ def raise_in_task(error: Exception) -> None:
 
 
 def raise_in_dataset(error: Exception) -> None:
-    from p2p.data.session import quiet_data_context, ray
+    from p2p.data.cluster import quiet_data_context
+    from p2p.data.session import ray
 
     def rows(batch: dict[str, Any]) -> dict[str, Any]:
         raise error

@@ -1,0 +1,71 @@
+"""What the Ray that is running has: its CPUs and GPUs, and the settings under which datasets are built."""
+
+from __future__ import annotations
+
+import logging
+
+from ray.util import placement_group, remove_placement_group
+
+from p2p.data.machine import available_cpus
+from p2p.data.session import PRIVATE, ray
+
+
+def _cluster_resources() -> dict[str, float]:
+    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
+def is_private() -> bool:
+    """Whether Ray is this process's own: no node can join or leave it, and nobody else uses it."""
+    return bool(ray.get_runtime_context().namespace == PRIVATE)
+
+
+def cluster_cpus() -> int:
+    """Cores for compute-bound actors: this machine's on a private Ray, the cluster's CPUs otherwise."""
+    if is_private():
+        return available_cpus()
+    return max(1, int(_cluster_resources().get("CPU", 1)))
+
+
+def cluster_gpus() -> int:
+    """GPUs of the cluster."""
+    return int(_cluster_resources().get("GPU", 0))
+
+
+def await_gpu(seconds: float) -> bool:
+    """Ask the cluster for a GPU and wait for one to be up, so that a cluster may start from none."""
+    wanted = placement_group([{"GPU": 1}])
+    try:
+        return bool(wanted.wait(seconds))
+    finally:
+        remove_placement_group(wanted)
+
+
+def smallest_node_cpus() -> float:
+    """CPUs by which Ray places work on the smallest node that takes any; a private Ray has more of them than cores.
+    Needs Ray.
+    """
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    counts = (node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"])
+    return min((float(count) for count in counts if count), default=1.0)
+
+
+TRAINERS_SHARE = 0.5
+"""The part of a node's CPUs, as Ray counts them to place work, that a training's workers together may ask for."""
+
+
+def reader_cpus() -> float:
+    """What a task that reads for a training asks for: no more than workers leave on the smallest node."""
+    return min(1.0, (1 - TRAINERS_SHARE) * smallest_node_cpus())
+
+
+def quiet_data_context() -> ray.data.DataContext:
+    """The settings every dataset here is built under; call before building one."""
+    context = ray.data.DataContext.get_current()
+    context.print_on_execution_start = False
+    context.enable_progress_bars = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # its log file keeps everything
+            handler.setLevel(logging.ERROR)
+    context.memory_usage_poll_interval_s = None  # walking a gigabyte's page table every second, for what nobody reads
+    context.execution_no_progress_timeout_s = -1  # a slow training step or validation is no fault
+    return context

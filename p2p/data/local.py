@@ -1,0 +1,163 @@
+"""Small work without Ray: one child process does what Ray's workers would, and is started again where it ends.
+
+Starting Ray takes longer than many a job: one image is translated in half a second. The same functions do the work, so
+that outputs, ledgers and what becomes of damaged inputs are the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from p2p.data.machine import worker_environment
+from p2p.errors import ChildEndedError, TaskFailedError
+from p2p.storage.child import ChildProcess
+
+Batch = TypeVar("Batch")
+Result = TypeVar("Result")
+
+EARLIER_ATTEMPTS = "P2P_EARLIER_ATTEMPTS"
+"""The variable that tells a child process how many have ended over the batch that it begins with."""
+MAX_ATTEMPTS = 8
+"""Memory that others use up ends a process now and then; after so many ends it is the work that does it."""
+log = logging.getLogger("p2p")
+
+
+def wants_ray(workers: int = 0) -> bool:
+    """Whether the user asked for Ray, by RAY_ADDRESS (as `ray job submit` does) or `workers`, or runs one already."""
+    ray = sys.modules.get("ray")
+    return bool(os.environ.get("RAY_ADDRESS") or workers or (ray and ray.is_initialized()))
+
+
+class LocalWorker:
+    """A child process that works through batches, and its successors."""
+
+    def __init__(self) -> None:
+        self._child: ChildProcess | None = None
+
+    def map(
+        self,
+        make: Callable[..., Callable[[Batch], Iterable[Result]]],
+        args: Sequence[Any],
+        batches: Sequence[Batch],
+        threads: int = 1,
+    ) -> Iterator[Result]:
+        """Yield what `make(*args)(batch)` yields for each batch, in order.
+
+        Where the process ends, another goes on with the batches that were not done; their results may come twice.
+
+        Args:
+            make: a module's function or class, called once in each process.
+            args: for it; can be pickled.
+            batches: likewise.
+            threads: batches that are worked on at once.
+
+        Raises:
+            TaskFailedError: processes ended over the same batch again and again.
+            Exception: what the call raises.
+
+        """
+        done = attempts = 0
+        while done < len(batches):
+            try:
+                for is_result, value in self._start(attempts).run(_work, make, args, batches[done:], threads):
+                    if is_result:
+                        yield value
+                    else:
+                        done, attempts = done + 1, 0
+            except ChildEndedError as error:
+                self.close()
+                attempts += 1
+                if attempts > MAX_ATTEMPTS or (not error.started and attempts > 1):
+                    raise TaskFailedError(
+                        f"{error}; if memory is short, free some and run the same command again"
+                    ) from None
+                log.info("%s; another goes on", error)
+
+    def call(self, function: Callable[..., Result], *args: Any, seconds: float | None = None) -> Result:
+        """`function(*args)` in the process. Raises TaskFailedError if it ends, or takes more than `seconds`."""
+        try:
+            (result,) = self._start(0).run(_call, function, args, seconds=seconds)
+        except ChildEndedError as error:
+            self.close()
+            raise TaskFailedError(str(error)) from None
+        return result
+
+    def _start(self, attempts: int) -> ChildProcess:
+        if self._child is None:
+            self._child = ChildProcess({**worker_environment(), EARLIER_ATTEMPTS: str(attempts)})
+        return self._child
+
+    def close(self) -> None:
+        """End the process."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+
+def _work(
+    make: Callable[..., Callable[[Batch], Iterable[Result]]],
+    args: Sequence[Any],
+    batches: Sequence[Batch],
+    threads: int,
+) -> Iterator[tuple[bool, Any]]:
+    """Yield (True, result) for each result, and (False, None) after the last one of each batch."""
+    call = make(*args)
+    if threads == 1:
+        for batch in batches:
+            for result in call(batch):
+                yield True, result
+            yield False, None
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for results in pool.map(lambda batch: list(call(batch)), batches):
+            for result in results:
+                yield True, result
+            yield False, None
+
+
+def _call(function: Callable[..., Result], args: Sequence[Any]) -> Iterator[Result]:
+    yield function(*args)
+
+
+_CURRENT: ContextVar[LocalWorker | None] = ContextVar("local worker", default=None)
+
+
+def current_worker() -> LocalWorker | None:
+    """The worker of the session around this call, if it is one without Ray."""
+    return _CURRENT.get()
+
+
+@contextlib.contextmanager
+def session(*, small: bool) -> Iterator[LocalWorker | None]:
+    """Workers can be had inside: a LocalWorker for small work, Ray's (None) for other. Raises what `ray_session` does."""
+    if not small:
+        from p2p.data.session import ray_session
+
+        with ray_session():
+            yield None
+        return
+    worker = LocalWorker()
+    token = _CURRENT.set(worker)
+    try:
+        with termination_as_interrupt():
+            yield worker
+    finally:
+        _CURRENT.reset(token)
+        worker.close()
+
+
+@contextlib.contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM, by which schedulers end jobs, is answered inside as Control-C is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
