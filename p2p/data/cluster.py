@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 
-from ray.util import placement_group, remove_placement_group
-
 from p2p.data.machine import available_cpus
 from p2p.data.session import PRIVATE, ray
 
@@ -33,11 +31,11 @@ def cluster_gpus() -> int:
 
 def await_gpu(seconds: float) -> bool:
     """Ask the cluster for a GPU and wait for one to be up, so that a cluster may start from none."""
-    wanted = placement_group([{"GPU": 1}])
+    wanted = ray.util.placement_group([{"GPU": 1}])
     try:
         return bool(wanted.wait(seconds))
     finally:
-        remove_placement_group(wanted)
+        ray.util.remove_placement_group(wanted)
 
 
 def smallest_node_cpus() -> float:

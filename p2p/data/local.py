@@ -6,7 +6,12 @@ that outputs, ledgers and what becomes of damaged inputs are the same.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -80,6 +85,7 @@ class LocalWorker:
     def call(self, function: Callable[..., Result], *args: Any, seconds: float | None = None) -> Result:
         """`function(*args)` in the process. Raises TaskFailedError if it ends, or takes more than `seconds`."""
         try:
+            result: Result
             (result,) = self._start(0).run(_call, function, args, seconds=seconds)
         except ChildEndedError as error:
             self.close()
@@ -133,7 +139,7 @@ def current_worker() -> LocalWorker | None:
 
 @contextlib.contextmanager
 def session(*, small: bool) -> Iterator[LocalWorker | None]:
-    """Workers can be had inside: a LocalWorker for small work, Ray's (None) for other. Raises what `ray_session` does."""
+    """There are workers inside: one LocalWorker for small work, else Ray's (None). Raises what `ray_session` does."""
     if not small:
         from p2p.data.session import ray_session
 

@@ -29,6 +29,7 @@ from p2p.storage.parquet import unregister_ray_types  # noqa: E402
 
 unregister_ray_types()  # which importing ray.data has just registered
 
+__all__ = ["PRIVATE", "ray", "ray_session"]
 log = logging.getLogger("p2p")
 
 # Ray places work by logical CPUs. A small machine lends more than it has, else readers and workers starve each other.

@@ -18,9 +18,10 @@ from ray.data import ExecutionOptions, ExecutionResources
 
 from p2p.data.augment import centre_crop, jitter, join_sides
 from p2p.data.cluster import cluster_cpus, quiet_data_context, reader_cpus
+from p2p.data.local import MAX_ATTEMPTS
 from p2p.data.order import Block, EpochRange, Row, block_rows, training_blocks, validation_blocks
 from p2p.data.pairs import Formats, Pair, Pairs, RowGroup, read_rows, try_rows
-from p2p.data.tasks import MAX_ATTEMPTS, is_repeat, memory_reported, run_as_task
+from p2p.data.tasks import is_repeat, memory_reported, run_as_task
 from p2p.errors import BadInputError, P2PError, StorageError
 from p2p.storage.images import Pixels
 from p2p.storage.pixels import RGB

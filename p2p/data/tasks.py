@@ -25,7 +25,7 @@ def count_earlier_attempts() -> int:
     """How many processes have ended over the current Ray task, of the current Ray actor, or as a LocalWorker; or 0."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
-        return int(os.environ.get(EARLIER_ATTEMPTS, 0))
+        return int(os.environ.get(EARLIER_ATTEMPTS, "0"))
     actor = ray.get_runtime_context().get_actor_id()
     if actor is None:
         worker: Any = ray._private.worker.global_worker
@@ -82,10 +82,11 @@ def run_as_task(
         Exception: what `call` raises.
 
     """
-    if worker := current_worker():
-        return worker.call(call, *args, seconds=seconds)
-    ray = sys.modules.get("ray")
     name = getattr(call, "__name__", str(call)).strip("_")
+    if worker := current_worker():
+        with memory_reported(name):
+            return worker.call(call, *args, seconds=seconds)
+    ray = sys.modules.get("ray")
 
     def work(*args: Any) -> Result:
         with memory_reported(name):

@@ -11,9 +11,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from p2p.data.cluster import cluster_cpus, cluster_gpus
+from p2p.data.local import wants_ray
 from p2p.data.machine import available_cpus
-from p2p.data.session import ray_session
 from p2p.data.tasks import run_as_task
 from p2p.errors import CheckpointError, P2PError, StorageError, UsageError, check_bad_fraction
 from p2p.model.sizing import default_overlap
@@ -45,7 +44,7 @@ from p2p.translation.plan.resume import (
     select_failed,
     tidy,
 )
-from p2p.translation.pool import ACTORS_PER_GPU, Outcome, on_cores, on_gpu, ray_workforce
+from p2p.translation.pool import ACTORS_PER_GPU, Outcome, is_small, local_workforce, on_cores, on_gpu
 from p2p.translation.seams import Seams
 from p2p.translation.sinks import NamedSink, open_sink
 
@@ -69,10 +68,11 @@ class _Model:
     input_side: str
 
 
-def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[str, Any]:
+def run(config: TranslateConfig, workforce: Workforce | None = None) -> dict[str, Any]:
     """Translate `config.source`; returns the summary. Raises UsageError before work, TooManyBadInputsError after it.
 
-    `workforce` does the shards that remain, each to its end, and tells what it knows of them.
+    `workforce` does the shards that remain, each to its end, and reports on them. By default it is one process of this
+    machine for small work, and Ray's actors for other.
     """
     started = time.monotonic()
     source, output = absolute(config.source), absolute(config.output)
@@ -103,7 +103,7 @@ def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[s
     require_same_settings(output, settings, config.resume)
     require_output(output, "--output", "a translation")
     sink = open_sink(output, settings)
-    with workforce(config) as work_through:
+    with (workforce or _choose_workforce(config, corpus, settings))(config) as work_through:
         # From here on nothing is wrong with the options, so what an earlier attempt left may go.
         if config.resume == "never" and exists_translation(output):
             require_unique(corpus, sink, config.limit)
@@ -120,6 +120,14 @@ def run(config: TranslateConfig, workforce: Workforce = ray_workforce) -> dict[s
             log.info("%d of %d images were done by an earlier attempt", left.images_done, left.images)
         outcome = work_through(work.reading_from(left.hosts), left) if left.shards else Outcome()
         return _finish(config, work, left, outcome, started)
+
+
+def _choose_workforce(config: TranslateConfig, corpus: Corpus, settings: Settings) -> Workforce:
+    if not wants_ray(config.workers) and is_small(config, corpus, settings.tile_size):
+        return local_workforce
+    from p2p.translation.ray_pool import ray_workforce
+
+    return ray_workforce
 
 
 def _planned(output: str, corpus: Corpus, sink: NamedSink, limit: int) -> Plan:
@@ -214,6 +222,9 @@ def _dry_run(config: TranslateConfig, corpus: Corpus, work: Work) -> dict[str, A
     if not os.environ.get("RAY_ADDRESS"):
         gpus = torch.cuda.device_count() if choose_device(config.gpu).type == "cuda" else 0
         return _estimate(config, corpus, work, available_cpus(), gpus)
+    from p2p.data.cluster import cluster_cpus, cluster_gpus
+    from p2p.data.session import ray_session
+
     with ray_session():
         gpus = cluster_gpus() if config.gpu != "false" else 0
         if config.gpu == "true" and not gpus:

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from p2p.errors import UsageError
-from p2p.translation import TranslateConfig, pool
+from p2p.translation import TranslateConfig
+from p2p.translation import ray_pool as pool
 from p2p.translation.actor import Work
 
 
 def sized(monkeypatch: pytest.MonkeyPatch, *, private: bool, cores: int, gpus: int, shards: int, **options: Any) -> Any:
-    for name, value in {"is_private": private, "available_cores": cores, "available_gpus": gpus}.items():
+    for name, value in {"is_private": private, "cluster_cpus": cores, "cluster_gpus": gpus}.items():
         monkeypatch.setattr(pool, name, lambda value=value: value)
-    monkeypatch.setattr(pool, "physical_cores", lambda: 8)
+    monkeypatch.setattr(pool, "available_cpus", lambda: 8)
     settings: Any = SimpleNamespace(size_mode="tile", tile_size=64)
     work = Work(
         generator_uri="",

@@ -332,7 +332,7 @@ def test_a_dry_run_counts_no_processes_beyond_what_they_share(
         return {"processes": processes, "undisturbed": undisturbed, "batch": work.batch_size}
 
     monkeypatch.setattr(estimate, "estimate", told)
-    monkeypatch.setattr(job, "physical_cores", lambda: 4)
+    monkeypatch.setattr(job, "available_cpus", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     source = write(tmp_path / "in", {"a.png": b""})
