@@ -5,27 +5,26 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import ray.data
 import torch
 
-from p2p.data.cluster import cluster_cpus, cluster_gpus, quiet_data_context
 from p2p.data.description import Description, formats_for, read_description
+from p2p.data.local import LocalWorker, session, wants_ray
 from p2p.data.machine import available_cpus, worker_environment
 from p2p.data.order import Row
 from p2p.data.pairs import Pairs, open_pairs, raw_load_size
-from p2p.data.session import ray_session
 from p2p.data.tasks import run_as_task
 from p2p.errors import CheckpointError, NotFoundError, P2PError, StorageError, UsageError
 from p2p.evaluation.config import EvaluateConfig
-from p2p.evaluation.judge import UNTRAINED, Drawn, Judge, Task
+from p2p.evaluation.judge import UNTRAINED, Drawn, Judge, Task, judge_rows
 from p2p.model.checkpoint import load_generator
 from p2p.model.config import Direction, ModelConfig
+from p2p.model.engine import choose_device
 from p2p.model.metrics import METRICS, Measured, Palette, Totals, default_metrics, find_metric
 from p2p.model.networks import Generator
 from p2p.progress import Progress
@@ -43,6 +42,7 @@ from p2p.storage.pixels import RGB
 log = logging.getLogger("p2p")
 
 _CHUNK_PAIRS = 32
+_SMALL_PAIRS = 500  # which one process evaluates in less time than it takes to start Ray, or in little more
 _EXAMPLES = 3
 _SECONDS = 600.0  # for drawing them
 _RANKING = ("palette_accuracy", "ssim", "l1")
@@ -129,19 +129,35 @@ def _rows(pairs: Pairs, limit: int) -> list[Row]:
     return rows[:limit] if limit else rows
 
 
+def _judge_locally(worker: LocalWorker, config: EvaluateConfig, task: Task, rows: Sequence[Row]) -> Results:
+    device = choose_device(config.gpu).type
+    log.info("evaluating %d pairs on the %s in one process, without starting Ray: they are few", len(rows), device)
+    sized = dataclasses.replace(task, device=device, threads=available_cpus())
+    batches = [
+        {"group": np.array([group for group, _ in chunk]), "row": np.array([row for _, row in chunk])}
+        for chunk in _chunks(rows)
+    ]
+    return _collect(worker.map(judge_rows, (sized,), batches), len(rows))
+
+
+def _chunks(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    return [rows[start : start + _CHUNK_PAIRS] for start in range(0, len(rows), _CHUNK_PAIRS)]
+
+
 def _judge_on_ray(config: EvaluateConfig, task: Task, rows: Sequence[Row]) -> Results:
-    """One row per pair, in stored order. Needs Ray."""
+    import ray.data
+
+    from p2p.data.cluster import cluster_cpus, cluster_gpus, quiet_data_context
+
     gpus = cluster_gpus() if config.gpu != "false" else 0
     if config.gpu == "true" and not gpus:
         raise UsageError("--gpu true: the cluster has no GPU; pass --gpu auto or false")
-    chunks = math.ceil(len(rows) / _CHUNK_PAIRS)
-    actors = min(gpus or cluster_cpus(), chunks)
+    actors = min(gpus or cluster_cpus(), len(_chunks(rows)))
     threads = max(1, min(cluster_cpus() // actors, available_cpus()))
     sized = dataclasses.replace(task, device="cuda" if gpus else "cpu", threads=threads)
     quiet_data_context()
     blocks = [
-        pa.table({"group": [group for group, _ in chunk], "row": [row for _, row in chunk]})
-        for chunk in (rows[start : start + _CHUNK_PAIRS] for start in range(0, len(rows), _CHUNK_PAIRS))
+        pa.table({"group": [group for group, _ in chunk], "row": [row for _, row in chunk]}) for chunk in _chunks(rows)
     ]
     dataset = ray.data.from_arrow(blocks).map_batches(
         Judge,
@@ -152,12 +168,17 @@ def _judge_on_ray(config: EvaluateConfig, task: Task, rows: Sequence[Row]) -> Re
         num_gpus=1 if gpus else 0,
         runtime_env={"env_vars": worker_environment()},
     )
-    results: Results = []
-    with Progress("evaluate", total=len(rows), unit="pairs") as progress:
-        for row in dataset.iter_rows():
-            results.append(row)
+    return _collect(dataset.iter_rows(), len(rows))
+
+
+def _collect(results: Iterable[dict[str, Any]], total: int) -> Results:
+    """One row per pair, in stored order."""
+    found: dict[Row, dict[str, Any]] = {}
+    with Progress("evaluate", total=total, unit="pairs") as progress:
+        for row in results:
+            found[row["group"], row["row"]] = row
             progress.advance(1)
-    return sorted(results, key=lambda row: (row["group"], row["row"]))
+    return [found[place] for place in sorted(found)]
 
 
 def _totals(task: Task, results: Results, prefix: str) -> dict[str, float]:
@@ -222,8 +243,9 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     started = time.monotonic()
     task, checkpoint_id = _plan(config)
     output = absolute(config.output)
-    with ray_session():
-        results = _judge_on_ray(config, task, _rows(task.pairs, config.limit))
+    rows = _rows(task.pairs, config.limit)
+    with session(small=not wants_ray() and len(rows) <= _SMALL_PAIRS) as worker:
+        results = _judge_locally(worker, config, task, rows) if worker else _judge_on_ray(config, task, rows)
         examples = _examples(task, results)
     prefixes = ["", UNTRAINED] if config.compare_untrained else [""]
     metrics: dict[str, Any] = {"n": len(results)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,3 +106,14 @@ class Judge:
             if measured.confusion is not None:
                 judged[prefix + "confusion"] = measured.confusion.flatten(1).numpy()
         return judged
+
+
+def judge_rows(task: Task) -> Callable[[dict[str, np.ndarray[Any, Any]]], list[dict[str, Any]]]:
+    """What `Judge(task)` is, with a dictionary for each pair as its result."""
+    judge = Judge(task)
+
+    def call(batch: dict[str, np.ndarray[Any, Any]]) -> list[dict[str, Any]]:
+        judged = judge(batch)
+        return [dict(zip(judged, values, strict=True)) for values in zip(*judged.values(), strict=True)]
+
+    return call
