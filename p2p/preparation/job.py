@@ -7,11 +7,14 @@ import pickle
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from p2p.data.description import Description, Side, write_description
+from p2p.data.local import LocalWorker, session, wants_ray
+from p2p.data.machine import available_cpus
 from p2p.data.pairs import SPLITS, part_name
 from p2p.data.tasks import is_repeat, memory_reported, run_as_task
 from p2p.doctor import Doctor
@@ -63,6 +66,8 @@ _PART = re.compile(r"part-\d{5,}\.parquet")
 _ERROR_SCHEMA = pa.schema([("source_uri", pa.string()), ("error", pa.string()), ("message", pa.string())])
 _ERRORS_PER_PART = 100_000
 _SYNTHETIC_SIZE = 256
+_SMALL_PAIRS_PER_CORE, _SMALL_BYTES_PER_CORE = 400, 100 * 2**20  # about ten seconds
+_SMALL_CORES = 4  # of which the threads of one process make use
 _SECONDS_FOR_PICTURES = 600.0
 
 
@@ -84,15 +89,17 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     pairing = None if streamed else _find_pairs(config, source, source_b, ChunkStore())
     require_output(output, "--output", "a prepared data set")
 
-    from p2p.data.session import ray_session
-
     chunks = ChunkStore()
-    with ray_session():
+    with session(small=pairing is not None and not wants_ray() and _is_small(pairing)) as worker:
+        if worker:
+            log.info("working in one process, without starting Ray: there are few pairs")
         if pairing is None:
             pairing = _find_pairs(config, source, source_b, chunks)
         _say_what_was_found(pairing, config)
         _clear(output)
-        summary = _write(pairing, config, source=source, output=output, chunks=chunks.references, started=started)
+        summary = _write(
+            pairing, config, source=source, output=output, chunks=chunks.references, worker=worker, started=started
+        )
     check_bad_fraction(
         summary["bad"],
         summary["bad"] + sum(summary["pairs"].values()),
@@ -101,6 +108,13 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         summary,
     )
     return summary
+
+
+def _is_small(pairing: Pairing) -> bool:
+    """Whether one process of this machine prepares them in about the time that it takes to start Ray."""
+    cores = min(_SMALL_CORES, available_cpus())
+    weight = sum(pair.weight for pair in pairing.pairs)
+    return len(pairing.pairs) <= cores * _SMALL_PAIRS_PER_CORE and weight <= cores * _SMALL_BYTES_PER_CORE
 
 
 def _require_apart(source: str, option: str, output: str) -> None:
@@ -208,50 +222,70 @@ def _fetcher(chunks: list[Any], max_bytes: int, row_by_row: bool = False) -> Fet
     return Fetcher(chunk, max_bytes, row_by_row)
 
 
-def _write_batch(
-    batch: pa.Table, *, output: str | None, config: PrepareConfig, close_share: float, chunks: list[Any]
-) -> pa.Table:
-    """The Ray Data task: pickled shards in, pickled reports out; the pairs themselves go straight to storage."""
-    reports = []
-    for pickled in batch.column("shard").to_pylist():
-        shard: Shard = pickle.loads(pickled)
+@dataclass(frozen=True)
+class _PartWriter:
+    """Prepares the pairs of one shard at a time, on whatever process; the pairs themselves go straight to storage."""
+
+    output: str | None
+    config: PrepareConfig
+    close_share: float
+    chunks: list[Any]
+
+    def __call__(self, shard: Shard) -> ShardReport:
         fatal: list[BadRow] = []
-        some = f"pairs such as {shard.pairs[0].a.uri}"
+        config, some = self.config, f"pairs such as {shard.pairs[0].a.uri}"
         with memory_reported(f"preparing {some}"):
-            fetch = _fetcher(chunks, config.max_bytes)
+            fetch = _fetcher(self.chunks, config.max_bytes)
             if is_repeat(some):
-                fetch = _fetcher(chunks, config.max_bytes, row_by_row=True)
+                fetch = _fetcher(self.chunks, config.max_bytes, row_by_row=True)
                 shard, fatal = drop_fatal_pairs(shard, config.load_size, fetch, config.formats)
             report = write_shard(
-                shard, output, config.load_size, fetch, formats=config.formats, close_share=close_share
+                shard, self.output, config.load_size, fetch, formats=config.formats, close_share=self.close_share
             )
         report.bad += fatal
-        reports.append(pickle.dumps(report))
-    return pa.table({"report": pa.array(reports, pa.binary())})
+        return report
+
+    def in_ray(self, batch: pa.Table) -> pa.Table:
+        """As a map function of Ray Data: pickled shards in, pickled reports out."""
+        reports = [pickle.dumps(self(pickle.loads(shard))) for shard in batch.column("shard").to_pylist()]
+        return pa.table({"report": pa.array(reports, pa.binary())})
 
 
-def _reports(
-    shards: list[Shard], output: str | None, config: PrepareConfig, chunks: list[Any]
-) -> Iterator[ShardReport]:
+def _numbered(writer: _PartWriter) -> Callable[[tuple[int, Shard]], list[tuple[int, ShardReport]]]:
+    return lambda numbered: [(numbered[0], writer(numbered[1]))]
+
+
+def _reports(shards: list[Shard], writer: _PartWriter, worker: LocalWorker | None) -> Iterator[ShardReport]:
+    if worker:
+        found = worker.map(_numbered, (writer,), list(enumerate(shards)), threads=available_cpus())
+        seen: set[int] = set()
+        for number, report in found:
+            if number not in seen:
+                seen.add(number)
+                yield report
+        return
     import ray.data
 
     from p2p.data.cluster import quiet_data_context
 
     quiet_data_context()
     rows = [{"shard": pickle.dumps(shard)} for shard in shards]
-    close_share = min(1.0, MOST_CLOSE / max(1, sum(len(shard.pairs) for shard in shards)))
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _write_batch,  # type: ignore[arg-type]  # Ray's types know no keyword arguments
-        batch_size=1,
-        batch_format="pyarrow",
-        fn_kwargs={"output": output, "config": config, "close_share": close_share, "chunks": chunks},
+        writer.in_ray, batch_size=1, batch_format="pyarrow"
     )
     for row in dataset.iter_rows():
         yield pickle.loads(row["report"])
 
 
 def _write(
-    pairing: Pairing, config: PrepareConfig, *, source: str, output: str, chunks: list[Any], started: float
+    pairing: Pairing,
+    config: PrepareConfig,
+    *,
+    source: str,
+    output: str,
+    chunks: list[Any],
+    worker: LocalWorker | None,
+    started: float,
 ) -> dict[str, Any]:
     counts = dict.fromkeys(SPLITS, 0)
     bad = list(pairing.bad)
@@ -259,9 +293,10 @@ def _write(
     palette_b: Palette = frozenset()
     doctor = Doctor()
     shards = cut_into_shards(pairing.pairs)
-    target = None if config.check else output
+    close_share = min(1.0, MOST_CLOSE / max(1, len(pairing.pairs)))
+    writer = _PartWriter(None if config.check else output, config, close_share, chunks)
     with Progress("checking" if config.check else "preparing", total=len(pairing.pairs), unit="pairs") as progress:
-        for report in _reports(shards, target, config, chunks):
+        for report in _reports(shards, writer, worker):
             counts[report.split] += report.pairs
             doctor.add(report.split, report.portraits)
             bad += report.bad
