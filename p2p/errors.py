@@ -12,6 +12,7 @@ P2PError                          exit status 1
 ├── CheckpointError               a checkpoint cannot be read, or is of another kind
 ├── BadInputError                 one input of many is bad; becomes a row in `errors/` or `ledger/`
 ├── TaskFailedError               a task cannot be done where it runs: its processes end at no input, or memory runs out
+├── LeaseLostError                another job has taken over the output
 ├── ChildEndedError               a child process has ended before its work
 ├── TrainingStoppedError          training cannot go on (numbers no longer finite, too many lost workers)
 └── TooManyBadInputsError         exit status 3: the work is done, but more inputs were bad than allowed
@@ -193,6 +194,10 @@ class BadInputError(P2PError):
 
 class TaskFailedError(P2PError):
     """A task's processes end again and again at no input in particular, or memory runs out."""
+
+
+class LeaseLostError(P2PError):
+    """Another job has taken over the output that this one was writing."""
 
 
 class ChildEndedError(P2PError):

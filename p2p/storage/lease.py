@@ -1,0 +1,271 @@
+"""One writer for each output: `OUTPUT/lease.json` says which job writes there, and a second one is refused.
+
+A job that has not renewed its lease for a minute has died or is cut off. The next one takes over with a higher attempt
+number, and whatever the older one still wants to publish is refused: it finds that the lease is no longer its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from p2p.documents import build, to_json
+from p2p.errors import DamagedFileError, LeaseLostError, NotFoundError, StorageError, UsageError
+from p2p.progress import format_duration
+from p2p.storage.filesystems import (
+    TEMPORARY_PREFIX,
+    _status_of,
+    is_remote,
+    join,
+    open_filesystem,
+    read_json_object,
+    remove_file,
+    storage_errors,
+    write_json,
+)
+
+log = logging.getLogger("p2p")
+
+NAME = "lease.json"
+RENEWAL_SECONDS = 5.0
+EXPIRY_SECONDS = 60.0
+"""After so long without a renewal nobody is writing any more."""
+_WATCH_SECONDS = 12.0
+"""A lease of another machine that is renewed within this time belongs to a job that lives."""
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """Who writes an output: the content of its `lease.json`. Times are seconds since 1970 by that machine's clock."""
+
+    job: str
+    host: str
+    pid: int
+    attempt: int
+    started: float
+    renewed: float
+
+    def is_same_as(self, other: Lease | None) -> bool:
+        """Whether both were written by one job."""
+        return other is not None and dataclasses.replace(other, renewed=self.renewed) == self
+
+    def __str__(self) -> str:
+        return f"{self.job} on {self.host}, process {self.pid}, attempt {self.attempt}"
+
+
+@dataclass(frozen=True)
+class Fence:
+    """What a worker of a job needs in order to know that the job still holds its output's lease. Can be pickled."""
+
+    output: str
+    lease: Lease
+
+    def check(self) -> None:
+        """Raise LeaseLostError if another job has taken over. Called before anything is published."""
+        found = read_lease(self.output)
+        if not self.lease.is_same_as(found):
+            by = f"is written by {found} now" if found else "has no lease any more"
+            raise LeaseLostError(f"{self.output} {by}, since this job ({self.lease}) gave no sign of life for a while")
+
+
+def read_lease(output: str) -> Lease | None:
+    """The lease of `output`; None if nobody writes there. Raises StorageError, DamagedFileError for another file."""
+    uri = join(output, NAME)
+    try:
+        return build(Lease, read_json_object(uri))
+    except NotFoundError:
+        return None
+    except (DamagedFileError, ValueError) as error:
+        raise DamagedFileError(f"{uri}: no lease ({error}); remove the file if no job writes there") from None
+
+
+@contextlib.contextmanager
+def hold_lease(output: str, option: str, job: str) -> Iterator[Fence]:
+    """Hold the lease of `output` inside.
+
+    Args:
+        output: the folder or prefix that the job writes.
+        option: how the user named it, for messages.
+        job: what writes there, such as "translate".
+
+    Raises:
+        UsageError: another job writes there.
+        LeaseLostError: another job has taken over meanwhile, since this process stood still.
+
+    """
+    try:
+        lease = _acquire(output, option, job)
+    except DamagedFileError as error:
+        raise UsageError(f"{option} {error}") from None
+    fence = Fence(output, lease)
+    stop, lost = threading.Event(), threading.Event()
+    renewal = threading.Thread(target=_renew, args=(fence, stop, lost), name="lease", daemon=True)
+    renewal.start()
+    try:
+        yield fence
+    except KeyboardInterrupt:
+        if lost.is_set():
+            fence.check()
+        raise
+    finally:
+        stop.set()
+        renewal.join()
+        with contextlib.suppress(StorageError):
+            if lease.is_same_as(read_lease(output)):
+                remove_file(join(output, NAME))
+
+
+def _renew(fence: Fence, stop: threading.Event, lost: threading.Event) -> None:
+    while not stop.wait(RENEWAL_SECONDS):
+        try:
+            fence.check()
+            if not stop.is_set():
+                write_json(join(fence.output, NAME), vars(dataclasses.replace(fence.lease, renewed=time.time())))
+        except LeaseLostError:
+            lost.set()
+            os.kill(os.getpid(), signal.SIGINT)  # ends what the main thread waits for
+            return
+        except StorageError as error:
+            log.warning("the lease could not be renewed: %s", error)
+
+
+def _acquire(output: str, option: str, job: str) -> Lease:
+    attempt = 1
+    while True:
+        now = time.time()
+        mine = Lease(job=job, host=socket.gethostname(), pid=os.getpid(), attempt=attempt, started=now, renewed=now)
+        if attempt == 1 and _create(join(output, NAME), mine):
+            return mine
+        other = read_lease(output)
+        if other is None:
+            attempt = 1
+            continue
+        _wait_until_dead(output, other, option)
+        attempt = other.attempt + 1
+        mine = dataclasses.replace(mine, attempt=attempt)
+        claim = join(output, f"{TEMPORARY_PREFIX}lease-{attempt}-{int(other.started)}")
+        if not _create(claim, mine):  # somebody else is taking over at this moment, or has died of it
+            with contextlib.suppress(NotFoundError):
+                if time.time() - build(Lease, read_json_object(claim)).started > EXPIRY_SECONDS:
+                    remove_file(claim)
+            time.sleep(_POLL_SECONDS)
+            continue
+        try:
+            if other.is_same_as(read_lease(output)):  # nobody was quicker
+                log.warning("%s: taken over from %s, which gave no sign of life", output, other)
+                write_json(join(output, NAME), vars(mine))
+                return mine
+        finally:
+            remove_file(claim)
+
+
+def _create(uri: str, lease: Lease) -> bool:
+    return create_bytes(uri, to_json(vars(lease)).encode())
+
+
+def _wait_until_dead(output: str, other: Lease, option: str) -> None:
+    """Return when nobody renews the lease `other` any more; raise UsageError when somebody does."""
+    started = time.monotonic()
+    age = max(0.0, time.time() - other.renewed)
+    if other.host == socket.gethostname() and not _is_running(other.pid):
+        return
+    said = False
+    while True:
+        found = read_lease(output)
+        if found is None or not other.is_same_as(found):
+            return
+        if found.renewed != other.renewed:
+            raise _refusal(output, other, option, 0.0)
+        waited = time.monotonic() - started
+        if waited >= _WATCH_SECONDS:
+            if age + waited >= EXPIRY_SECONDS:
+                return
+            if not said:
+                said = True
+                log.info("%s: waiting for %s, which has given no sign of life for %d s", output, other, age + waited)
+        time.sleep(_POLL_SECONDS)
+
+
+def _refusal(output: str, other: Lease, option: str, age: float) -> UsageError:
+    return UsageError(
+        f"{option} {output}: {other} writes there, with a sign of life {format_duration(age)} ago; wait until it has "
+        "ended, or choose another folder"
+    )
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Write a file where nothing is yet: of several processes one succeeds. Returns whether it was this one.
+
+    A store without conditional writes is asked whether anything is there, and told so once in the log.
+    """
+    with storage_errors(uri):
+        filesystem, path = open_filesystem(uri)
+        if not is_remote(uri):
+            folder = os.path.dirname(path)
+            os.makedirs(folder, exist_ok=True)
+            temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+            return True
+        try:
+            filesystem.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        except (OSError, TypeError, NotImplementedError) as error:
+            if _is_conflict(error):
+                return False
+            if not _knows_no_conditions(error):
+                raise
+            _say_that_conditions_are_missing(uri.partition("://")[0])
+            if filesystem.exists(path):
+                return False
+            filesystem.pipe_file(path, data)
+        return True
+
+
+def _is_conflict(error: BaseException) -> bool:
+    """412: something is there. 409: somebody else is writing it at this moment."""
+    return _status_of(error) in (409, 412)
+
+
+def _knows_no_conditions(error: BaseException) -> bool:
+    return isinstance(error, (TypeError, NotImplementedError)) or _status_of(error) == 501
+
+
+@functools.cache
+def _say_that_conditions_are_missing(scheme: str) -> None:
+    log.warning(
+        "this %s store knows no conditional writes: two jobs that start on one output within a second may not notice "
+        "each other",
+        scheme,
+    )

@@ -1,0 +1,149 @@
+"""One writer for each output: real processes that start together, are killed, are stopped and wake up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from p2p.errors import LeaseLostError, UsageError
+from p2p.storage import lease
+from p2p.storage.filesystems import exists, join, write_bytes
+from p2p.storage.lease import Lease, create_bytes, hold_lease, read_lease
+
+# Holds the lease until its stdin is closed; the seconds of the module are shortened.
+HOLDER = """
+import sys
+from p2p.errors import P2PError
+from p2p.storage import lease
+lease.RENEWAL_SECONDS, lease._WATCH_SECONDS, lease.EXPIRY_SECONDS = 0.2, 1.0, 4.0
+try:
+    with lease.hold_lease(sys.argv[1], "--output", "translate") as fence:
+        print("holds", fence.lease.attempt, flush=True)
+        sys.stdin.read()
+        fence.check()
+except P2PError as error:
+    print(type(error).__name__, error, flush=True)
+    sys.exit(error.exit_status)
+"""
+
+
+class Holder:
+    """A process that holds, or tries to hold, the lease of an output."""
+
+    def __init__(self, output: str) -> None:
+        words = [sys.executable, "-c", HOLDER, output]
+        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def says(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def end(self) -> int:
+        """Let it go on to its end. Returns its exit status."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def hold() -> Iterator[Callable[[str], Holder]]:
+    started: list[Holder] = []
+
+    def start(output: str) -> Holder:
+        started.append(Holder(output))
+        return started[-1]
+
+    yield start
+    for holder in started:
+        holder.process.kill()
+        holder.process.wait()
+
+
+@pytest.fixture(params=["disk", "s3"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "disk":
+        return str(tmp_path / "out")
+    uri: str = request.getfixturevalue("s3").uri("out")
+    return uri
+
+
+def test_of_processes_that_start_together_one_holds_the_lease(output: str, hold: Callable[[str], Holder]) -> None:
+    for _ in range(3):
+        holders = [hold(output) for _ in range(4)]
+        said = {holder: holder.says() for holder in holders}
+        (winner,) = [holder for holder, words in said.items() if words == "holds 1"]
+        for holder in holders:
+            if holder is not winner:
+                assert said[holder].startswith(f"UsageError --output {output}: translate on ")
+                assert f"process {winner.process.pid}, attempt 1 writes there" in said[holder]
+                assert holder.end() == 2
+        assert winner.end() == 0
+        assert not exists(join(output, lease.NAME))
+
+
+def test_the_next_attempt_takes_over_from_one_that_was_killed(output: str, hold: Callable[[str], Holder]) -> None:
+    first = hold(output)
+    assert first.says() == "holds 1"
+    first.process.kill()
+    first.process.wait()
+    heirs = [hold(output) for _ in range(3)]
+    said = sorted(heir.says() for heir in heirs)
+    assert said[-1] == "holds 2" and [words.split()[0] for words in said[:-1]] == ["UsageError"] * 2
+
+
+def test_one_that_stood_still_is_taken_over_and_publishes_nothing_when_it_wakes(
+    output: str, hold: Callable[[str], Holder]
+) -> None:
+    first = hold(output)
+    assert first.says() == "holds 1"
+    first.process.send_signal(signal.SIGSTOP)
+    second = hold(output)
+    assert second.says() == "holds 2"
+    first.process.send_signal(signal.SIGCONT)
+    assert first.says().startswith(f"LeaseLostError {output} is written by translate on ")
+    assert first.process.wait(30) == 1
+    assert second.end() == 0
+
+
+def test_another_machine_is_watched_before_it_counts_as_dead(
+    tmp_path: Path, hold: Callable[[str], Holder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its clock says."""
+    holder = hold(str(tmp_path))
+    assert holder.says() == "holds 1"
+    monkeypatch.setattr(lease.socket, "gethostname", lambda: "elsewhere")
+    monkeypatch.setattr(lease.time, "time", lambda: 1e10)
+    with pytest.raises(UsageError, match=r"writes there"), hold_lease(str(tmp_path), "--output", "translate"):
+        pass
+    holder.process.kill()
+    monkeypatch.setattr(lease, "_WATCH_SECONDS", 1.0)
+    with hold_lease(str(tmp_path), "--output", "translate") as fence:
+        assert fence.lease.attempt == 2
+
+
+def test_a_lease_says_who_holds_it_and_is_gone_afterwards(output: str) -> None:
+    with hold_lease(output, "--output", "train") as fence:
+        found = read_lease(output)
+        assert isinstance(found, Lease) and (found.job, found.pid, found.attempt) == ("train", os.getpid(), 1)
+        fence.check()
+        write_bytes(join(output, lease.NAME), json.dumps({**vars(found), "pid": 1}).encode())
+        with pytest.raises(LeaseLostError, match="process 1"):
+            fence.check()
+    assert read_lease(output) is not None, "somebody else's is left alone"
+
+
+def test_what_is_no_lease_is_not_taken_for_one(tmp_path: Path) -> None:
+    (tmp_path / "lease.json").write_text("{}")
+    with pytest.raises(UsageError, match="remove the file"), hold_lease(str(tmp_path), "--output", "train"):
+        pass
+
+
+def test_a_file_is_created_once(output: str) -> None:
+    assert create_bytes(join(output, "x"), b"1") and not create_bytes(join(output, "x"), b"2")
