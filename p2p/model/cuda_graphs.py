@@ -1,7 +1,8 @@
-"""A network recorded as a CUDA graph: a batch is copied in, computed and copied out without waiting in between."""
+"""What is particular to CUDA: which kernels may be used, what its errors mean, and networks recorded as graphs."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +14,39 @@ from p2p.model.tensors import as_tensor
 
 Array = npt.NDArray[np.uint8]
 _WARM_UP_CALLS = 3  # before a graph is recorded, as in torch's documentation
+_MEMORY_ERRORS = ("out of memory", "ALLOC_FAILED", "NOT_ENOUGH_WORKSPACE", "CUDNN_STATUS_NOT_INITIALIZED")
+
+
+def convolution_kernels(*, benchmark: bool, exact: bool) -> contextlib.AbstractContextManager[None]:
+    """Let cuDNN compute what is inside, with kernels that give the same bits each time.
+
+    Args:
+        benchmark: whether to measure which kernels are quickest for each shape, at its first use.
+        exact: whether float32 means float32: otherwise its products may be rounded to TF32's 10 bits.
+
+    """
+    # `flags` switches off whatever it is not told to switch on.
+    return torch.backends.cudnn.flags(
+        enabled=True, benchmark=benchmark, deterministic=True, allow_tf32=not exact
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a device or of the machine. Drivers and libraries raise RuntimeErrors that say so.
+
+    >>> is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"))
+    True
+    >>> is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    False
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _MEMORY_ERRORS)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether the device's context is broken, so that this process can compute nothing more; another one can."""
+    return isinstance(error, getattr(torch, "AcceleratorError", ())) and not is_out_of_memory(error)
 
 
 class CudaGraphStream:
@@ -20,34 +54,42 @@ class CudaGraphStream:
 
     `compute` maps the (B, H, W, C) uint8 batch on the device to a (B, H, W, C') uint8 one. It is recorded as a CUDA
     graph, with the kernels that are quickest for this shape, and then started by a single call. Which are quickest is
-    measured, so another process may choose others, which round differently.
+    measured, so another process may choose others, which round differently. `exact` as in `convolution_kernels`.
     """
 
-    def __init__(self, compute: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: torch.device) -> None:
+    def __init__(
+        self, compute: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: torch.device, *, exact: bool = False
+    ) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._finished = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._host_in = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
+        self._host_in = _pinned(shape)
         self._device_in = torch.zeros(shape, dtype=torch.uint8, device=device)
         self._stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(self._stream), torch.backends.cudnn.flags(benchmark=True):
+        with torch.cuda.stream(self._stream), convolution_kernels(benchmark=True, exact=exact):
             for _ in range(_WARM_UP_CALLS):
                 outputs = compute(self._device_in)
         self._stream.synchronize()
         self._graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
         self.fallback: str | None = None
         """Why the network runs slower than it could, for the log."""
-        self._compute = compute
+        self._compute, self._exact = compute, exact
         try:
-            with torch.cuda.graph(self._graph, stream=self._stream), torch.backends.cudnn.flags(benchmark=True):
+            with (
+                # In the default mode what other threads ask of CUDA meanwhile, such as pinned memory, breaks it.
+                torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"),
+                convolution_kernels(benchmark=True, exact=exact),
+            ):
                 outputs = compute(self._device_in)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if is_out_of_memory(error) or is_device_lost(error):
+                raise
+            if error.__context__ is not None and is_out_of_memory(error.__context__):  # ending the recording failed too
+                raise error.__context__ from None
             reason = str(error).split("\n")[0]
             self.fallback = f"the network is not recorded as a CUDA graph, it runs slower: {reason}"
             self._graph = None
         self._device_out = outputs
-        self._host_out = torch.empty(outputs.shape, dtype=torch.uint8, pin_memory=True)
+        self._host_out = _pinned(outputs.shape)
         self._count = 0
 
     def start(self, tiles: Array) -> None:
@@ -60,7 +102,8 @@ class CudaGraphStream:
             if self._graph is not None:
                 self._graph.replay()
             else:
-                self._device_out = self._compute(self._device_in)
+                with convolution_kernels(benchmark=True, exact=self._exact):
+                    self._device_out = self._compute(self._device_in)
             self._host_out.copy_(self._device_out, non_blocking=True)
             self._finished.record(self._stream)
 
@@ -68,3 +111,8 @@ class CudaGraphStream:
         """Wait for the batch: as many (H, W, C') uint8 tiles as were started, in memory of their own."""
         self._finished.synchronize()
         return self._host_out[: self._count].numpy().copy()
+
+
+def _pinned(shape: tuple[int, ...]) -> Tensor:
+    """Memory of the host from which, and to which, a device copies by itself."""
+    return torch.zeros(shape, dtype=torch.uint8, pin_memory=True)

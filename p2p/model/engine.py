@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from p2p.errors import UsageError
 from p2p.model.config import Precision
-from p2p.model.cuda_graphs import CudaGraphStream
+from p2p.model.cuda_graphs import CudaGraphStream, convolution_kernels
 from p2p.model.networks import Generator, replace_modules
 from p2p.model.packing import pack_weights
 from p2p.model.tensors import InputEncoder, as_tensor, to_pixels
@@ -108,6 +108,7 @@ class Engine:
         self._encode = InputEncoder(generator.config, self.device)
         self._bits = generator.config.bits
         self._dtype = _DTYPES[precision]
+        self._exact = precision == "fp32"
         self._seed = seed
         network = copy.deepcopy(generator).cpu().eval().requires_grad_(False)
         if norm_mode == "batch":
@@ -186,7 +187,7 @@ class Engine:
             return lambda: outputs
         if len(self._streams) < _CUDA_STREAMS:
             shape = (self.batch_size, *tiles.shape[1:])
-            self._streams.append(CudaGraphStream(self._forward, shape, self.device))
+            self._streams.append(CudaGraphStream(self._forward, shape, self.device, exact=self._exact))
         stream = self._streams[-1]
         self._streams.rotate(1)
         stream.start(np.ascontiguousarray(tiles))
@@ -218,7 +219,10 @@ class Engine:
             tiles = np.concatenate([tiles, np.zeros((self.batch_size - count, *tiles.shape[1:]), self.dtype)])
         for layer, module in enumerate(self._noise):
             module.seeds = [_noise_seed(self._seed, key, layer) for key in keys]
-        return self._forward(as_tensor(tiles).to(self.device, non_blocking=True))[:count].cpu().numpy()
+        if self.device.type == "cpu":
+            return self._forward(as_tensor(tiles))[:count].numpy()
+        with convolution_kernels(benchmark=False, exact=self._exact):
+            return self._forward(as_tensor(tiles).to(self.device, non_blocking=True))[:count].cpu().numpy()
 
     @torch.inference_mode()
     def _forward(self, tiles: Tensor) -> Tensor:

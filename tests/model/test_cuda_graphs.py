@@ -1,0 +1,166 @@
+"""What holds on CUDA, as far as it can be seen without a card: the kernels that are chosen, and what errors mean."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from p2p.model import cuda_graphs
+from p2p.model.config import ModelConfig
+from p2p.model.cuda_graphs import CudaGraphStream, convolution_kernels, is_device_lost, is_out_of_memory
+from p2p.model.networks import build_generator
+
+CUDNN = {torch._C._ConvBackend.Cudnn, torch._C._ConvBackend.CudnnTranspose}
+
+
+def chosen_kernels(generator: str) -> set[Any]:
+    """What torch would compute each convolution with, asked about tensors on a card that need not be there."""
+    network = build_generator(ModelConfig(generator=generator, ngf=8))
+    found = set()
+    with FakeTensorMode():
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                weight = torch.empty(layer.weight.shape, device="cuda")
+                pixels = torch.empty(2, layer.in_channels, 16, 16, device="cuda")
+                geometry = (layer.stride, layer.padding, layer.dilation)
+                transposed = isinstance(layer, nn.ConvTranspose2d)
+                more = (transposed, layer.output_padding, layer.groups)
+                found.add(torch._C._select_conv_backend(pixels, weight, None, *geometry, *more))  # type: ignore[call-arg, arg-type]
+    return found
+
+
+@pytest.mark.parametrize("generator", ["unet_128", "resnet_6"])
+@pytest.mark.parametrize("benchmark", [True, False])
+def test_every_convolution_is_cudnns(generator: str, benchmark: bool) -> None:
+    with convolution_kernels(benchmark=benchmark, exact=True):
+        assert chosen_kernels(generator) <= CUDNN
+    with torch.backends.cudnn.flags(benchmark=True):  # what it would be with torch's defaults for this function
+        assert not chosen_kernels(generator) & CUDNN
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_float32_is_rounded_to_fewer_bits_only_where_that_is_allowed(exact: bool) -> None:
+    before = torch.backends.cudnn.allow_tf32
+    with convolution_kernels(benchmark=True, exact=exact):
+        assert torch.backends.cudnn.allow_tf32 is not exact
+        assert torch.backends.cudnn.deterministic and torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.allow_tf32 is before
+
+
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    MemoryError(),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+)
+OTHER = (RuntimeError("shape mismatch"), ValueError("out of memory"), KeyError("x"))
+
+
+def test_errors_of_memory_are_known_whoever_raises_them() -> None:
+    assert all(map(is_out_of_memory, OUT_OF_MEMORY)) and not any(map(is_out_of_memory, OTHER))
+
+
+def test_a_broken_device_is_told_from_a_full_one() -> None:
+    kind = getattr(torch, "AcceleratorError", None)
+    if kind is None:
+        pytest.skip("this torch has no AcceleratorError")
+    assert is_device_lost(kind("CUDA error: an illegal memory access was encountered"))
+    assert not is_device_lost(kind("CUDA error: out of memory"))
+    assert not any(map(is_device_lost, (*OUT_OF_MEMORY, *OTHER)))
+
+
+class FakeGraph:
+    """Stands in for a card: what is recorded runs at once, and `replay` does nothing."""
+
+    def replay(self) -> None:
+        pass
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """torch.cuda as far as a stream needs it, on the CPU. Returns the options of each recording."""
+    recordings: list[dict[str, Any]] = []
+
+    class Stream:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def wait_stream(self, _: object) -> None:
+            pass
+
+        synchronize = record = wait_stream
+
+    @contextlib.contextmanager
+    def graph(_: object, **options: Any) -> Iterator[None]:
+        recordings.append(options)
+        yield
+
+    monkeypatch.setattr(Stream, "synchronize", lambda self: None)
+    for name, value in {
+        "Stream": Stream,
+        "Event": Stream,
+        "CUDAGraph": FakeGraph,
+        "current_stream": lambda _: None,
+        "stream": lambda _: contextlib.nullcontext(),
+        "graph": graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(cuda_graphs, "_pinned", lambda shape: torch.zeros(shape, dtype=torch.uint8))
+    return recordings
+
+
+def test_cudnn_computes_in_warm_up_and_recording(card: list[dict[str, Any]]) -> None:
+    seen = []
+
+    def compute(tiles: torch.Tensor) -> torch.Tensor:
+        cudnn = torch.backends.cudnn
+        seen.append((cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32))
+        return 255 - tiles
+
+    stream = CudaGraphStream(compute, (2, 4, 4, 3), torch.device("cpu"), exact=True)
+    assert set(seen) == {(True, True, True, False)} and len(seen) == 4
+    assert card[0]["capture_error_mode"] == "thread_local"
+    assert stream.fallback is None
+
+
+def test_a_network_that_cannot_be_recorded_runs_all_the_same(card: list[dict[str, Any]]) -> None:
+    calls = []
+
+    def compute(tiles: torch.Tensor) -> torch.Tensor:
+        calls.append(torch.backends.cudnn.enabled)
+        if len(calls) == 4:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        return 255 - tiles
+
+    stream = CudaGraphStream(compute, (2, 4, 4, 3), torch.device("cpu"))
+    assert stream.fallback is not None and stream.fallback.endswith("operation not permitted when stream is capturing")
+    stream.start(np.full((1, 4, 4, 3), 5, np.uint8))
+    assert (stream.take() == 250).all() and all(calls)
+
+
+@pytest.mark.parametrize("context", [True, False])
+def test_a_full_card_is_no_reason_to_run_slower(card: list[dict[str, Any]], context: bool) -> None:
+    calls = []
+
+    def compute(tiles: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) < 4:
+            return tiles
+        if not context:
+            raise RuntimeError("CUDA error: out of memory")
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        except torch.OutOfMemoryError:  # as torch does where the recording cannot be ended either
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")  # noqa: B904
+
+    with pytest.raises(RuntimeError) as found:
+        CudaGraphStream(compute, (2, 4, 4, 3), torch.device("cpu"))
+    assert is_out_of_memory(found.value)
