@@ -294,7 +294,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     started = time.monotonic()
     device = _device(config.device)
     output = absolute(config.output)
-    require_output(output, "--output", "a benchmark")
+    require_output(output, "output", "a benchmark")
     precision = choose_precision("auto", device)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="p2p-benchmark-") as scratch:

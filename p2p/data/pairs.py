@@ -14,14 +14,9 @@ import pyarrow.parquet as pq
 from p2p.data.order import Row
 from p2p.errors import BadInputError, DamagedFileError, NotFoundError, UsageError
 from p2p.storage import images, pixels
+from p2p.storage.bounded import DEFAULT_MAX_BYTES
 from p2p.storage.deadline import decode_deadline
-from p2p.storage.filesystems import (
-    DEFAULT_MAX_BYTES,
-    join,
-    list_files,
-    list_names,
-    read_bytes,
-)
+from p2p.storage.filesystems import join, list_files, list_names, read_bytes
 from p2p.storage.images import Pixels
 from p2p.storage.names import printable
 from p2p.storage.parquet import find_bytes, open_parquet, read_cells, short_text

@@ -92,7 +92,7 @@ def _plan(config: EvaluateConfig) -> tuple[Task, str]:
     Returns what the processes need to know, and the checkpoint's id.
     """
     data, checkpoint, output = absolute(config.data), absolute(config.checkpoint), absolute(config.output)
-    require_readable(data, "--data")
+    require_readable(data, "data")
     generator = _load(checkpoint)
     model = generator.config
     pairs = _open(config, data, model.crop_size)
@@ -107,7 +107,7 @@ def _plan(config: EvaluateConfig) -> tuple[Task, str]:
     _require_channels(config, model, description, direction)
     palette = description.sides(direction)[1].palette if model.output_channels == RGB.channels else None
     metrics = _metrics(config, palette)
-    require_output(output, "--output", "an evaluation")
+    require_output(output, "output", "an evaluation")
     task = Task(
         checkpoint=checkpoint,
         pairs=pairs,

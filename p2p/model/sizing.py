@@ -10,13 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
 from p2p.scenes.tiling import TilePlan, reflect_to
-from p2p.storage import images
-from p2p.storage.images import Depth, Pixels
+from p2p.storage.images import Pixels, resize
 
 SizeMode = Literal["tile", "resize", "pad"]
 _DEFAULT_OVERLAP = 64
@@ -93,17 +88,3 @@ def plan_image(height: int, width: int, *, size_mode: SizeMode, tile_size: int, 
     if size_mode == "pad":
         return PadPlan(height, width, stride)
     return TilePlan(height, width, tile_size, overlap)
-
-
-def resize(image: npt.NDArray[Depth], height: int, width: int) -> npt.NDArray[Depth]:
-    """(H, W, C) uint8 or uint16 -> (height, width, C) of the same depth, bicubic with antialiasing.
-
-    8-bit results differ from Pillow's by one level in one value of 600, and take a sixth of its time.
-    """
-    if image.shape[:2] == (height, width):
-        return image
-    if image.dtype == np.uint16:
-        return images.resize(image, height, width)
-    planes = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
-    resized = torch.nn.functional.interpolate(planes, (height, width), mode="bicubic", antialias=True)
-    return resized[0].permute(1, 2, 0).contiguous().numpy()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from p2p.errors import UsageError
-from p2p.storage.filesystems import DEFAULT_MAX_BYTES
+from p2p.storage.bounded import DEFAULT_MAX_BYTES
 from p2p.storage.pixels import RGB, PixelFormat, parse_format
 
 SYNTHETIC = "synthetic:"

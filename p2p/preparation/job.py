@@ -87,7 +87,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     # A compressed tar cannot be listed without reading all of it, which waits until Ray can take its images.
     streamed = any(kind_of(address) == "stream" for address, _ in addresses)
     pairing = None if streamed else _find_pairs(config, source, source_b, ChunkStore())
-    require_output(output, "--output", "a prepared data set")
+    require_output(output, "output", "a prepared data set")
 
     chunks = ChunkStore()
     with session(small=pairing is not None and not wants_ray() and _is_small(pairing)) as worker:

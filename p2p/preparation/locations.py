@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p2p.errors import BadInputError, DamagedFileError, NotFoundError, P2PError, RefusedError
-from p2p.storage.filesystems import DEFAULT_MAX_BYTES, check_bytes, open_filesystem, read_bytes, storage_errors
+from p2p.storage.bounded import DEFAULT_MAX_BYTES, check_bytes
+from p2p.storage.error_mapping import storage_errors
+from p2p.storage.filesystems import open_filesystem, read_bytes
 from p2p.storage.names import printable
 from p2p.storage.parquet import find_bytes, open_parquet, read_cells
 

@@ -13,15 +13,10 @@ from p2p.doctor.files import BadRow
 from p2p.errors import BadInputError, DamagedFileError, StorageError, UsageError
 from p2p.preparation.config import SYNTHETIC
 from p2p.preparation.locations import Chunk, File, Location, Range, ZipMember, check_zip_member, open_zip
+from p2p.storage.bounded import DEFAULT_MAX_BYTES, check_bytes
 from p2p.storage.compressed import DecompressedFile
-from p2p.storage.filesystems import (
-    DEFAULT_MAX_BYTES,
-    check_bytes,
-    is_file,
-    list_files,
-    open_filesystem,
-    storage_errors,
-)
+from p2p.storage.error_mapping import storage_errors
+from p2p.storage.filesystems import is_file, list_files, open_filesystem
 from p2p.storage.images import SUFFIXES
 from p2p.storage.names import printable
 from p2p.storage.tars import TarMember, read_members

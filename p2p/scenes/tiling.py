@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from p2p.errors import UsageError
+from p2p.errors import ConfigError, UsageError
 
 Array = npt.NDArray[Any]
 """Of uint8 or uint16; results have the dtype of the inputs."""
@@ -113,11 +113,12 @@ class TilePlan:
 
     def __post_init__(self) -> None:
         if self.tile_size < 1:
-            raise UsageError(f"--tile-size {self.tile_size}: must be at least 1")
+            raise ConfigError("tile_size", f"{self.tile_size}: must be at least 1")
         if not 0 <= self.overlap < self.tile_size:
-            raise UsageError(
-                f"--overlap {self.overlap}: must lie between 0 and --tile-size {self.tile_size} minus 1; "
-                f"pass --overlap {self.tile_size // 4}"
+            raise ConfigError(
+                "overlap",
+                f"{self.overlap}: must be from 0 to {self.tile_size - 1}, less than tile_size; "
+                f"{self.tile_size // 4} is usual",
             )
         if self.height < 1 or self.width < 1:
             raise UsageError(f"an image of {self.width}x{self.height} pixels has nothing to cut into tiles")

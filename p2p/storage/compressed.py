@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from p2p.errors import DamagedFileError
-from p2p.storage.filesystems import storage_errors
+from p2p.storage.error_mapping import storage_errors
 
 MAX_XZ_MEMORY = 256 * 2**20
 """What decompressing .xz may take, bytes; `xz -9` needs 65 MiB. The file says how much, up to 4 GiB."""

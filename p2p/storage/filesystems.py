@@ -1,21 +1,19 @@
-"""Addresses and bytes: any local path or fsspec URI, published atomically, its errors told in one line."""
+"""Files at any local path or fsspec URI: listed, read, and published atomically."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import dataclasses
 import glob
 import os
-import stat
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
-import fsspec.implementations.local
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
@@ -23,48 +21,25 @@ import pyarrow.parquet as pq
 from p2p.documents import MAX_JSON_BYTES, parse_json, parse_json_object, to_json
 from p2p.errors import (
     BadInputError,
-    CredentialsError,
+    ConfigError,
     DamagedFileError,
     NotFoundError,
-    P2PError,
     RefusedError,
     StorageError,
     UsageError,
     redact,
 )
+from p2p.storage.bounded import read_limited, require_regular_file
+from p2p.storage.error_mapping import LOCAL_SCHEMES, storage_errors
 
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
 _ATTEMPTS = 8
-_PREFLIGHT_ATTEMPTS = 2  # a wrong address should be told in seconds; while work runs, patience pays
+_PREFLIGHT_ATTEMPTS = 2  # before work starts, a wrong address should be reported within seconds
 _BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs")
 _UNCHAINED_SCHEMES = ("file", *_BUCKET_SCHEMES, "http", "https")
-_LOCAL = ("file://", "local://")
-_S3 = ("s3://", "s3a://")
-_GOOGLE = ("gs://", "gcs://")
-_WEB = ("http://", "https://")
-DEFAULT_MAX_BYTES = 256 * 2**20
-"""Encoded images of more bytes are refused, if nothing else is asked for; it bounds what one task holds."""
 TEMPORARY_PREFIX = ".p2p-"
 """How the names of files begin that are not whole yet: listings pass them by."""
-_REFUSED_KEYS = (
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "InvalidToken",
-    "NoCredentials",
-    "PartialCredentials",
-    "Unable to locate credentials",
-    "Bad Request",  # all that S3 says of an expired token where an answer has no body
-)
-_DENIED = ("AccessDenied", "Forbidden")
-_WEB_DENIALS = {
-    401: "the web server asks for a login (401), and p2p has none; copy what it holds to a bucket or a folder",
-    403: "the web server does not let this machine read it (403); check the address with curl -I",
-}
-TRY_AGAIN_STATUSES = (408, 409, 425, 429)
-"""Of the HTTP statuses 4xx, those that ask to try again."""
-_UNREACHABLE = ("ConnectorError", "EndpointConnection", "ConnectTimeout", "ConnectionRefused", "NameResolution")
 
 
 @dataclass(frozen=True)
@@ -76,7 +51,7 @@ class FileInfo:
     path: str
     uri: str
     size: int
-    modified: float = field(default=0.0, compare=False)
+    modified: float = dataclasses.field(default=0.0, compare=False)
 
 
 def _file(path: str, uri: str, details: Mapping[str, Any]) -> FileInfo:
@@ -89,7 +64,7 @@ def _file(path: str, uri: str, details: Mapping[str, Any]) -> FileInfo:
 
 def is_remote(uri: str) -> bool:
     """Whether `uri` has a scheme other than a plain path's."""
-    return "://" in uri and not uri.startswith(_LOCAL)
+    return "://" in uri and not uri.startswith(LOCAL_SCHEMES)
 
 
 def _options(scheme: str, attempts: int) -> dict[str, Any]:
@@ -121,7 +96,7 @@ def open_filesystem(uri: str, attempts: int = _ATTEMPTS) -> tuple[fsspec.Abstrac
     (`zip://a.png::s3://bucket/x.zip`); in a local path or a key of a bucket it is two colons.
     """
     if is_remote(uri) and redact(uri) != uri:
-        # An address is written into configurations, ledgers and reports; a secret may stand in none of them.
+        # An address is written into configurations, ledgers and reports, none of which may hold a secret.
         raise UsageError(f"{uri}: give credentials through the environment, not in the address")
     scheme = uri.partition("://")[0] if is_remote(uri) else "file"
     options = _options(scheme, attempts)
@@ -154,81 +129,9 @@ def absolute(uri: str) -> str:
     """A local path becomes absolute, since Ray workers run in other folders, and plain; other addresses stay."""
     if is_remote(uri):
         return uri
-    for prefix in _LOCAL:
+    for prefix in LOCAL_SCHEMES:
         uri = uri.removeprefix(prefix)
     return os.path.abspath(os.path.expanduser(uri))
-
-
-def _explain(error: BaseException, uri: str) -> StorageError:
-    chain = f"{type(error).__name__}: {error} {error.__cause__ or ''}".replace(uri, "")  # names may hold any word
-    if "NoSuchBucket" in chain or "bucket does not exist" in chain:
-        return NotFoundError(f"{uri}: there is no such bucket")
-    if isinstance(error, FileNotFoundError):
-        return NotFoundError(f"{uri}: nothing is there")
-    if isinstance(error, IsADirectoryError):
-        return RefusedError(f"{uri}: is a folder, not a file")
-    if isinstance(error, (NotADirectoryError, FileExistsError)):
-        return RefusedError(f"{uri}: a file lies where a folder is needed")
-    if uri.startswith(_WEB) and getattr(error, "status", None) in _WEB_DENIALS:  # its words say nothing of keys
-        return RefusedError(f"{uri}: access denied; {_WEB_DENIALS[error.status]}")  # type: ignore[attr-defined]
-    refused = next((word for word in _REFUSED_KEYS if word in chain), None)
-    if refused and not uri.startswith(_WEB):
-        return CredentialsError(
-            f"{uri}: access denied; check {_keys_of(uri)}: the credentials are missing, wrong or expired ({refused})"
-        )
-    if any(word in chain for word in _DENIED) or isinstance(error, PermissionError):
-        what = f"check {_keys_of(uri)} and their rights" if is_remote(uri) else "check its mode"
-        return RefusedError(f"{uri}: access denied; {what}")
-    if any(word in chain for word in _UNREACHABLE):
-        what = "AWS_ENDPOINT_URL" if uri.startswith(_S3) else "the address"
-        return StorageError(f"{uri}: its server cannot be reached; check {what} and the network")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"{uri}: no space left on the disk")
-    if isinstance(error, OSError) and error.errno == errno.EFBIG:
-        return StorageError(f"{uri}: larger than a file may be there (ulimit -f, or the file system's own limit)")
-    kind = RefusedError if _is_refusal(error) else StorageError
-    return kind(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())}")
-
-
-def _keys_of(uri: str) -> str:
-    """Where the credentials come from that are used for `uri`."""
-    if uri.startswith(_S3):
-        return "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
-    if uri.startswith(_GOOGLE):
-        return "Google's credentials (GOOGLE_APPLICATION_CREDENTIALS, or the service account of the machine)"
-    return "the credentials in the environment"
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether a server, or the disk, has answered and said no to this one request."""
-    if isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL):
-        return True
-    status = _status_of(error)
-    return status is not None and 400 <= status < 500 and status not in TRY_AGAIN_STATUSES
-
-
-def _status_of(error: BaseException) -> int | None:
-    """The HTTP status behind what a file system raised, if a server answered."""
-    answer = getattr(error.__cause__, "response", None)  # botocore's, below the OSError that s3fs makes of it
-    metadata = answer.get("ResponseMetadata", {}) if isinstance(answer, dict) else {}
-    status = metadata.get("HTTPStatusCode") or getattr(error, "status", None)  # aiohttp's
-    return status if isinstance(status, int) else None
-
-
-@contextlib.contextmanager
-def storage_errors(uri: str) -> Iterator[None]:
-    """Turn whatever a file system raises inside into a StorageError that names `uri`."""
-    try:
-        yield
-    except P2PError:
-        raise
-    except Exception as error:  # every file system has its own exceptions
-        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _STORAGE_LIBRARIES:
-            raise _explain(error, uri) from error
-        raise
-
-
-_STORAGE_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "fsspec", "pyarrow", "asyncio")
 
 
 def exists(uri: str) -> bool:
@@ -256,62 +159,6 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
         except BadInputError as error:
             raise RefusedError(f"{uri}: {error}") from None
         return bytes(filesystem.cat_file(path))
-
-
-def read_limited(filesystem: fsspec.AbstractFileSystem, path: str, limit: int, uri: str) -> bytes:
-    """The whole content of one encoded image, whose bytes are counted as they come, whatever a listing says.
-
-    Raises BadInputError for more than `limit` bytes, and for what is no regular file: nothing may ever come out of a
-    pipe,
-    and no end out of a device.
-    """
-    with storage_errors(uri):
-        require_regular_file(filesystem, path)
-        is_local = isinstance(filesystem, fsspec.implementations.local.LocalFileSystem)
-        data = _read_local(path, limit) if is_local else _read_object(filesystem, path, limit + 1)
-    check_bytes(len(data), limit)
-    return data
-
-
-def check_bytes(size: int, limit: int) -> None:
-    """Raise BadInputError for an encoded image of more than `limit` bytes."""
-    if size > limit:
-        raise BadInputError("FileTooLarge", f"more than the {limit} bytes allowed for one image (max_bytes)")
-
-
-def require_regular_file(filesystem: fsspec.AbstractFileSystem, path: str) -> None:
-    """Raise BadInputError for a pipe, socket or device on a local disk: opening or reading one may never end."""
-    if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a folder is refused when it is read
-            raise BadInputError("NotAFile", "a pipe, socket or device, not a regular file")
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _read_local(path: str, limit: int) -> bytes:
-    """A local file's content, cut off soon after `limit` bytes."""
-    with open(path, "rb", opener=_open_without_waiting) as file:  # since it was looked at it may have become a pipe
-        size = os.fstat(file.fileno()).st_size
-        check_bytes(size, limit)
-        data = file.read(size + 1)
-        if len(data) > size:  # it grows, or the system does not say its size
-            data += file.read(limit + 1 - len(data))
-        return data
-
-
-def _read_object(filesystem: fsspec.AbstractFileSystem, path: str, most: int) -> bytes:
-    """The first bytes of an object, `most` at most, in one request."""
-    # gcsfs would ask for the parts of a long range side by side, also for those behind the object's end.
-    options = {"concurrency": 1} if "gs" in filesystem.protocol else {}
-    try:
-        return bytes(filesystem.cat_file(path, start=0, end=most, **options))
-    except Exception as error:
-        if 416 in (_status_of(error), getattr(error, "code", None)):  # no byte of an empty object can be asked for
-            return b""
-        raise
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -438,27 +285,27 @@ def list_files(uri: str, suffixes: Sequence[str] = ()) -> Iterator[FileInfo]:
                 yield _file(whole[len(root.rstrip("/")) + 1 :], scheme + whole, files[name])
 
 
-def require_readable(uri: str, option: str) -> None:
-    """Raise UsageError, naming `option`, unless something can be read at `uri`. Answers in seconds."""
+def require_readable(uri: str, field: str) -> None:
+    """Raise ConfigError about `field` unless something can be read at `uri`. Answers in seconds."""
     try:
         with storage_errors(uri):
             filesystem, path = open_filesystem(uri, _PREFLIGHT_ATTEMPTS)
             if filesystem.exists(path):
                 return
             if is_remote(uri):
-                filesystem.ls(path)  # tells a refusal from an absence
+                filesystem.ls(path)  # raises where access is denied
     except NotFoundError as error:
         bucket = path.split("/", 1)[0]
         if urlsplit(uri).scheme in _BUCKET_SCHEMES and bucket != path and not filesystem.exists(bucket):
-            raise UsageError(f"{option} {uri}: there is no bucket {bucket!r}") from None
-        raise UsageError(f"{option} {error}") from None
+            raise ConfigError(field, f"{uri}: there is no bucket {bucket!r}") from None
+        raise ConfigError(field, str(error)) from None
     except StorageError as error:
-        raise UsageError(f"{option} {error}") from None
-    raise UsageError(f"{option} {uri}: nothing is there")
+        raise ConfigError(field, str(error)) from None
+    raise ConfigError(field, f"{uri}: nothing is there")
 
 
-def require_writable(uri: str, option: str) -> None:
-    """Raise UsageError, naming `option`, unless `uri` can be written below. Takes seconds, leaves no new folder."""
+def require_writable(uri: str, field: str) -> None:
+    """Raise ConfigError about `field` unless `uri` can be written below. Takes seconds, leaves no new folder."""
     probe = join(uri, f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}")
     try:
         with storage_errors(uri):
@@ -475,5 +322,4 @@ def require_writable(uri: str, option: str) -> None:
                     with contextlib.suppress(OSError):
                         os.rmdir(folder)
     except StorageError as error:
-        reason = str(error).replace(probe, uri)
-        raise UsageError(f"{option} {reason}") from None
+        raise ConfigError(field, str(error).replace(probe, uri)) from None

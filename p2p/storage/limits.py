@@ -41,7 +41,7 @@ def check_size(width: int, height: int, max_pixels: int, channels: int = 3) -> N
         raise BadInputError(
             "TooManyPixels",
             f"{width}x{height}{with_channels} is more than the {limit} pixels allowed; cut it into smaller images, "
-            "or pass translate a larger --max-pixels",
+            "or let translate take more with max_pixels",
         )
 
 

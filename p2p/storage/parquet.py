@@ -18,14 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from p2p.errors import BadInputError, DamagedFileError, P2PError, UnsafeFileError
-from p2p.storage.filesystems import (
-    arrow_filesystem,
-    check_bytes,
-    is_remote,
-    open_filesystem,
-    require_regular_file,
-    storage_errors,
-)
+from p2p.storage.bounded import check_bytes, require_regular_file
+from p2p.storage.error_mapping import storage_errors
+from p2p.storage.filesystems import arrow_filesystem, is_remote, open_filesystem
 
 PLAIN_EXTENSION_TYPES = frozenset({"arrow.uuid", "arrow.json", "arrow.bool8"})
 """Implemented inside Arrow itself, with plain values: what other writers make of Parquet's own UUID and JSON."""

@@ -17,7 +17,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from p2p.errors import BadInputError, UsageError
+from p2p.errors import BadInputError, ConfigError
 from p2p.storage import images
 from p2p.storage.images import Pixels
 from p2p.storage.limits import MAX_PIXELS, check_size
@@ -53,13 +53,13 @@ class PixelFormat:
 RGB = PixelFormat()
 
 
-def parse_format(text: str, option: str) -> PixelFormat:
-    """`12x16` -> 12 channels of 16 bits. Raises UsageError that names `option`."""
+def parse_format(text: str, field: str) -> PixelFormat:
+    """`12x16` -> 12 channels of 16 bits. Raises ConfigError about `field`."""
     channels, _, bits = text.partition("x")
     if channels.isdecimal() and 1 <= int(channels) <= MAX_CHANNELS and bits in ("8", "16"):
         return PixelFormat(int(channels), int(bits))
-    raise UsageError(
-        f"{option} {text}: must be channels (1 to {MAX_CHANNELS}) x bits (8 or 16), such as 3x8 for RGB or 1x16"
+    raise ConfigError(
+        field, f"{text}: must be channels (1 to {MAX_CHANNELS}) x bits (8 or 16), such as 3x8 for RGB or 1x16"
     )
 
 
@@ -133,7 +133,7 @@ def _to_channels(pixels: Pixels, colours: int, wanted: PixelFormat) -> Pixels:
         raise BadInputError(
             "WrongChannels",
             f"the image has {channels} channel{'s' if channels > 1 else ''} of {stored.bits} bits and cannot be read "
-            f"as {wanted.channels}; jobs/prepare.py takes it with --pixels-a (or --pixels-b) {stored}",
+            f"as {wanted.channels}; prepare takes it with pixels_a (or pixels_b) {stored}",
         )
     pixels = pixels[:, :, :colours]
     if colours == wanted.channels:

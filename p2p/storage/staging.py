@@ -9,7 +9,8 @@ import tempfile
 import uuid
 from typing import IO
 
-from p2p.storage.filesystems import TEMPORARY_PREFIX, is_remote, open_filesystem, storage_errors
+from p2p.storage.error_mapping import storage_errors
+from p2p.storage.filesystems import TEMPORARY_PREFIX, is_remote, open_filesystem
 
 _ONE_REQUEST = 64 * 2**20
 _UPLOAD_BLOCK = 16 * 2**20

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import IO, Literal, NamedTuple, Protocol
 
 from p2p.errors import DamagedFileError
-from p2p.storage.filesystems import storage_errors
+from p2p.storage.error_mapping import storage_errors
 
 log = logging.getLogger("p2p")
 

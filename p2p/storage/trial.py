@@ -18,7 +18,7 @@ PROCESS_ENDED = "ProcessEnded"
 """Kind of a BadInputError at which processes end."""
 _MEMORY_LEFT = 0.1
 """Share of the memory that a trial leaves alone: the kernel or Ray would end other processes."""
-_MIN_MEMORY = 512 * 2**20
+_MIN_MEMORY = 2**30  # torch alone takes half of it
 _CGROUP = Path("/sys/fs/cgroup")
 
 

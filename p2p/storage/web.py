@@ -14,7 +14,8 @@ import fsspec.asyn
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from p2p.errors import BadInputError, NotFoundError, RefusedError, StorageError
-from p2p.storage.filesystems import TRY_AGAIN_STATUSES, check_bytes, storage_errors
+from p2p.storage.bounded import check_bytes
+from p2p.storage.error_mapping import RETRYABLE_STATUSES, storage_errors
 
 _CONNECT_SECONDS = 5
 _SILENT_SECONDS = 30  # without a byte
@@ -49,7 +50,7 @@ def _private(host: str) -> BadInputError:
     return BadInputError(
         "AddressRefused",
         f"{host} is in a private network (loopback, link-local, 10.x, …), where no line of a corpus may reach; "
-        f"pass --allow-private-addresses if it is meant",
+        "set allow_private_addresses if it is meant",
     )
 
 
@@ -168,7 +169,7 @@ def _require_success(response: aiohttp.ClientResponse, url: str) -> None:
     status = response.status
     if status in (404, 410):
         raise NotFoundError(f"{url}: nothing is there")
-    if status in TRY_AGAIN_STATUSES or status >= 500:
+    if status in RETRYABLE_STATUSES or status >= 500:
         raise StorageError(f"{url}: the server answers {status} {response.reason}")
     if status >= 400:
         raise RefusedError(f"{url}: the server answers {status} {response.reason}")

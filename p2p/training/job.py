@@ -29,9 +29,9 @@ _IN_EVERY_RUN = frozenset(("data", "output", "generator", "discriminator", "gan_
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train as `config` says; returns the summary."""
     config = dataclasses.replace(config, data=absolute(config.data), output=absolute(config.output))
-    require_readable(config.data, "--data")
+    require_readable(config.data, "data")
     config, data = _settle_pixels(config)
-    require_output(config.output, "--output", "a run")
+    require_output(config.output, "output", "a run")
     train, val = _open(config)
     data["pairs"] = len(train)
     folder = RunFolder(config.output)

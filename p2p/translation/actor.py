@@ -17,8 +17,9 @@ import torch
 from p2p.errors import CheckpointError, P2PError
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, choose_precision
+from p2p.storage.bounded import DEFAULT_MAX_BYTES
 from p2p.storage.deadline import DECODE_SECONDS, Deadline
-from p2p.storage.filesystems import DEFAULT_MAX_BYTES, exists, is_remote
+from p2p.storage.filesystems import exists, is_remote
 from p2p.translation.config import Settings
 from p2p.translation.corpus.inputs import Input
 from p2p.translation.corpus.manifest import ManifestCorpus

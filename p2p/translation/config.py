@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from p2p.cli import TrueFalse
 from p2p.errors import UsageError
-from p2p.storage.filesystems import DEFAULT_MAX_BYTES
+from p2p.storage.bounded import DEFAULT_MAX_BYTES
 from p2p.storage.images import ImageFormat
 from p2p.storage.limits import MAX_PIXELS
 

@@ -77,7 +77,7 @@ def run(config: TranslateConfig, workforce: Workforce | None = None) -> dict[str
     started = time.monotonic()
     source, output = absolute(config.source), absolute(config.output)
     model = _read_model(absolute(config.checkpoint))
-    require_readable(source, "--source")
+    require_readable(source, "source")
     require_apart(source, output)
     corpus = open_corpus(
         source,
@@ -101,7 +101,7 @@ def run(config: TranslateConfig, workforce: Workforce | None = None) -> dict[str
     if config.dry_run:
         return _dry_run(config, corpus, work)
     require_same_settings(output, settings, config.resume)
-    require_output(output, "--output", "a translation")
+    require_output(output, "output", "a translation")
     sink = open_sink(output, settings)
     with (workforce or _choose_workforce(config, corpus, settings))(config) as work_through:
         # From here on nothing is wrong with the options, so what an earlier attempt left may go.

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from p2p.errors import UsageError
+from p2p.errors import ConfigError, UsageError
 from p2p.progress import format_duration
 from p2p.storage.filesystems import absolute, join, list_files, require_readable
 from p2p.translation.plan import ledger
@@ -41,7 +41,10 @@ def status(config: StatusConfig) -> dict[str, Any]:
     `eta_seconds` are None where too little is done to tell, the latter also when nothing has been finished lately.
     """
     output = absolute(config.output)
-    require_readable(output, "OUTPUT")
+    try:
+        require_readable(output, "output")
+    except ConfigError as error:
+        raise UsageError(f"OUTPUT {error.problem}") from None
     if not exists_translation(output):
         raise UsageError(f"OUTPUT {config.output}: holds no translation; name the --output of jobs/translate.py")
     shards = {shard.index: shard.rows for shard in load_plan(output).shards}

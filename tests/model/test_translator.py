@@ -113,7 +113,7 @@ def test_wrong_inputs_are_told(checkpoint, tmp_path):
         p2p.Translator(checkpoint, size_mode="crop")
     with pytest.raises(UsageError, match="--tile-size 100"):
         p2p.Translator(checkpoint, device="cpu", tile_size=100)
-    with pytest.raises(UsageError, match="--overlap 64"):
+    with pytest.raises(UsageError, match="overlap 64"):
         p2p.Translator(checkpoint, device="cpu", overlap=64)
     with pytest.raises(CheckpointError, match="nothing is there"):
         p2p.Translator(str(tmp_path / "absent"))

@@ -13,7 +13,7 @@ import pytest
 from p2p.errors import BadInputError, UsageError
 from p2p.preparation.locations import Fetcher
 from p2p.preparation.sources import Listing, kind_of, list_source, read_stream
-from p2p.storage.filesystems import DEFAULT_MAX_BYTES
+from p2p.storage.bounded import DEFAULT_MAX_BYTES
 
 FILES = {"set/train/1.jpg": b"one", "set/train/2.png": b"twotwo", "set/readme.txt": b"no", "set/val/3.PNG": b""}
 

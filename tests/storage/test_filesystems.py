@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2p.errors import BadInputError, DamagedFileError, NotFoundError, RefusedError, StorageError, UsageError
-from p2p.storage import filesystems
+from p2p.storage.error_mapping import storage_errors
 from p2p.storage.filesystems import (
     FileInfo,
     absolute,
@@ -38,7 +38,6 @@ from p2p.storage.filesystems import (
     remove,
     require_readable,
     require_writable,
-    storage_errors,
     sweep_temporaries,
     write_bytes,
     write_json,
@@ -72,9 +71,9 @@ def test_a_file_is_a_file_a_folder_a_folder_and_nothing_nothing(place: str) -> N
     write_bytes(join(place, "folder/file"), b"x")
     assert [is_file(join(place, name)) for name in ("folder/file", "folder", "none")] == [True, False, False]
     assert [exists(join(place, name)) for name in ("folder/file", "folder", "none")] == [True, True, False]
-    require_readable(join(place, "folder"), "--data")
-    with pytest.raises(UsageError, match=r"--data .*none: nothing is there"):
-        require_readable(join(place, "none"), "--data")
+    require_readable(join(place, "folder"), "data")
+    with pytest.raises(UsageError, match=r"data .*none: nothing is there"):
+        require_readable(join(place, "none"), "data")
     with pytest.raises(NotFoundError, match="none: nothing is there"):
         read_bytes(join(place, "none"))
     assert list_names(join(place, "none")) == list(list_files(join(place, "none"))) == []
@@ -112,7 +111,7 @@ def test_writing_replaces_and_a_writable_address_is_left_as_it_was(place: str) -
     write_bytes(join(place, "file"), b"long before")
     write_bytes(join(place, "file"), b"after")
     for target in (place, join(place, "new")):
-        require_writable(target, "--output")
+        require_writable(target, "output")
     assert read_bytes(join(place, "file")) == b"after"
     assert [file.path for file in list_files(place)] == list_names(place) == ["file"]
 
@@ -194,7 +193,7 @@ def test_only_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("uri", ["nosuchscheme://a/b", "s4://bucket"])
 def test_an_address_nothing_can_open_is_a_usage_error(uri: str) -> None:
     with pytest.raises(UsageError, match=f"{uri}: cannot open"):
-        require_readable(uri, "--data")
+        require_readable(uri, "data")
 
 
 @pytest.mark.parametrize(
@@ -209,14 +208,14 @@ def test_an_address_nothing_can_open_is_a_usage_error(uri: str) -> None:
 def test_a_secret_in_an_address_is_refused_and_not_repeated(address: str) -> None:
     for check in (require_readable, require_writable):
         with pytest.raises(UsageError, match="environment") as caught:
-            check(address, "--data")
+            check(address, "data")
         assert "pa55word" not in str(caught.value)
 
 
 def test_a_file_in_the_way_of_a_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"--output .*/file: a file lies where a folder is needed"):
-        require_writable(str(tmp_path / "file"), "--output")
+    with pytest.raises(UsageError, match=r"output .*/file: a file lies where a folder is needed"):
+        require_writable(str(tmp_path / "file"), "output")
     with pytest.raises(StorageError, match="is a folder, not a file"):
         read_bytes(str(tmp_path))
     with pytest.raises(StorageError, match="folder"):
@@ -225,11 +224,11 @@ def test_a_file_in_the_way_of_a_folder_is_told(tmp_path: Path) -> None:
 
 def test_a_refusal_of_the_system_is_told(tmp_path: Path) -> None:
     # /proc refuses everyone, the superuser too.
-    with pytest.raises(UsageError, match=r"--output /proc/p2p-test"):
-        require_writable("/proc/p2p-test", "--output")
+    with pytest.raises(UsageError, match=r"output /proc/p2p-test"):
+        require_writable("/proc/p2p-test", "output")
     with (
         pytest.raises(StorageError, match="no space left"),
-        filesystems.storage_errors("/full/disk"),
+        storage_errors("/full/disk"),
         open("/dev/full", "wb", buffering=0) as full,
     ):
         full.write(b"x")
@@ -332,8 +331,8 @@ def test_what_a_web_server_refuses_is_no_matter_of_buckets_and_their_keys(
     assert type(caught.value) is kind
     assert "AWS" not in str(caught.value)
     if status in (401, 403):
-        with pytest.raises(UsageError, match=f"--source {uri}: access denied; .*{said}"):
-            require_readable(uri, "--source")
+        with pytest.raises(UsageError, match=f"source {uri}: access denied; .*{said}"):
+            require_readable(uri, "source")
 
 
 @pytest.mark.parametrize(

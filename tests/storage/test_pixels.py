@@ -153,7 +153,7 @@ def test_a_tiff_that_was_held_sideways_is_turned() -> None:
 
 def test_channels_that_are_not_there_are_not_invented() -> None:
     bands = tiff(noise(5, 5, 12, 16))
-    with pytest.raises(BadInputError, match=r"12 channels of 16 bits .* --pixels-a \(or --pixels-b\) 12x16"):
+    with pytest.raises(BadInputError, match=r"12 channels of 16 bits .* pixels_a \(or pixels_b\) 12x16"):
         decode(bands, RGB)
     assert kind_of(bands, PixelFormat(1)) == "WrongChannels"
     assert kind_of(saved(Image.fromarray(noise(5, 5, 3))), PixelFormat(4)) == "WrongChannels"
@@ -202,10 +202,10 @@ def test_resizing_keeps_channels_depth_and_flat_values(kind: tuple[int, int], he
 
 @pytest.mark.parametrize("text", ["3", "0x8", "17x8", "3x12", "x8", "3x", "-1x8", "3x8x8"])
 def test_formats_that_cannot_be_are_named(text: str) -> None:
-    with pytest.raises(UsageError, match=r"--pixels-a .*such as 3x8"):
-        parse_format(text, "--pixels-a")
+    with pytest.raises(UsageError, match=r"pixels_a .*such as 3x8"):
+        parse_format(text, "pixels_a")
 
 
 @given(channels_and_bits)
 def test_a_format_is_read_as_it_is_written(kind: tuple[int, int]) -> None:
-    assert parse_format(str(PixelFormat(*kind)), "--pixels-b") == PixelFormat(*kind)
+    assert parse_format(str(PixelFormat(*kind)), "pixels_b") == PixelFormat(*kind)

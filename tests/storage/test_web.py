@@ -77,7 +77,7 @@ def test_nothing_of_this_machine_is_asked_for(server: Server, host: str) -> None
     server.answers["/x.png"] = body(b"secret")
     with pytest.raises(BadInputError) as caught:
         WebReader(allow_private=False).read(server.url("/x.png", host), LIMIT)
-    assert caught.value.kind == "AddressRefused" and "--allow-private-addresses" in str(caught.value)
+    assert caught.value.kind == "AddressRefused" and "allow_private_addresses" in str(caught.value)
     assert server.asked == []
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import IO, NamedTuple
 
 from p2p.errors import BadInputError, DamagedFileError, UsageError, redact
-from p2p.storage.filesystems import open_filesystem, storage_errors
+from p2p.storage.error_mapping import storage_errors
+from p2p.storage.filesystems import open_filesystem
 from p2p.storage.names import printable
 from p2p.storage.parquet import MIN_ADDRESS_BYTES, check_row_count, open_parquet, read_text
 from p2p.translation.corpus.addresses import AddressRules, carries_secret, quote_gaps

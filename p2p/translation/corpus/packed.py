@@ -17,7 +17,9 @@ from itertools import count
 import pyarrow as pa
 
 from p2p.errors import BadInputError, DamagedFileError, UsageError
-from p2p.storage.filesystems import FileInfo, is_hidden, open_filesystem, require_regular_file, storage_errors
+from p2p.storage.bounded import require_regular_file
+from p2p.storage.error_mapping import storage_errors
+from p2p.storage.filesystems import FileInfo, is_hidden, open_filesystem
 from p2p.storage.images import SUFFIXES
 from p2p.storage.parquet import MIN_IMAGE_BYTES, check_row_count, find_bytes, open_parquet, read_text
 from p2p.storage.tars import read_members

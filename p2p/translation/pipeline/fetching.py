@@ -21,14 +21,9 @@ from p2p.errors import (
     UsageError,
     redact,
 )
-from p2p.storage.filesystems import (
-    DEFAULT_MAX_BYTES,
-    check_bytes,
-    open_filesystem,
-    read_limited,
-    require_regular_file,
-    storage_errors,
-)
+from p2p.storage.bounded import DEFAULT_MAX_BYTES, check_bytes, read_limited, require_regular_file
+from p2p.storage.error_mapping import storage_errors
+from p2p.storage.filesystems import open_filesystem
 from p2p.storage.names import printable
 from p2p.storage.parquet import open_parquet, read_cells
 from p2p.storage.web import WebReader

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from p2p.errors import BadInputError
-from p2p.model.sizing import PadPlan, resize
+from p2p.model.sizing import PadPlan
 from p2p.scenes.tiling import Stitcher, TilePlan, reflect_to
+from p2p.storage.images import resize
 from p2p.translation.config import SizeMode
 
 Array = npt.NDArray[np.uint8]

@@ -10,7 +10,7 @@ from typing import ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from p2p.storage.filesystems import storage_errors
+from p2p.storage.error_mapping import storage_errors
 from p2p.storage.parquet import open_parquet
 from p2p.storage.staging import StagedFile
 from p2p.translation.config import Settings

@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from p2p.documents import parse_json_object
 from p2p.errors import DamagedFileError
-from p2p.storage.filesystems import open_filesystem, storage_errors
+from p2p.storage.error_mapping import storage_errors
+from p2p.storage.filesystems import open_filesystem
 from p2p.storage.images import EXTENSIONS
 from p2p.storage.staging import StagedFile
 from p2p.storage.tars import read_members
