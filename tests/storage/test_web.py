@@ -177,7 +177,7 @@ def test_a_server_that_sends_next_to_nothing_is_left(server: Server, settings: d
 
 
 @pytest.mark.parametrize(
-    ("status", "kind", "may_pass"),
+    ("status", "kind", "retryable"),
     [
         (404, NotFoundError, False),
         (410, NotFoundError, False),
