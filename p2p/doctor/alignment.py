@@ -4,73 +4,71 @@ from __future__ import annotations
 
 import numpy as np
 
-from p2p.doctor.features import FINE, REACH, Facts
-from p2p.doctor.finding import Check, Finding, Named
+from p2p.doctor.features import FINE, REACH, Records
+from p2p.doctor.findings import Check, Finding, NamedPair
 
-_FEWEST = 16
-_CLEAR = 6.0  # standard deviations: the highest of 2,400 places of noise reaches 4
-_VERY_CLEAR = 6.5
-_FAINT = 3.5
-_NEAR = 2.0
-_TOGETHER = 0.6
-_LEAST_SHIFT = 2.0
-_LEAST_OUTLIER = 4.0
+_MIN_PAIRS = 16
+_MIN_PEAK = 6.0  # standard deviations: the highest of 2,400 places of noise reaches 4
+_MIN_OUTLIER_PEAK = 6.5
+_MIN_SECONDARY_PEAK = 3.5
+_MAX_SCATTER = 2.0
+_MIN_SHARE_NEAR_MEDIAN = 0.6
+_MIN_SHIFT = 2.0
+_MIN_OUTLIER_SHIFT = 4.0
 
 
-def check_alignment(facts: Facts, close: Facts) -> Check:
-    """Find a shift that all pairs have, and single pairs that are shifted otherwise. Shifts are told in pixels of A."""
-    best = close["peaks"][:, 0]
-    clear = best[:, 2] >= _CLEAR
-    if clear.sum() < _FEWEST:
-        note = f"the edges of A and B agree clearly in {clear.sum()} pairs; {_FEWEST} would do"
-        return Check("alignment", len(close), note=note, unclear=True)
-    middle = np.median(best[clear, :2], 0)
-    together = float((np.hypot(*(best[clear, :2] - middle).T) <= _NEAR).mean())
-    scale = facts["size"][close["row"], 0, ::-1] / FINE
-    median_x, median_y = (float(value) for value in middle * np.median(scale, 0))
+def check_alignment(features: Records, details: Records) -> Check:
+    """Find a shift that all pairs have, and single pairs that are shifted otherwise; shifts are in pixels of A."""
+    best = details["peaks"][:, 0]
+    clear = best[:, 2] >= _MIN_PEAK
+    if clear.sum() < _MIN_PAIRS:
+        note = f"the edges of A and B agree clearly in {clear.sum()} pairs; {_MIN_PAIRS} are needed"
+        return Check("alignment", len(details), note=note, unclear=True)
+    median = np.median(best[clear, :2], 0)
+    distance = np.hypot(*(best[:, :2] - median).T)
+    near = float((distance[clear] <= _MAX_SCATTER).mean())
+    scale = features["size"][details["row"], 0, ::-1] / FINE
+    median_x, median_y = (float(value) for value in median * np.median(scale, 0))
     numbers = {"median_x": median_x, "median_y": median_y, "pairs_with_clear_edges": int(clear.sum())}
-    numbers["share_near_median"] = together
-    if together < _TOGETHER:
+    numbers["share_near_median"] = near
+    if near < _MIN_SHARE_NEAR_MEDIAN:
         note = "the shifts of single pairs scatter too much to be trusted"
-        return Check("alignment", len(close), note=note, unclear=True, numbers=numbers)
+        return Check("alignment", len(details), note=note, unclear=True, numbers=numbers)
     findings = []
-    if np.hypot(*middle) >= _LEAST_SHIFT:
+    if np.hypot(*median) >= _MIN_SHIFT:
+        rows = details["row"][clear & (distance <= _MAX_SCATTER)]
         findings.append(
             Finding(
                 "shifted_set",
-                "fault",
+                "error",
                 f"B is shifted {_direction(median_x, median_y)} against A in the whole data set",
                 "Crop both sides so that they lie over each other; otherwise the generator learns the shift, or blurs.",
-                [Named(int(row), "as the rest") for row in close["row"][clear & (_apart(close, middle) <= _NEAR)]],
+                [NamedPair(int(row), "as the rest") for row in rows],
                 numbers=numbers,
             )
         )
-    # Shadows and repeated patterns may win, but then the right place is among the peaks too.
-    elsewhere = np.hypot(*(close["peaks"][..., :2] - middle).transpose(2, 0, 1)) > _NEAR + 1
-    nothing_there = (elsewhere | (close["peaks"][..., 2] < _FAINT)).all(1)
-    outliers = (best[:, 2] >= _VERY_CLEAR) & (_apart(close, middle) >= _LEAST_OUTLIER) & nothing_there
+    # Shadows and repeated patterns may be the highest peak, but then the right place is among the peaks too.
+    elsewhere = np.hypot(*(details["peaks"][..., :2] - median).transpose(2, 0, 1)) > _MAX_SCATTER + 1
+    no_peak_near = (elsewhere | (details["peaks"][..., 2] < _MIN_SECONDARY_PEAK)).all(1)
+    outliers = (best[:, 2] >= _MIN_OUTLIER_PEAK) & (distance >= _MIN_OUTLIER_SHIFT) & no_peak_near
     named = []
     for place in np.flatnonzero(outliers):
         x, y = best[place, :2] * scale[place]
-        named.append(Named(int(close["row"][place]), f"b is shifted {_direction(float(x), float(y))} against a"))
-    if named:
-        findings.append(
-            Finding(
-                "shifted_pairs",
-                "look",
-                "Pairs that are shifted against each other, unlike the rest",
-                "Align or leave them out: where A and B disagree by pixels, the L1 loss asks for blur.",
-                named,
-                numbers=numbers,
-            )
+        row = int(details["row"][place])
+        named.append(NamedPair(row, f"b is shifted {_direction(float(x), float(y))} against a"))
+    findings.append(
+        Finding(
+            "shifted_pairs",
+            "warning",
+            "Pairs that are shifted against each other, unlike the rest",
+            "Align or leave them out: where A and B disagree by pixels, the L1 loss asks for blur.",
+            named,
+            numbers=numbers,
         )
-    widest = 100 * REACH // FINE
-    note = f"median shift {median_x:+.1f}, {median_y:+.1f} px; looked for up to {widest} % of a side"
-    return Check("alignment", len(close), findings, note, numbers=numbers)
-
-
-def _apart(close: Facts, middle: np.ndarray) -> np.ndarray:
-    return np.asarray(np.hypot(*(close["peaks"][:, 0, :2] - middle).T))
+    )
+    max_shift = 100 * REACH // FINE
+    note = f"median shift {median_x:+.1f}, {median_y:+.1f} px; searched up to {max_shift} % of a side"
+    return Check("alignment", len(details), findings, note, numbers=numbers)
 
 
 def _direction(x: float, y: float) -> str:

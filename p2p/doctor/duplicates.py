@@ -1,123 +1,105 @@
-"""Pairs that are there twice, and pictures that stand in more than one split."""
+"""Pairs that are there twice, and images that are in more than one split."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from p2p.doctor.features import Facts
-from p2p.doctor.finding import Check, Finding, Named
+from p2p.doctor.features import STYLE, Records
+from p2p.doctor.findings import Check, Finding, NamedPair
 
-_MOST_BITS = 6  # of 64, per side
+_MAX_BITS = 6  # of 64, per side
 _BANDS = 4  # of 16 bits each; copies that differ by fewer bits than there are bands agree in one
-_LARGEST_BUCKET = 256  # more alike than that are alike in nothing but being plain
-_LEAST_SLOPES = 8
-_LEAST_RANGE = 24.0
-_MOST_APART = 12.0
+_MAX_BUCKET = 256  # a larger bucket holds images that have nothing in common but being plain
+_MIN_SLOPES = 8
+_MIN_RANGE = 24.0
+_MAX_DIFFERENCE = 12.0
 """Brightness levels in any of 16x16 cells. Saved again as a small JPEG, a picture moves up to 12; the next frame
 of a film at rest is 14 and more away."""
-_PHOTOGRAPH = 0.7  # share of flat steps below which a picture repeats by no accident
-_FLATNESS = 5  # its place in the style
+_MAX_FLAT_SHARE = 0.7
+"""Share of flat steps of a photograph; drawn pictures have more, and repeat by accident."""
 
 Rows = npt.NDArray[np.int64]
 
 
-def check_duplicates(facts: Facts, splits: npt.NDArray[np.int64]) -> list[Check]:
-    """Exact and near copies within each split, and whatever stands in several splits.
+def check_duplicates(features: Records, splits: npt.NDArray[np.int64]) -> list[Check]:
+    """Exact and near copies within each split, and whatever is in several splits.
 
     Args:
-        facts: (n,) records of `FACTS`.
+        features: (n,) records of `FEATURES`.
         splits: (n,) number of each pair's split.
 
     """
-    exact = _groups(len(facts), _same(facts["content"]))
-    near = [group for group in _groups(len(facts), _alike(facts)) if len(_distinct(group, facts)) > 1]
-    inside = [part for group in exact for part in _parts(group, splits) if len(part) > 1]
-    copies = [_one_of_each(part, facts) for group in near for part in _parts(group, splits)]
-    copies = [part for part in copies if len(part) > 1]
-    across = [group for group in near + exact if np.ptp(splits[group])]
-    leaks = _leaks(across, facts, splits)
+    exact = _groups(len(features), _same(features["content"]))
+    near = [group for group in _groups(len(features), _alike(features)) if len(_distinct(group, features)) > 1]
+    # Of exact copies, the first of each stands for all of them among the near ones.
+    distinct = [part[_distinct(part, features)] for group in near for part in _by_split(group, splits)]
+    exact_copies = Finding(
+        "exact_duplicates",
+        "warning",
+        "Pairs that are there more than once, pixel for pixel",
+        "Keep one of each group: copies weigh more in training and make a validation look better than it is.",
+        **_copies([part for group in exact for part in _by_split(group, splits)], "the same pixels"),
+    )
+    near_copies = Finding(
+        "near_duplicates",
+        "warning",
+        "Pairs that show almost the same picture on both sides",
+        "Keep one of each group unless they are meant: the same picture saved again, or frames of a film at rest.",
+        **_copies(distinct, "almost the same"),
+    )
+    leakage = Finding(
+        "leakage",
+        "error",
+        "Pictures that are in more than one split",
+        "Take them out of all splits but one: what was trained on cannot judge the result.",
+        _leaks([group for group in near + exact if np.ptp(splits[group])], features, splits),
+    )
     return [
-        Check("exact duplicates", len(facts), _exact(inside)),
-        Check("near duplicates", len(facts), _near(copies)),
-        Check("leakage between splits", len(facts), leaks, note="" if np.ptp(splits) else "there is one split only"),
+        Check("exact duplicates", len(features), [exact_copies]),
+        Check("near duplicates", len(features), [near_copies]),
+        Check("leakage between splits", len(features), [leakage], "" if np.ptp(splits) else "there is one split only"),
     ]
 
 
-def _parts(group: Rows, splits: npt.NDArray[np.int64]) -> list[Rows]:
-    """The rows of the group by split."""
+def _by_split(group: Rows, splits: npt.NDArray[np.int64]) -> list[Rows]:
     return [group[splits[group] == split] for split in np.unique(splits[group])]
 
 
-def _distinct(group: Rows, facts: Facts) -> Facts:
-    return np.unique(facts["content"][group], axis=0)
+def _distinct(group: Rows, features: Records) -> Rows:
+    """Places in the group of the first of each of its different pairs."""
+    return np.sort(np.unique(features["content"][group], axis=0, return_index=True)[1])
 
 
-def _one_of_each(group: Rows, facts: Facts) -> Rows:
-    """The first of every exact copy in the group: the others are told of as such."""
-    return group[np.sort(np.unique(facts["content"][group], axis=0, return_index=True)[1])]
+def _copies(groups: Sequence[Rows], detail: str) -> dict[str, Any]:
+    """The pairs of a finding and its numbers, for groups of two and more."""
+    groups = [group for group in groups if len(group) > 1]
+    pairs = [NamedPair(int(row), detail, _others(group, row)) for group in groups for row in group]
+    return {"pairs": pairs, "numbers": {"groups": len(groups)}}
 
 
-def _exact(groups: Sequence[Rows]) -> list[Finding]:
-    if not groups:
-        return []
-    return [
-        Finding(
-            "exact_duplicates",
-            "look",
-            "Pairs that are there more than once, pixel for pixel",
-            "Keep one of each group: copies weigh more in training and make a validation look better than it is.",
-            [Named(int(row), "the same pixels", _others(group, row)) for group in groups for row in group],
-            numbers={"groups": len(groups)},
-        )
-    ]
+def _leaks(groups: Sequence[Rows], features: Records, splits: npt.NDArray[np.int64]) -> list[NamedPair]:
+    named: dict[int, NamedPair] = {}
 
-
-def _near(groups: Sequence[Rows]) -> list[Finding]:
-    if not groups:
-        return []
-    return [
-        Finding(
-            "near_duplicates",
-            "look",
-            "Pairs that show almost the same picture on both sides",
-            "Keep one of each group unless they are meant: the same picture saved again, or frames of a film at rest.",
-            [Named(int(row), "almost the same", _others(group, row)) for group in groups for row in group],
-            numbers={"groups": len(groups)},
-        )
-    ]
-
-
-def _leaks(groups: Sequence[Rows], facts: Facts, splits: npt.NDArray[np.int64]) -> list[Finding]:
-    named: dict[int, Named] = {}
-    for group in groups:
-        exact = len(_distinct(group, facts)) == 1
+    def add(group: Rows, detail: str) -> None:
         for row in group:
             others = tuple(int(other) for other in group if splits[other] != splits[row])
-            detail = f"{'' if exact else 'almost '}the same pair stands in another split"
-            named.setdefault(int(row), Named(int(row), detail, others))
+            if others:
+                named.setdefault(int(row), NamedPair(int(row), detail, others))
+
+    for group in groups:
+        almost = "" if len(_distinct(group, features)) == 1 else "almost "
+        add(group, f"{almost}the same pair is in another split")
     for side, name in enumerate("ab"):
-        photographs = np.flatnonzero(
-            (facts["range"][:, side] >= _LEAST_RANGE) & (facts["style"][:, side, _FLATNESS] < _PHOTOGRAPH)
+        is_photograph = (features["range"][:, side] >= _MIN_RANGE) & (
+            features["style"][:, side, STYLE.index("flatness")] < _MAX_FLAT_SHARE
         )
-        for group in _groups(len(facts), _same(facts["content"][:, side], photographs)):
-            for row in group:
-                others = tuple(int(other) for other in group if splits[other] != splits[row])
-                if others:
-                    named.setdefault(int(row), Named(int(row), f"its {name} stands in another split", others))
-    if not named:
-        return []
-    return [
-        Finding(
-            "leakage",
-            "fault",
-            "Pictures that stand in more than one split",
-            "Take them out of all splits but one: what was trained on cannot judge the result.",
-            [named[row] for row in sorted(named)],
-        )
-    ]
+        for group in _groups(len(features), _same(features["content"][:, side], np.flatnonzero(is_photograph))):
+            add(group, f"its {name} is in another split")
+    return [named[row] for row in sorted(named)]
 
 
 def _others(group: Rows, row: np.int64) -> tuple[int, ...]:
@@ -153,37 +135,31 @@ def _groups(count: int, links: Iterator[tuple[int, int]]) -> list[Rows]:
     return [np.array(group) for group in members.values() if len(group) > 1]
 
 
-def _bits(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """(n,) uint64 -> (n,) how many bits of each are set."""
-    octets = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), 8)
-    return np.asarray(np.unpackbits(octets, axis=1).sum(1), np.int64)
-
-
-def _alike(facts: Facts) -> Iterator[tuple[int, int]]:
+def _alike(features: Records) -> Iterator[tuple[int, int]]:
     """Yield pairs of rows that look almost the same on both sides; at least one side must have something to compare.
 
     A bucket holds the rows that agree in one band of a side's hash, so nothing is compared with everything.
     """
-    telling = np.stack([_bits(facts["hash"][:, side]) >= _LEAST_SLOPES for side in (0, 1)], 1)
-    telling &= facts["range"] >= _LEAST_RANGE
+    has_content = np.stack([np.bitwise_count(features["hash"][:, side]) >= _MIN_SLOPES for side in (0, 1)], 1)
+    has_content &= features["range"] >= _MIN_RANGE
     for side in (0, 1):
-        rows = np.flatnonzero(telling[:, side])
-        bands = facts["hash"][rows, side].copy().view(np.uint16).reshape(-1, _BANDS)
+        rows = np.flatnonzero(has_content[:, side])
+        bands = features["hash"][rows, side].copy().view(np.uint16).reshape(-1, _BANDS)
         for band in range(_BANDS):
             order = np.argsort(bands[:, band], kind="stable")
             cuts = np.flatnonzero(np.diff(bands[order, band])) + 1
             for bucket in np.split(rows[order], cuts):
-                if 1 < len(bucket) <= _LARGEST_BUCKET:
-                    yield from _alike_in(bucket, facts["hash"], facts["small"])
+                if 1 < len(bucket) <= _MAX_BUCKET:
+                    yield from _alike_in(bucket, features["hash"], features["small"])
 
 
 def _alike_in(bucket: Rows, hashes: npt.NDArray[np.uint64], small: npt.NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
     for place, row in enumerate(bucket[:-1]):
         others = bucket[place + 1 :]
         for side in (0, 1):
-            others = others[_bits(hashes[others, side] ^ hashes[row, side]) <= _MOST_BITS]
+            others = others[np.bitwise_count(hashes[others, side] ^ hashes[row, side]) <= _MAX_BITS]
         apart = small[others].astype(np.float32) - small[row]
         apart -= apart.mean(2, keepdims=True)  # a copy may be brighter
         apart = np.abs(apart).max((1, 2), initial=0)
-        for other in others[apart <= _MOST_APART]:
+        for other in others[apart <= _MAX_DIFFERENCE]:
             yield int(row), int(other)

@@ -1,4 +1,4 @@
-"""What the doctor keeps of a pair: some 700 bytes taken while its pixels are at hand, and 2 KiB more of a sample."""
+"""What the doctor keeps of a pair: 700 bytes computed while its pixels are in memory, and 2 KiB more of a sample."""
 
 from __future__ import annotations
 
@@ -17,71 +17,71 @@ from p2p.reports.sheets import as_rgb
 from p2p.storage.images import open_image
 
 Plane = npt.NDArray[np.float32]
+Records = np.ndarray[Any, Any]
+"""Of the type `FEATURES` or `DETAILS`."""
 
-MOST_CLOSE = 8192
-"""Pairs of a data set of which a close portrait is kept; of more, as many are drawn by a hash of their ids."""
+MAX_DETAILED = 8192
+"""Pairs of a data set of which details are computed; of more, as many are drawn by a hash of their ids."""
 CELLS = 16
 FINE = 256
 """Side, in pixels, to which both sides are scaled before their shift is measured; shifts are counted in these."""
 REACH = 24
-"""The longest shift looked for, of `FINE`."""
+"""The longest shift that is found, of `FINE`."""
 PEAKS = 4
 _SIDE = 144  # 16 cells of 9 pixels; 8 rows of 18 and 9 columns of 16
-_DEAD_ZONE = 2.0  # brightness levels: flat areas must not hash their noise
+_MIN_SLOPE = 2.0  # brightness levels: flat areas must not hash their noise
 _FLAT_STEP = 2.0
 _PEAK_RADIUS = 3
-_STRONGEST_EDGE = 60.0
+_MAX_EDGE = 60.0
 _BLUR = 0.125  # cycles per pixel: where the correlation's spectrum has faded
-_STYLE = 8
+STYLE = ("red", "green", "blue", "contrast", "edges", "flatness", "saturation", "colours")
 
-FACTS = np.dtype(
+FEATURES = np.dtype(
     [
         ("content", np.uint64, 2),
         ("hash", np.uint64, 2),
         ("small", np.uint8, (2, CELLS * CELLS)),
-        ("style", np.float32, (2, _STYLE)),
+        ("style", np.float32, (2, len(STYLE))),
         ("range", np.float32, 2),
         ("size", np.int32, (2, 2)),
         ("mode", "S12", 2),
     ]
 )
-"""Of every pair, side A first: digest of the pixels; 64-bit difference hash; 16x16 gray picture; `_style`; brightness
-levels between the darkest and the lightest half per cent of 48x48 cells; height and width; Pillow's word for the file's
+"""Of every pair, side A first: digest of the pixels; 64-bit difference hash; 16x16 gray picture; `STYLE`; brightness
+levels between the darkest and the lightest half per cent of 48x48 cells; height and width; Pillow's name of the file's
 mode."""
-CLOSE = np.dtype(
+DETAILS = np.dtype(
     [("row", np.int64), ("cells", np.uint8, (2, CELLS, CELLS, 4)), ("peaks", np.float32, (PEAKS, 3))],
 )
-"""Of a sample: which row of the facts it belongs to; red, green, blue and edges in 16x16 cells of each side; the
-places (x and y in pixels of `FINE`, height in standard deviations) where the edges of B fit those of A best."""
-
-Facts = np.ndarray[Any, Any]
+"""Of a sample: the row of its features; red, green, blue and edges in 16x16 cells of each side; the places (x and y in
+pixels of `FINE`, height in standard deviations) where the edges of B fit those of A best."""
 
 
 @dataclass(frozen=True)
-class Portraits:
-    """The portraits of some pairs: `ids[k]` is the pair of `facts[k]`."""
+class PairFeatures:
+    """Of some pairs: `ids[k]` is the pair of `features[k]`."""
 
     ids: list[str]
-    facts: Facts
-    close: Facts
+    features: Records
+    details: Records
 
 
-def collect(pairs: Sequence[tuple[str, Facts, Facts | None]]) -> Portraits:
-    """Put together what `compute_features` gave for each pair id."""
-    facts = np.array([facts for _, facts, _ in pairs], FACTS)
-    closer = [(row, close) for row, (_, _, close) in enumerate(pairs) if close is not None]
-    close = np.array([portrait for _, portrait in closer], CLOSE)
-    close["row"] = [row for row, _ in closer]
-    return Portraits([pair_id for pair_id, _, _ in pairs], facts, close)
+def collect(pairs: Sequence[tuple[str, Records, Records | None]]) -> PairFeatures:
+    """Put together what `compute_features` returned for each pair id."""
+    sampled = [(row, details) for row, (_, _, details) in enumerate(pairs) if details is not None]
+    all_details = np.array([details for _, details in sampled], DETAILS)
+    all_details["row"] = [row for row, _ in sampled]
+    features = np.array([features for _, features, _ in pairs], FEATURES)
+    return PairFeatures([pair_id for pair_id, _, _ in pairs], features, all_details)
 
 
 def is_sampled(pair_id: str, share: float) -> bool:
-    """Whether the pair is in that share, 0..1, of all that is looked at closely; the same in every run."""
+    """Whether the pair is in the share, 0..1, of all whose details are computed; the same in every run."""
     return zlib.crc32(pair_id.encode("utf-8", "surrogateescape")) < share * 2**32
 
 
 def mode_of(data: bytes) -> str:
-    """Pillow's word for the pixels of an encoded image: RGB, L, P, I;16 and so on.
+    """Pillow's name for the pixels of an encoded image: RGB, L, P, I;16 and so on.
 
     Empty where it has none: not every JPEG that libjpeg decodes, or TIFF that p2p does, is an image to Pillow.
     """
@@ -112,66 +112,54 @@ def _means(plane: Plane, rows: int, columns: int) -> Plane:
 
 
 def _style(planes: Sequence[Plane], gray: Plane) -> Plane:
-    """What a side looks like wherever it was taken: mean colour, contrast, edges, flatness, saturation, colours.
-
-    Each value lies in 0..1 or near it.
-    """
+    """What a side looks like wherever it was taken: the values of `STYLE`, each in 0..1 or near it."""
     red, green, blue = planes
     steps = np.abs(np.diff(gray, axis=1))
     coarse = [np.right_shift(plane.astype(np.int32), 4) for plane in planes]
     colours = np.bincount((coarse[0] * 256 + coarse[1] * 16 + coarse[2]).ravel(), minlength=4096)
     spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-    return np.array(
-        [
-            *(plane.mean() / 255 for plane in planes),
-            gray.std() / 255,
-            np.sqrt(steps).mean() / 255**0.5,
-            (steps < _FLAT_STEP).mean(),
-            spread.mean() / 255,
-            np.log2(np.count_nonzero(colours)) / 12,
-        ],
-        np.float32,
-    )
+    values = [plane.mean() / 255 for plane in planes]
+    values += [gray.std() / 255, np.sqrt(steps).mean() / 255**0.5, (steps < _FLAT_STEP).mean()]
+    values += [spread.mean() / 255, np.log2(np.count_nonzero(colours)) / 12]
+    return np.array(values, np.float32)
 
 
 def compute_features(
-    a: npt.NDArray[Any], b: npt.NDArray[Any], modes: tuple[str, str], *, closely: bool
-) -> tuple[Facts, Facts | None]:
-    """Two sides as decoded, (H, W, C), and their files' modes -> a record of `FACTS`; one of `CLOSE` too if asked."""
-    facts, close = np.zeros((), FACTS), np.zeros((), CLOSE)
+    a: npt.NDArray[Any], b: npt.NDArray[Any], modes: tuple[str, str], *, detailed: bool
+) -> tuple[Records, Records | None]:
+    """Two sides as decoded, (H, W, C), and their files' modes -> a record of `FEATURES`, and with `detailed` one of
+    `DETAILS`.
+    """
+    features, details = np.zeros((), FEATURES), np.zeros((), DETAILS)
     spectra = []
     for side, pixels in enumerate((np.ascontiguousarray(a), np.ascontiguousarray(b))):
         image = Image.fromarray(as_rgb(pixels))
         small = _scaled(image, _SIDE)
         planes = [small[..., channel].astype(np.float32) for channel in range(3)]
         gray = np.asarray((planes[0] + planes[1] + planes[2]) / 3, np.float32)
-        _describe(facts, side, planes, gray)
-        facts["size"][side] = pixels.shape[:2]
-        facts["mode"][side] = modes[side].encode()
-        digest = hashlib.sha256(pixels.data).digest()
-        facts["content"][side] = int.from_bytes(digest[:8], "little")
-        if closely:
+        slopes = np.diff(_means(gray, 8, 9), axis=1) > _MIN_SLOPE
+        # In cells, so without a camera's noise.
+        low, high = np.percentile(_means(gray, _SIDE // 3, _SIDE // 3), (0.5, 99.5))
+        features["content"][side] = int.from_bytes(hashlib.sha256(pixels.data).digest()[:8], "little")
+        features["hash"][side] = np.packbits(slopes).view(np.uint64)[0]
+        features["small"][side] = _means(gray, CELLS, CELLS).ravel()
+        features["style"][side] = _style(planes, gray)
+        features["range"][side] = high - low
+        features["size"][side] = pixels.shape[:2]
+        features["mode"][side] = modes[side].encode()
+        if detailed:
             for channel, plane in enumerate(planes):
-                close["cells"][side, :, :, channel] = _means(plane, CELLS, CELLS)
-            close["cells"][side, :, :, 3] = np.minimum(255, 16 * np.sqrt(_means(_edges(gray), CELLS, CELLS)))
+                details["cells"][side, :, :, channel] = _means(plane, CELLS, CELLS)
+            details["cells"][side, :, :, 3] = np.minimum(255, 16 * np.sqrt(_means(_edges(gray), CELLS, CELLS)))
             spectra.append(_edge_spectrum(_scaled(image.convert("L"), FINE)))
-    if not closely:
-        return facts, None
-    close["peaks"] = _peaks(spectra[0], spectra[1])
-    return facts, close
-
-
-def _describe(facts: Facts, side: int, planes: Sequence[Plane], gray: Plane) -> None:
-    slopes = np.diff(_means(gray, 8, 9), axis=1) > _DEAD_ZONE
-    facts["hash"][side] = np.packbits(slopes).view(np.uint64)[0]
-    facts["small"][side] = _means(gray, CELLS, CELLS).ravel()
-    facts["style"][side] = _style(planes, gray)
-    low, high = np.percentile(_means(gray, _SIDE // 3, _SIDE // 3), (0.5, 99.5))  # without a camera's noise
-    facts["range"][side] = high - low
+    if not detailed:
+        return features, None
+    details["peaks"] = _peaks(spectra[0], spectra[1])
+    return features, details
 
 
 def _edge_spectrum(gray: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-    edges = np.sqrt(np.minimum(_edges(gray.astype(np.float32)), _STRONGEST_EDGE))
+    edges = np.sqrt(np.minimum(_edges(gray.astype(np.float32)), _MAX_EDGE))
     edges -= np.vdot(edges, _WINDOW) / _WINDOW.sum()
     return np.fft.rfft2(edges * _WINDOW)
 

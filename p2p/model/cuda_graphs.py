@@ -26,9 +26,7 @@ def convolution_kernels(*, benchmark: bool, exact: bool) -> contextlib.AbstractC
 
     """
     # `flags` switches off whatever it is not told to switch on.
-    return torch.backends.cudnn.flags(
-        enabled=True, benchmark=benchmark, deterministic=True, allow_tf32=not exact
-    )
+    return torch.backends.cudnn.flags(enabled=True, benchmark=benchmark, deterministic=True, allow_tf32=not exact)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""What `jobs/prepare.py` can be told."""
+"""The options of `jobs/prepare.py`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from p2p.errors import UsageError
+from p2p.errors import ConfigError
 from p2p.storage.bounded import DEFAULT_MAX_BYTES
 from p2p.storage.pixels import RGB, PixelFormat, parse_format
 
 SYNTHETIC = "synthetic:"
-_LARGEST_SIDE = 65_535  # what a JPEG can hold
-_LARGEST_SYNTHETIC = 8192
+_MAX_SIDE = 65_535  # what a JPEG can hold
+_MAX_SYNTHETIC_SIDE = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """Turn raw pairs of images into a prepared data set: Parquet shards ready to train on.
+    """Turn raw pairs of images into a prepared data set: Parquet files ready to train on.
 
     Published data sets, streamed straight from their archives (A is the left half, B the right):
     http://efrosgans.eecs.berkeley.edu/pix2pix/datasets/facades.tar.gz (also maps.tar.gz, night2day.tar.gz,
@@ -58,32 +58,34 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         """Check each value by itself."""
-        if not 0 <= self.load_size <= _LARGEST_SIDE:
-            raise UsageError(
-                f"--load-size {self.load_size}: must be 0 (keep each pair's own size) to {_LARGEST_SIDE}; try 286"
+        is_synthetic = self.source.startswith(SYNTHETIC)
+        if not 0 <= self.load_size <= _MAX_SIDE:
+            raise ConfigError(
+                "load_size", f"{self.load_size}: must be 0 (keep each pair's own size) to {_MAX_SIDE}; try 286"
             )
-        for option, written in (("--pixels-a", self.pixels_a), ("--pixels-b", self.pixels_b)):
-            parse_format(written, option)
-            if self.source.startswith(SYNTHETIC) and written != str(RGB):
-                raise UsageError(f"{option} {written}: a synthetic source draws 3x8; leave the option out")
+        for field in ("pixels_a", "pixels_b"):
+            written = getattr(self, field)
+            if parse_format(written, field) != RGB and is_synthetic:
+                raise ConfigError(field, f"{written}: a synthetic source draws {RGB}; leave the option out")
         if self.max_bytes < 1:
-            raise UsageError(f"--max-bytes {self.max_bytes}: must be at least 1; the default is {DEFAULT_MAX_BYTES}")
-        for option, share in (("--val-fraction", self.val_fraction), ("--max-bad-fraction", self.max_bad_fraction)):
+            raise ConfigError("max_bytes", f"{self.max_bytes}: must be at least 1; the default is {DEFAULT_MAX_BYTES}")
+        for field in ("val_fraction", "max_bad_fraction"):
+            share = getattr(self, field)
             if not (math.isfinite(share) and 0 <= share <= 1):
-                raise UsageError(f"{option} {share}: must be a share from 0 to 1, such as 0.1")
+                raise ConfigError(field, f"{share}: must be a share from 0 to 1, such as 0.1")
         if self.source_b is not None and self.layout == "combined":
-            raise UsageError("--layout combined: one image holds both sides, so leave out --source-b, or --layout")
-        if self.source.startswith(SYNTHETIC):
+            raise ConfigError("layout", "combined: one image holds both sides, so leave out --source-b, or --layout")
+        if is_synthetic:
             if self.source_b is not None:
-                raise UsageError("--source-b: a synthetic source draws both sides; leave it out")
+                raise ConfigError("source_b", f"{self.source_b}: a synthetic source draws both sides; leave it out")
             parse_synthetic(self.source)
         if self.output.startswith(SYNTHETIC):
-            raise UsageError(f"--output {self.output}: not a place to write to")
+            raise ConfigError("output", f"{self.output}: not a place to write to")
 
     @property
     def formats(self) -> tuple[PixelFormat, PixelFormat]:
         """How A and B are stored."""
-        return parse_format(self.pixels_a, "--pixels-a"), parse_format(self.pixels_b, "--pixels-b")
+        return parse_format(self.pixels_a, "pixels_a"), parse_format(self.pixels_b, "pixels_b")
 
 
 @dataclass(frozen=True)
@@ -98,15 +100,15 @@ class SyntheticSource:
 
 def _number(address: str, name: str, text: str, low: int, high: int) -> int:
     if not text.isdecimal() or not low <= int(text) <= high:
-        raise UsageError(f"--source {address}: {name}={text} must be a whole number from {low} to {high}")
+        raise ConfigError("source", f"{address}: {name}={text} must be a whole number from {low} to {high}")
     return int(text)
 
 
 def parse_synthetic(address: str) -> SyntheticSource:
-    """`synthetic:city?pairs=512&size=256&seed=0` (each part optional, size also as WIDTHxHEIGHT). Raises UsageError."""
+    """`synthetic:city?pairs=512&size=256&seed=0` (each optional, size also as WIDTHxHEIGHT). Raises ConfigError."""
     kind, _, query = address.removeprefix(SYNTHETIC).partition("?")
     if kind != "city":
-        raise UsageError(f"--source {address}: there is no synthetic {kind!r}; use synthetic:city?pairs=512&seed=0")
+        raise ConfigError("source", f"{address}: there is no synthetic {kind!r}; use synthetic:city?pairs=512&seed=0")
     values: dict[str, int] = {}
     for part in filter(None, query.split("&")):
         name, _, text = part.partition("=")
@@ -116,8 +118,8 @@ def parse_synthetic(address: str) -> SyntheticSource:
             values["seed"] = _number(address, name, text, 0, 2**63 - 1)
         elif name == "size":
             sides = text.lower().split("x", 1)
-            values["width"] = _number(address, name, sides[0], 1, _LARGEST_SYNTHETIC)
-            values["height"] = _number(address, name, sides[-1], 1, _LARGEST_SYNTHETIC)
+            values["width"] = _number(address, name, sides[0], 1, _MAX_SYNTHETIC_SIDE)
+            values["height"] = _number(address, name, sides[-1], 1, _MAX_SYNTHETIC_SIDE)
         else:
-            raise UsageError(f"--source {address}: unknown part {name!r}; use pairs, size and seed")
+            raise ConfigError("source", f"{address}: unknown part {name!r}; use pairs, size and seed")
     return SyntheticSource(**values)

@@ -10,70 +10,58 @@ from p2p.data.pairs import Formats
 from p2p.doctor.features import compute_features
 from p2p.doctor.files import BadRow
 from p2p.errors import BadInputError
-from p2p.preparation.locations import Cell, Chunk, Fetcher, Location
+from p2p.preparation.locations import Cell, Chunk, Location, SourceReader
 from p2p.preparation.pairing import PairRef
-from p2p.preparation.shards import Shard, ShardReport, decode_pairs, make_row
+from p2p.preparation.parts import Part, PartReport, decode_pairs, make_row, read_or_error
 from p2p.storage.trial import PROCESS_ENDED, find_fatal_item, process_ended
 
-_MAX_ENDS_OF_A_ROW_GROUP = 2
-"""Rows of a Parquet row group at which a process has ended; then it is their read that does it, and not an image."""
+_MAX_FATAL_ROWS = 2
+"""Rows of a Parquet row group at which a process has ended; then reading the group ends it, and not an image."""
 Held = Mapping[Location, bytes | BadInputError]
 
 
-def drop_fatal_pairs(shard: Shard, load_size: int, fetch: Fetcher, formats: Formats) -> tuple[Shard, list[BadRow]]:
-    """Work on every pair in another process. Returns the shard without those at which that one ends, and these.
+def drop_fatal_pairs(part: Part, load_size: int, read: SourceReader, formats: Formats) -> tuple[Part, list[BadRow]]:
+    """Work on every pair in another process. Returns the part without those at which that one ends, and these.
 
-    Arguments are those of `write_shard`.
+    Arguments are those of `write_part`.
     """
-    left = deque(shard.pairs)
+    left = deque(part.pairs)
     good: list[PairRef] = []
     bad: list[BadRow] = []
-    ends: Counter[tuple[str, int]] = Counter()
+    fatal_rows: Counter[tuple[str, int]] = Counter()
     while left:
-        held = {where: _fetch(fetch, where) for pair in left for where in _locations(pair) if isinstance(where, Chunk)}
-        ended_at = find_fatal_item(_prepare_each, list(left), load_size, fetch, held, formats)
+        held = {where: read_or_error(read, where) for pair in left for where in pair.files if isinstance(where, Chunk)}
+        ended_at = find_fatal_item(_prepare_each, list(left), load_size, read, held, formats)
         if ended_at is None:
             break
         good += [left.popleft() for _ in range(ended_at)]
         fatal = left.popleft()
         bad.append(BadRow(fatal.a.uri, PROCESS_ENDED, str(process_ended())))
-        ends.update(_row_groups(fatal))
-        given_up = {group for group, count in ends.items() if count >= _MAX_ENDS_OF_A_ROW_GROUP}
-        untouched = [pair for pair in left if given_up & _row_groups(pair)]
-        left = deque(pair for pair in left if not given_up & _row_groups(pair))
+        fatal_rows.update(_row_groups(fatal))
+        unreadable = {group for group, count in fatal_rows.items() if count >= _MAX_FATAL_ROWS}
         why = "not read: the process ended at other rows of the same row group"
-        bad += [BadRow(pair.a.uri, PROCESS_ENDED, why) for pair in untouched]
-    return dataclasses.replace(shard, pairs=(*good, *left)), bad
+        bad += [BadRow(pair.a.uri, PROCESS_ENDED, why) for pair in left if unreadable & _row_groups(pair)]
+        left = deque(pair for pair in left if not unreadable & _row_groups(pair))
+    return dataclasses.replace(part, pairs=(*good, *left)), bad
 
 
 def _prepare_each(
-    pairs: Sequence[PairRef], load_size: int, fetch: Fetcher, held: Held, formats: Formats
+    pairs: Sequence[PairRef], load_size: int, read: SourceReader, held: Held, formats: Formats
 ) -> Iterator[None]:
-    """Do what `write_shard` does with each pair, and keep nothing. `held`: what only the calling process can fetch."""
+    """Do what `write_part` does with each pair, and keep nothing. `held`: what only the calling process can read."""
 
     def get(where: Location) -> bytes:
-        found = held[where] if where in held else fetch(where)
+        found = held[where] if where in held else read(where)
         if isinstance(found, BadInputError):
             raise found
         return found
 
     for pair in pairs:
         for _, a, b in decode_pairs([pair], load_size, get, [], formats):
-            make_row(pair, a, b, load_size, ShardReport(pair.split))
-            compute_features(a.image, b.image, (a.mode, b.mode), closely=True)
+            make_row(pair, a, b, load_size, PartReport(pair.split))
+            compute_features(a.image, b.image, (a.mode, b.mode), detailed=True)
         yield
 
 
-def _fetch(fetch: Fetcher, where: Location) -> bytes | BadInputError:
-    try:
-        return fetch(where)
-    except BadInputError as error:
-        return error
-
-
-def _locations(pair: PairRef) -> list[Location]:
-    return [where for where in (pair.a, pair.b) if where is not None]
-
-
 def _row_groups(pair: PairRef) -> set[tuple[str, int]]:
-    return {(where.file, where.row_group) for where in _locations(pair) if isinstance(where, Cell)}
+    return {(where.file, where.row_group) for where in pair.files if isinstance(where, Cell)}

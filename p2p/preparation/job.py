@@ -1,4 +1,4 @@
-"""The job: look at the source, cut it into shards, let Ray Data write them, tell what came out."""
+"""The job: list the source, cut its pairs into parts, let Ray Data write them, report what was written."""
 
 from __future__ import annotations
 
@@ -18,27 +18,26 @@ from p2p.data.machine import available_cpus
 from p2p.data.pairs import SPLITS, part_name
 from p2p.data.tasks import is_repeat, memory_reported, run_as_task
 from p2p.doctor import Doctor
-from p2p.doctor.features import MOST_CLOSE
+from p2p.doctor.features import MAX_DETAILED
 from p2p.doctor.files import BadRow
-from p2p.errors import P2PError, UsageError, check_bad_fraction
-from p2p.model.config import Palette as Classes
-from p2p.model.config import as_palette
+from p2p.errors import ConfigError, P2PError, check_bad_fraction
+from p2p.model.config import Palette, as_palette
 from p2p.preparation.chunks import ChunkStore
 from p2p.preparation.config import SYNTHETIC, PrepareConfig, parse_synthetic
-from p2p.preparation.examination import DOCUMENT, PAGE, Key, Sides, conclude
 from p2p.preparation.fatal_pairs import drop_fatal_pairs
-from p2p.preparation.locations import Drawing, Fetcher
+from p2p.preparation.findings import DOCUMENT, PAGE, Key, Sides, publish_findings
+from p2p.preparation.locations import Drawing, SourceReader
 from p2p.preparation.pairing import Pairing, PairRef, choose_split, pair_one_source, pair_two_sources
-from p2p.preparation.shards import (
-    Palette,
-    Shard,
-    ShardReport,
-    cut_into_shards,
+from p2p.preparation.parts import (
+    Colours,
+    Part,
+    PartReport,
+    cut_into_parts,
     decode_pairs,
-    merge_palettes,
-    write_shard,
+    merge_colours,
+    write_part,
 )
-from p2p.preparation.sources import Listing, kind_of, list_source, read_stream
+from p2p.preparation.sources import Listing, list_source, read_stream, source_format
 from p2p.preparation.tables import pair_tables
 from p2p.progress import Progress
 from p2p.reports.sheets import as_rgb
@@ -77,15 +76,16 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     source = config.source if config.source.startswith(SYNTHETIC) else absolute(config.source)
     source_b = absolute(config.source_b) if config.source_b is not None else None
     output = absolute(config.output)
-    addresses = [(source, "--source")] + ([(source_b, "--source-b")] if source_b is not None else [])
-    for address, option in addresses:
-        if not config.check:
-            _require_apart(address, option, output)
-        if kind_of(address) != "synthetic":
-            require_readable(address, option)
+    addresses = {"source": source} | ({"source_b": source_b} if source_b is not None else {})
+    for field, address in addresses.items():
+        if not config.check and f"{address.rstrip('/')}/".startswith(f"{output.rstrip('/')}/"):
+            problem = f"holds the {field} {address}, which would be replaced; choose another folder"
+            raise ConfigError("output", f"{output}: {problem}")
+        if source_format(address) != "synthetic":
+            require_readable(address, field)
     _require_replaceable(output, config)
     # A compressed tar cannot be listed without reading all of it, which waits until Ray can take its images.
-    streamed = any(kind_of(address) == "stream" for address, _ in addresses)
+    streamed = any(source_format(address) == "stream" for address in addresses.values())
     pairing = None if streamed else _find_pairs(config, source, source_b, ChunkStore())
     require_output(output, "output", "a prepared data set")
 
@@ -95,7 +95,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
             log.info("working in one process, without starting Ray: there are few pairs")
         if pairing is None:
             pairing = _find_pairs(config, source, source_b, chunks)
-        _say_what_was_found(pairing, config)
+        _log_pairing(pairing, config)
         _clear(output)
         summary = _write(
             pairing, config, source=source, output=output, chunks=chunks.references, worker=worker, started=started
@@ -117,24 +117,18 @@ def _is_small(pairing: Pairing) -> bool:
     return len(pairing.pairs) <= cores * _SMALL_PAIRS_PER_CORE and weight <= cores * _SMALL_BYTES_PER_CORE
 
 
-def _require_apart(source: str, option: str, output: str) -> None:
-    if f"{source.rstrip('/')}/".startswith(f"{output.rstrip('/')}/"):
-        raise UsageError(f"--output {output}: holds {option} {source}, which would be replaced; choose another folder")
-
-
 def _require_replaceable(output: str, config: PrepareConfig) -> None:
-    """Raise UsageError if `output` holds anything that this job, with or without --check, did not write."""
+    """Raise ConfigError if `output` holds anything that this job, with or without --check, did not write."""
     own, folders = (_CHECK_FILES, (_ERRORS,)) if config.check else (_OWN_FILES, _OWN_FOLDERS)
-    strange = [name for name in list_names(output) if name not in (*own, *folders)]
+    foreign = [name for name in list_names(output) if name not in (*own, *folders)]
     for folder in folders:
-        names = list_names(join(output, folder)) if not strange else []
-        strange += [f"{folder}/{name}" for name in names if not _PART.fullmatch(name)]
-    if strange:
-        shown = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
+        names = list_names(join(output, folder)) if not foreign else []
+        foreign += [f"{folder}/{name}" for name in names if not _PART.fullmatch(name)]
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
         why = "; --check changes no data set" if config.check else ""
-        raise UsageError(
-            f"--output {output}: holds files of something else ({shown}){why}; choose an empty or new folder"
-        )
+        problem = f"holds files of something else ({shown}){why}; choose an empty or new folder"
+        raise ConfigError("output", f"{output}: {problem}")
 
 
 def _clear(output: str) -> None:
@@ -145,37 +139,37 @@ def _clear(output: str) -> None:
 
 def _find_pairs(config: PrepareConfig, source: str, source_b: str | None, chunks: ChunkStore) -> Pairing:
     """List the source and pair it up. The images of compressed tars go into `chunks`."""
-    if kind_of(source) == "synthetic":
+    if source_format(source) == "synthetic":
         return _pair_drawings(config, source)
-    if kind_of(source) == "parquet" and source_b is None:
+    if source_format(source) == "parquet" and source_b is None:
         return pair_tables(source, config.layout, config.val_fraction)
-    listing = _list(source, "--source", chunks, config.max_bytes)
+    listing = _list(source, "source", chunks, config.max_bytes)
     if source_b is None:
-        if not listing.members and listing.parquet and kind_of(source) == "folder":
+        if not listing.members and listing.parquet and source_format(source) == "folder":
             return pair_tables(source, config.layout, config.val_fraction)
-        listing.require_images("--source")
-        return pair_one_source(listing, config.layout, config.val_fraction, kind_of(source) != "folder")
-    listing_b = _list(source_b, "--source-b", chunks, config.max_bytes)
-    listing.require_images("--source")
-    listing_b.require_images("--source-b")
-    archives = (kind_of(source) != "folder", kind_of(source_b) != "folder")
+        listing.require_images("source")
+        return pair_one_source(listing, config.layout, config.val_fraction, source_format(source) != "folder")
+    listing_b = _list(source_b, "source_b", chunks, config.max_bytes)
+    listing.require_images("source")
+    listing_b.require_images("source_b")
+    archives = (source_format(source) != "folder", source_format(source_b) != "folder")
     return pair_two_sources(listing, listing_b, archives, config.val_fraction)
 
 
-def _list(uri: str, option: str, chunks: ChunkStore, max_bytes: int) -> Listing:
-    if kind_of(uri) != "stream":
-        return _told(list_source(uri, option, max_bytes))
+def _list(uri: str, field: str, chunks: ChunkStore, max_bytes: int) -> Listing:
+    if source_format(uri) != "stream":
+        return _log_others(list_source(uri, field, max_bytes))
 
     def keep(chunk: bytearray) -> None:
-        chunks.put(chunk, f"{option} {uri}")
+        chunks.put(chunk, f"--{field.replace('_', '-')} {uri}")
         progress.advance(len(chunk) // 2**20)
 
     with Progress(f"reading {uri}", total=None, unit="MiB") as progress:
-        return _told(read_stream(uri, option, keep, first=len(chunks.references), max_bytes=max_bytes))
+        return _log_others(read_stream(uri, field, keep, first=len(chunks.references), max_bytes=max_bytes))
 
 
-def _told(listing: Listing) -> Listing:
-    """The same; says what is left out for its ending, which may be images of a kind that is not read."""
+def _log_others(listing: Listing) -> Listing:
+    """The same. Files are left out by their names' endings; they may be images of a format that is not read."""
     if listing.members and listing.others:
         log.info(
             "%s: %d other files are left out (the first: %s); images end in %s",
@@ -200,18 +194,18 @@ def _pair_drawings(config: PrepareConfig, source: str) -> Pairing:
     return pairing
 
 
-def _say_what_was_found(pairing: Pairing, config: PrepareConfig) -> None:
+def _log_pairing(pairing: Pairing, config: PrepareConfig) -> None:
     counts = {split: sum(pair.split == split for pair in pairing.pairs) for split in SPLITS}
     found = ", ".join(f"{count} {split}" for split, count in counts.items() if count)
     log.info("found %d pairs (%s); %s", len(pairing.pairs), found, pairing.note)
     if config.val_fraction and not counts["val"]:
         log.warning(
-            "--val-fraction %g puts no pair into val: split folders decide for themselves, of few pairs none may go",
+            "--val-fraction %g puts no pair into val: it leaves split folders alone, and may choose none of few pairs",
             config.val_fraction,
         )
 
 
-def _fetcher(chunks: list[Any], max_bytes: int, row_by_row: bool = False) -> Fetcher:
+def _fetcher(chunks: list[Any], max_bytes: int, row_by_row: bool = False) -> SourceReader:
     """Reads whatever a location names; compressed tars lie in `chunks` of Ray's object store."""
 
     def chunk(number: int) -> memoryview:
@@ -219,45 +213,45 @@ def _fetcher(chunks: list[Any], max_bytes: int, row_by_row: bool = False) -> Fet
 
         return memoryview(ray.get(chunks[number]))
 
-    return Fetcher(chunk, max_bytes, row_by_row)
+    return SourceReader(chunk, max_bytes, row_by_row)
 
 
 @dataclass(frozen=True)
 class _PartWriter:
-    """Prepares the pairs of one shard at a time, on whatever process; the pairs themselves go straight to storage."""
+    """Prepares the pairs of one part at a time, on whatever process; the pairs themselves go straight to storage."""
 
     output: str | None
     config: PrepareConfig
-    close_share: float
+    detailed_share: float
     chunks: list[Any]
 
-    def __call__(self, shard: Shard) -> ShardReport:
+    def __call__(self, part: Part) -> PartReport:
         fatal: list[BadRow] = []
-        config, some = self.config, f"pairs such as {shard.pairs[0].a.uri}"
+        config, some = self.config, f"pairs such as {part.pairs[0].a.uri}"
         with memory_reported(f"preparing {some}"):
             fetch = _fetcher(self.chunks, config.max_bytes)
             if is_repeat(some):
                 fetch = _fetcher(self.chunks, config.max_bytes, row_by_row=True)
-                shard, fatal = drop_fatal_pairs(shard, config.load_size, fetch, config.formats)
-            report = write_shard(
-                shard, self.output, config.load_size, fetch, formats=config.formats, close_share=self.close_share
+                part, fatal = drop_fatal_pairs(part, config.load_size, fetch, config.formats)
+            report = write_part(
+                part, self.output, config.load_size, fetch, formats=config.formats, detailed_share=self.detailed_share
             )
         report.bad += fatal
         return report
 
     def in_ray(self, batch: pa.Table) -> pa.Table:
-        """As a map function of Ray Data: pickled shards in, pickled reports out."""
-        reports = [pickle.dumps(self(pickle.loads(shard))) for shard in batch.column("shard").to_pylist()]
+        """As a map function of Ray Data: pickled parts in, pickled reports out."""
+        reports = [pickle.dumps(self(pickle.loads(part))) for part in batch.column("part").to_pylist()]
         return pa.table({"report": pa.array(reports, pa.binary())})
 
 
-def _numbered(writer: _PartWriter) -> Callable[[tuple[int, Shard]], list[tuple[int, ShardReport]]]:
+def _numbered(writer: _PartWriter) -> Callable[[tuple[int, Part]], list[tuple[int, PartReport]]]:
     return lambda numbered: [(numbered[0], writer(numbered[1]))]
 
 
-def _reports(shards: list[Shard], writer: _PartWriter, worker: LocalWorker | None) -> Iterator[ShardReport]:
+def _reports(parts: list[Part], writer: _PartWriter, worker: LocalWorker | None) -> Iterator[PartReport]:
     if worker:
-        found = worker.map(_numbered, (writer,), list(enumerate(shards)), threads=available_cpus())
+        found = worker.map(_numbered, (writer,), list(enumerate(parts)), threads=available_cpus())
         seen: set[int] = set()
         for number, report in found:
             if number not in seen:
@@ -269,7 +263,7 @@ def _reports(shards: list[Shard], writer: _PartWriter, worker: LocalWorker | Non
     from p2p.data.cluster import quiet_data_context
 
     quiet_data_context()
-    rows = [{"shard": pickle.dumps(shard)} for shard in shards]
+    rows = [{"part": pickle.dumps(part)} for part in parts]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         writer.in_ray, batch_size=1, batch_format="pyarrow"
     )
@@ -289,32 +283,32 @@ def _write(
 ) -> dict[str, Any]:
     counts = dict.fromkeys(SPLITS, 0)
     bad = list(pairing.bad)
-    palette_a: Palette = frozenset()
-    palette_b: Palette = frozenset()
+    colours_a: Colours = frozenset()
+    colours_b: Colours = frozenset()
     doctor = Doctor()
-    shards = cut_into_shards(pairing.pairs)
-    close_share = min(1.0, MOST_CLOSE / max(1, len(pairing.pairs)))
-    writer = _PartWriter(None if config.check else output, config, close_share, chunks)
+    parts = cut_into_parts(pairing.pairs)
+    detailed_share = min(1.0, MAX_DETAILED / max(1, len(pairing.pairs)))
+    writer = _PartWriter(None if config.check else output, config, detailed_share, chunks)
     with Progress("checking" if config.check else "preparing", total=len(pairing.pairs), unit="pairs") as progress:
-        for report in _reports(shards, writer, worker):
+        for report in _reports(parts, writer, worker):
             counts[report.split] += report.pairs
-            doctor.add(report.split, report.portraits)
+            doctor.add(report.split, report.features)
             bad += report.bad
-            palette_a = merge_palettes(palette_a, report.palette_a)
-            palette_b = merge_palettes(palette_b, report.palette_b)
+            colours_a = merge_colours(colours_a, report.colours_a)
+            colours_b = merge_colours(colours_b, report.colours_b)
             progress.advance(report.pairs + len(report.bad), f"{len(bad)} bad" if bad else "")
     _write_errors(output, bad)
     if not config.check:
         fixed = as_palette(list(PALETTE.values())) if source.startswith(SYNTHETIC) else None
         described = Description(
             output,
-            Side(config.formats[0], _listed(palette_a)),
-            Side(config.formats[1], fixed or _listed(palette_b)),
+            Side(config.formats[0], _to_palette(colours_a)),
+            Side(config.formats[1], fixed or _to_palette(colours_b)),
             config.load_size,
         )
         write_description(described, layout=pairing.layout, source=source)
     about = {"source": source, "pairs": counts, "bad": len(bad), "sides": pairing.note}
-    found = conclude(doctor, bad, _show(pairing, config, chunks), output, about)
+    found = publish_findings(doctor, bad, _show(pairing, config, chunks), output, about)
     summary = {
         "pairs": counts,
         "bad": len(bad),
@@ -326,7 +320,7 @@ def _write(
 
 
 def _show(pairing: Pairing, config: PrepareConfig, chunks: list[Any]) -> Callable[[Iterable[Key]], Sides]:
-    """What fetches some pairs once more, small, for the doctor's page; none where that fails, which is no reason to."""
+    """A function that fetches some pairs again, small, for the doctor's page; none where that fails."""
 
     def show(keys: Iterable[Key]) -> Sides:
         wanted = set(keys)
@@ -347,8 +341,8 @@ def _make_thumbnails(pairs: list[PairRef], config: PrepareConfig, chunks: list[A
     }
 
 
-def _listed(palette: Palette) -> Classes | None:
-    return tuple(sorted(palette)) if palette else None
+def _to_palette(colours: Colours) -> Palette | None:
+    return tuple(sorted(colours)) if colours else None
 
 
 def _write_errors(output: str, bad: list[BadRow]) -> None:

@@ -1,4 +1,4 @@
-"""Where the encoded bytes of an image lie, and fetching them: files, archive members, Parquet cells."""
+"""Locations of encoded images, and reading them: files, archive members, Parquet cells."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def open_zip(file: IO[bytes], uri: str) -> zipfile.ZipFile:
         raise DamagedFileError(f"{uri}: not a whole zip archive: {reason}; fetch it again") from None
 
 
-class Fetcher:
+class SourceReader:
     """Reads locations, keeping the archive and the row group it last used open. Threads may share it.
 
     `chunk` gives the bytes of a numbered chunk. Images of more than `max_bytes` bytes are refused. `row_by_row`: of a
@@ -147,9 +147,9 @@ class Fetcher:
         self._footers: dict[str, pq.FileMetaData] = {}  # the last one: of 100,000 row groups it takes long to read
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[Fetcher], tuple[None, int, bool]]:
+    def __reduce__(self) -> tuple[type[SourceReader], tuple[None, int, bool]]:
         """For another process, with nothing open; chunks stay with this one."""
-        return Fetcher, (None, self._max_bytes, self._row_by_row)
+        return SourceReader, (None, self._max_bytes, self._row_by_row)
 
     def __call__(self, where: Location) -> bytes:
         """The bytes at `where`. Raises BadInputError where they are missing or damaged, StorageError otherwise."""
@@ -168,7 +168,7 @@ class Fetcher:
                     return self._unzip(archive, name, number)
                 case Chunk(_, _, chunk, start, size):
                     check_bytes(size, self._max_bytes)
-                    assert self._chunk is not None, "a chunk was located, but nobody holds the chunks"
+                    assert self._chunk is not None, "chunks stay with the process that located them"
                     return bytes(self._chunk(chunk)[start : start + size])
                 case Cell():
                     return self._cell(where)

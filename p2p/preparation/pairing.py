@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from p2p.doctor.files import BadRow
-from p2p.errors import UsageError
-from p2p.preparation.locations import Location
+from p2p.errors import ConfigError, UsageError
+from p2p.preparation.locations import Drawing, Location
 from p2p.preparation.sources import Listing, Member
 
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _KNOWN_SIDES = (("a", "b"), ("labels", "photos"), ("labels", "images"), ("masks", "images"), ("input", "target"))
 _SPLIT_AND_SIDE = re.compile(r"(train|val|valid|validation|test)[_-]?([ab])", re.IGNORECASE)
-_POOL = ""  # the split of an image outside any split folder, until the fraction has spoken
+_NO_SPLIT = ""  # the split of an image outside any split folder, before the fraction decides
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class PairRef:
     a: Location
     b: Location | None
     weight: int
+
+    @property
+    def files(self) -> list[Location]:
+        """Where its encoded images lie, one or two of them; none for a drawing."""
+        return [where for where in (self.a, self.b) if where is not None and not isinstance(where, Drawing)]
 
 
 @dataclass
@@ -41,8 +46,8 @@ class Pairing:
 
 
 @dataclass(frozen=True)
-class _Named:
-    """A member with its path taken apart: split folder, the folders that remain, and the name without its ending."""
+class _NamedMember:
+    """A member with its path parsed: split folder, the folders that remain, and the name without its ending."""
 
     split: str
     folders: tuple[str, ...]
@@ -61,7 +66,7 @@ def goes_to_val(pair_id: str, fraction: float) -> bool:
 
 
 def split_name(folder: str) -> str | None:
-    """The split a folder of that name stands for, if any."""
+    """The split that a folder of that name is, if any."""
     return _SPLIT_NAMES.get(folder.lower())
 
 
@@ -70,7 +75,7 @@ def choose_split(split: str, pair_id: str, val_fraction: float) -> str:
     return split or ("val" if goes_to_val(pair_id, val_fraction) else "train")
 
 
-def _take_apart(member: Member, depth: int) -> _Named:
+def _parse_path(member: Member, depth: int) -> _NamedMember:
     """Find the split folder among the first `depth` folders of the member's path."""
     *folders, name = member.path.split("/")
     taken = _SPLIT_AND_SIDE.fullmatch(folders[0]) if folders and depth > 1 else None
@@ -80,23 +85,23 @@ def _take_apart(member: Member, depth: int) -> _Named:
     for place, folder in enumerate(folders[:depth]):
         split = split_name(folder)
         if split:
-            return _Named(split, (*folders[:place], *folders[place + 1 :]), stem, member)
-    return _Named(_POOL, tuple(folders), stem, member)
+            return _NamedMember(split, (*folders[:place], *folders[place + 1 :]), stem, member)
+    return _NamedMember(_NO_SPLIT, tuple(folders), stem, member)
 
 
 def _without_top_folder(members: Sequence[Member]) -> list[Member]:
-    """Archives often wrap everything in one folder; take it off, unless its name says something."""
-    speaking = {*_SPLIT_NAMES, *(name for sides in _KNOWN_SIDES for name in sides)}
+    """Archives often wrap everything in one folder; remove it, unless its name means a split or a side."""
+    meaningful = {*_SPLIT_NAMES, *(name for sides in _KNOWN_SIDES for name in sides)}
     current = list(members)
     while True:
         top = current[0].path.partition("/")[0]
         wrapped = all(member.path.startswith(f"{top}/") for member in current)
-        if not wrapped or top.lower() in speaking or _SPLIT_AND_SIDE.fullmatch(top):
+        if not wrapped or top.lower() in meaningful or _SPLIT_AND_SIDE.fullmatch(top):
             return current
         current = [Member(member.path[len(top) + 1 :], member.location, member.size) for member in current]
 
 
-def _find_sides(named: Iterable[_Named], asked: bool) -> tuple[str, str] | None:
+def _find_sides(named: Iterable[_NamedMember], asked: bool) -> tuple[str, str] | None:
     """The names of the two folders that hold side A and side B, if the names (or the user) say that there are two."""
     tops = sorted({item.folders[0] for item in named if item.folders})
     by_lower = {top.lower(): top for top in tops}
@@ -107,14 +112,14 @@ def _find_sides(named: Iterable[_Named], asked: bool) -> tuple[str, str] | None:
 
 
 def pair_one_source(listing: Listing, layout: str, val_fraction: float, is_archive: bool) -> Pairing:
-    """Pair what lies at one address: combined images, or two folders below it. Raises UsageError if nothing pairs."""
+    """Pair what lies at one address: combined images, or two folders below it. Raises ConfigError if nothing pairs."""
     members = _without_top_folder(listing.members) if is_archive else listing.members
     if layout in ("auto", "folders"):
-        named = [_take_apart(member, 2) for member in members]
+        named = [_parse_path(member, 2) for member in members]
         sides = _find_sides(named, asked=layout == "folders")
         if sides:
             halves = [
-                [_Named(i.split, i.folders[1:], i.stem, i.member) for i in named if i.folders[:1] == (side,)]
+                [_NamedMember(i.split, i.folders[1:], i.stem, i.member) for i in named if i.folders[:1] == (side,)]
                 for side in sides
             ]
             note = f"A is {sides[0]}/, B is {sides[1]}/"
@@ -122,13 +127,14 @@ def pair_one_source(listing: Listing, layout: str, val_fraction: float, is_archi
             return _join(halves[0], halves[1], (f"{sides[0]}/", f"{sides[1]}/"), val_fraction, pairing)
         if layout == "folders":
             tops = sorted({f"{item.folders[0]}/" for item in named if item.folders})
-            raise UsageError(
-                f"--layout folders: {listing.uri} must hold two sub-folders of images, such as A/ and B/; found "
-                f"{', '.join(tops[:6]) or 'none'}; or name side B's folder with --source-b"
+            raise ConfigError(
+                "layout",
+                f"folders: {listing.uri} must hold two sub-folders of images, such as A/ and B/; found "
+                f"{', '.join(tops[:6]) or 'none'}; or name side B's folder with --source-b",
             )
     pairing = Pairing(bad=list(listing.bad), note="A is the left half, B the right half")
     seen: set[tuple[str, str]] = set()
-    for item in (_take_apart(member, 1) for member in members):
+    for item in (_parse_path(member, 1) for member in members):
         key = (choose_split(item.split, item.pair_id, val_fraction), item.pair_id)
         if key in seen:
             pairing.bad.append(_duplicate(item))
@@ -139,22 +145,22 @@ def pair_one_source(listing: Listing, layout: str, val_fraction: float, is_archi
 
 
 def pair_two_sources(a: Listing, b: Listing, archives: tuple[bool, bool], val_fraction: float) -> Pairing:
-    """Pair the images of two addresses by relative path without extension. Raises UsageError if nothing pairs."""
+    """Pair the images of two addresses by relative path without extension. Raises ConfigError if nothing pairs."""
     sides = []
     for listing, is_archive in zip((a, b), archives, strict=True):
         members = _without_top_folder(listing.members) if is_archive else listing.members
-        sides.append([_take_apart(member, 1) for member in members])
+        sides.append([_parse_path(member, 1) for member in members])
     pairing = Pairing(bad=[*a.bad, *b.bad], layout="folders", note="A is --source, B is --source-b")
     return _join(sides[0], sides[1], (a.uri, b.uri), val_fraction, pairing)
 
 
-def _duplicate(item: _Named) -> BadRow:
+def _duplicate(item: _NamedMember) -> BadRow:
     message = f"pair {item.pair_id!r} has more than one image with that name; rename it, or remove one of them"
     return BadRow(item.member.location.uri, "DuplicateName", message)
 
 
-def _by_key(items: Iterable[_Named], bad: list[BadRow]) -> dict[tuple[str, str], _Named]:
-    found: dict[tuple[str, str], _Named] = {}
+def _by_key(items: Iterable[_NamedMember], bad: list[BadRow]) -> dict[tuple[str, str], _NamedMember]:
+    found: dict[tuple[str, str], _NamedMember] = {}
     for item in items:
         if found.setdefault((item.split, item.pair_id), item) is not item:
             bad.append(_duplicate(item))
@@ -162,9 +168,13 @@ def _by_key(items: Iterable[_Named], bad: list[BadRow]) -> dict[tuple[str, str],
 
 
 def _join(
-    side_a: list[_Named], side_b: list[_Named], names: tuple[str, str], val_fraction: float, pairing: Pairing
+    side_a: list[_NamedMember],
+    side_b: list[_NamedMember],
+    names: tuple[str, str],
+    val_fraction: float,
+    pairing: Pairing,
 ) -> Pairing:
-    """Add to `pairing` what the two sides have in common, and to its bad rows what they have not."""
+    """Add to `pairing` what the two sides have in common, and to its bad rows what only one has."""
     found_a, found_b = _by_key(side_a, pairing.bad), _by_key(side_b, pairing.bad)
     for key, item in found_a.items():
         partner = found_b.get(key)
@@ -184,6 +194,6 @@ def _join(
     return pairing
 
 
-def _unmatched(item: _Named, missing: str, where: str) -> BadRow:
+def _unmatched(item: _NamedMember, missing: str, where: str) -> BadRow:
     message = f"pair {item.pair_id!r} has no {missing}: {where} holds no image of that name"
     return BadRow(item.member.location.uri, "Unmatched", message)

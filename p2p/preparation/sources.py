@@ -1,16 +1,18 @@
-"""What lies at a source: the images of a folder or an archive, by name, without their bytes."""
+"""Listing a source: the images of a folder or an archive, by name, without their bytes."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import IO, Literal
 
 from p2p.doctor.files import BadRow
-from p2p.errors import BadInputError, DamagedFileError, StorageError, UsageError
+from p2p.errors import BadInputError, ConfigError, DamagedFileError, StorageError
 from p2p.preparation.config import SYNTHETIC
 from p2p.preparation.locations import Chunk, File, Location, Range, ZipMember, check_zip_member, open_zip
 from p2p.storage.bounded import DEFAULT_MAX_BYTES, check_bytes
@@ -21,19 +23,19 @@ from p2p.storage.images import SUFFIXES
 from p2p.storage.names import printable
 from p2p.storage.tars import TarMember, read_members
 
-Kind = Literal["synthetic", "zip", "tar", "stream", "parquet", "folder"]
+SourceFormat = Literal["synthetic", "zip", "tar", "stream", "parquet", "folder"]
+"""stream: a tar that is compressed or on a web server, which is read once from start to end."""
 _STREAMED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _CHUNK_BYTES = 16 * 2**20
 _PIECE_BYTES = 2**20
-_MANY_MEMBERS = 1_000_000
+_MAX_MEMBERS = 1_000_000
 _MIN_MEMBER_BYTES = 8  # a header and an image, compressed; those without content take next to nothing
 _LISTING_BLOCK = 2**16  # a tar's headers lie far apart; a large read-ahead would fetch all of it
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Member:
-    """One image of a source: its path there, where its bytes are, and how many."""
+    """One image of a source: its path there, where its bytes are, and their number."""
 
     path: str
     location: Location
@@ -42,18 +44,18 @@ class Member:
 
 @dataclass
 class Listing:
-    """All images of a source, what had to be refused, and how many other files there were."""
+    """All images of a source, those that are refused, and how many other files there are."""
 
     uri: str
-    members: list[Member] = field(default_factory=list)
-    bad: list[BadRow] = field(default_factory=list)
+    members: list[Member] = dataclasses.field(default_factory=list)
+    bad: list[BadRow] = dataclasses.field(default_factory=list)
     others: int = 0
     parquet: int = 0
     example: str = ""
     max_bytes: int = DEFAULT_MAX_BYTES
 
     def add(self, path: str, size: int, locate: Callable[[], Location]) -> None:
-        """Take the file at `path` if it is an image of acceptable name and size."""
+        """Add the file at `path` if it is an image of acceptable size."""
         if not path.lower().endswith(SUFFIXES):
             self.others += 1
             self.parquet += path.lower().endswith(".parquet")
@@ -69,22 +71,21 @@ class Listing:
         """Record an image that will not be read."""
         self.bad.append(BadRow(printable(f"{self.uri}#{path}"), error, printable(message)))
 
-    def require_images(self, option: str) -> None:
-        """Raise UsageError, with the reason, if there is not one image."""
+    def require_images(self, field: str) -> None:
+        """Raise ConfigError about `field`, with the reason, if there is not one image."""
         if self.members:
             return
         if self.bad:
-            raise UsageError(f"{option} {self.uri}: no image can be used; the first: {self.bad[0].message}")
-        endings = " ".join(SUFFIXES)
-        if self.others:
-            raise UsageError(
-                f"{option} {self.uri}: found {self.others} files (the first: {self.example}), none ending in {endings}"
-            )
-        raise UsageError(f"{option} {self.uri}: holds no files; images end in {endings}")
+            problem = f"no image can be used; the first: {self.bad[0].message}"
+        elif self.others:
+            problem = f"found {self.others} files (the first: {self.example}), none ending in {' '.join(SUFFIXES)}"
+        else:
+            problem = f"holds no files; images end in {' '.join(SUFFIXES)}"
+        raise ConfigError(field, f"{self.uri}: {problem}")
 
 
-def kind_of(uri: str) -> Kind:
-    """What kind of source `uri` names, by its look alone."""
+def source_format(uri: str) -> SourceFormat:
+    """The format of the source at `uri`, by its name alone."""
     name = uri.split("?", 1)[0].lower() if uri.startswith(("http://", "https://")) else uri.lower()
     if uri.startswith(SYNTHETIC):
         return "synthetic"
@@ -97,26 +98,26 @@ def kind_of(uri: str) -> Kind:
     return "parquet" if name.endswith(".parquet") else "folder"
 
 
-def list_source(uri: str, option: str, max_bytes: int = DEFAULT_MAX_BYTES) -> Listing:
-    """List a folder, a zip or a plain tar; images of more than `max_bytes` bytes are bad. Raises UsageError if it is
-    none of these.
+def list_source(uri: str, field: str, max_bytes: int = DEFAULT_MAX_BYTES) -> Listing:
+    """List a folder, a zip or a plain tar; images of more than `max_bytes` bytes are bad.
+
+    Raises ConfigError about `field` if it is none of these.
     """
     listing = Listing(uri, max_bytes=max_bytes)
-    match kind_of(uri):
+    match source_format(uri):
         case "zip":
-            return _list_zip(listing, option)
+            return _list_zip(listing, field)
         case "tar":
-            return _list_tar(listing, option)
+            return _list_tar(listing, field)
     if uri.startswith(("http://", "https://")) or is_file(uri):
-        raise UsageError(
-            f"{option} {uri}: neither a folder nor a .tar, .tar.gz, .zip or .parquet; give the folder that holds it"
-        )
+        problem = "neither a folder nor a .tar, .tar.gz, .zip or .parquet; give the folder that holds it"
+        raise ConfigError(field, f"{uri}: {problem}")
     for file in list_files(uri):
-        listing.add(file.path, file.size, lambda file=file: File(file.uri))  # type: ignore[misc]
+        listing.add(file.path, file.size, functools.partial(File, file.uri))
     return listing
 
 
-def _hidden(path: str) -> bool:
+def _is_hidden(path: str) -> bool:
     return any(part.startswith((".", "_")) for part in path.split("/"))
 
 
@@ -129,18 +130,18 @@ def _safe_path(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _open_archive(uri: str, option: str, block: int | None = None) -> Iterator[IO[bytes]]:
+def _open_archive(uri: str, field: str, block: int | None = None) -> Iterator[IO[bytes]]:
     filesystem, path = open_filesystem(uri)
     try:
         with storage_errors(uri), filesystem.open(path, "rb", **({"block_size": block} if block else {})) as file:
             yield file
     except StorageError as error:
-        raise UsageError(f"{option} {error}") from None
+        raise ConfigError(field, str(error)) from None
 
 
-def _list_zip(listing: Listing, option: str) -> Listing:
+def _list_zip(listing: Listing, field: str) -> Listing:
     uri = listing.uri
-    with _open_archive(uri, option) as file, open_zip(file, uri) as archive:
+    with _open_archive(uri, field) as file, open_zip(file, uri) as archive:
         for number, info in enumerate(archive.infolist()):
             if info.is_dir():
                 continue
@@ -151,8 +152,8 @@ def _list_zip(listing: Listing, option: str) -> Listing:
             except BadInputError as error:
                 listing.refuse(info.filename, error.kind, str(error))
                 continue
-            if not _hidden(path):
-                listing.add(path, info.file_size, lambda at=number, info=info: _zip_member(uri, at, info))  # type: ignore[misc]
+            if not _is_hidden(path):
+                listing.add(path, info.file_size, functools.partial(_zip_member, uri, number, info))
     return listing
 
 
@@ -162,7 +163,7 @@ def _zip_member(uri: str, number: int, info: zipfile.ZipInfo) -> ZipMember:
 
 
 def _tar_files(members: Iterator[TarMember], listing: Listing) -> Iterator[tuple[str, TarMember]]:
-    """Yield the regular files of a tar with their safe paths; note images that are refused."""
+    """Yield the regular files of a tar with their safe paths; links and unsafe names are refused."""
     for member in members:
         if member.kind == "folder":
             continue
@@ -173,25 +174,24 @@ def _tar_files(members: Iterator[TarMember], listing: Listing) -> Iterator[tuple
         except BadInputError as error:
             listing.refuse(member.name, error.kind, str(error))
             continue
-        if member.kind == "file" and not _hidden(path):
+        if member.kind == "file" and not _is_hidden(path):
             yield path, member
 
 
-def _list_tar(listing: Listing, option: str) -> Listing:
+def _list_tar(listing: Listing, field: str) -> Listing:
     uri = listing.uri
-    with _open_archive(uri, option, _LISTING_BLOCK) as file:
+    with _open_archive(uri, field, _LISTING_BLOCK) as file:
         for path, member in _tar_files(read_members(file, uri), listing):
-            where = Range(uri, member.name, member.start, member.size)
-            listing.add(path, member.size, lambda where=where: where)  # type: ignore[misc]
+            listing.add(path, member.size, functools.partial(Range, uri, member.name, member.start, member.size))
     return listing
 
 
 def _count_members(file: DecompressedFile, uri: str) -> Iterator[TarMember]:
-    """Yield the members of a compressed tar. Raises DamagedFileError for more than there can be: all are held in
-    memory.
+    """Yield the members of a compressed tar. Raises DamagedFileError for more than its size allows: all are held
+    in memory.
     """
     for number, member in enumerate(read_members(file, uri), 1):
-        if number > max(_MANY_MEMBERS, file.compressed_bytes // _MIN_MEMBER_BYTES):
+        if number > max(_MAX_MEMBERS, file.compressed_bytes // _MIN_MEMBER_BYTES):
             raise DamagedFileError(
                 f"{uri}: has {number} files in {file.compressed_bytes} bytes; unpack it and give the folder"
             )
@@ -200,28 +200,28 @@ def _count_members(file: DecompressedFile, uri: str) -> Iterator[TarMember]:
 
 def read_stream(
     uri: str,
-    option: str,
+    field: str,
     keep: Callable[[bytearray], None],
     first: int = 0,
     max_bytes: int = DEFAULT_MAX_BYTES,
 ) -> Listing:
-    """Read a compressed tar once from start to end, handing its images on in chunks of some 16 MiB.
+    """Read a compressed tar once from start to end, passing its images on in chunks of some 16 MiB.
 
     `keep` is called with chunk `first`, `first` + 1, …, as the listing's locations number them. One is held at a time.
     Images of more than `max_bytes` bytes are bad.
     """
     listing = Listing(uri, max_bytes=max_bytes)
     chunk, number = bytearray(), first
-    with _open_archive(uri, option) as raw:
+    with _open_archive(uri, field) as raw:
         file = DecompressedFile(raw, uri)
         for path, member in _tar_files(_count_members(file, uri), listing):
             known = len(listing.members)
-            where = Chunk(uri, member.name, number, len(chunk), member.size)
-            listing.add(path, member.size, lambda where=where: where)  # type: ignore[misc]
+            locate = functools.partial(Chunk, uri, member.name, number, len(chunk), member.size)
+            listing.add(path, member.size, locate)
             if len(listing.members) == known:
                 continue
             left = member.size
-            while left and (piece := file.read(min(left, _PIECE_BYTES))):  # where it is cut off, the next header tells
+            while left and (piece := file.read(min(left, _PIECE_BYTES))):  # where it is cut off, the next header raises
                 chunk += piece
                 left -= len(piece)
             if len(chunk) >= _CHUNK_BYTES:

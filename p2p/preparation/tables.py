@@ -1,4 +1,4 @@
-"""Pairs that lie in Parquet files already: which rows, which columns, which split."""
+"""Pairs of Parquet files: which rows, which columns, which split."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import repeat
 import pyarrow as pa
 
 from p2p.doctor.files import BadRow
-from p2p.errors import DamagedFileError, StorageError, UsageError
+from p2p.errors import ConfigError, DamagedFileError, StorageError
 from p2p.preparation.locations import Cell, image_columns
 from p2p.preparation.pairing import Pairing, PairRef, choose_split, split_name
 from p2p.storage.filesystems import FileInfo, list_files
@@ -29,9 +29,10 @@ def _split_of(path: str) -> str:
 def _columns(schema: pa.Schema, layout: str, uri: str) -> list[str]:
     columns = image_columns(schema)
     if len(columns) > 2 or not columns or (layout == "folders" and len(columns) != 2):
-        raise UsageError(
-            f"--source {uri}: needs columns a and b, or two columns of encoded image bytes, or one of combined images; "
-            f"its columns are {', '.join(schema.names)}"
+        raise ConfigError(
+            "source",
+            f"{uri}: needs columns a and b, or two columns of encoded image bytes, or one of combined images; "
+            f"its columns are {', '.join(schema.names)}",
         )
     return columns[:1] if layout == "combined" else columns
 
@@ -63,28 +64,28 @@ def _rows_of(file: FileInfo, layout: str, pairing: Pairing, val_fraction: float)
 
 
 def pair_tables(uri: str, layout: str, val_fraction: float) -> Pairing:
-    """List the pairs of a Parquet file or folder. Raises UsageError if its columns hold none."""
+    """List the pairs of a Parquet file or folder. Raises ConfigError if its columns hold none."""
     files = list(list_files(uri, (".parquet",)))
     # A prepared data set keeps its bad rows beside its splits.
     files = [file for file in files if not file.path.startswith("errors/")]
     pairing = Pairing()
-    refused: UsageError | None = None
+    refused: ConfigError | None = None
     for file in files:
         try:
             _rows_of(file, layout, pairing, val_fraction)
-        except UsageError as error:  # one among others that has other columns
+        except ConfigError as error:  # one among others that has other columns
             refused = refused or error
             pairing.bad.append(BadRow(printable(file.uri), "WrongColumns", printable(str(error))))
         except DamagedFileError as error:
             pairing.bad.append(BadRow(printable(file.uri), error.kind, printable(str(error))))
         except StorageError as error:
-            raise UsageError(f"--source {error}") from None
+            raise ConfigError("source", str(error)) from None
     if not pairing.pairs:
         if refused:
             raise refused
         if pairing.bad:
-            raise UsageError(f"--source {uri}: no Parquet file can be used; the first: {pairing.bad[0].message}")
-        raise UsageError(f"--source {uri}: its {len(files)} Parquet files hold no rows")
+            raise ConfigError("source", f"{uri}: no Parquet file can be used; the first: {pairing.bad[0].message}")
+        raise ConfigError("source", f"{uri}: its {len(files)} Parquet files hold no rows")
     return _without_duplicates(pairing)
 
 
@@ -94,7 +95,7 @@ def _without_duplicates(pairing: Pairing) -> Pairing:
     for pair in pairing.pairs:
         key = (pair.split, pair.pair_id)
         if key in seen:
-            message = f"pair {pair.pair_id!r} stands in more than one row; give each row an id of its own"
+            message = f"pair {pair.pair_id!r} is in more than one row; give each row an id of its own"
             pairing.bad.append(BadRow(pair.a.uri, "DuplicateName", message))
         else:
             seen.add(key)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from p2p.model.metrics import METRICS
-from p2p.reports.page import data_uri, number, percent, render
+from p2p.reports.page import number, percent, render
 from p2p.reports.sheets import as_rgb
-from p2p.reports.thumbnails import thumbnail
+from p2p.reports.thumbnails import Picture, show
 from p2p.storage.filesystems import join
 from p2p.storage.images import Pixels
 
@@ -64,15 +63,10 @@ class _Row:
 
 
 @dataclass(frozen=True)
-class _Bar:
-    height: float
-    title: str
-
-
-@dataclass(frozen=True)
 class _Histogram:
     name: str
-    bars: list[_Bar]
+    bars: list[tuple[float, str]]
+    """Height, 0..1, and title."""
     low: str
     high: str
     median: str
@@ -84,9 +78,8 @@ class _Histogram:
 @dataclass(frozen=True)
 class _Card:
     pair_id: str
-    pictures: list[tuple[str, Markup]]
+    pictures: list[Picture]
     values: list[tuple[str, str]]
-    small: bool
 
 
 def write_evaluation_report(
@@ -179,7 +172,7 @@ def _histogram(name: str, values: Sequence[float | None]) -> _Histogram | None:
         counts, edges = np.histogram(finite, bins=_BINS, range=(low, high))
         median_at = (median - low) / (high - low)
     bars = [
-        _Bar(
+        (
             count / int(counts.max()),
             f"{count} image{'' if count == 1 else 's'} from {_shown(name, edges[i])} to {_shown(name, edges[i + 1])}",
         )
@@ -199,7 +192,6 @@ def _card(judged: Judged) -> _Card:
     images = {"input": judged.input, "output": output, "target": target, "difference": difference}
     return _Card(
         judged.pair_id,
-        [(name, data_uri(thumbnail(image), quality=_QUALITY)) for name, image in images.items()],
+        [show(name, image, _QUALITY) for name, image in images.items()],
         [(name, _shown(name, value)) for name, value in judged.values.items()],
-        max(output.shape) < 128,
     )

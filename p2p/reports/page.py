@@ -18,16 +18,16 @@ from p2p.storage.images import Array, ImageFormat, encode
 
 _NO_VALUE = "–"
 _THIN_SPACE = "\u202f"
-_LARGEST_PLAIN, _SMALLEST_PLAIN = 1e9, 1e-5
+_MAX_PLAIN, _MIN_PLAIN = 1e9, 1e-5
 
 # Size of a chart in its own units, which the page scales to 320..560 px: text of 12 units stays readable on a phone.
 _WIDTH, _HEIGHT = 410.0, 238.0
 _TOP, _RIGHT, _BOTTOM = 28.0, 14.0, 40.0
 _LETTER = 6.8
 _X_TICKS, _Y_TICKS = 6, 5
-_MOST_DOTS, _MOST_POINTS_NAMED = 40, 300
-_SMALLEST_SPAN = 1e-12
-_NARROWEST = 0.2
+_MAX_DOTS, _MAX_LABELLED_POINTS = 40, 300
+_MIN_SPAN = 1e-12
+_MIN_RELATIVE_SPAN = 0.2
 """Least share of the largest value that a y axis spans."""
 
 
@@ -47,7 +47,7 @@ def number(value: Any, digits: int = 3) -> str:
     if value == 0:
         return "0"
     scientific = f"{value:.{digits - 1}e}"
-    if not _SMALLEST_PLAIN <= abs(value) < _LARGEST_PLAIN:
+    if not _MIN_PLAIN <= abs(value) < _MAX_PLAIN:
         return scientific
     decimals = max(0, digits - 1 - int(scientific.partition("e")[2]))
     return f"{value:,.{decimals}f}".replace(",", _THIN_SPACE)
@@ -157,7 +157,7 @@ def _linear_ticks(low: float, high: float, count: int, whole: bool) -> tuple[lis
     if whole:
         step = max(1.0, step)
     ticks = [index * step for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-    if step < _SMALLEST_PLAIN or max(abs(low), abs(high)) >= _LARGEST_PLAIN:
+    if step < _MIN_PLAIN or max(abs(low), abs(high)) >= _MAX_PLAIN:
         labels = [f"{tick:.1e}" if tick else "0" for tick in ticks]
     else:
         decimals = max(0, -math.floor(math.log10(step) + 1e-9))
@@ -177,10 +177,10 @@ def _y_range(values: Sequence[float], log: bool) -> tuple[float, float]:
     low, high = (min(values), max(values)) if values else (1.0, 2.0)
     if log:
         return (low / 1.3, max(high * 1.3, low * 2))  # the smallest numbers there are do not grow by 1.3
-    if high - low < _NARROWEST * abs(high):  # a line that hardly moves should look like one
-        middle, half = (low + high) / 2, _NARROWEST * abs(high) / 2
+    if high - low < _MIN_RELATIVE_SPAN * abs(high):  # a line that hardly moves should look like one
+        middle, half = (low + high) / 2, _MIN_RELATIVE_SPAN * abs(high) / 2
         low, high = max(0.0, middle - half) if low >= 0 else middle - half, middle + half
-    if high - low < _SMALLEST_SPAN:
+    if high - low < _MIN_SPAN:
         high += 1.0
     margin = 0.06 * (high - low)
     near_zero = 0 <= low < 0.4 * high
@@ -231,14 +231,14 @@ def _draw_line(
 ) -> list[str]:
     runs: list[list[str]] = [[]]
     dots = []
-    visible, dot = len(line) <= _MOST_DOTS, 4.0 if len(line) == 1 else 2.6
+    visible, dot = len(line) <= _MAX_DOTS, 4.0 if len(line) == 1 else 2.6
     for x, y in line:
         if y is None:
             runs.append([])
             continue
         left, top = x_axis.place(x), y_axis.place(y)
         runs[-1].append(f"{left:.1f},{top:.1f}")
-        if visible or len(line) <= _MOST_POINTS_NAMED:
+        if visible or len(line) <= _MAX_LABELLED_POINTS:
             name, radius = ("dot", dot) if visible else ("spot", 5.0)
             title = _text(f"{label}: {number(y, 4)} at {number(x)}")
             place = f'cx="{left:.1f}" cy="{top:.1f}" r="{radius}"'

@@ -1,4 +1,4 @@
-"""The sample sheets of a run, as many and as large as a page can carry."""
+"""The sample sheets of a run, as many and as large as fit into a page."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from markupsafe import Markup
 from p2p.errors import BadInputError, NotFoundError
 from p2p.model.moments import moment_of
 from p2p.reports.page import data_uri, number
+from p2p.reports.thumbnails import shrink
 from p2p.storage.filesystems import join, list_names, read_bytes
-from p2p.storage.images import Array, decode, resize
+from p2p.storage.images import Array, decode
 
-_MOST_SHEETS = 20
-_SMALL_WIDTH = 480
+_MAX_SHEETS = 20
+_MIN_SMOOTH_WIDTH = 480
 _SIZES_AND_QUALITIES = ((1600, 88), (1600, 70), (1100, 70), (800, 70), (560, 60))
 """Largest side of a sheet and JPEG quality; the first that keeps the page small enough is taken."""
-_MOST_CHARACTERS = 7_000_000
+_MAX_CHARACTERS = 7_000_000
 """Of all sample sheets together; a page of this size still opens at once."""
 _Ordered = TypeVar("_Ordered", int, tuple[int, float])
 
@@ -36,13 +37,13 @@ class Sheet:
     """To be enlarged with its pixels visible."""
 
 
-def choose_moments(moments: Sequence[_Ordered], best: _Ordered | None, most: int = _MOST_SHEETS) -> list[_Ordered]:
-    """At most `most` (>= 3) of the ascending `moments`, evenly spread; first, last and `best` are among them."""
-    if len(moments) <= most:
+def choose_moments(moments: Sequence[_Ordered], best: _Ordered | None, max_count: int = _MAX_SHEETS) -> list[_Ordered]:
+    """At most `max_count` (>= 3) of the ascending `moments`, evenly spread; first, last and `best` are among them."""
+    if len(moments) <= max_count:
         return list(moments)
-    places = [round(index * (len(moments) - 1) / (most - 1)) for index in range(most)]
+    places = [round(index * (len(moments) - 1) / (max_count - 1)) for index in range(max_count)]
     if best is not None and best in moments and (place := moments.index(best)) not in places:
-        places[min(range(1, most - 1), key=lambda index: abs(places[index] - place))] = place
+        places[min(range(1, max_count - 1), key=lambda index: abs(places[index] - place))] = place
     return [moments[place] for place in sorted(places)]
 
 
@@ -51,12 +52,6 @@ def _load_sheet(uri: str) -> Array | None:
         return decode(read_bytes(uri))
     except (NotFoundError, BadInputError):
         return None
-
-
-def _shrink(image: Array, largest: int) -> Array:
-    height, width = image.shape[:2]
-    scale = min(1.0, largest / max(height, width))
-    return resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
 
 
 def _moment_of_checkpoint(entry: Mapping[str, Any] | None) -> tuple[int, float] | None:
@@ -82,17 +77,11 @@ def load_sheets(run_uri: str, best_checkpoint: Mapping[str, Any] | None) -> tupl
     ]
     images: list[Markup] = []
     for side, quality in _SIZES_AND_QUALITIES:
-        images = [data_uri(_shrink(sheet, side), "jpeg", quality) for _, sheet in loaded]
-        if sum(map(len, images)) <= _MOST_CHARACTERS:
+        images = [data_uri(shrink(sheet, side), "jpeg", quality) for _, sheet in loaded]
+        if sum(map(len, images)) <= _MAX_CHARACTERS:
             break
     sheets = [
-        Sheet(
-            label=_label(moment, best),
-            image=image,
-            width=sheet.shape[1],
-            height=sheet.shape[0],
-            small=sheet.shape[1] < _SMALL_WIDTH,
-        )
+        Sheet(_label(moment, best), image, sheet.shape[1], sheet.shape[0], small=sheet.shape[1] < _MIN_SMOOTH_WIDTH)
         for (moment, sheet), image in zip(loaded, images, strict=True)
     ]
     return sheets, len(names)

@@ -11,7 +11,7 @@ from p2p.storage.images import Array, Pixels
 
 _GAP = 8
 _PAPER, _INK = (255, 255, 255), (40, 44, 52)
-_FONT_SHARE, _SMALLEST_FONT, _LARGEST_FONT = 0.075, 11, 22
+_FONT_SHARE, _MIN_FONT, _MAX_FONT = 0.075, 11, 22
 
 
 def as_rgb(image: Pixels) -> Array:
@@ -38,9 +38,9 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[Sequence[Pixels]]) -> A
     cells = [[as_rgb(image) for image in row] for row in rows]
     height = max(image.shape[0] for row in cells for image in row)
     width = max(image.shape[1] for row in cells for image in row)
-    font = ImageFont.load_default(min(_LARGEST_FONT, max(_SMALLEST_FONT, round(width * _FONT_SHARE))))
+    font = ImageFont.load_default(min(_MAX_FONT, max(_MIN_FONT, round(width * _FONT_SHARE))))
     width = max(width, *(int(np.ceil(font.getlength(label))) for label in columns))
-    label_height = sum(font.getmetrics()) if isinstance(font, ImageFont.FreeTypeFont) else _SMALLEST_FONT
+    label_height = sum(font.getmetrics()) if isinstance(font, ImageFont.FreeTypeFont) else _MIN_FONT
     top = _GAP + label_height + _GAP // 2
     size = (_GAP + len(columns) * (width + _GAP), top + len(rows) * (height + _GAP))
     sheet = Image.new("RGB", size, _PAPER)

@@ -15,8 +15,8 @@ from p2p.reports.thumbnails import thumbnail
 from p2p.storage.filesystems import join
 from p2p.storage.images import Array
 
-_MOST_EXAMPLES = 12
-_MOST_FAILURES = 50
+_MAX_EXAMPLES = 12
+_MAX_FAILURES = 50
 
 _STAGES = {
     "fetch": "reading inputs from storage",
@@ -77,7 +77,7 @@ def write_translation_report(
         stages=_stages(summary.get("stage_share") or {}),
         pictures=[
             _Picture(example.image_id, data_uri(thumbnail(example.input)), data_uri(thumbnail(example.output)))
-            for example in examples[:_MOST_EXAMPLES]
+            for example in examples[:_MAX_EXAMPLES]
         ],
         failed=failed,
         counted=len(failures),
@@ -101,13 +101,13 @@ def _stages(shares: Mapping[str, Any]) -> list[_Stage]:
 
 
 def _spread(failures: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> list[dict[str, str]]:
-    """At most `_MOST_FAILURES` rows, some of every kind however rare, sorted by kind, the common ones first."""
+    """At most `_MAX_FAILURES` rows, some of every kind however rare, sorted by kind, the common ones first."""
     queues: dict[str, list[dict[str, str]]] = {kind: [] for kind in kinds}
     for failure in failures:
         kind = str(failure.get("error") or "unknown")
         row = {"kind": kind, "image_id": str(failure.get("image_id")), "message": str(failure.get("message") or "")}
         queues[kind].append(row)
-    quota, left = dict.fromkeys(kinds, 0), min(_MOST_FAILURES, len(failures))
+    quota, left = dict.fromkeys(kinds, 0), min(_MAX_FAILURES, len(failures))
     while left:
         for kind in kinds:
             if left and quota[kind] < len(queues[kind]):

@@ -20,17 +20,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from p2p.documents import build, to_json
-from p2p.errors import DamagedFileError, LeaseLostError, NotFoundError, StorageError, UsageError
-from p2p.progress import format_duration
+from p2p.errors import ConfigError, DamagedFileError, LeaseLostError, NotFoundError, StorageError
+from p2p.storage.error_mapping import http_status, storage_errors
 from p2p.storage.filesystems import (
     TEMPORARY_PREFIX,
-    _status_of,
     is_remote,
     join,
     open_filesystem,
     read_json_object,
     remove_file,
-    storage_errors,
     write_json,
 )
 
@@ -91,23 +89,23 @@ def read_lease(output: str) -> Lease | None:
 
 
 @contextlib.contextmanager
-def hold_lease(output: str, option: str, job: str) -> Iterator[Fence]:
+def hold_lease(output: str, field: str, job: str) -> Iterator[Fence]:
     """Hold the lease of `output` inside.
 
     Args:
         output: the folder or prefix that the job writes.
-        option: how the user named it, for messages.
+        field: of the configuration that names it, for messages.
         job: what writes there, such as "translate".
 
     Raises:
-        UsageError: another job writes there.
+        ConfigError: another job writes there.
         LeaseLostError: another job has taken over meanwhile, since this process stood still.
 
     """
     try:
-        lease = _acquire(output, option, job)
+        lease = _acquire(output, field, job)
     except DamagedFileError as error:
-        raise UsageError(f"{option} {error}") from None
+        raise ConfigError(field, str(error)) from None
     fence = Fence(output, lease)
     stop, lost = threading.Event(), threading.Event()
     renewal = threading.Thread(target=_renew, args=(fence, stop, lost), name="lease", daemon=True)
@@ -140,7 +138,7 @@ def _renew(fence: Fence, stop: threading.Event, lost: threading.Event) -> None:
             log.warning("the lease could not be renewed: %s", error)
 
 
-def _acquire(output: str, option: str, job: str) -> Lease:
+def _acquire(output: str, field: str, job: str) -> Lease:
     attempt = 1
     while True:
         now = time.time()
@@ -151,7 +149,7 @@ def _acquire(output: str, option: str, job: str) -> Lease:
         if other is None:
             attempt = 1
             continue
-        _wait_until_dead(output, other, option)
+        _wait_until_dead(output, other, field)
         attempt = other.attempt + 1
         mine = dataclasses.replace(mine, attempt=attempt)
         claim = join(output, f"{TEMPORARY_PREFIX}lease-{attempt}-{int(other.started)}")
@@ -174,8 +172,8 @@ def _create(uri: str, lease: Lease) -> bool:
     return create_bytes(uri, to_json(vars(lease)).encode())
 
 
-def _wait_until_dead(output: str, other: Lease, option: str) -> None:
-    """Return when nobody renews the lease `other` any more; raise UsageError when somebody does."""
+def _wait_until_dead(output: str, other: Lease, field: str) -> None:
+    """Return when nobody renews the lease `other` any more; raise ConfigError when somebody does."""
     started = time.monotonic()
     age = max(0.0, time.time() - other.renewed)
     if other.host == socket.gethostname() and not _is_running(other.pid):
@@ -186,7 +184,11 @@ def _wait_until_dead(output: str, other: Lease, option: str) -> None:
         if found is None or not other.is_same_as(found):
             return
         if found.renewed != other.renewed:
-            raise _refusal(output, other, option, 0.0)
+            raise ConfigError(
+                field,
+                f"{output}: {other} writes there, with a sign of life a moment ago; wait until it has ended, or choose "
+                "another folder",
+            )
         waited = time.monotonic() - started
         if waited >= _WATCH_SECONDS:
             if age + waited >= EXPIRY_SECONDS:
@@ -195,13 +197,6 @@ def _wait_until_dead(output: str, other: Lease, option: str) -> None:
                 said = True
                 log.info("%s: waiting for %s, which has given no sign of life for %d s", output, other, age + waited)
         time.sleep(_POLL_SECONDS)
-
-
-def _refusal(output: str, other: Lease, option: str, age: float) -> UsageError:
-    return UsageError(
-        f"{option} {output}: {other} writes there, with a sign of life {format_duration(age)} ago; wait until it has "
-        "ended, or choose another folder"
-    )
 
 
 def _is_running(pid: int) -> bool:
@@ -255,11 +250,11 @@ def create_bytes(uri: str, data: bytes) -> bool:
 
 def _is_conflict(error: BaseException) -> bool:
     """412: something is there. 409: somebody else is writing it at this moment."""
-    return _status_of(error) in (409, 412)
+    return http_status(error) in (409, 412)
 
 
 def _knows_no_conditions(error: BaseException) -> bool:
-    return isinstance(error, (TypeError, NotImplementedError)) or _status_of(error) == 501
+    return isinstance(error, (TypeError, NotImplementedError)) or http_status(error) == 501
 
 
 @functools.cache

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from p2p.doctor import Doctor
 from p2p.doctor.duplicates import check_duplicates
-from p2p.doctor.features import FACTS, Portraits, collect, compute_features, is_sampled
+from p2p.doctor.features import FEATURES, PairFeatures, collect, compute_features, is_sampled
 from p2p.doctor.files import BadRow, check_files
-from p2p.doctor.finding import Check
+from p2p.doctor.findings import Check
 from p2p.storage import images
 from p2p.synthetic.pairs import city_pair
 
@@ -32,17 +32,17 @@ def sound() -> dict[Key, Pair]:
     }
 
 
-_portrayed: dict[tuple[int, int], tuple[Pair, tuple]] = {}
+_computed: dict[tuple[int, int], tuple[Pair, tuple]] = {}
 
 
-def portrait(pair: Pair, modes: tuple[str, str]) -> tuple:
-    """Sound pairs are portrayed once for all tests. The pair is kept, so that its id stays its own."""
+def features_of(pair: Pair, modes: tuple[str, str]) -> tuple:
+    """The features of sound pairs are computed once for all tests. The pair is kept, so that its id stays its own."""
     key = (id(pair[0]), id(pair[1]))
     if modes != RGB:
-        return compute_features(*pair, modes, closely=True)
-    if key not in _portrayed:
-        _portrayed[key] = (pair, compute_features(*pair, modes, closely=True))
-    return _portrayed[key][1]
+        return compute_features(*pair, modes, detailed=True)
+    if key not in _computed:
+        _computed[key] = (pair, compute_features(*pair, modes, detailed=True))
+    return _computed[key][1]
 
 
 def checks_of(
@@ -51,7 +51,7 @@ def checks_of(
     doctor = Doctor()
     for split in ("val", "train"):
         rows = [
-            (pair_id, *portrait(pair, (modes or {}).get((at, pair_id), RGB)))
+            (pair_id, *features_of(pair, (modes or {}).get((at, pair_id), RGB)))
             for (at, pair_id), pair in pairs.items()
             if at == split
         ]
@@ -230,29 +230,29 @@ def test_channels_and_depth_do_not_matter(sound: dict[Key, Pair]) -> None:
     gray = a[..., :1]
     deep = a.astype(np.uint16) * 257
     many = np.concatenate([a, a], axis=2)
-    plain, _ = compute_features(a, b, RGB, closely=True)
+    plain, _ = compute_features(a, b, RGB, detailed=True)
     for other in (deep, many):
-        facts, close = compute_features(other, b, RGB, closely=True)
-        assert close is not None
-        assert (facts["hash"] == plain["hash"]).all()
-        assert facts["content"][0] != plain["content"][0]
-    facts, _ = compute_features(gray, gray[..., 0], RGB, closely=True)
-    assert (facts["small"][0] == facts["small"][1]).all()
+        features, details = compute_features(other, b, RGB, detailed=True)
+        assert details is not None
+        assert (features["hash"] == plain["hash"]).all()
+        assert features["content"][0] != plain["content"][0]
+    features, _ = compute_features(gray, gray[..., 0], RGB, detailed=True)
+    assert (features["small"][0] == features["small"][1]).all()
 
 
 def test_the_order_in_which_shards_arrive_does_not_matter(sound: dict[Key, Pair]) -> None:
     pairs = dict(sound)
     exchange(pairs, ["03", "20"])
     pairs["val", "same"] = sound["train", "02"]
-    shards: list[tuple[str, Portraits]] = []
+    parts: list[tuple[str, PairFeatures]] = []
     for start in range(0, len(pairs), 7):
         for split, group in itertools.groupby(list(pairs.items())[start : start + 7], key=lambda item: item[0][0]):
-            shards.append((split, collect([(pair_id, *portrait(pair, RGB)) for (_, pair_id), pair in group])))
+            parts.append((split, collect([(pair_id, *features_of(pair, RGB)) for (_, pair_id), pair in group])))
     outcomes = []
-    for order in (shards, shards[::-1], shards[5:] + shards[:5]):
+    for order in (parts, parts[::-1], parts[5:] + parts[:5]):
         doctor = Doctor()
-        for split, portraits in order:
-            doctor.add(split, portraits)
+        for split, features in order:
+            doctor.add(split, features)
         outcomes.append(doctor.examine())
     assert outcomes[0] == outcomes[1] == outcomes[2]
 
@@ -260,15 +260,15 @@ def test_the_order_in_which_shards_arrive_does_not_matter(sound: dict[Key, Pair]
 @given(st.lists(st.integers(0, 63), max_size=3, unique=True), st.lists(st.integers(0, 63), max_size=6, unique=True))
 def test_copies_whose_hashes_differ_by_some_bits_are_found_among_strangers(first: list[int], second: list[int]) -> None:
     rng = np.random.default_rng(len(first) + 10 * len(second))
-    facts = np.zeros(300, FACTS)
-    facts["content"] = np.arange(600).reshape(300, 2)
-    facts["hash"] = rng.integers(0, 2**63, (300, 2), np.uint64) * 2 + 1
-    facts["small"] = rng.integers(0, 256, (300, 2, 256))
-    facts["range"] = 200
+    features = np.zeros(300, FEATURES)
+    features["content"] = np.arange(600).reshape(300, 2)
+    features["hash"] = rng.integers(0, 2**63, (300, 2), np.uint64) * 2 + 1
+    features["small"] = rng.integers(0, 256, (300, 2, 256))
+    features["range"] = 200
     for side, bits in enumerate((first, second)):
-        facts["hash"][299, side] = facts["hash"][7, side] ^ np.uint64(sum(1 << bit for bit in bits))
-        facts["small"][299, side] = facts["small"][7, side]
-    checks = check_duplicates(facts, np.zeros(300, np.int64))
+        features["hash"][299, side] = features["hash"][7, side] ^ np.uint64(sum(1 << bit for bit in bits))
+        features["small"][299, side] = features["small"][7, side]
+    checks = check_duplicates(features, np.zeros(300, np.int64))
     named = [named.row for check in checks for finding in check.findings for named in finding.pairs]
     assert named == [7, 299]
 

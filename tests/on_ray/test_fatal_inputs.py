@@ -44,7 +44,7 @@ def add(path: Path, mark: bytes) -> None:
 
 @pytest.fixture
 def pairs(tmp_path: Path, make_pairs: Callable[..., Path]) -> Path:
-    """32 combined images, which are one shard of prepare's, and one row group."""
+    """32 combined images, which are one part of prepare's, and one row group."""
     return make_pairs(tmp_path / "in", 32, 64)
 
 
@@ -151,14 +151,14 @@ def nothing_decoded_here(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(*_: Any) -> None:
         raise AssertionError("decoded in the process that submits the job")
 
-    from p2p.preparation import shards
+    from p2p.preparation import parts
     from p2p.storage import images, pixels
     from p2p.translation import examples
     from p2p.translation.pipeline import codec
 
     for module in (images, pixels, codec, examples):
         monkeypatch.setattr(module, "decode", refuse)
-    monkeypatch.setattr(shards.pixels, "decode", refuse)
+    monkeypatch.setattr(parts.pixels, "decode", refuse)
 
 
 def test_the_process_that_submits_a_job_decodes_nothing(

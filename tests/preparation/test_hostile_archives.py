@@ -22,7 +22,7 @@ import pytest
 
 from p2p.errors import BadInputError, UsageError
 from p2p.preparation import sources
-from p2p.preparation.locations import Fetcher, File, ZipMember
+from p2p.preparation.locations import File, SourceReader, ZipMember
 from p2p.preparation.sources import list_source, read_stream
 from p2p.storage import compressed
 
@@ -31,19 +31,19 @@ MIB = 2**20
 _READER = """
 import json, sys
 from p2p.errors import BadInputError, UsageError
-from p2p.preparation.locations import Fetcher
-from p2p.preparation.sources import kind_of, list_source, read_stream
+from p2p.preparation.locations import SourceReader
+from p2p.preparation.sources import source_format, list_source, read_stream
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
 
 uri, before, found = sys.argv[1], peak(), {}
 try:
-    if kind_of(uri) == "stream":
-        listing = read_stream(uri, "--source", lambda chunk: None)
+    if source_format(uri) == "stream":
+        listing = read_stream(uri, "source", lambda chunk: None)
     else:
-        listing = list_source(uri, "--source")
-        fetch = Fetcher()
+        listing = list_source(uri, "source")
+        fetch = SourceReader()
         for member in listing.members:
             try:
                 found[member.path] = len(fetch(member.location))
@@ -93,7 +93,7 @@ def test_header_records_of_a_streamed_tar_are_not_held(kind: str, type: bytes, t
     path.write_bytes(compress([header("x", 200 * MIB, type), *zeros(200 * MIB), header("1.jpg", 0), bytes(1024)], kind))
     result = read(path)
     assert "headers of more than 1048576 bytes for one member" in result["refused"]
-    assert result["refused"].startswith(f"--source {path}: ") and "\n" not in result["refused"]
+    assert result["refused"].startswith(f"source {path}: ") and "\n" not in result["refused"]
     assert result["grown"] < 30 * MIB
 
 
@@ -117,7 +117,7 @@ def test_a_claim_of_memory_in_xz_is_refused(tmp_path: Path) -> None:
     data[1:5] = struct.pack("<I", 2**31)  # the size of its dictionary
     (tmp_path / "x.tar.xz").write_bytes(bytes(data))
     with pytest.raises(UsageError, match="needs more than 256 MiB of memory; compress it with xz -9 or less"):
-        read_stream(str(tmp_path / "x.tar.xz"), "--source", lambda chunk: None)
+        read_stream(str(tmp_path / "x.tar.xz"), "source", lambda chunk: None)
 
 
 def test_an_archive_that_expands_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,23 +126,23 @@ def test_an_archive_that_expands_without_end_is_given_up(tmp_path: Path, monkeyp
     film = [header("film.mp4", 2**40), *zeros(12 * MIB)]
     (tmp_path / "x.tar.gz").write_bytes(compress([header("1.jpg", 0), *film], "gz"))
     with pytest.raises(UsageError, match=r"x\.tar\.gz: expands to more than .* 100 times its size; .*unpack it"):
-        read_stream(str(tmp_path / "x.tar.gz"), "--source", kept.append)
+        read_stream(str(tmp_path / "x.tar.gz"), "source", kept.append)
     images = [part for name in "12345" for part in (header(f"{name}.jpg", 3 * MIB), os.urandom(MIB), bytes(2 * MIB))]
     (tmp_path / "y.tar.gz").write_bytes(gzip.compress(b"".join([*images, bytes(1024)])))
-    assert len(read_stream(str(tmp_path / "y.tar.gz"), "--source", kept.append).members) == 5
+    assert len(read_stream(str(tmp_path / "y.tar.gz"), "source", kept.append).members) == 5
 
 
 @pytest.mark.parametrize("name", ["1.jpg", "a.txt", "../1.jpg"])
 def test_more_members_than_so_few_bytes_can_hold_are_not_listed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "_MANY_MEMBERS", 1000)
+    monkeypatch.setattr(sources, "_MAX_MEMBERS", 1000)
     (tmp_path / "x.tar.bz2").write_bytes(bz2.compress(header(name, 0) * 50_000 + bytes(1024)))
     with pytest.raises(UsageError, match=r"x\.tar\.bz2: has 1001 files in \d+ bytes; unpack it"):
-        read_stream(str(tmp_path / "x.tar.bz2"), "--source", lambda chunk: None)
+        read_stream(str(tmp_path / "x.tar.bz2"), "source", lambda chunk: None)
     names = (header(f"{number}.jpg", 20) + os.urandom(20) + bytes(492) for number in range(2000))
     (tmp_path / "y.tar.xz").write_bytes(lzma.compress(b"".join([*names, bytes(1024)])))
-    assert len(read_stream(str(tmp_path / "y.tar.xz"), "--source", lambda chunk: None).members) == 2000
+    assert len(read_stream(str(tmp_path / "y.tar.xz"), "source", lambda chunk: None).members) == 2000
 
 
 def zip_of(members: Iterable[tuple[zipfile.ZipInfo, bytes]], path: Path) -> Path:
@@ -181,7 +181,7 @@ def test_members_of_other_compressions_are_bad_rows(method: int, tmp_path: Path)
     result = read(path)
     assert result["found"] == {"1.jpg": "UnsupportedCompression", "2.jpg": 4}
     assert result["grown"] < 30 * MIB
-    rows = list_source(str(path), "--source").bad
+    rows = list_source(str(path), "source").bad
     assert len(rows) == 1 and "pack the archive with deflate" in rows[0].message
 
 
@@ -196,7 +196,7 @@ def test_a_deflated_member_that_lies_about_its_size_is_not_inflated_further(tmp_
 def test_encrypted_members_are_bad_rows(tmp_path: Path) -> None:
     path = zip_of([(info("1.jpg", zipfile.ZIP_DEFLATED), b"x")], tmp_path / "x.zip")
     patch_list(path, 8, "<H", 1)
-    rows = list_source(str(path), "--source").bad
+    rows = list_source(str(path), "source").bad
     assert [(row.error, row.message) for row in rows] == [
         ("EncryptedMember", "it is encrypted; pack the archive without a password")
     ]
@@ -204,20 +204,20 @@ def test_encrypted_members_are_bad_rows(tmp_path: Path) -> None:
 
 def test_what_an_archive_has_become_since_it_was_listed_is_not_trusted(tmp_path: Path) -> None:
     path = zip_of([(info("1.jpg", zipfile.ZIP_DEFLATED), b"x" * 1000)], tmp_path / "x.zip")
-    member = list_source(str(path), "--source").members[0].location
+    member = list_source(str(path), "source").members[0].location
     patch_list(path, 10, "<H", zipfile.ZIP_LZMA)
     with pytest.raises(BadInputError, match="compressed by method 14"):
-        Fetcher()(member)
+        SourceReader()(member)
     zip_of([(info("2.jpg", zipfile.ZIP_DEFLATED), b"y")], path)
     with pytest.raises(BadInputError, match="not the one any more"):
-        Fetcher()(member)
+        SourceReader()(member)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_members_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     path = zip_of([(info("1.jpg", zipfile.ZIP_STORED), data) for data in (b"first", b"second")], tmp_path / "x.zip")
-    fetch = Fetcher()
-    assert [fetch(member.location) for member in list_source(str(path), "--source").members] == [b"first", b"second"]
+    fetch = SourceReader()
+    assert [fetch(member.location) for member in list_source(str(path), "source").members] == [b"first", b"second"]
 
 
 @pytest.mark.parametrize("offset", [42, 20, 24])
@@ -239,9 +239,9 @@ def test_a_list_of_members_that_lies_is_one_clear_error(field: tuple[int, str], 
     struct.pack_into(field[1], data, data.rfind(b"PK\5\6") + field[0], value)
     path.write_bytes(bytes(data))
     try:
-        list_source(str(path), "--source")
+        list_source(str(path), "source")
     except UsageError as error:
-        assert str(error).startswith(f"--source {path}: ") and "\n" not in str(error)
+        assert str(error).startswith(f"source {path}: ") and "\n" not in str(error)
 
 
 def test_pipes_in_a_folder_are_bad_rows(tmp_path: Path) -> None:
@@ -253,10 +253,10 @@ def test_pipes_in_a_folder_are_bad_rows(tmp_path: Path) -> None:
 def test_a_file_that_grew_since_it_was_listed_is_not_read_further(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(bytes(101))
     with pytest.raises(BadInputError, match="more than the 100 bytes allowed"):
-        Fetcher(max_bytes=100)(File(str(tmp_path / "1.jpg")))
+        SourceReader(max_bytes=100)(File(str(tmp_path / "1.jpg")))
     path = zip_of([(info("1.jpg", zipfile.ZIP_DEFLATED), bytes(101))], tmp_path / "x.zip")
     with pytest.raises(BadInputError, match="more than the 100 bytes allowed"):
-        Fetcher(max_bytes=100)(ZipMember(str(path), "1.jpg", 0))
+        SourceReader(max_bytes=100)(ZipMember(str(path), "1.jpg", 0))
 
 
 def test_an_empty_member_costs_nothing_wherever_it_lies(tmp_path: Path, s3: Any) -> None:
@@ -267,5 +267,5 @@ def test_an_empty_member_costs_nothing_wherever_it_lies(tmp_path: Path, s3: Any)
         tar.addfile(tarfile.TarInfo("empty.jpg"))
         tar.addfile(tarfile.TarInfo("1.jpg"))
     write_bytes(s3.uri("x.tar"), buffer.getvalue())
-    members = list_source(s3.uri("x.tar"), "--source").members
-    assert [Fetcher()(member.location) for member in members] == [b"", b""]
+    members = list_source(s3.uri("x.tar"), "source").members
+    assert [SourceReader()(member.location) for member in members] == [b"", b""]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from p2p.errors import BadInputError, UsageError
-from p2p.preparation.locations import Fetcher
-from p2p.preparation.sources import Listing, kind_of, list_source, read_stream
+from p2p.preparation.locations import SourceReader
+from p2p.preparation.sources import Listing, list_source, read_stream, source_format
 from p2p.storage.bounded import DEFAULT_MAX_BYTES
 
 FILES = {"set/train/1.jpg": b"one", "set/train/2.png": b"twotwo", "set/readme.txt": b"no", "set/val/3.PNG": b""}
@@ -43,11 +43,11 @@ def folder_of(files: dict[str, bytes], path: Path) -> Path:
 
 def read_all(uri: Path, max_bytes: int = DEFAULT_MAX_BYTES) -> tuple[Listing, dict[str, bytes]]:
     chunks: list[bytes] = []
-    if kind_of(str(uri)) == "stream":
-        listing = read_stream(str(uri), "--source", lambda chunk: chunks.append(bytes(chunk)), max_bytes=max_bytes)
+    if source_format(str(uri)) == "stream":
+        listing = read_stream(str(uri), "source", lambda chunk: chunks.append(bytes(chunk)), max_bytes=max_bytes)
     else:
-        listing = list_source(str(uri), "--source", max_bytes)
-    fetch = Fetcher(lambda number: memoryview(chunks[number]), max_bytes)
+        listing = list_source(str(uri), "source", max_bytes)
+    fetch = SourceReader(lambda number: memoryview(chunks[number]), max_bytes)
     return listing, {member.path: fetch(member.location) for member in listing.members}
 
 
@@ -133,7 +133,7 @@ def test_an_archive_that_is_cut_off_is_one_clear_error(kind: str, kept: float, t
     path = MAKERS[kind]({f"{i}.jpg": bytes(range(256)) * 40 for i in range(9)}, tmp_path)
     data = path.read_bytes()
     path.write_bytes(b"not an archive at all" * 60 if kept == 0 else data[: int(len(data) * kept)])
-    with pytest.raises(UsageError, match=r"--source .*: not a whole (tar|zip) archive"):
+    with pytest.raises(UsageError, match=r"source .*: not a whole (tar|zip) archive"):
         read_all(path)
 
 
@@ -151,18 +151,18 @@ def test_a_damaged_zip_member_is_a_bad_input(tmp_path: Path) -> None:
     [({}, "holds no files"), ({"a.txt": b"", "b/c.doc": b""}, "found 2 files .*a.txt.*, none ending in .jpg")],
 )
 def test_a_source_without_images_says_what_it_holds(files: dict[str, bytes], reason: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"--source-b .*: {reason}"):
-        list_source(str(folder_of(files, tmp_path)), "--source-b").require_images("--source-b")
+    with pytest.raises(UsageError, match=f"source_b .*: {reason}"):
+        list_source(str(folder_of(files, tmp_path)), "source_b").require_images("source_b")
 
 
 def test_a_single_file_is_no_source(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(b"")
     with pytest.raises(UsageError, match="neither a folder nor"):
-        list_source(str(tmp_path / "x.jpg"), "--source")
+        list_source(str(tmp_path / "x.jpg"), "source")
 
 
 def test_kinds_are_told_by_the_name() -> None:
-    assert kind_of("http://host/maps.tar.gz?x=1") == kind_of("http://host/maps.tar") == "stream"
-    assert kind_of("s3://b/x.tar") == "tar"
-    assert kind_of("/x/y.parquet") == "parquet"
-    assert kind_of("s3://b/tar.gz/") == "folder"
+    assert source_format("http://host/maps.tar.gz?x=1") == source_format("http://host/maps.tar") == "stream"
+    assert source_format("s3://b/x.tar") == "tar"
+    assert source_format("/x/y.parquet") == "parquet"
+    assert source_format("s3://b/tar.gz/") == "folder"

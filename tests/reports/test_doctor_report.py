@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from p2p.reports.doctor import Exhibit, write_doctor_report
+from p2p.reports.doctor import Figure, write_doctor_report
 
 SOUND = {"check": "sizes", "result": "ok", "examined": 9, "findings": [], "note": "most are 8x8", "numbers": {}}
 
@@ -18,7 +18,7 @@ SOUND = {"check": "sizes", "result": "ok", "examined": 9, "findings": [], "note"
 def finding(name: str, pairs: Sequence[str] = (), files: Sequence[str] = (), **values: Any) -> dict[str, Any]:
     return {
         "finding": name,
-        "severity": "fault",
+        "severity": "error",
         "title": f"title of {name}",
         "count": len(pairs) + len(files),
         "advice": "do something",
@@ -30,7 +30,7 @@ def finding(name: str, pairs: Sequence[str] = (), files: Sequence[str] = (), **v
 
 
 def write(
-    folder: Path, findings: Sequence[dict[str, Any]], exhibits: dict[str, list[Exhibit]] | None = None, **values: Any
+    folder: Path, findings: Sequence[dict[str, Any]], figures: dict[str, list[Figure]] | None = None, **values: Any
 ) -> Path:
     checks = [SOUND] + [
         {**SOUND, "check": f"check of {one['finding']}", "result": "found", "findings": [one["finding"]]}
@@ -45,7 +45,7 @@ def write(
         "findings": list(findings),
         **values,
     }
-    return Path(write_doctor_report(f"{folder}/doctor.html", document, exhibits or {}, []))
+    return Path(write_doctor_report(f"{folder}/doctor.html", document, figures or {}, []))
 
 
 def text_of(page: Path) -> str:
@@ -55,21 +55,23 @@ def text_of(page: Path) -> str:
 
 def test_sound_data_reads_so(tmp_path: Path) -> None:
     text = text_of(write(tmp_path, []))
-    for words in ("Checkup of 9 pairs", "train 7 pairs", "val 2 pairs", "faults 0", "Nothing found.", "sizes 9 ok"):
+    for words in ("Checkup of 9 pairs", "train 7 pairs", "val 2 pairs", "errors 0", "Nothing found.", "sizes 9 ok"):
         assert words in text
     assert "test" not in text
 
 
 def test_a_finding_says_what_how_many_which_and_what_to_do(tmp_path: Path) -> None:
-    page = write(tmp_path, [finding("leakage", ["p/1", "p/2"]), finding("alone", files=["b/x.png"], severity="look")])
+    page = write(
+        tmp_path, [finding("leakage", ["p/1", "p/2"]), finding("alone", files=["b/x.png"], severity="warning")]
+    )
     text = text_of(page)
     for words in (
         "title of leakage 2 pairs do something groups 3",
         "All 2 by name train/p/1 why: val/x",
         "title of alone 1 file",
         "b/x.png broken",
-        "faults 1",
-        "to look at 1",
+        "errors 1",
+        "warnings 1",
         "check of leakage 9 2 found",
     ):
         assert words in text
@@ -87,9 +89,9 @@ def test_a_browser_shows_pictures_and_hostile_names_as_text(
 ) -> None:
     evil = """<script>document.title = "owned"</script>"'><img src=https://host/x onerror=alert(1)>"""
     image = np.full((40, 60, 3), 90, np.uint8)
-    exhibit = Exhibit(evil, evil, [("a", image), ("b", image[:, :30]), (evil, image)])
+    figure = Figure(evil, evil, [("a", image), ("b", image[:, :30]), (evil, image)])
     unclear = {**SOUND, "result": "unclear", "note": evil}
-    page = write(tmp_path, [finding("leakage", [evil])], {"leakage": [exhibit]}, source=evil, checks=[unclear])
+    page = write(tmp_path, [finding("leakage", [evil])], {"leakage": [figure]}, source=evil, checks=[unclear])
     seen = browse(
         page,
         """() => {

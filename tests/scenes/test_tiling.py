@@ -122,7 +122,7 @@ def test_tiles_can_be_taken_one_at_a_time():
 
 
 @pytest.mark.parametrize(
-    "values, message", [((9, 9, 8, 8), "--overlap 8"), ((9, 9, 0, 0), "--tile-size 0"), ((0, 9, 8, 1), "9x0")]
+    "values, message", [((9, 9, 8, 8), "overlap 8"), ((9, 9, 0, 0), "tile_size 0"), ((0, 9, 8, 1), "9x0")]
 )
 def test_plans_that_cannot_be_are_refused(values, message):
     with pytest.raises(UsageError, match=message):

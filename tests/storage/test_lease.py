@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from p2p.errors import LeaseLostError, UsageError
+from p2p.errors import ConfigError, LeaseLostError
 from p2p.storage import lease
 from p2p.storage.filesystems import exists, join, write_bytes
 from p2p.storage.lease import Lease, create_bytes, hold_lease, read_lease
@@ -24,7 +24,7 @@ from p2p.errors import P2PError
 from p2p.storage import lease
 lease.RENEWAL_SECONDS, lease._WATCH_SECONDS, lease.EXPIRY_SECONDS = 0.2, 1.0, 4.0
 try:
-    with lease.hold_lease(sys.argv[1], "--output", "translate") as fence:
+    with lease.hold_lease(sys.argv[1], "output", "translate") as fence:
         print("holds", fence.lease.attempt, flush=True)
         sys.stdin.read()
         fence.check()
@@ -81,7 +81,7 @@ def test_of_processes_that_start_together_one_holds_the_lease(output: str, hold:
         (winner,) = [holder for holder, words in said.items() if words == "holds 1"]
         for holder in holders:
             if holder is not winner:
-                assert said[holder].startswith(f"UsageError --output {output}: translate on ")
+                assert said[holder].startswith(f"ConfigError output {output}: translate on ")
                 assert f"process {winner.process.pid}, attempt 1 writes there" in said[holder]
                 assert holder.end() == 2
         assert winner.end() == 0
@@ -95,7 +95,7 @@ def test_the_next_attempt_takes_over_from_one_that_was_killed(output: str, hold:
     first.process.wait()
     heirs = [hold(output) for _ in range(3)]
     said = sorted(heir.says() for heir in heirs)
-    assert said[-1] == "holds 2" and [words.split()[0] for words in said[:-1]] == ["UsageError"] * 2
+    assert said[-1] == "holds 2" and [words.split()[0] for words in said[:-1]] == ["ConfigError"] * 2
 
 
 def test_one_that_stood_still_is_taken_over_and_publishes_nothing_when_it_wakes(
@@ -120,16 +120,16 @@ def test_another_machine_is_watched_before_it_counts_as_dead(
     assert holder.says() == "holds 1"
     monkeypatch.setattr(lease.socket, "gethostname", lambda: "elsewhere")
     monkeypatch.setattr(lease.time, "time", lambda: 1e10)
-    with pytest.raises(UsageError, match=r"writes there"), hold_lease(str(tmp_path), "--output", "translate"):
+    with pytest.raises(ConfigError, match=r"writes there"), hold_lease(str(tmp_path), "output", "translate"):
         pass
     holder.process.kill()
     monkeypatch.setattr(lease, "_WATCH_SECONDS", 1.0)
-    with hold_lease(str(tmp_path), "--output", "translate") as fence:
+    with hold_lease(str(tmp_path), "output", "translate") as fence:
         assert fence.lease.attempt == 2
 
 
 def test_a_lease_says_who_holds_it_and_is_gone_afterwards(output: str) -> None:
-    with hold_lease(output, "--output", "train") as fence:
+    with hold_lease(output, "output", "train") as fence:
         found = read_lease(output)
         assert isinstance(found, Lease) and (found.job, found.pid, found.attempt) == ("train", os.getpid(), 1)
         fence.check()
@@ -141,7 +141,7 @@ def test_a_lease_says_who_holds_it_and_is_gone_afterwards(output: str) -> None:
 
 def test_what_is_no_lease_is_not_taken_for_one(tmp_path: Path) -> None:
     (tmp_path / "lease.json").write_text("{}")
-    with pytest.raises(UsageError, match="remove the file"), hold_lease(str(tmp_path), "--output", "train"):
+    with pytest.raises(ConfigError, match="remove the file"), hold_lease(str(tmp_path), "output", "train"):
         pass
 
 

@@ -1,4 +1,4 @@
-"""What single pairs look like beside the rest: exchanged sides, blank sides, odd sizes and modes."""
+"""Single pairs that are unlike the rest: exchanged sides, blank sides, odd sizes and modes."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from p2p.doctor.features import Facts
-from p2p.doctor.finding import Check, Finding, Named
+from p2p.doctor.features import Records
+from p2p.doctor.findings import Check, Finding, NamedPair
 
-_FEWEST = 16
+_MIN_PAIRS = 16
 _RIDGE = 0.02
 _STYLE_FLOOR = 0.02
 _ROUNDS = 8
 _EXCHANGED = (-1.5, -0.5)  # on a scale where the usual direction is 1 and the opposite -1
-_WIDEST_SPREAD = 0.2
+_MAX_SPREAD = 0.2
 _BLANK_RANGE = 5.0
 _MAJORITY = 0.9
 _SHAPE_DIGITS = 2
 
 
-def check_direction(facts: Facts) -> Check:
+def check_direction(features: Records) -> Check:
     """Find pairs whose A looks like the others' B and whose B like the others' A."""
-    if len(facts) < _FEWEST:
-        note = f"{len(facts)} pairs are too few to compare; {_FEWEST} would do"
-        return Check("exchanged sides", len(facts), note=note, unclear=True)
-    score, spread = _directions(facts["style"][:, 0] - facts["style"][:, 1])
+    if len(features) < _MIN_PAIRS:
+        note = f"{len(features)} pairs are too few to compare; {_MIN_PAIRS} are needed"
+        return Check("exchanged sides", len(features), note=note, unclear=True)
+    score, spread = _directions(features["style"][:, 0] - features["style"][:, 1])
     numbers = {"spread_of_direction": round(spread, 3)}
-    if not spread <= _WIDEST_SPREAD:
-        note = "A and B look too much alike to tell one from the other"
-        return Check("exchanged sides", len(facts), note=note, unclear=True, numbers=numbers)
-    blank = (facts["range"] < _BLANK_RANGE).any(1)  # nothing to tell its direction by
+    if not spread <= _MAX_SPREAD:
+        note = "A and B look too much alike to be told apart"
+        return Check("exchanged sides", len(features), note=note, unclear=True, numbers=numbers)
+    blank = (features["range"] < _BLANK_RANGE).any(1)  # which has no direction
     rows = np.flatnonzero((score > _EXCHANGED[0]) & (score < _EXCHANGED[1]) & ~blank)
     finding = Finding(
         "exchanged_sides",
-        "fault",
+        "error",
         "Pairs in which A and B have changed places",
         "Exchange the two sides of these pairs: now they train the opposite direction.",
-        [Named(int(row), f"direction {score[row]:.2f}, where the rest is near 1") for row in rows],
+        [NamedPair(int(row), f"direction {score[row]:.2f}, where the rest is near 1") for row in rows],
         numbers=numbers,
     )
-    return Check("exchanged sides", len(facts), [finding] if len(rows) else [], numbers=numbers)
+    return Check("exchanged sides", len(features), [finding], numbers=numbers)
 
 
 def _directions(difference: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], float]:
@@ -72,75 +72,66 @@ def _directions(difference: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.flo
     return (-score if (score < 0).sum() * 2 > len(score) else score), spread
 
 
-def check_blank(facts: Facts) -> Check:
+def check_blank(features: Records) -> Check:
     """Find pairs in which a side is (nearly) one colour."""
-    blank = facts["range"] < _BLANK_RANGE
+    blank = features["range"] < _BLANK_RANGE
     named = []
     for row in np.flatnonzero(blank.any(1)):
         sides = " and ".join(name for side, name in enumerate("ab") if blank[row, side])
-        levels = ", ".join(f"{facts['range'][row, side]:.0f}" for side in (0, 1) if blank[row, side])
-        named.append(Named(int(row), f"{sides}: brightness varies by {levels} of 255"))
+        levels = ", ".join(f"{features['range'][row, side]:.0f}" for side in (0, 1) if blank[row, side])
+        named.append(NamedPair(int(row), f"{sides}: brightness varies by {levels} of 255"))
     finding = Finding(
         "blank",
-        "look",
+        "warning",
         "Pairs with a side that is a single colour",
         "Leave them out unless they are meant (open water, an empty label map): there is nothing to learn to draw.",
         named,
         numbers={"blank_on_both_sides": int(blank.all(1).sum())},
     )
-    return Check("blank or low information", len(facts), [finding] if named else [])
+    return Check("blank or low information", len(features), [finding])
 
 
-def check_sizes(facts: Facts) -> Check:
+def check_sizes(features: Records) -> Check:
     """Find pairs whose sides are of another size than most, or of different sizes where most are equal."""
-    height, width = facts["size"][..., 0], facts["size"][..., 1]
-    relation = [
-        f"{x:g}x{y:g}"
-        for x, y in np.round(np.stack([width[:, 1] / width[:, 0], height[:, 1] / height[:, 0]], 1), _SHAPE_DIGITS)
-    ]
-    sizes = [f"{w}x{h}" for w, h in zip(width[:, 0], height[:, 0], strict=True)]
+    size = features["size"][..., ::-1]  # (n, 2, 2): width and height of A, of B
+    relation = [f"{x:g}x{y:g}" for x, y in np.round(size[:, 1] / size[:, 0], _SHAPE_DIGITS)]
+    a, b = ([f"{width}x{height}" for width, height in size[:, side]] for side in (0, 1))
+    usual_relation, usual = _usual(relation), _usual(a)
     notes: dict[int, str] = {}
-    usual = _usual(relation)
-    if usual is not None:
-        for row, one in enumerate(relation):
-            if one != usual:
-                sides = [f"{facts['size'][row, side, 1]}x{facts['size'][row, side, 0]}" for side in (0, 1)]
-                notes[row] = f"a is {sides[0]}, b is {sides[1]}"
-    usual = _usual(sizes)
-    if usual is not None:
-        for row, one in enumerate(sizes):
-            if one != usual:
-                notes.setdefault(row, f"{one}, where most are {usual}")
+    for row in range(len(features)):
+        if usual_relation not in (None, relation[row]):
+            notes[row] = f"a is {a[row]}, b is {b[row]}"
+        elif usual not in (None, a[row]):
+            notes[row] = f"{a[row]}, where most are {usual}"
     finding = Finding(
         "odd_sizes",
-        "look",
+        "warning",
         "Pairs of another size than the rest, or with sides of different size",
         "Look whether they belong here: scaling to one size stretches them differently and blurs the larger side.",
-        [Named(row, notes[row]) for row in sorted(notes)],
+        [NamedPair(row, note) for row, note in notes.items()],
     )
-    return Check("sizes", len(facts), [finding] if notes else [], note=f"most are {usual}" if usual else "")
+    return Check("sizes", len(features), [finding], note=f"most are {usual}" if usual else "")
 
 
-def check_modes(facts: Facts) -> Check:
+def check_modes(features: Records) -> Check:
     """Find pairs whose files hold another kind of pixels (gray, palette, alpha, 16 bit …) than most."""
-    modes = np.char.decode(facts["mode"], "ascii")
-    notes: dict[int, str] = {}
+    modes = np.char.decode(features["mode"], "ascii")
     usual = [_usual(modes[:, side].tolist()) for side in (0, 1)]
+    notes: dict[int, list[str]] = {}
     for side, name in enumerate("ab"):
-        if usual[side] is None:
-            continue
-        for row in np.flatnonzero(modes[:, side] != usual[side]):
-            text = f"{name} is {modes[row, side] or 'drawn'}, where most are {usual[side]}"
-            notes[int(row)] = f"{notes[int(row)]}; {text}" if int(row) in notes else text
+        if usual[side] is not None:
+            for row in np.flatnonzero(modes[:, side] != usual[side]):
+                note = f"{name} is {modes[row, side] or 'drawn'}, where most are {usual[side]}"
+                notes.setdefault(int(row), []).append(note)
     finding = Finding(
         "odd_modes",
-        "look",
+        "warning",
         "Pairs whose files hold another kind of pixels than the rest",
         "Save them like the rest: gray among colours, or plain colours among palettes, often is an export gone wrong.",
-        [Named(row, notes[row]) for row in sorted(notes)],
+        [NamedPair(row, "; ".join(notes[row])) for row in sorted(notes)],
     )
     words = ", ".join(f"{name} {mode}" for name, mode in zip("ab", usual, strict=True) if mode)
-    return Check("kinds of pixels", len(facts), [finding] if notes else [], note=f"most are {words}" if words else "")
+    return Check("kinds of pixels", len(features), [finding], note=f"most are {words}" if words else "")
 
 
 def _usual(words: Sequence[str]) -> str | None:

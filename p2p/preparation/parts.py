@@ -1,7 +1,8 @@
-"""One task's work: fetch the pairs of a shard, check and resize them, publish one Parquet file."""
+"""The work of one task: read the pairs of an output file, check and resize them, publish the file."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,11 +13,11 @@ import pyarrow as pa
 from PIL import Image
 
 from p2p.data.pairs import PAIR_SCHEMA, ROW_GROUP_PAIRS, Formats, part_name
-from p2p.doctor.features import Portraits, collect, compute_features, is_sampled, mode_of
+from p2p.doctor.features import PairFeatures, collect, compute_features, is_sampled, mode_of
 from p2p.doctor.files import BadRow
 from p2p.errors import BadInputError
 from p2p.model.config import MAX_PALETTE
-from p2p.preparation.locations import Drawing, Fetcher, File, Location
+from p2p.preparation.locations import Drawing, File, Location
 from p2p.preparation.pairing import PairRef
 from p2p.storage import images, pixels
 from p2p.storage.deadline import decode_deadline
@@ -27,19 +28,19 @@ from p2p.synthetic.pairs import city_pair
 
 MAX_PART_PAIRS = 1024
 _MAX_PART_BYTES = 128 * 2**20
-_PARTS_AIMED_AT = 256
-_FETCHING_THREADS = 16  # an object store answers slowly, but many at once
-_LABEL_COLOURS = 256  # a picture of at most so many colours is drawn, not photographed: kept lossless
-_SAME_SHAPE = 0.01  # how far two aspect ratios may differ, relatively, and still show the same place
+_TARGET_PARTS = 256
+_READER_THREADS = 16  # an object store answers slowly, but many requests at once
+_MAX_DRAWN_COLOURS = 256  # an image of more colours is a photograph; others are stored without loss
+_MAX_ASPECT_DIFFERENCE = 0.01  # relative, of two sides that still show the same place
 
-Colour = tuple[int, int, int]
-Fetch = Callable[[Location], bytes]
-"""As `Fetcher` does."""
-Palette = frozenset[Colour] | None  # None: more than MAX_PALETTE colours
+Read = Callable[[Location], bytes]
+"""As `SourceReader` does."""
+Colours = frozenset[tuple[int, int, int]] | None
+"""None: more than MAX_PALETTE."""
 
 
 @dataclass(frozen=True)
-class Shard:
+class Part:
     """The pairs of one output file."""
 
     split: str
@@ -48,41 +49,41 @@ class Shard:
 
 
 @dataclass
-class ShardReport:
-    """What became of a shard: how many pairs are good, which were bad, the colours of each side, what was looked at."""
+class PartReport:
+    """How many pairs of a part are good, which are bad, the colours of each side, and the features of the good ones."""
 
     split: str
     pairs: int = 0
     bad: list[BadRow] = field(default_factory=list)
-    palette_a: Palette = frozenset()
-    palette_b: Palette = frozenset()
-    portraits: Portraits = field(default_factory=lambda: collect([]))
+    colours_a: Colours = frozenset()
+    colours_b: Colours = frozenset()
+    features: PairFeatures = field(default_factory=lambda: collect([]))
 
 
-def cut_into_shards(pairs: Sequence[PairRef]) -> list[Shard]:
+def cut_into_parts(pairs: Sequence[PairRef]) -> list[Part]:
     """Cut each split, in order, into files of whole row groups; the cuts depend on the pairs alone.
 
     Some 256 files, so that many workers share even a small data set, but never more than 1024 pairs or 128 MiB each.
     """
-    limit = -(-len(pairs) // _PARTS_AIMED_AT)
+    limit = -(-len(pairs) // _TARGET_PARTS)
     limit = min(MAX_PART_PAIRS, -(-limit // ROW_GROUP_PAIRS) * ROW_GROUP_PAIRS)
-    shards = []
+    parts = []
     for split in sorted({pair.split for pair in pairs}):
         chosen: list[PairRef] = []
         weight, number = 0, 0
         for pair in (pair for pair in pairs if pair.split == split):
             if chosen and (len(chosen) == limit or weight + pair.weight > _MAX_PART_BYTES):
-                shards.append(Shard(split, number, tuple(chosen)))
+                parts.append(Part(split, number, tuple(chosen)))
                 chosen, weight, number = [], 0, number + 1
             chosen.append(pair)
             weight += pair.weight
-        shards.append(Shard(split, number, tuple(chosen)))
-    return shards
+        parts.append(Part(split, number, tuple(chosen)))
+    return parts
 
 
 @dataclass(frozen=True)
-class Side:
-    """One side of a pair: its pixels, its original bytes where a file holds just it, and Pillow's word for its mode."""
+class DecodedSide:
+    """One side of a pair: its pixels, its original bytes where a file holds just it, and Pillow's name of its mode."""
 
     image: Pixels
     original: bytes = b""
@@ -94,57 +95,60 @@ class Side:
         return f"{self.image.shape[1]}x{self.image.shape[0]}"
 
 
-def write_shard(
-    shard: Shard,
+def write_part(
+    part: Part,
     output: str | None,
     load_size: int,
-    fetch: Fetcher,
+    read: Read,
     *,
     formats: Formats = (RGB, RGB),
-    close_share: float = 1.0,
-) -> ShardReport:
-    """Publish `OUTPUT/<split>/part-<number>.parquet`, or nothing if every pair is bad; compute the
-    features of every good pair.
+    detailed_share: float = 1.0,
+) -> PartReport:
+    """Publish `OUTPUT/<split>/part-<number>.parquet`, or nothing if every pair is bad.
 
     Args:
-        shard: the pairs of one file.
+        part: the pairs of one file.
         output: the data set's folder; None stores nothing.
-        load_size: side of the stored pictures, pixels; 0 keeps each pair's own size.
-        fetch: gets the bytes of a location.
+        load_size: side of the stored images, pixels; 0 keeps each pair's own size.
+        read: gets the bytes at a location.
         formats: pixels of A and of B.
-        close_share: share, 0..1, of the pairs that are portrayed closely.
+        detailed_share: share, 0..1, of the pairs whose features are computed in detail.
 
     """
-    report = ShardReport(shard.split)
+    report = PartReport(part.split)
     rows: list[dict[str, Any]] = []
-    portraits = []
-    for pair, a, b in decode_pairs(shard.pairs, load_size, fetch, report.bad, formats):
+    features = []
+    for pair, a, b in decode_pairs(part.pairs, load_size, read, report.bad, formats):
         if output is not None:
             rows.append(make_row(pair, a, b, load_size, report))
-        closely = is_sampled(pair.pair_id, close_share)
-        portraits.append((pair.pair_id, *compute_features(a.image, b.image, (a.mode, b.mode), closely=closely)))
+        detailed = is_sampled(pair.pair_id, detailed_share)
+        features.append((pair.pair_id, *compute_features(a.image, b.image, (a.mode, b.mode), detailed=detailed)))
     if rows and output is not None:
         table = pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
-        write_table(join(output, shard.split, part_name(shard.number)), table, row_group_size=ROW_GROUP_PAIRS)
-    report.pairs = len(portraits)
-    report.portraits = collect(portraits)
+        write_table(join(output, part.split, part_name(part.number)), table, row_group_size=ROW_GROUP_PAIRS)
+    report.pairs = len(features)
+    report.features = collect(features)
     return report
 
 
 def decode_pairs(
-    pairs: Sequence[PairRef], load_size: int, fetch: Fetch, bad: list[BadRow], formats: Formats = (RGB, RGB)
-) -> Iterator[tuple[PairRef, Side, Side]]:
+    pairs: Sequence[PairRef], load_size: int, read: Read, bad: list[BadRow], formats: Formats = (RGB, RGB)
+) -> Iterator[tuple[PairRef, DecodedSide, DecodedSide]]:
     """Yield the pairs of which both sides can be decoded and fit each other, with them; the others go into `bad`."""
-    for pair, fetched in _fetch_all(pairs, fetch):
+    for pair, encoded in _read_all(pairs, read):
         where = pair.a.uri
         try:
-            sides = [Side(image) for image in _draw(pair.a)] if isinstance(pair.a, Drawing) else []
-            for (location, data), wanted in zip(fetched, formats, strict=False):
+            if isinstance(pair.a, Drawing):
+                drawn = city_pair(pair.a.seed, pair.a.index, pair.a.height, pair.a.width)
+                sides = [DecodedSide(image) for image in drawn]
+            else:
+                sides = []
+            for (location, data), wanted in zip(encoded, formats, strict=False):
                 where = location.uri
                 if isinstance(data, BadInputError):
                     raise data
                 with decode_deadline():
-                    sides.append(Side(pixels.decode(data, wanted), data, mode_of(data) if wanted == RGB else ""))
+                    sides.append(DecodedSide(pixels.decode(data, wanted), data, mode_of(data) if wanted == RGB else ""))
             where = pair.a.uri
             if len(sides) == 1:
                 sides = _halves(sides[0], formats)
@@ -155,52 +159,43 @@ def decode_pairs(
             yield pair, sides[0], sides[1]
 
 
-def _halves(whole: Side, formats: Formats) -> list[Side]:
-    """A and B of a combined image that was read as A is."""
+def _halves(whole: DecodedSide, formats: Formats) -> list[DecodedSide]:
+    """A and B of a combined image that was decoded as A is."""
     with decode_deadline():
         image_b = whole.image if formats[0] == formats[1] else pixels.decode(whole.original, formats[1])
-    return [
-        Side(images.split_halves(whole.image)[0], mode=whole.mode),
-        Side(images.split_halves(image_b)[1], mode=whole.mode),
-    ]
+    halves = images.split_halves(whole.image)[0], images.split_halves(image_b)[1]
+    return [DecodedSide(half, mode=whole.mode) for half in halves]
 
 
-def _draw(where: Drawing) -> tuple[Array, Array]:
-    return city_pair(where.seed, where.index, where.height, where.width)
+def read_or_error(read: Read, where: Location) -> bytes | BadInputError:
+    """The bytes at a location, or why there are none."""
+    try:
+        return read(where)
+    except BadInputError as error:
+        return error
 
 
-Fetched = list[tuple[Location, bytes | BadInputError]]
-
-
-def _fetch_all(pairs: Sequence[PairRef], fetch: Fetch) -> Iterator[tuple[PairRef, Fetched]]:
-    """Yield each pair with the bytes of its files, in order; remote files some at a time."""
-
-    def get(where: Location) -> bytes | BadInputError:
-        try:
-            return fetch(where)
-        except BadInputError as error:
-            return error
-
+def _read_all(
+    pairs: Sequence[PairRef], read: Read
+) -> Iterator[tuple[PairRef, list[tuple[Location, bytes | BadInputError]]]]:
+    """Yield each pair with the bytes of its files, in order; some remote files at once."""
     remote = any(isinstance(pair.a, File) and is_remote(pair.a.address) for pair in pairs)
-    with ThreadPoolExecutor(_FETCHING_THREADS if remote else 1) as threads:
+    with ThreadPoolExecutor(_READER_THREADS if remote else 1) as threads:
         for start in range(0, len(pairs), ROW_GROUP_PAIRS):
             window = pairs[start : start + ROW_GROUP_PAIRS]
-            wanted = [
-                [where for where in (pair.a, pair.b) if where is not None and not isinstance(where, Drawing)]
-                for pair in window
-            ]
-            flat = [where for of_pair in wanted for where in of_pair]
-            found = iter(list(threads.map(get, flat)) if remote else map(get, flat))
-            for pair, of_pair in zip(window, wanted, strict=True):
-                yield pair, [(where, next(found)) for where in of_pair]
+            wanted = [where for pair in window for where in pair.files]
+            get = functools.partial(read_or_error, read)
+            found = iter(list(threads.map(get, wanted)) if remote else map(get, wanted))
+            for pair in window:
+                yield pair, [(where, next(found)) for where in pair.files]
 
 
-def _check_sizes(pair: PairRef, a: Side, b: Side, load_size: int) -> None:
+def _check_sizes(pair: PairRef, a: DecodedSide, b: DecodedSide, load_size: int) -> None:
     """Raise BadInputError unless both sides can show the same place."""
     if a.image.shape[:2] == b.image.shape[:2]:
         return
     aspect_a, aspect_b = (side.image.shape[1] / side.image.shape[0] for side in (a, b))
-    same_shape = abs(aspect_a / aspect_b - 1) <= _SAME_SHAPE
+    same_shape = abs(aspect_a / aspect_b - 1) <= _MAX_ASPECT_DIFFERENCE
     if same_shape and load_size:
         return
     way_out = "pass --load-size 286 or" if same_shape else "their shapes differ, so correct one of them, or pass"
@@ -210,40 +205,34 @@ def _check_sizes(pair: PairRef, a: Side, b: Side, load_size: int) -> None:
     )
 
 
-def make_row(pair: PairRef, a: Side, b: Side, load_size: int, report: ShardReport) -> dict[str, Any]:
+def make_row(pair: PairRef, a: DecodedSide, b: DecodedSide, load_size: int, report: PartReport) -> dict[str, Any]:
     """Encode a pair at its stored size; the colours go into `report`."""
     height, width = (load_size, load_size) if load_size else a.image.shape[:2]
     stored_a, colours_a = _store(a, load_size)
     stored_b, colours_b = _store(b, load_size)
-    report.palette_a = merge_palettes(report.palette_a, colours_a)
-    report.palette_b = merge_palettes(report.palette_b, colours_b)
-    return {
-        "pair_id": pair.pair_id,
-        "a": stored_a,
-        "b": stored_b,
-        "width": width,
-        "height": height,
-        "source_uri": pair.a.uri,
-    }
+    report.colours_a = merge_colours(report.colours_a, colours_a)
+    report.colours_b = merge_colours(report.colours_b, colours_b)
+    row = {"pair_id": pair.pair_id, "a": stored_a, "b": stored_b, "width": width, "height": height}
+    return row | {"source_uri": pair.a.uri}
 
 
-def merge_palettes(left: Palette, right: Palette) -> Palette:
+def merge_colours(left: Colours, right: Colours) -> Colours:
     """The colours of both, None if there are too many."""
     if left is None or right is None or len(left | right) > MAX_PALETTE:
         return None
     return left | right
 
 
-def _store(side: Side, load_size: int) -> tuple[bytes, Palette]:
+def _store(side: DecodedSide, load_size: int) -> tuple[bytes, Colours]:
     """Encode one side at its stored size. Returns the bytes and the colours it had before resizing."""
     resized = images.resize(side.image, load_size, load_size) if load_size else side.image
     if side.image.dtype != np.uint8 or side.image.shape[2] != RGB.channels:
         return pixels.encode(resized), None
     # Stops counting at the limit, so a photograph costs next to nothing.
-    counted = Image.fromarray(side.image).getcolors(_LABEL_COLOURS)
-    colours: Palette = None
+    counted = Image.fromarray(side.image).getcolors(_MAX_DRAWN_COLOURS)
+    colours: Colours = None
     if counted and len(counted) <= MAX_PALETTE:
-        colours = frozenset(cast(Colour, colour) for _, colour in counted)
+        colours = frozenset(cast(tuple[int, int, int], colour) for _, colour in counted)
     if resized is side.image and _is_plain(side.original):
         return side.original, colours
     lossless = not load_size or counted is not None

@@ -1,4 +1,4 @@
-"""What the doctor says: a finding names pairs, and each check tells how many pairs it looked at."""
+"""What the doctor reports: checks of all pairs, and their findings, which name pairs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Severity = Literal["fault", "look"]
-MOST_NAMED = 1000
+Severity = Literal["error", "warning"]
+MAX_NAMED = 1000
 """Pairs of one finding that `doctor.json` names; it counts all."""
 
 
 @dataclass(frozen=True)
-class Named:
-    """One pair of a finding, by its row: what is the matter with it, and the rows it belongs together with."""
+class NamedPair:
+    """One pair of a finding, by its row: what is wrong with it, and the rows of the pairs that it resembles."""
 
     row: int
     detail: str
@@ -22,13 +22,13 @@ class Named:
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault: `fault` spoils what is trained or measured, `look` may be meant that way."""
+    """One kind of problem: an `error` spoils what is trained or measured, a `warning` may be meant that way."""
 
     name: str
     severity: Severity
     title: str
     advice: str
-    pairs: Sequence[Named] = ()
+    pairs: Sequence[NamedPair] = ()
     files: Sequence[tuple[str, str]] = ()
     """Files that became no pair: (address, what is wrong)."""
     numbers: dict[str, Any] = field(default_factory=dict)
@@ -39,14 +39,18 @@ class Finding:
         return len(self.pairs) + len(self.files)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Check:
-    """One examination: what it looked for, in how many pairs, what it measured, and what it found."""
+    """What was looked for, in how many pairs, what was measured, and the findings that name a pair or file."""
 
     name: str
     examined: int
     findings: Sequence[Finding] = ()
     note: str = ""
     unclear: bool = False
-    """Whether this data set gives no way to tell."""
+    """Whether this data set gives no way to decide."""
     numbers: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Leave out findings of nothing."""
+        self.findings = [finding for finding in self.findings if finding.count]

@@ -1,4 +1,4 @@
-"""One shard, without Ray: what is stored, in which form, and which rows are bad."""
+"""One part, without Ray: what is stored, in which form, and which rows are bad."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from p2p.data.pairs import PAIR_SCHEMA, ROW_GROUP_PAIRS
-from p2p.preparation.locations import Drawing, Fetcher, File
+from p2p.preparation.locations import Drawing, File, SourceReader
 from p2p.preparation.pairing import PairRef
-from p2p.preparation.shards import MAX_PART_PAIRS, Shard, ShardReport, cut_into_shards, write_shard
+from p2p.preparation.parts import MAX_PART_PAIRS, Part, PartReport, cut_into_parts, write_part
 from p2p.storage import images, pixels
 from p2p.synthetic.pairs import PALETTE, city_pair
 
 MakeImage = Callable[..., bytes]
 
 
-def store(tmp_path: Path, load_size: int, *pairs: tuple[bytes, bytes | None]) -> tuple[ShardReport, list[dict]]:
+def store(tmp_path: Path, load_size: int, *pairs: tuple[bytes, bytes | None]) -> tuple[PartReport, list[dict]]:
     refs = []
     for index, sides in enumerate(pairs):
         files = []
@@ -32,7 +32,7 @@ def store(tmp_path: Path, load_size: int, *pairs: tuple[bytes, bytes | None]) ->
                 (tmp_path / f"{index}.{name}").write_bytes(data)
                 files.append(File(str(tmp_path / f"{index}.{name}")))
         refs.append(PairRef(f"p{index}", "train", files[0], files[1] if files[1:] else None, 1))
-    report = write_shard(Shard("train", 3, tuple(refs)), str(tmp_path / "out"), load_size, Fetcher())
+    report = write_part(Part("train", 3, tuple(refs)), str(tmp_path / "out"), load_size, SourceReader())
     path = tmp_path / "out/train/part-00003.parquet"
     return report, pq.read_table(path).to_pylist() if path.exists() else []
 
@@ -88,8 +88,8 @@ def test_pairs_of_their_own_size_keep_their_bytes_if_any_reader_sees_the_same(
 
 def test_the_colours_of_a_drawn_side_are_its_palette_measured_before_resizing(tmp_path: Path) -> None:
     report, _ = store(tmp_path, 9, (label_png(30, 30), images.encode(photograph(30, 30))))
-    assert report.palette_a == {(k * 50, 255 - k * 50, k * 20) for k in range(5)}
-    assert report.palette_b is None
+    assert report.colours_a == {(k * 50, 255 - k * 50, k * 20) for k in range(5)}
+    assert report.colours_b is None
 
 
 BAD = {
@@ -118,7 +118,7 @@ def test_sizes_that_do_not_match_are_told_with_both_sizes_and_the_way_out(
 ) -> None:
     report, rows = store(tmp_path, 0, (make_image(60, 60), make_image(51, 51)))
     assert not rows
-    assert not (tmp_path / "out").exists(), "a shard without pairs leaves no file"
+    assert not (tmp_path / "out").exists(), "a part without pairs leaves no file"
     assert report.bad[0].error == "MismatchedSizes"
     expected = "pair 'p0': a is 60x60, b is 51x51; pass --load-size 286 or --max-bad-fraction 0.01"
     assert report.bad[0].message == expected
@@ -137,12 +137,12 @@ def test_an_odd_combined_width_and_a_vanished_file_are_bad_rows(tmp_path: Path, 
     report, _ = store(tmp_path, 0, (make_image(8, 15), None))
     assert report.bad[0].error == "OddWidth"
     gone = PairRef("x", "val", File(str(tmp_path / "gone.png")), None, 1)
-    assert write_shard(Shard("val", 0, (gone,)), str(tmp_path), 0, Fetcher()).bad[0].error == "Missing"
+    assert write_part(Part("val", 0, (gone,)), str(tmp_path), 0, SourceReader()).bad[0].error == "Missing"
 
 
 def test_drawings_are_stored_as_drawn(tmp_path: Path) -> None:
     drawing = PairRef("city", "test", Drawing(3, 5, 40, 50), None, 1)
-    write_shard(Shard("test", 0, (drawing,)), str(tmp_path), 0, Fetcher())
+    write_part(Part("test", 0, (drawing,)), str(tmp_path), 0, SourceReader())
     row = pq.read_table(tmp_path / "test/part-00000.parquet").to_pylist()[0]
     aerial, city_map = city_pair(3, 5, 40, 50)
     assert np.array_equal(images.decode(row["a"]), aerial)
@@ -165,14 +165,14 @@ def test_files_have_the_schema_and_row_groups_that_readers_expect(tmp_path: Path
 )
 def test_shards_hold_every_pair_once_in_order_within_their_limits(kinds: list[tuple[str, int]], copies: int) -> None:
     pairs = [PairRef(str(i), split, File("x"), None, size) for i, (split, size) in enumerate(kinds * copies)]
-    shards = cut_into_shards(pairs)
+    parts = cut_into_parts(pairs)
     for split in ("train", "val"):
-        own = [shard for shard in shards if shard.split == split]
-        assert [shard.number for shard in own] == list(range(len(own)))
-        assert [pair for shard in own for pair in shard.pairs] == [pair for pair in pairs if pair.split == split]
-    for shard in shards:
-        assert 1 <= len(shard.pairs) <= MAX_PART_PAIRS
-        assert len(shard.pairs) == 1 or sum(pair.weight for pair in shard.pairs) <= 128 * 2**20
+        own = [part for part in parts if part.split == split]
+        assert [part.number for part in own] == list(range(len(own)))
+        assert [pair for part in own for pair in part.pairs] == [pair for pair in pairs if pair.split == split]
+    for part in parts:
+        assert 1 <= len(part.pairs) <= MAX_PART_PAIRS
+        assert len(part.pairs) == 1 or sum(pair.weight for pair in part.pairs) <= 128 * 2**20
 
 
 def test_a_file_that_pillow_does_not_know_is_a_pair_like_any_other(tmp_path: Path) -> None:
