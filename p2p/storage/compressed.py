@@ -12,11 +12,11 @@ from p2p.errors import DamagedFileError
 from p2p.storage.error_mapping import storage_errors
 
 MAX_XZ_MEMORY = 256 * 2**20
-"""What decompressing .xz may take, bytes; `xz -9` needs 65 MiB. The file says how much, up to 4 GiB."""
+"""Bytes of memory for decompressing .xz; `xz -9` needs 65 MiB. A file may ask for up to 4 GiB."""
 MIN_EXPANSION_BYTES = 16 * 2**30
 MAX_EXPANSION = 100
-"""A file that has come to `MIN_EXPANSION_BYTES` may not come to more than this many times its own size: images are
-compressed already, and an archive of a few kilobytes could otherwise keep a machine busy for days."""
+"""A file that has expanded to `MIN_EXPANSION_BYTES` may not expand to more than this many times its own size: images
+are compressed already, and an archive of a few kilobytes could otherwise keep a machine busy for days."""
 _READ_BYTES = 2**18
 _BLOCK_BYTES = 2**20
 _MAGIC: dict[bytes, Callable[[], Any]] = {
@@ -28,7 +28,7 @@ _MAGIC: dict[bytes, Callable[[], Any]] = {
 
 
 class DecompressedFile:
-    """The content of a tar that is compressed by gzip, bzip2 or xz, or plain, by its first bytes. Goes forwards only.
+    """The content of a tar, read forwards only: gzip, bzip2, xz or plain, by its first bytes.
 
     Raises DamagedFileError for a file that is cut off or damaged, or expands to far more than images do.
     """
@@ -110,8 +110,10 @@ class DecompressedFile:
             return bytes(decompressor.decompress(data, _BLOCK_BYTES))
         except (zlib.error, lzma.LZMAError, OSError, ValueError) as error:
             if "Memory usage limit" in str(error):
-                most = f"{MAX_XZ_MEMORY >> 20} MiB of memory"
-                raise DamagedFileError(f"{self._uri}: needs more than {most}; compress it with xz -9 or less") from None
+                limit = f"{MAX_XZ_MEMORY >> 20} MiB of memory"
+                raise DamagedFileError(
+                    f"{self._uri}: needs more than {limit}; compress it with xz -9 or less"
+                ) from None
             raise self._damaged(str(error)) from None
 
     def _damaged(self, reason: str) -> DamagedFileError:

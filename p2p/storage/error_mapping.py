@@ -1,4 +1,4 @@
-"""What file systems raise -> one StorageError that names the address and says what to check."""
+"""Whatever file systems raise -> one StorageError with the address and what to check."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CREDENTIAL_ERRORS = (
     "NoCredentials",
     "PartialCredentials",
     "Unable to locate credentials",
-    "Bad Request",  # all that S3 says of an expired token where an answer has no body
+    "Bad Request",  # S3's only words for an expired token where an answer has no body
 )
 _DENIED = ("AccessDenied", "Forbidden")
 _WEB_DENIALS = {
@@ -88,7 +88,7 @@ def _keys_of(uri: str) -> str:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Whether a server, or the disk, has answered and said no to this one request."""
+    """Whether a server, or the disk, has answered that it refuses this one request."""
     if isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL):
         return True
     status = http_status(error)

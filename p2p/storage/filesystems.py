@@ -84,8 +84,8 @@ def _options(scheme: str, attempts: int) -> dict[str, Any]:
         import aiohttp
 
         # Its own is five minutes for a whole file: too long for a server that is gone, too short for a large file.
-        patience = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
-        return {"client_kwargs": {"timeout": patience}}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
+        return {"client_kwargs": {"timeout": timeout}}
     return {"auto_mkdir": True} if scheme == "file" else {}
 
 
@@ -149,7 +149,7 @@ def is_file(uri: str) -> bool:
 
 
 def read_bytes(uri: str, limit: int | None = None) -> bytes:
-    """The whole content of one file. With a `limit` (bytes) as `read_limited` says."""
+    """The whole content of one file. With a `limit` (bytes) as `read_limited` reads it."""
     with storage_errors(uri):
         filesystem, path = open_filesystem(uri)
         if limit is not None:
@@ -262,7 +262,7 @@ def is_hidden(name: str) -> bool:
 
 def list_files(uri: str, suffixes: Sequence[str] = ()) -> Iterator[FileInfo]:
     """Yield the files below `uri` folder by folder, sorted within each. Left out are folders whose names
-    start with `.` or `_`, and what `is_hidden` says.
+    start with `.` or `_`, and files that `is_hidden`.
 
     `suffixes` are lower-case endings such as `.jpg`; none means every file. An address of one file yields that file.
     """

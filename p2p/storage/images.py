@@ -47,23 +47,22 @@ FASTEST_PNG = 0
 
 
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Look at the header only. Raises BadInputError for what is no image, or one that would cost too much to decode."""
+    """Read the header only. Raises BadInputError for what is no image, or costs too much to decode."""
     if not data:
         raise BadInputError("EmptyFile", "the file has zero bytes")
     check_jpeg(data)
     if is_tiff(data):
-        Tiff(data)  # raises for tags that Pillow or libtiff would drown in
+        Tiff(data)  # raises for tags that cost Pillow or libtiff too much
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own limit speaks below
+            warnings.simplefilter("ignore")  # our own limit is checked below
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
         raise BadInputError("NotAnImage", "not a JPEG, PNG, WebP, BMP or TIFF image") from None
     except Image.DecompressionBombError:
-        most = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
-        raise BadInputError(
-            "TooManyPixels", f"the header claims more than {most} pixels; cut it into smaller images"
-        ) from None
+        limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+        problem = f"the header claims more than {limit} pixels; cut it into smaller images"
+        raise BadInputError("TooManyPixels", problem) from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise anything on a damaged header
@@ -112,17 +111,15 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Array:
 
 
 def load_upright(image: Image.Image, convert: Callable[[Image.Image], npt.NDArray[Depth]]) -> npt.NDArray[Depth]:
-    """Decode an opened image -> (H, W, ...) what `convert` makes of it, turned as its EXIF says. Raises
-    BadInputError.
-    """
-    with damage_told():
+    """Decode an opened image -> `convert` of it, (H, W, ...), with its EXIF orientation applied. Raises BadInputError."""
+    with decoder_errors():
         image.load()
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         return upright(by_rows(image, convert), orientation)
 
 
 def by_rows(image: Image.Image, convert: Callable[[Image.Image], npt.NDArray[Depth]]) -> npt.NDArray[Depth]:
-    """convert(image) for a `convert` that minds pixels alone, a million at a time: copies in between stay small."""
+    """convert(image), a million pixels at a time, for a `convert` of each pixel by itself: copies in between stay small."""
     rows = max(1, _PIXELS_AT_ONCE // image.width)
     if rows >= image.height:
         return convert(image)
@@ -137,7 +134,7 @@ def by_rows(image: Image.Image, convert: Callable[[Image.Image], npt.NDArray[Dep
 
 
 def upright(pixels: npt.NDArray[Depth], orientation: Any) -> npt.NDArray[Depth]:
-    """(H, W, ...) -> undo how a camera was held: EXIF orientation 1 to 8; anything else leaves it as it is."""
+    """Turn (H, W, ...) as EXIF orientation 1 to 8 asks; anything else leaves it as it is."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -146,10 +143,9 @@ def upright(pixels: npt.NDArray[Depth], orientation: Any) -> npt.NDArray[Depth]:
 
 
 @contextlib.contextmanager
-def damage_told() -> Iterator[None]:
-    """Make BadInputError of whatever an image library raises inside: on damaged data that is anything.
-
-    But MemoryError: it is the machine that has too little.
+def decoder_errors() -> Iterator[None]:
+    """Make BadInputError of whatever an image library raises inside, which on damaged data is anything; but not of
+    MemoryError, for which the machine is the reason.
     """
     try:
         yield
@@ -166,10 +162,9 @@ def encode(image: Array, format: ImageFormat = "png", quality: int = 95, png_lev
     are 10 to 40 % larger. Raises BadInputError for an image that is too long for JPEG or WebP.
     """
     if format in _MAX_SIDES and max(image.shape[:2]) > _MAX_SIDES[format]:
+        size, limit = f"{image.shape[1]}x{image.shape[0]}", _MAX_SIDES[format]
         raise BadInputError(
-            "TooLargeForFormat",
-            f"{image.shape[1]}x{image.shape[0]} is too long for {format}, which takes {_MAX_SIDES[format]} pixels; "
-            "png takes it",
+            "TooLargeForFormat", f"{size} is too long for {format}, whose limit is {limit} pixels; use png"
         )
     image = np.ascontiguousarray(image)
     if format == "jpeg":
@@ -208,7 +203,5 @@ def split_halves(image: npt.NDArray[Depth]) -> tuple[npt.NDArray[Depth], npt.NDA
     """(H, 2W, C) -> A, the left half, and B, the right half. Raises BadInputError for an odd width."""
     width = image.shape[1]
     if width % 2:
-        raise BadInputError(
-            "OddWidth", f"a combined image must have an even width to be halved, this one is {width} wide"
-        )
+        raise BadInputError("OddWidth", f"a combined image must have an even width, this one is {width} wide")
     return image[:, : width // 2], image[:, width // 2 :]

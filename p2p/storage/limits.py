@@ -1,4 +1,4 @@
-"""What an image may cost to decode, judged by its header and its markers before a decoder sees it."""
+"""Limits on the cost of decoding an image, checked by its header and markers before a decoder runs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ each decode the largest image take 13 GB at most."""
 MAX_SIDE = 1_000_000
 """Pixels, whatever the other side is: libpng's own limit."""
 MAX_JPEG_SCANS = 100
-"""Passes over all of the image that a JPEG may ask for, in a few bytes each. Encoders write up to a dozen."""
-
+"""Passes over all of the image, which take a few bytes each in a JPEG. Encoders write up to a dozen."""
 MAX_JPEG_SEGMENTS = 1000
 """Before the first scan. A colour profile has up to 255, everything else a few, or a few hundred with depth maps."""
 _MAX_EXIF_SEGMENTS = 64  # readers put them together one by one
@@ -26,18 +25,17 @@ _SCAN, _END = 0xDA, 0xD9
 _SCAN_WORD = 0xDAFF  # the scan's marker as a little-endian number
 # Among coded pixels FF is followed by 00, or by the D0 to D7 of a restart.
 _NEXT_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
-_FREE_CHANNELS = 8  # of 16 bits: these take what decoding a WebP takes
+_CHANNELS = 8  # of 16 bits take as much memory as decoding a WebP
 
 
 def check_size(width: int, height: int, max_pixels: int, channels: int = 3) -> None:
     """Raise BadInputError for an image of more than `max_pixels` pixels, fewer where it has more than 8 channels."""
     if max(width, height) > MAX_SIDE:
-        raise BadInputError(
-            "SideTooLong", f"{width}x{height} has a side of more than {MAX_SIDE} pixels; cut it into smaller images"
-        )
-    limit = max_pixels * _FREE_CHANNELS // max(_FREE_CHANNELS, channels)
+        problem = f"{width}x{height} has a side of more than {MAX_SIDE} pixels; cut it into smaller images"
+        raise BadInputError("SideTooLong", problem)
+    limit = max_pixels * _CHANNELS // max(_CHANNELS, channels)
     if width * height > limit:
-        with_channels = f" with {channels} channels" if channels > _FREE_CHANNELS else ""
+        with_channels = f" with {channels} channels" if channels > _CHANNELS else ""
         raise BadInputError(
             "TooManyPixels",
             f"{width}x{height}{with_channels} is more than the {limit} pixels allowed; cut it into smaller images, "
@@ -46,14 +44,11 @@ def check_size(width: int, height: int, max_pixels: int, channels: int = 3) -> N
 
 
 def check_jpeg(data: bytes) -> None:
-    """Raise BadInputError if these bytes are a JPEG of more than `MAX_JPEG_SCANS` scans, or with more before the first
-    of
-    them than any encoder writes.
-    """
+    """Raise BadInputError if these bytes are a JPEG of more scans or larger headers than any encoder writes."""
     if data[:3] != _JPEG:
         return
     _check_header(data)
-    # Thumbnails and further pictures count here too, so this only acquits; it takes a 200th of the decoding.
+    # Thumbnails and further pictures count here too, so this only accepts; it takes a 200th of the decoding.
     words = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1))
     if sum(np.count_nonzero(word == _SCAN_WORD) for word in words) <= MAX_JPEG_SCANS:
         return
@@ -83,7 +78,7 @@ def _check_header(data: bytes) -> None:
                 f"the JPEG has more than {MAX_JPEG_SEGMENTS} segments before its pixels, or {_MAX_EXIF_SEGMENTS} of "
                 "EXIF; save it anew without them",
             )
-        if found[1][0] != 1:  # the only one left that stands alone
+        if found[1][0] != 1:  # the only one left without a length
             position += max(2, int.from_bytes(data[position : position + 2], "big"))
 
 
@@ -96,6 +91,6 @@ def _count_scans(data: bytes) -> int:
         if marker == _END:
             break
         scans += marker == _SCAN
-        if marker != 1:  # the only one left that stands alone
+        if marker != 1:  # the only one left without a length
             position += max(2, int.from_bytes(data[position : position + 2], "big"))
     return scans

@@ -32,7 +32,7 @@ _RAY_TYPES = (
 )
 MAX_ID_BYTES = 1024
 """As long as the key of an object may be."""
-_MANY_ROWS = 100_000
+_MAX_UNCHECKED_ROWS = 100_000
 MIN_IMAGE_BYTES = 8
 """Of a row with an image, compressed, on average in a file of many rows. Those without take next to nothing."""
 MIN_ADDRESS_BYTES = 1
@@ -132,7 +132,7 @@ def check_row_count(file: pq.ParquetFile, uri: str, min_row_bytes: int) -> None:
     Each row becomes an input, and a kilobyte can claim, or hold, any number of empty ones.
     """
     rows = sum(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups))
-    if rows > _MANY_ROWS:
+    if rows > _MAX_UNCHECKED_ROWS:
         filesystem, path = open_filesystem(uri)
         size = filesystem.size(path)
         if size < rows * min_row_bytes:
@@ -164,7 +164,7 @@ def _find_in_type(kind: pa.DataType) -> str | None:
 
 @contextlib.contextmanager
 def damage_reported(uri: str) -> Iterator[None]:
-    """Turn what PyArrow says of damaged content into DamagedFileError. Trouble with the storage, or memory, passes."""
+    """Turn PyArrow's errors about damaged content into DamagedFileError; errors of the storage, and of memory, pass."""
     try:
         yield
     except MemoryError:  # ArrowMemoryError is an ArrowException too
@@ -235,7 +235,7 @@ def read_text(
         for name in columns:
             if schema.names.count(name) != 1:
                 raise DamagedFileError(
-                    f"{uri}: has no column {name!r} that could be told; there are {', '.join(schema.names)}"
+                    f"{uri}: has no column {name!r} that is unique; there are {', '.join(schema.names)}"
                 )
             if schema.field(name).type.num_fields:
                 raise DamagedFileError(f"{uri}: column {name!r} holds {schema.field(name).type}, not plain values")
@@ -284,7 +284,7 @@ def read_cells(
     Args:
         file: an open file.
         row_group: its number.
-        path: a column, or `column.bytes` of a struct, as `find_bytes` says.
+        path: a column, or `column.bytes` of a struct, as `find_bytes` returns.
         rows: numbers within the row group.
         max_bytes: larger images come as BadInputError; so do those that are null.
         before_row: if given, rows are decoded one at a time, and this is called with each of `rows` before that one,
@@ -293,7 +293,7 @@ def read_cells(
     """
     group = file.metadata.row_group(row_group)
     chunks = (group.column(index) for index in range(group.num_columns))
-    # A dictionary's largest value may stand in every row, whatever the size that is stored.
+    # A dictionary's largest value may be that of every row, whatever the size that is stored.
     largest = max(
         (c.total_uncompressed_size for c in chunks if c.path_in_schema == path and c.has_dictionary_page), default=0
     )

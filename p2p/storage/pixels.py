@@ -157,11 +157,11 @@ def _decode_as_stored(data: bytes, max_pixels: int, bits: int) -> tuple[Pixels, 
     """
     tiff = _plain_tiff(data)
     if tiff is not None:
-        with images.damage_told():
+        with images.decoder_errors():
             return images.upright(tiff.decode(max_pixels), tiff.orientation), tiff.channels
     if data[:3] == b"\xff\xd8\xff":
         return images.decode(data, max_pixels), 3
-    image = images.open_image(data, max_pixels)  # knows the limits, whoever decodes
+    image = images.open_image(data, max_pixels)  # checks the limits
     if bits == 16 and is_deep_png(data):
         raise BadInputError(
             "UnsupportedPixels", "a PNG of 16 bits in more than one channel is read with 8; store a TIFF"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import IO, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from p2p.errors import DamagedFileError
 from p2p.storage.error_mapping import storage_errors
@@ -43,7 +43,7 @@ _SPARSE_RECORDS = {b"GNU.sparse.map", b"GNU.sparse.size", b"GNU.sparse.major"}
 
 
 class ForwardFile(Protocol):
-    """What a tar is read from; no position is asked for that lies before the current one."""
+    """A file that is read and sought forwards only."""
 
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes; fewer only at the end."""
@@ -56,7 +56,7 @@ class ForwardFile(Protocol):
 
 
 class TarMember(NamedTuple):
-    """A member of a tar. The bytes of one that is "sparse" are not those of the file that was packed."""
+    """A member of a tar. The bytes of a "sparse" one are not those of the file that was packed."""
 
     name: str
     kind: MemberKind
@@ -71,16 +71,13 @@ class TarMember(NamedTuple):
         return self.start + _padded(self.size)
 
 
-def read_members(file: ForwardFile | IO[bytes], uri: str) -> Iterator[TarMember]:
-    """Yield the members of a tar, in order. When one is yielded, `file` stands at its content, which may be read.
+def read_members(file: ForwardFile, uri: str) -> Iterator[TarMember]:
+    """Yield the members of a tar, in order. When one is yielded, `file` is at its content, which may be read.
 
     Raises DamagedFileError for what is no tar, is cut off or damaged, or has larger headers than any tool writes.
     """
     headers = _Headers(file, uri)
-    while True:
-        member = headers.read_member()
-        if member is None:
-            return
+    while (member := headers.read_member()) is not None:
         yield member
         if file.tell() < member.end:
             headers.skip_to(member.end)
@@ -93,7 +90,7 @@ def _padded(size: int) -> int:
 class _Headers:
     """Reads the headers of one member after the other."""
 
-    def __init__(self, file: ForwardFile | IO[bytes], uri: str) -> None:
+    def __init__(self, file: ForwardFile, uri: str) -> None:
         self._file = file
         self._uri = uri
         self._global: dict[bytes, bytes] = {}
@@ -124,11 +121,11 @@ class _Headers:
             is_begun = is_begun or kind != _GLOBAL_PAX
 
     def _member(self, block: bytes, size: int, records: dict[bytes, bytes]) -> TarMember:
-        """What a member's own header and the records before it say."""
+        """The member of its own header and the records before it."""
         type_ = block[156:157]
         kind = "sparse" if _SPARSE_RECORDS & records.keys() else _KINDS.get(type_, "other")
         is_extended = type_ == b"S" and block[482]
-        while is_extended:  # the list of a sparse file's parts goes on
+        while is_extended:  # the list of a sparse file's parts continues
             is_extended = self._read(_BLOCK)[504]
         name = records.get(b"GNU.sparse.name") or records.get(b"path") or _name_of(block)
         if len(name) > MAX_NAME_BYTES:
@@ -153,7 +150,7 @@ class _Headers:
         if not block and not self._file.tell():
             raise self._damaged("it is empty")
         if not block:
-            log.warning("%s has no mark at its end; if it was cut off there, what came after is missing", self._uri)
+            log.warning("%s has no end-of-archive marker; if it is cut off, members are missing", self._uri)
 
     def _check(self, block: bytes) -> None:
         """Raise unless `block` is a whole header."""

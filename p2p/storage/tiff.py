@@ -1,4 +1,4 @@
-"""TIFF: the tags of a file's first image, judged before any reader believes them, and images of plain numbers.
+"""TIFF: the tags of a file's first image, checked before any reader uses them, and images of plain numbers.
 
 Pillow and its libtiff read most TIFFs. They do not read many channels, nor 16 bits in more than one; `decode` does.
 """
@@ -110,7 +110,7 @@ class Tiff:
         return pixels
 
     def _read_tags(self) -> Iterator[tuple[int, _Tag]]:
-        """What the first directory lists, as far as the file goes: what a torn one means, Pillow says."""
+        """The tags of the first directory, as far as the file goes: Pillow reports one that is cut off."""
         data, order = self._data, self._order
         large = 43 in data[2:4]
         try:
@@ -211,13 +211,13 @@ class Tiff:
         numbers = self._numbers(code, 1)
         return numbers[0] if numbers else default
 
-    def _numbers(self, code: int, most: int = -1) -> list[int]:
-        """A tag's values, or its first `most`; none if they are no whole numbers or not in the file."""
+    def _numbers(self, code: int, max_count: int = -1) -> list[int]:
+        """A tag's values, or its first `max_count`; none if they are no whole numbers or not in the file."""
         tag = self._tags.get(code)
         if tag is None or tag.kind not in _WHOLE_NUMBERS:
             return []
         dtype = np.dtype(self._order + _WHOLE_NUMBERS[tag.kind])
-        count = tag.count if most < 0 else min(most, tag.count)
+        count = tag.count if max_count < 0 else min(max_count, tag.count)
         if tag.offset + count * dtype.itemsize > len(self._data):
             return []
         return np.frombuffer(self._data, dtype, count, tag.offset).tolist()  # type: ignore[no-any-return]
@@ -228,12 +228,14 @@ def is_tiff(data: bytes) -> bool:
     return data[:2] in (b"II", b"MM") and sorted(data[2:4]) in ([0, 42], [0, 43])
 
 
-def _inflate(data: bytes | memoryview, most: int) -> bytes:
-    """Deflate's bytes -> at most `most` bytes. Raises BadInputError if there are more of them."""
+def _inflate(data: bytes | memoryview, limit: int) -> bytes:
+    """Deflate's bytes -> at most `limit` bytes. Raises BadInputError if there are more of them."""
     inflater = zlib.decompressobj()
-    inflated = inflater.decompress(data, most + 1)
-    if len(inflated) > most:
-        raise BadInputError("DamagedImage", f"a strip or tile of it inflates to more than the {most} bytes that it has")
+    inflated = inflater.decompress(data, limit + 1)
+    if len(inflated) > limit:
+        raise BadInputError(
+            "DamagedImage", f"a strip or tile of it inflates to more than the {limit} bytes that it has"
+        )
     if not inflater.eof:
         raise BadInputError("DamagedImage", "the image is cut off")
     return inflated

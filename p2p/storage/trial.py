@@ -1,5 +1,5 @@
 """Work at which a process has ended before (a crash in a decoder, a hang, more memory than there is) is tried in a
-process of its own: that one may end, and then it is known at which item.
+process of its own, whose end shows which item is the reason.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from p2p.storage.deadline import DECODE_SECONDS
 PROCESS_ENDED = "ProcessEnded"
 """Kind of a BadInputError at which processes end."""
 _MEMORY_LEFT = 0.1
-"""Share of the memory that a trial leaves alone: the kernel or Ray would end other processes."""
+"""Share of the memory that a trial leaves free; without, the kernel or Ray would end other processes."""
 _MIN_MEMORY = 2**30  # torch alone takes half of it
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def process_ended(what: str = "") -> BadInputError:
-    """The error for an input at which processes end; `what` names it where the message stands alone."""
+    """The error for an input at which processes end; `what` names it where nothing else does."""
     return BadInputError(
         PROCESS_ENDED,
         f"{what}the process that worked on it ended each time: a crash, a hang of more than {DECODE_SECONDS:g} s, or "
@@ -68,7 +68,7 @@ def _try_each(work: Callable[..., Iterable[Any]], *args: Any) -> Iterator[None]:
 
 
 def _limit_memory() -> None:
-    """More than there is becomes a MemoryError here, before it ends a neighbour; or else this process goes first."""
+    """Asking for more memory than there is raises MemoryError here, or else the kernel ends this process first."""
     with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
         total, free = _memory()
         limit = max(_MIN_MEMORY, free - int(_MEMORY_LEFT * total))
@@ -80,7 +80,7 @@ def _memory() -> tuple[int, int]:
     """Bytes of memory, in all and free, of this machine or of the container with less of it."""
     kib = {line.split(":")[0]: int(line.split()[1]) for line in _lines(Path("/proc/meminfo"))}
     total, free = kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024
-    with contextlib.suppress(OSError, ValueError, KeyError):  # without a limit there is no file, or it says "max"
+    with contextlib.suppress(OSError, ValueError, KeyError):  # without a limit there is no file, or "max" in it
         limit = int((_CGROUP / "memory.max").read_text(encoding="ascii"))
         used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
         parts = dict(line.split() for line in _lines(_CGROUP / "memory.stat"))

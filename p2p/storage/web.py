@@ -1,4 +1,4 @@
-"""Reading images from web servers that a corpus names: none inside one's own network, none that never ends."""
+"""Reading images from web servers that a corpus names, within limits on time and bytes, and none in private networks."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class WebReader:
         Raises:
             BadInputError: more than `max_bytes`, too slow, a private address where none is allowed, or no address at
             all.
-            NotFoundError, RefusedError: the server says so.
+            NotFoundError, RefusedError: the server answers so.
             StorageError: it does not answer, or asks to try again.
 
         """
@@ -159,9 +159,7 @@ class WebReader:
             check_bytes(len(data), max_bytes)
             seconds = self._loop.time() - started
             if seconds > self._grace_seconds and len(data) < seconds * MIN_BYTES_PER_SECOND:
-                raise BadInputError(
-                    "TooSlow", f"{len(data)} bytes in {seconds:.0f} s: less than 16 KiB/s are not waited for"
-                )
+                raise BadInputError("TooSlow", f"{len(data)} bytes in {seconds:.0f} s: slower than 16 KiB/s")
         return bytes(data)
 
 

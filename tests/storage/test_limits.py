@@ -321,7 +321,7 @@ except MemoryError:
 """
     run = [sys.executable, "-c", code, str(tmp_path / "large.png")]
     assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "MemoryError\n"
-    with pytest.raises(BadInputError), images.damage_told():
+    with pytest.raises(BadInputError), images.decoder_errors():
         raise RecursionError("so deep is no image")
 
 
