@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -219,3 +222,22 @@ def test_only_what_p2p_has_pickled_itself_is_unpickled() -> None:
     for path in MODULES:
         source = path.read_text(encoding="utf-8").replace("safetensors.torch.load(", "")
         assert source.count("torch.load(") == source.count("weights_only=True"), name_of(path)
+
+
+LIBRARY = ("model", "scenes", "data", "storage")
+
+
+def test_libraries_name_parameters_and_only_the_command_line_knows_options() -> None:
+    from p2p.benchmark import BenchmarkConfig
+    from p2p.evaluation import EvaluateConfig
+    from p2p.preparation import PrepareConfig
+    from p2p.training import TrainConfig
+    from p2p.translation import TranslateConfig
+
+    configs: tuple[Any, ...] = (BenchmarkConfig, EvaluateConfig, PrepareConfig, TrainConfig, TranslateConfig)
+    options = {"--" + field.name.replace("_", "-") for config in configs for field in dataclasses.fields(config)}
+    assert {"--data", "--crop-size"} <= options
+    for path in MODULES:
+        if room_of(name_of(path)) in LIBRARY:
+            named = options & set(re.findall(r"--[a-z][a-z0-9-]*", path.read_text(encoding="utf-8")))
+            assert not named, f"{name_of(path)} names {named}; raise ConfigError(field, ...)"

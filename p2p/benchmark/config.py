@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from p2p.errors import UsageError
+from p2p.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         if self.seconds <= 0:
-            raise UsageError(f"--seconds {self.seconds:g}: must be above 0")
+            raise ConfigError("seconds", f"{self.seconds:g}: must be above 0")
         if self.images < 8:
-            raise UsageError(f"--images {self.images}: at least 8 are needed to measure anything")
+            raise ConfigError("images", f"{self.images}: at least 8 are needed to measure anything")
         if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"--batch-size {self.batch_size}: must be at least 1")
+            raise ConfigError("batch_size", f"{self.batch_size}: must be at least 1")

@@ -33,7 +33,7 @@ from p2p.benchmark.networks import (
     plain_update,
 )
 from p2p.data.machine import available_cpus
-from p2p.errors import UsageError
+from p2p.errors import ConfigError
 from p2p.model.config import ModelConfig, Precision
 from p2p.model.engine import choose_precision
 from p2p.preparation import PrepareConfig, prepare
@@ -58,7 +58,7 @@ Result = TypeVar("Result")
 
 def _device(wanted: str) -> str:
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: no CUDA GPU is visible here; pass --device auto or cpu")
+        raise ConfigError("device", "cuda: no CUDA GPU is visible here; use auto or cpu")
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -95,7 +95,7 @@ def _images(config: BenchmarkConfig, folder: Path) -> Path:
     if config.source is not None:
         found = list(itertools.islice(list_files(absolute(config.source), SUFFIXES), config.images))
         if len(found) < config.images:
-            raise UsageError(f"--source {config.source}: has {len(found)} images, --images asks for {config.images}")
+            raise ConfigError("source", f"{config.source}: has {len(found)} images, {config.images} are asked for")
         for index, info in enumerate(found):
             (target / f"{index:05d}-{Path(info.path).name}").write_bytes(read_bytes(info.uri))
         return target

@@ -17,7 +17,7 @@ def _check(image_a: Pixels, image_b: Pixels, crop_size: int) -> None:
             "SizeMismatch", f"a is {width}x{height}, b is {image_b.shape[1]}x{image_b.shape[0]}; both must be equal"
         )
     if min(height, width) < crop_size:
-        raise BadInputError("TooSmall", f"the pair is {width}x{height}, smaller than --crop-size {crop_size}")
+        raise BadInputError("TooSmall", f"the pair is {width}x{height}, smaller than crop_size {crop_size}")
 
 
 def _crop(image: Pixels, top: int, left: int, crop_size: int, mirror: bool) -> Pixels:

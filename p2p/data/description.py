@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from p2p.documents import check_fields
-from p2p.errors import NotFoundError, StorageError, UsageError
+from p2p.errors import ConfigError, NotFoundError, StorageError, UsageError
 from p2p.model.config import Direction, ModelConfig, Palette, as_palette
 from p2p.storage.filesystems import join, read_json_object, write_json
 from p2p.storage.pixels import RGB, PixelFormat, parse_format
@@ -49,17 +49,40 @@ class Description:
         """Input and target."""
         return (self.a, self.b) if direction == "AtoB" else (self.b, self.a)
 
+    def record(self, direction: Direction, output_channels: int) -> DataRecord:
+        """For the checkpoints of a training in `direction`. Metrics use a palette of RGB targets only."""
+        inputs, targets = self.sides(direction)
+        target_palette = targets.palette if output_channels == RGB.channels else None
+        bits: Literal[8, 16] = 16 if 16 in (inputs.pixels.bits, targets.pixels.bits) else 8
+        return DataRecord(self.uri, self.load_size, inputs.palette, target_palette, bits)
+
     def require(self, direction: Direction, input_channels: int, output_channels: int) -> None:
-        """Raise UsageError unless every image can be read with so many channels, none of them invented."""
+        """Raise ConfigError unless every image can be read with so many channels, none of them invented."""
         wanted = (input_channels, output_channels)
-        for option, side, channels in zip(("input", "output"), self.sides(direction), wanted, strict=True):
+        for name, side, channels in zip(("input", "output"), self.sides(direction), wanted, strict=True):
             has = side.pixels.channels
             if channels != has and not {channels, has} <= {1, 3}:
                 letter = "a" if side is self.a else "b"
-                raise UsageError(
-                    f"--{option}-channels {channels}: the {option} images in {self.uri} have {has}; use that, or "
-                    f"prepare them again with --pixels-{letter} {channels}x{side.pixels.bits}"
+                raise ConfigError(
+                    f"{name}_channels",
+                    f"{channels}: the {name} images in {self.uri} have {has}; use that, or prepare them again with "
+                    f"pixels_{letter} {channels}x{side.pixels.bits}",
                 )
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What a checkpoint records about the data set it was trained on."""
+
+    uri: str
+    load_size: int | None
+    input_palette: Palette | None
+    """Colours of the inputs, where they are few enough to be classes."""
+    target_palette: Palette | None
+    bits: Literal[8, 16] = 8
+    """In which both sides are read."""
+    pairs: int = 0
+    """That are trained on."""
 
 
 def read_description(uri: str) -> Description:
@@ -81,7 +104,7 @@ def read_description(uri: str) -> Description:
     except NotFoundError:
         return Description(uri)
     except (StorageError, UsageError, ValueError) as error:
-        raise UsageError(f"--data {error}; prepare the data set again") from None
+        raise ConfigError("data", f"{error}; prepare the data set again") from None
     return Description(uri, sides[0], sides[1], said.get("load_size"))
 
 

@@ -211,7 +211,7 @@ def _check_raw(group: RowGroup) -> None:
     if width % 2 or width < height:
         raise UsageError(
             f"{group.uri}: {width}x{height} is not a combined pair (A and B side by side, of equal width); "
-            "make a data set of two folders with jobs/prepare.py --source A --source-b B"
+            "make a data set of two folders with jobs/prepare.py (source, source_b)"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from p2p.errors import UsageError
+from p2p.errors import ConfigError
 from p2p.model.config import Direction
 
 
@@ -45,12 +45,13 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if self.limit < 0:
-            raise UsageError(f"--limit {self.limit}: must be 0 (all pairs) or more")
-        for option, value in (("inception", self.inception_weights), ("lpips", self.lpips_weights)):
-            if value is not None:
-                raise UsageError(
-                    f"--{option}-weights {value}: this version does not compute the metrics that need them "
-                    "(lpips, fid, kid, is); leave the option out"
+            raise ConfigError("limit", f"{self.limit}: must be 0 (all pairs) or more")
+        for name in ("inception_weights", "lpips_weights"):
+            if getattr(self, name) is not None:
+                raise ConfigError(
+                    name,
+                    f"{getattr(self, name)}: this version does not compute the metrics that need them "
+                    "(lpips, fid, kid, is); leave the option out",
                 )
 
     @property

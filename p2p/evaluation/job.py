@@ -19,7 +19,7 @@ from p2p.data.machine import available_cpus, worker_environment
 from p2p.data.order import Row
 from p2p.data.pairs import Pairs, open_pairs, raw_load_size
 from p2p.data.tasks import run_as_task
-from p2p.errors import CheckpointError, NotFoundError, P2PError, StorageError, UsageError
+from p2p.errors import CheckpointError, ConfigError, NotFoundError, P2PError, StorageError, UsageError
 from p2p.evaluation.config import EvaluateConfig
 from p2p.evaluation.judge import UNTRAINED, Drawn, Judge, Task, judge_rows
 from p2p.model.checkpoint import load_generator
@@ -54,14 +54,14 @@ def _load(checkpoint: str) -> Generator:
     try:
         return load_generator(checkpoint)
     except (CheckpointError, StorageError) as error:
-        raise UsageError(f"--checkpoint {error}") from None
+        raise ConfigError("checkpoint", str(error)) from None
 
 
 def _open(config: EvaluateConfig, data: str, crop_size: int) -> Pairs:
     try:
         return open_pairs(data, config.split, raw_load_size=raw_load_size(crop_size))
     except NotFoundError as error:
-        raise UsageError(f"--data {error}") from None
+        raise ConfigError("data", str(error)) from None
 
 
 def _metrics(config: EvaluateConfig, palette: Palette | None) -> tuple[str, ...]:
@@ -69,9 +69,10 @@ def _metrics(config: EvaluateConfig, palette: Palette | None) -> tuple[str, ...]
         return default_metrics(has_palette=bool(palette))
     for name in config.metric_names:
         if find_metric(name).needs_palette and not palette:
-            raise UsageError(
-                f"--metrics {name}: the targets in {config.data} have no palette (32 colours at most, recorded by "
-                "jobs/prepare.py in dataset.json)"
+            raise ConfigError(
+                "metrics",
+                f"{name}: the targets in {config.data} have no palette (32 colours at most, recorded by "
+                "jobs/prepare.py in dataset.json)",
             )
     return tuple(name for name in METRICS if name in config.metric_names)
 
@@ -83,7 +84,7 @@ def _require_channels(
         description.require(direction, model.input_image_channels, model.output_channels)
     except UsageError as error:
         channels = f"from {model.input_image_channels} to {model.output_channels} channels"
-        raise UsageError(f"--checkpoint {config.checkpoint}: translates {channels}, but {error}") from None
+        raise ConfigError("checkpoint", f"{config.checkpoint}: translates {channels}, but {error}") from None
 
 
 def _plan(config: EvaluateConfig) -> tuple[Task, str]:
@@ -97,9 +98,10 @@ def _plan(config: EvaluateConfig) -> tuple[Task, str]:
     model = generator.config
     pairs = _open(config, data, model.crop_size)
     if pairs.smallest_side < model.crop_size:
-        raise UsageError(
-            f"--data {config.data}: its smallest pair has a side of {pairs.smallest_side} pixels, this generator works "
-            f"on {model.crop_size}; prepare the pairs with --load-size {model.crop_size} or more"
+        raise ConfigError(
+            "data",
+            f"{config.data}: its smallest pair has a side of {pairs.smallest_side} pixels, this generator works on "
+            f"{model.crop_size}; prepare the pairs with load_size {model.crop_size} or more",
         )
     direction = config.direction or model.direction
     swap = direction == "BtoA"
@@ -151,7 +153,7 @@ def _judge_on_ray(config: EvaluateConfig, task: Task, rows: Sequence[Row]) -> Re
 
     gpus = cluster_gpus() if config.gpu != "false" else 0
     if config.gpu == "true" and not gpus:
-        raise UsageError("--gpu true: the cluster has no GPU; pass --gpu auto or false")
+        raise ConfigError("gpu", "true: the cluster has no GPU; use auto or false")
     actors = min(gpus or cluster_cpus(), len(_chunks(rows)))
     threads = max(1, min(cluster_cpus() // actors, available_cpus()))
     sized = dataclasses.replace(task, device="cuda" if gpus else "cpu", threads=threads)

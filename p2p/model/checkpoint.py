@@ -46,7 +46,7 @@ _ID_DIGITS = 16
 
 @dataclass(frozen=True)
 class ResolvedCheckpoint:
-    """The generator file behind a `--checkpoint` address."""
+    """The generator file behind an address."""
 
     kind: Literal["checkpoint", "safetensors", "pth"]
     """A folder written by p2p, or a single generator file."""
@@ -147,7 +147,7 @@ def _tensors(folder_uri: str, name: str) -> dict[str, Tensor]:
 
 
 def resolve_checkpoint(uri: str) -> ResolvedCheckpoint:
-    """Find the generator behind a `--checkpoint` address.
+    """Find the generator behind an address.
 
     A run (its best checkpoint; `RUN#latest`, `RUN#best`, `RUN#epoch_0010`, `RUN#epoch_0010_step_00005000`), a
     checkpoint folder, or a `.safetensors` or `.pth` file, on any file system. Raises CheckpointError with what is there

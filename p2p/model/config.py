@@ -7,10 +7,11 @@ import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
+from p2p.cli import TrueFalse
 from p2p.documents import build
-from p2p.errors import UsageError
+from p2p.errors import ConfigError, UsageError
 
 GeneratorName = Literal["unet_64", "unet_128", "unet_256", "unet_512", "resnet_6", "resnet_9"]
 DiscriminatorName = Literal["patch_16", "patch_70", "patch_286", "pixel"]
@@ -57,20 +58,115 @@ def as_palette(colours: Sequence[Sequence[int]] | None) -> Palette | None:
 
 
 def class_planes(input_encoding: str) -> int:
-    """`onehot:12` -> 12 class planes; `colour` -> 0. Raises UsageError for anything else."""
+    """`onehot:12` -> 12 class planes; `colour` -> 0. Raises ConfigError for anything else."""
     count = input_encoding.removeprefix(_ONE_HOT)
     if input_encoding == "colour":
         return 0
     if input_encoding.startswith(_ONE_HOT) and count.isdecimal() and 2 <= int(count) <= MAX_PALETTE:
         return int(count)
-    raise UsageError(f"--input-encoding {input_encoding}: use colour, or onehot:N for 2 to {MAX_PALETTE} classes")
+    raise ConfigError("input_encoding", f"{input_encoding}: use colour, or onehot:N for 2 to {MAX_PALETTE} classes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelOptions:
+    """What a user chooses about a model, in training options and in the model itself alike.
+
+    Raises ConfigError for values that do not fit.
+    """
+
+    direction: Direction = "AtoB"
+    """Which side is the input and which the target."""
+    crop_size: int = 256
+    """Side in pixels of the square training inputs, a multiple of the generator's stride."""
+    lr: float = 0.0002
+    """Adam's learning rate, of both networks."""
+    beta1: float = 0.5
+    """Adam's first momentum; the second is 0.999."""
+    lambda_l1: float = 100.0
+    """Weight of the L1 distance (in [-1, 1] units) in the generator's loss; 0 leaves it out."""
+    gan_mode: GanMode = "vanilla"
+    """Adversarial loss; vanilla is the paper's cross-entropy, wgangp is meant for instance norm or none."""
+    label_smoothing: float = 0.0
+    """The discriminator's label of real pairs is 1 minus this (vanilla and lsgan)."""
+    input_encoding: str = "colour"
+    """colour: as the pixels are. onehot:N: the inputs are label maps of at most N colours, which jobs/prepare.py
+    recorded as their palette; the networks get one plane of 0 and 1 for each."""
+    generator: GeneratorName = "unet_256"
+    """Generator; unet_N halves an image log2(N) times and needs crops that are multiples of N."""
+    ngf: int = 64
+    """Channels of the generator's first layer."""
+    dropout: TrueFalse = True
+    """Dropout 0.5 in the generator's inner layers."""
+    discriminator: DiscriminatorName = "patch_70"
+    """Discriminator; patch_N judges overlapping NxN patches."""
+    ndf: int = 64
+    """Channels of the discriminator's first layer."""
+    norm: NormName = "batch"
+    """Normalisation of both networks."""
+    ema_images: int = 0
+    """Half-life in images of a moving average of the generator's weights, 10000 for example. Validation, samples and
+    checkpoints then show the average, and translate uses it. 0 keeps none."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                choices = ", ".join(map(str, get_args(kind)))
+                raise ConfigError(name, f"{getattr(self, name)!r}: use one of {choices}")
+        class_planes(self.input_encoding)
+        self._check_numbers()
+        self._check_sizes()
+
+    def _check_numbers(self) -> None:
+        self._require_size("ngf", "ndf", "crop_size")
+        if self.ema_images < 0:
+            raise ConfigError("ema_images", f"{self.ema_images}: must be 0 (off) or more")
+        if not 0 < self.lr < math.inf:
+            raise ConfigError("lr", f"{self.lr}: must be a finite number above 0")
+        if not 0 <= self.beta1 < 1:
+            raise ConfigError("beta1", f"{self.beta1}: must lie in [0, 1)")
+        if not 0 <= self.lambda_l1 < math.inf:
+            raise ConfigError("lambda_l1", f"{self.lambda_l1}: must be a finite number, 0 or more")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError("label_smoothing", f"{self.label_smoothing}: must lie in [0, 1)")
+        if self.label_smoothing and self.gan_mode in ("hinge", "wgangp"):
+            raise ConfigError(
+                "label_smoothing",
+                f"{self.label_smoothing}: gan_mode {self.gan_mode} has no labels; use vanilla or lsgan, or 0",
+            )
+
+    def _require_size(self, *names: str) -> None:
+        for name in names:
+            if not 1 <= getattr(self, name) <= _MAX_SIZE:
+                raise ConfigError(name, f"{getattr(self, name)}: must be at least 1, and {_MAX_SIZE} at most")
+
+    def _check_sizes(self) -> None:
+        if self.crop_size % self.stride:
+            fitting = [name for name in get_args(GeneratorName) if self.crop_size % generator_stride(name) == 0]
+            unets = [name for name in fitting if name in UNET_DOWNS]
+            other = f" or generator {(unets or fitting)[-1]}" if fitting else ""
+            raise ConfigError(
+                "crop_size",
+                f"{self.crop_size}: generator {self.generator} needs a multiple of {self.stride}; "
+                f"use {-(-self.crop_size // self.stride) * self.stride}{other}",
+            )
+        if self.crop_size < smallest_crop(self.discriminator):
+            raise ConfigError(
+                "crop_size",
+                f"{self.crop_size}: discriminator {self.discriminator} needs at least "
+                f"{smallest_crop(self.discriminator)}; use that, or discriminator patch_16",
+            )
+
+    @property
+    def stride(self) -> int:
+        """Pixels of which both sides of the generator's input must be a multiple."""
+        return generator_stride(self.generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(ModelOptions):
     """One model: its two networks, its objective, and its inputs. Written into every checkpoint.
 
-    Raises UsageError for values that do not fit.
+    Raises ConfigError for values that do not fit.
 
     Example:
         >>> from p2p import ModelConfig
@@ -82,124 +178,33 @@ class ModelConfig:
 
     """
 
-    generator: GeneratorName = "unet_256"
-    """Network that makes the output: U-Nets by the input side they reduce to one pixel, ResNets by their blocks."""
-    discriminator: DiscriminatorName = "patch_70"
-    """Network that judges input and output together, by its receptive field in pixels."""
     input_channels: int = 3
     """Channels that the generator takes: those of the input image, or its class planes."""
     output_channels: int = 3
     """Channels of the output image."""
     bits: Literal[8, 16] = 8
     """Of every value of input and output images."""
-    input_encoding: str = "colour"
-    """colour, or onehot:N: the input is an RGB label map, given to the networks as N planes of 0 and 1."""
     input_palette: Palette | None = None
     """The colour of each class, in the order of planes; planes beyond it stay 0. For onehot only."""
-    ngf: int = 64
-    """Filters of the generator's first layer."""
-    ndf: int = 64
-    """Filters of the discriminator's first layer."""
-    norm: NormName = "batch"
-    """Normalisation in both networks."""
-    dropout: bool = True
-    """Dropout of 0.5 in the generator's inner blocks while it trains."""
-    gan_mode: GanMode = "vanilla"
-    """Adversarial objective: vanilla is binary cross-entropy on logits; wgangp is meant for --norm instance or none."""
-    lambda_l1: float = 100.0
-    """Weight of the mean absolute error (in [-1, 1] units) in the generator's objective."""
-    label_smoothing: float = 0.0
-    """The discriminator's target for real pairs is 1 minus this (vanilla and lsgan)."""
-    lr: float = 2e-4
-    """Adam's learning rate, for both networks."""
-    beta1: float = 0.5
-    """Adam's momentum; beta2 is 0.999."""
-    ema_images: int = 0
-    """Half-life in images of the generator's moving average, which checkpoints then translate with; 0 keeps none."""
-    crop_size: int = 256
-    """Side in pixels of the square training inputs, and the default tile when translating."""
-    direction: Direction = "AtoB"
-    """Which side of a pair is the input."""
     precision: Precision = "fp32"
     """bf16: convolutions in bfloat16 under autocast; weights and optimiser stay float32."""
 
     def __post_init__(self) -> None:
-        self._check_choices()
-        self._check_numbers()
-        self._check_encoding()
-        self._check_sizes()
-
-    def _check_choices(self) -> None:
-        allowed = {
-            "generator": GeneratorName,
-            "discriminator": DiscriminatorName,
-            "norm": NormName,
-            "gan_mode": GanMode,
-            "direction": Direction,
-            "precision": Precision,
-            "bits": Literal[8, 16],
-        }
-        for name, choices in allowed.items():
-            if getattr(self, name) not in get_args(choices):
-                raise UsageError(
-                    f"{_option(name)} {getattr(self, name)!r}: use one of {', '.join(map(str, get_args(choices)))}"
-                )
-
-    def _check_encoding(self) -> None:
-        planes = class_planes(self.input_encoding)
-        colours = len(self.input_palette or ())
+        super().__post_init__()
+        self._require_size("input_channels", "output_channels")
+        planes, colours = class_planes(self.input_encoding), len(self.input_palette or ())
         if planes and not 1 <= colours <= planes:
             has = f"a palette of {colours} colours" if colours else "no palette"
-            way_out = f"onehot:{colours} or more" if 0 < colours <= MAX_PALETTE else "colour"
-            raise UsageError(f"--input-encoding {self.input_encoding}: the inputs have {has}; use {way_out}")
+            fix = f"onehot:{colours} or more" if 0 < colours <= MAX_PALETTE else "colour"
+            raise ConfigError("input_encoding", f"{self.input_encoding}: the inputs have {has}; use {fix}")
         if planes and self.input_channels != planes:
-            raise UsageError(
-                f"--input-channels {self.input_channels}: --input-encoding {self.input_encoding} makes {planes}; "
-                "leave --input-channels out"
+            raise ConfigError(
+                "input_channels",
+                f"{self.input_channels}: input_encoding {self.input_encoding} makes {planes}; leave it out",
             )
         as_palette(self.input_palette)
         if not planes and self.input_palette is not None:
-            raise UsageError("--input-encoding colour: takes no palette")
-
-    def _check_numbers(self) -> None:
-        for name in ("input_channels", "output_channels", "ngf", "ndf", "crop_size"):
-            if not 1 <= getattr(self, name) <= _MAX_SIZE:
-                raise UsageError(f"{_option(name)} {getattr(self, name)}: must be at least 1, and {_MAX_SIZE} at most")
-        if self.ema_images < 0:
-            raise UsageError(f"--ema-images {self.ema_images}: must be 0 (off) or more")
-        if not 0 < self.lr < math.inf:
-            raise UsageError(f"--lr {self.lr}: must be a finite number above 0")
-        if not 0 <= self.beta1 < 1:
-            raise UsageError(f"--beta1 {self.beta1}: must lie in [0, 1)")
-        if not 0 <= self.lambda_l1 < math.inf:
-            raise UsageError(f"--lambda-l1 {self.lambda_l1}: must be a finite number, 0 or more")
-        if not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"--label-smoothing {self.label_smoothing}: must lie in [0, 1)")
-        if self.label_smoothing and self.gan_mode in ("hinge", "wgangp"):
-            raise UsageError(
-                f"--label-smoothing {self.label_smoothing}: --gan-mode {self.gan_mode} has no labels; "
-                "use --gan-mode vanilla or lsgan, or --label-smoothing 0"
-            )
-
-    def _check_sizes(self) -> None:
-        if self.crop_size % self.stride:
-            fitting = [name for name in get_args(GeneratorName) if self.crop_size % generator_stride(name) == 0]
-            unets = [name for name in fitting if name in UNET_DOWNS]
-            other = f" or --generator {(unets or fitting)[-1]}" if fitting else ""
-            raise UsageError(
-                f"--crop-size {self.crop_size}: --generator {self.generator} needs a multiple of {self.stride}; "
-                f"pass --crop-size {-(-self.crop_size // self.stride) * self.stride}{other}"
-            )
-        if self.crop_size < smallest_crop(self.discriminator):
-            raise UsageError(
-                f"--crop-size {self.crop_size}: --discriminator {self.discriminator} needs at least "
-                f"{smallest_crop(self.discriminator)}; pass that, or --discriminator patch_16"
-            )
-
-    @property
-    def stride(self) -> int:
-        """Pixels of which both sides of the generator's input must be a multiple."""
-        return generator_stride(self.generator)
+            raise ConfigError("input_encoding", "colour: takes no palette")
 
     @property
     def input_image_channels(self) -> int:
@@ -217,7 +222,3 @@ class ModelConfig:
             return build(cls, values)
         except ValueError as error:
             raise UsageError(f"model configuration: {error}") from None
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from p2p.errors import UsageError
+from p2p.errors import ConfigError
 from p2p.model.config import Precision
 from p2p.model.cuda_graphs import CudaGraphStream, convolution_kernels
 from p2p.model.networks import Generator, replace_modules
@@ -36,14 +36,14 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def choose_device(gpu: str) -> torch.device:
-    """`--gpu auto|true|false` -> the device. Raises UsageError for `true` where there is no CUDA GPU."""
+    """`auto`, `true` or `false` -> the device. Raises ConfigError for `true` where there is no CUDA GPU."""
     if gpu == "true" and not torch.cuda.is_available():
-        raise UsageError("--gpu true: no CUDA GPU is visible here; pass --gpu auto or false")
+        raise ConfigError("gpu", "true: no CUDA GPU is visible here; use auto or false")
     return torch.device("cuda" if gpu != "false" and torch.cuda.is_available() else "cpu")
 
 
 def choose_precision(precision: str, device: str | torch.device, bits: int = 8) -> Precision:
-    """`--precision auto|fp32|bf16` -> what to use.
+    """`auto`, `fp32` or `bf16` -> what to use.
 
     `auto` is bf16 where the device computes in it natively, but not for images of 16 `bits`: bfloat16 keeps only 8.
     """
@@ -92,11 +92,11 @@ class Engine:
         threads: int | None = None,
     ) -> None:
         if batch_size < 1:
-            raise UsageError(f"--batch-size {batch_size}: must be at least 1")
+            raise ConfigError("batch_size", f"{batch_size}: must be at least 1")
         if tile_size is not None and (tile_size < 1 or tile_size % generator.stride):
-            raise UsageError(
-                f"--tile-size {tile_size}: this generator needs a multiple of {generator.stride}; "
-                f"pass --tile-size {max(1, round(tile_size / generator.stride)) * generator.stride}"
+            fitting = max(1, round(tile_size / generator.stride)) * generator.stride
+            raise ConfigError(
+                "tile_size", f"{tile_size}: this generator needs a multiple of {generator.stride}; use {fitting}"
             )
         self.stride = generator.stride
         self.input_channels = generator.config.input_image_channels

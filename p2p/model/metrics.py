@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from p2p.errors import UsageError
+from p2p.errors import ConfigError
 from p2p.model.tensors import nearest_colour, to_levels
 
 Palette: TypeAlias = Sequence[Sequence[int]]
@@ -86,24 +86,25 @@ METRICS: Mapping[str, Metric] = {
 """Every metric that can be computed, in the order of tables."""
 
 NEEDS_WEIGHTS: Mapping[str, str] = {
-    "lpips": "--lpips-weights",
-    "fid": "--inception-weights",
-    "kid": "--inception-weights",
-    "is": "--inception-weights",
+    "lpips": "lpips_weights",
+    "fid": "inception_weights",
+    "kid": "inception_weights",
+    "is": "inception_weights",
 }
-"""Metrics over features of a pretrained network, not computed yet, and the option for its weights."""
+"""Metrics over features of a pretrained network, not computed yet, and the field of its weights."""
 
 
-def find_metric(name: str, option: str = "--metrics") -> Metric:
-    """The metric called `name` (`l1`) or `val_`+name (`val_l1`). Raises UsageError: `option` and the choices."""
+def find_metric(name: str, field: str = "metrics") -> Metric:
+    """The metric called `name` (`l1`) or `val_`+name (`val_l1`). Raises ConfigError: `field` and the choices."""
     plain = name.removeprefix("val_")
     if plain in NEEDS_WEIGHTS:
-        raise UsageError(
-            f"{option} {name}: this version does not compute {plain} yet; it needs a pretrained network "
-            f"({NEEDS_WEIGHTS[plain]}). Leave it out; available are {', '.join(METRICS)}"
+        raise ConfigError(
+            field,
+            f"{name}: this version does not compute {plain} yet; it needs a pretrained network "
+            f"({NEEDS_WEIGHTS[plain]}). Leave it out; available are {', '.join(METRICS)}",
         )
     if plain not in METRICS:
-        raise UsageError(f"{option} {name}: no such metric; available are {', '.join(METRICS)}")
+        raise ConfigError(field, f"{name}: no such metric; available are {', '.join(METRICS)}")
     return METRICS[plain]
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from p2p.errors import UsageError
+from p2p.errors import ConfigError
 from p2p.model.config import PATCH_LAYERS, RESNET_BLOCKS, UNET_DOWNS, ModelConfig
 from p2p.model.convolutions import Conv2d, ConvTranspose2d
 from p2p.model.tensors import InputEncoder
@@ -169,7 +169,7 @@ class UNetGenerator(Generator):
     ) -> None:
         super().__init__()
         if num_downs < _MIN_DOWNS:
-            raise UsageError(f"num_downs {num_downs}: a U-Net of this kind needs at least {_MIN_DOWNS}")
+            raise ConfigError("num_downs", f"{num_downs}: a U-Net of this kind needs at least {_MIN_DOWNS}")
         self.stride = 2**num_downs
         widths = [ngf * min(2**level, _MAX_WIDTH_FACTOR) for level in range(num_downs)]
         bias = norm == "instance"  # batch norm has its own; with "none" the reference implementation has no bias either

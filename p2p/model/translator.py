@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import numpy as np
 from PIL import Image
 
-from p2p.errors import BadInputError, UsageError
+from p2p.errors import BadInputError, ConfigError, UsageError
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, NormMode, choose_device, choose_precision
 from p2p.model.sizing import SizeMode, default_overlap, plan_image
@@ -60,7 +60,7 @@ class Translator:
         seed: int = 0,
     ) -> None:
         if size_mode not in get_args(SizeMode):
-            raise UsageError(f"size_mode {size_mode!r}: use one of {', '.join(get_args(SizeMode))}")
+            raise ConfigError("size_mode", f"{size_mode!r}: use one of {', '.join(get_args(SizeMode))}")
         self.generator = load_generator(checkpoint)
         self.checkpoint_id = self.generator.checkpoint_id
         self.size_mode: SizeMode = size_mode

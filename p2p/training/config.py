@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from p2p.cli import TrueFalse
-from p2p.errors import UsageError
-from p2p.model.config import (
-    Direction,
-    DiscriminatorName,
-    GanMode,
-    GeneratorName,
-    ModelConfig,
-    NormName,
-    Palette,
-    Precision,
-    class_planes,
-)
+from p2p.errors import ConfigError
+from p2p.model.config import ModelConfig, ModelOptions, Palette, Precision, class_planes
 from p2p.storage.pixels import RGB
 from p2p.storage.tiff import MAX_CHANNELS
 
@@ -44,25 +34,11 @@ _FREE_TO_CHANGE = frozenset(
         "resume",
     )
 )
-_MAY_BE_ZERO = (
-    "epochs",
-    "epochs_decay",
-    "max_steps",
-    "seed",
-    "input_channels",
-    "output_channels",
-    "checkpoint_every",
-    "checkpoint_every_steps",
-    "samples_every",
-    "samples_every_steps",
-    "keep_checkpoints",
-    "patience",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Train a pix2pix generator on aligned pairs. The same command again continues a run that was stopped."""
+class RunOptions:
+    """Where a run's pairs come from and where it goes."""
 
     data: str
     """Prepared data set made by jobs/prepare.py, or a raw folder of combined images (A left, B right). Path or URI."""
@@ -72,10 +48,12 @@ class TrainConfig:
     """Sub-folder of --data to train on."""
     val_split: str = "val"
     """Sub-folder of --data to validate on after each epoch; where it is missing, training goes on without."""
-    direction: Direction = "AtoB"
-    """Which side is the input and which the target."""
-    crop_size: int = 256
-    """Side in pixels of the random training crop, a multiple of the generator's stride."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(ModelOptions, RunOptions):
+    """Train a pix2pix generator on aligned pairs. The same command again continues a run that was stopped."""
+
     flip: TrueFalse = True
     """Mirror half of the training crops left to right, both sides alike."""
     batch_size: int = 1
@@ -86,40 +64,12 @@ class TrainConfig:
     """Epochs after them in which the learning rate falls linearly towards 0."""
     max_steps: int = 0
     """Stop after this many optimiser steps whatever the epochs say; 0 is no limit."""
-    lr: float = 0.0002
-    """Adam's learning rate, of both networks."""
-    beta1: float = 0.5
-    """Adam's first momentum."""
-    lambda_l1: float = 100.0
-    """Weight of the L1 distance in the generator's loss; 0 leaves it out."""
-    gan_mode: GanMode = "vanilla"
-    """Adversarial loss; vanilla is the paper's cross-entropy."""
-    label_smoothing: float = 0.0
-    """The discriminator's label of real pairs is 1 minus this (vanilla and lsgan)."""
     input_channels: int = 0
     """Channels of the input images, 1 to 16; 1 of a colour data set is its luma. 0: what the data set says, else 3."""
     output_channels: int = 0
     """Channels of the target images, as for the inputs."""
-    input_encoding: str = "colour"
-    """colour: as the pixels are. onehot:N: the inputs are label maps of at most N colours, which jobs/prepare.py
-    recorded as their palette; the networks get one plane of 0 and 1 for each."""
-    generator: GeneratorName = "unet_256"
-    """Generator; unet_N halves an image log2(N) times and needs crops that are multiples of N."""
-    ngf: int = 64
-    """Channels of the generator's first layer."""
-    dropout: TrueFalse = True
-    """Dropout 0.5 in the generator's inner layers."""
-    discriminator: DiscriminatorName = "patch_70"
-    """Discriminator; patch_N judges overlapping NxN patches."""
-    ndf: int = 64
-    """Channels of the discriminator's first layer."""
-    norm: NormName = "batch"
-    """Normalisation of both networks."""
     sync_batch_norm: TrueFalse = False
     """With several workers, batch norm over the batches of all of them; otherwise each worker's batch is by itself."""
-    ema_images: int = 0
-    """Half-life in images of a moving average of the generator's weights, 10000 for example. Validation, samples and
-    checkpoints then show the average, and translate uses it. 0 keeps none."""
     workers: int = 1
     """Training processes; with several, each takes --batch-size pairs per step and gradients are averaged."""
     gpu: Literal["auto", "true", "false"] = "auto"
@@ -146,51 +96,41 @@ class TrainConfig:
     """auto continues the run in --output; never deletes that run and starts over."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "workers"):
-            self._at_least(name, 1)
-        for name in _MAY_BE_ZERO:
-            self._at_least(name, 0)
+        super().__post_init__()
+        for field in dataclasses.fields(TrainConfig):
+            minimum = 1 if field.name in ("batch_size", "workers") else 0
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < minimum:
+                raise ConfigError(field.name, f"{value}: must be at least {minimum}")
         if self.last_epoch < 1:
-            raise UsageError("--epochs 0 --epochs-decay 0: there is nothing to train; give one of them at least 1")
+            raise ConfigError("epochs", "0: with epochs_decay 0 there is nothing to train; give one of them at least 1")
         for name in ("input_channels", "output_channels"):
             if getattr(self, name) > MAX_CHANNELS:
-                option = name.replace("_", "-")
-                raise UsageError(f"--{option} {getattr(self, name)}: must be at most {MAX_CHANNELS}")
-        planes = class_planes(self.input_encoding)
-        if planes and self.input_channels not in (0, 3):
-            raise UsageError(
-                f"--input-channels {self.input_channels}: --input-encoding {self.input_encoding} makes {planes} planes "
-                "of RGB label maps; leave --input-channels out"
-            )
-        # The other options are checked by their owner. What the palette is, only the data set knows.
-        self.model("fp32", input_palette=((0, 0, 0),))
-        if self.best_metric not in get_args(BestMetric):
-            raise UsageError(
-                f"--best-metric {self.best_metric}: validation does not measure that; use one of "
-                f"{', '.join(get_args(BestMetric))}"
+                raise ConfigError(name, f"{getattr(self, name)}: must be at most {MAX_CHANNELS}")
+        if class_planes(self.input_encoding) and self.input_channels not in (0, RGB.channels):
+            raise ConfigError(
+                "input_channels",
+                f"{self.input_channels}: input_encoding {self.input_encoding} reads RGB label maps; leave it out",
             )
         if self.sync_batch_norm and self.norm != "batch":
-            raise UsageError(
-                f"--sync-batch-norm true: --norm {self.norm} has no batch statistics; use --norm batch, or leave it out"
+            raise ConfigError(
+                "sync_batch_norm", f"true: norm {self.norm} has no batch statistics; use norm batch, or leave it out"
             )
 
-    def _at_least(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if value < least:
-            raise UsageError(f"--{name.replace('_', '-')} {value:g}: must be at least {least}")
-
     def model(
-        self, precision: Precision, bits: Literal[8, 16] = 8, input_palette: Palette | None = None
+        self, precision: Precision = "fp32", bits: Literal[8, 16] = 8, input_palette: Palette | None = None
     ) -> ModelConfig:
         """The networks and objective that these options describe, for images of `bits` and, one-hot, that palette."""
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelOptions)}
         planes = class_planes(self.input_encoding)
-        own = {field.name for field in dataclasses.fields(self)}
-        shared = {field.name for field in dataclasses.fields(ModelConfig)} & own - {"precision"}
-        values = {name: getattr(self, name) for name in shared}
-        values["input_channels"] = planes or self.input_channels or RGB.channels
-        values["output_channels"] = self.output_channels or RGB.channels
-        palette = input_palette if planes else None
-        return ModelConfig(**values, precision=precision, bits=bits, input_palette=palette)
+        return ModelConfig(
+            **options,
+            input_channels=planes or self.input_channels or RGB.channels,
+            output_channels=self.output_channels or RGB.channels,
+            bits=bits,
+            input_palette=input_palette if planes else None,
+            precision=precision,
+        )
 
     @property
     def last_epoch(self) -> int:
@@ -215,5 +155,5 @@ class TrainConfig:
         for name, value in self.to_dict().items():
             before = earlier.get(name, defaults[name])
             if name not in _FREE_TO_CHANGE and before is not dataclasses.MISSING and before != value:
-                found.append(f"--{name.replace('_', '-')} was {before}, now {value}")
+                found.append(f"{name} was {before}, now {value}")
         return found

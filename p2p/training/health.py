@@ -128,7 +128,7 @@ def _overfitting(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Findi
     known = [row for row in rows if row.get(metric) is not None]
     if len(known) <= _WORSE_EPOCHS:
         return None
-    improves = find_metric(metric, "--best-metric").improves
+    improves = find_metric(metric, "best_metric").improves
     best = 0
     for index, row in enumerate(known):
         if improves(row[metric], known[best][metric]):

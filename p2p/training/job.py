@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from p2p.data.description import DESCRIPTION, formats_for, read_description
+from p2p.data.description import DESCRIPTION, DataRecord, formats_for, read_description
 from p2p.data.order import pairs_per_worker
 from p2p.data.pairs import Pairs, open_pairs, raw_load_size
-from p2p.errors import CheckpointError, DamagedFileError, NotFoundError, StorageError, TrainingStoppedError, UsageError
+from p2p.errors import CheckpointError, ConfigError, DamagedFileError, NotFoundError, StorageError, TrainingStoppedError
 from p2p.model.config import class_planes
 from p2p.storage.filesystems import absolute, exists, join, read_json_object, require_readable
 from p2p.storage.outputs import require_output
-from p2p.storage.pixels import RGB
 from p2p.training.config import TrainConfig
 from p2p.training.position import Position, remaining_images
 from p2p.training.run_folder import RunFolder
@@ -33,12 +32,12 @@ def run(config: TrainConfig) -> dict[str, Any]:
     config, data = _settle_pixels(config)
     require_output(config.output, "output", "a run")
     train, val = _open(config)
-    data["pairs"] = len(train)
+    data = dataclasses.replace(data, pairs=len(train))
     folder = RunFolder(config.output)
     earlier = _earlier(folder, config)
     if earlier and config.resume == "auto":
         if why := _why_finished(folder, config, len(train)):
-            log.info("%s is finished (%s); pass --resume never to start over", config.output, why)
+            log.info("%s is finished (%s); set resume never to start over", config.output, why)
             return folder.summary() or _conclude(folder, config)
         from p2p.training.recovery import recover_latest_checkpoint
 
@@ -63,10 +62,10 @@ def run(config: TrainConfig) -> dict[str, Any]:
     return _conclude(folder, config)
 
 
-def _stream(config: TrainConfig, train: Pairs, val: Pairs | None, data: dict[str, Any]) -> PairStream:
+def _stream(config: TrainConfig, train: Pairs, val: Pairs | None, data: DataRecord) -> PairStream:
     from p2p.data.stream import CropSettings, PairStream
 
-    model = config.model("fp32", data["bits"], data["input_palette"])
+    model = config.model("fp32", data.bits, data.input_palette)
     swap = config.direction == "BtoA"
     crop = CropSettings(config.crop_size, config.seed, config.flip, swap, formats_for(model, swap))
     return PairStream(train, val, crop, config.batch_size, config.workers)
@@ -77,14 +76,15 @@ def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
     try:
         train = open_pairs(config.data, config.split, raw_load_size=load_size)
     except NotFoundError as error:
-        raise UsageError(f"--data {error}") from None
+        raise ConfigError("data", str(error)) from None
     try:
         val = open_pairs(config.data, config.val_split, raw_load_size=load_size)
     except NotFoundError:
         if config.patience:
-            raise UsageError(
-                f"--patience {config.patience}: needs validation, and there is no {config.val_split} split in "
-                f"{config.data}; prepare again with --val-fraction 0.1, or pass --patience 0"
+            raise ConfigError(
+                "patience",
+                f"{config.patience}: needs validation, and there is no {config.val_split} split in {config.data}; "
+                "prepare again with val_fraction 0.1, or set patience 0",
             ) from None
         log.info("no %s split in %s: training without validation", config.val_split, config.data)
         val = None
@@ -95,40 +95,41 @@ def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
             config.data,
             DESCRIPTION,
         )
-    for pairs in (train, val) if val is not None else (train,):
+    for pairs in filter(None, (train, val)):
         if pairs.smallest_side < config.crop_size:
-            raise UsageError(
-                f"--crop-size {config.crop_size}: a pair in {join(pairs.uri, pairs.split)} is only "
-                f"{pairs.smallest_side} pixels wide or high; prepare again with a larger --load-size, or pass a "
-                "smaller --crop-size"
+            raise ConfigError(
+                "crop_size",
+                f"{config.crop_size}: a pair in {join(pairs.uri, pairs.split)} is only {pairs.smallest_side} pixels "
+                "wide or high; prepare again with a larger load_size, or use a smaller crop_size",
             )
         if pairs.is_raw and f"{config.output.rstrip('/')}/".startswith(f"{config.data.rstrip('/')}/"):
-            raise UsageError(
-                f"--output {config.output}: lies in --data {config.data}, where every image is taken for a pair, "
-                "the run's own samples too; choose a folder beside it"
+            raise ConfigError(
+                "output",
+                f"{config.output}: lies in {config.data}, where every image is taken for a pair, the run's own samples "
+                "too; choose a folder beside it",
             )
     if pairs_per_worker(len(train), config.workers) < 1:
-        raise UsageError(f"--workers {config.workers}: there are only {len(train)} pairs, not one for each worker")
+        raise ConfigError("workers", f"{config.workers}: there are only {len(train)} pairs, not one for each worker")
     return train, val
 
 
-def _warn_of_other_data(folder: RunFolder, data: dict[str, Any]) -> None:
+def _warn_of_other_data(folder: RunFolder, data: DataRecord) -> None:
     latest = folder.latest()
     before = read_json_object(join(folder.address(latest["checkpoint"]), "meta.json")).get("data", {}) if latest else {}
     for name, words in (("pairs", "{} training pairs"), ("load_size", "pairs stored in {} pixels")):
-        if name in before and before[name] != data[name]:
+        if name in before and before[name] != getattr(data, name):
             log.warning(
                 "%s has changed: %s now, %s before; training goes on with what is there",
-                data["uri"],
-                words.format(data[name]),
+                data.uri,
+                words.format(getattr(data, name)),
                 before[name],
             )
 
 
-def _settle_pixels(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
-    """Fill in the channels that are left to the data set; returns also what a checkpoint should know about the data.
+def _settle_pixels(config: TrainConfig) -> tuple[TrainConfig, DataRecord]:
+    """Fill in the channels that are left to the data set; returns also what checkpoints record about it.
 
-    Raises UsageError where the data set cannot be read as the options say.
+    Raises ConfigError where the data set cannot be read as the options say.
     """
     description = read_description(config.data)
     inputs, targets = description.sides(config.direction)
@@ -139,49 +140,42 @@ def _settle_pixels(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
     )
     description.require(config.direction, config.input_channels, config.output_channels)
     if class_planes(config.input_encoding) and inputs.palette is None:
-        raise UsageError(
-            f"--input-encoding {config.input_encoding}: jobs/prepare.py has recorded no palette for the inputs in "
-            f"{config.data} (32 colours at most); prepare them from lossless label maps, or use --input-encoding colour"
+        raise ConfigError(
+            "input_encoding",
+            f"{config.input_encoding}: jobs/prepare.py has recorded no palette for the inputs in {config.data} "
+            "(32 colours at most); prepare them from lossless label maps, or use colour",
         )
-    palette = targets.palette if config.output_channels == RGB.channels else None
-    if config.best_metric.startswith("val_palette_") and not palette:
-        raise UsageError(
-            f"--best-metric {config.best_metric}: the targets in {config.data} have no palette; use val_l1, val_psnr, "
-            "val_ssim or val_pixel_accuracy"
+    data = description.record(config.direction, config.output_channels)
+    if config.best_metric.startswith("val_palette_") and not data.target_palette:
+        raise ConfigError(
+            "best_metric",
+            f"{config.best_metric}: the targets in {config.data} have no palette; use val_l1, val_psnr, val_ssim or "
+            "val_pixel_accuracy",
         )
-    bits: Literal[8, 16] = 16 if 16 in (inputs.pixels.bits, targets.pixels.bits) else 8
-    config.model("fp32", bits, inputs.palette)  # raises what does not fit
-    data = {
-        "uri": config.data,
-        "load_size": description.load_size,
-        "input_palette": inputs.palette,
-        "target_palette": palette,
-        "bits": bits,
-    }
+    config.model("fp32", data.bits, data.input_palette)  # raises what does not fit
     return config, data
 
 
 def _earlier(folder: RunFolder, config: TrainConfig) -> bool:
-    """Whether a run lies in `folder`. Raises UsageError for one that `config` cannot continue, and for other files."""
-    other = "choose another --output"
+    """Whether a run lies in `folder`. Raises ConfigError for one that `config` cannot continue, and for other files."""
+    other = "choose another output"
     try:
         earlier, latest = folder.config(), None
         if earlier is None or config.resume == "auto":
             latest, _, _ = folder.latest(), folder.best(), folder.rows(up_to_epoch=0)  # damage is reported here
     except StorageError as error:
-        way_out = other if config.resume == "never" else f"{other}, or pass --resume never to start over"
-        raise UsageError(f"--output {error}; {way_out}") from None
+        fix = other if config.resume == "never" else f"{other}, or set resume never to start over"
+        raise ConfigError("output", f"{error}; {fix}") from None
     if earlier is None and latest is None:
         return False
     if not isinstance(earlier, dict) or not set(earlier) >= _IN_EVERY_RUN:
-        what = (
-            "has a latest.json and no config.json" if earlier is None else "has a config.json that train did not write"
-        )
-        raise UsageError(f"--output {folder.uri} {what}, so it is no run to continue or to delete; {other}")
+        found = "a latest.json and no config.json" if earlier is None else "a config.json that train did not write"
+        raise ConfigError("output", f"{folder.uri} has {found}, so it is no run to continue or to delete; {other}")
     if config.resume == "auto" and (conflicts := config.conflicts(earlier)):
-        raise UsageError(
-            f"--output {folder.uri} holds a run with other options: {'; '.join(conflicts)}. "
-            "Use the same options, another --output, or --resume never to start over"
+        raise ConfigError(
+            "output",
+            f"{folder.uri} holds a run with other options: {'; '.join(conflicts)}. "
+            "Use the same options, another output, or resume never to start over",
         )
     return True
 
@@ -193,12 +187,12 @@ def _why_finished(folder: RunFolder, config: TrainConfig, pairs: int) -> str:
     except (CheckpointError, NotFoundError, DamagedFileError):
         return ""
     if not remaining_images(config, pairs, position):
-        return f"{position.epoch} epochs, {position.step} steps; raise --epochs or --max-steps to train on"
+        return f"{position.epoch} epochs, {position.step} steps; raise epochs or max_steps to train on"
     if config.patience:
         from p2p.training.judgement import is_out_of_patience
 
         if is_out_of_patience(folder.rows(position.epoch), config.patience, config.best_metric):
-            return f"{config.best_metric} has not improved for {config.patience} epochs; raise --patience to train on"
+            return f"{config.best_metric} has not improved for {config.patience} epochs; raise patience to train on"
     return ""
 
 

@@ -117,7 +117,7 @@ def is_best(row: MetricsRow, best: MetricsRow | None, metric: str) -> bool:
     """Whether a checkpoint with `row`'s metrics is better than the `best` so far; without validation, the newest is."""
     if metric not in row:
         return True
-    return find_metric(metric, "--best-metric").improves(row[metric], best.get(metric) if best else None)
+    return find_metric(metric, "best_metric").improves(row[metric], best.get(metric) if best else None)
 
 
 def epochs_without_improvement(rows: Sequence[MetricsRow], metric: str) -> int:
@@ -127,7 +127,7 @@ def epochs_without_improvement(rows: Sequence[MetricsRow], metric: str) -> int:
     for row in rows:
         if metric not in row:
             continue
-        if find_metric(metric, "--best-metric").improves(row[metric], best):
+        if find_metric(metric, "best_metric").improves(row[metric], best):
             best, since = row[metric], 0
         else:
             since += 1

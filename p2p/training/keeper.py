@@ -6,6 +6,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
+from p2p.data.description import DataRecord
 from p2p.data.order import EpochRange
 from p2p.data.stream import PairStream
 from p2p.training.config import TrainConfig
@@ -25,13 +26,13 @@ class RunKeeper:
         config: the run's.
         trainer: whose networks and numbers are kept.
         stream: whose first validation pairs (else training pairs) become samples.
-        data: what a checkpoint should know about its data set.
+        data: what checkpoints record about their data set.
         reporter: handle of the `RunReporter` actor.
 
     """
 
     def __init__(
-        self, config: TrainConfig, trainer: Trainer, stream: PairStream, data: dict[str, Any], reporter: Any
+        self, config: TrainConfig, trainer: Trainer, stream: PairStream, data: DataRecord, reporter: Any
     ) -> None:
         self._config, self._trainer, self._stream, self._data = config, trainer, stream, data
         self._reporter = reporter

@@ -19,10 +19,11 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from p2p.data.cluster import TRAINERS_SHARE, cluster_gpus, smallest_node_cpus
+from p2p.data.description import DataRecord
 from p2p.data.machine import worker_environment
 from p2p.data.order import EpochRange
 from p2p.data.stream import PairStream
-from p2p.errors import P2PError, TrainingStoppedError, UsageError
+from p2p.errors import ConfigError, P2PError, TrainingStoppedError
 from p2p.training.config import TrainConfig
 from p2p.training.position import Position, remaining_epochs, remaining_images
 from p2p.training.reporter import Display, LostWorkers, RunReporter, last_line
@@ -36,17 +37,17 @@ _SECONDS_TO_SAVE = 20.0
 
 
 def resources(config: TrainConfig) -> ScalingConfig:
-    """What the workers ask the cluster for. Needs Ray. Raises UsageError if it cannot have that."""
+    """What the workers ask the cluster for. Needs Ray. Raises ConfigError if it cannot have that."""
     gpus = cluster_gpus()
     if config.gpu == "true" and gpus < config.workers:
-        raise UsageError(f"--gpu true --workers {config.workers}: the cluster has {gpus} GPUs; pass --gpu auto")
+        raise ConfigError("gpu", f"true: {config.workers} workers need one each, the cluster has {gpus} GPUs; use auto")
     use_gpu = config.gpu != "false" and gpus >= config.workers
     logical = smallest_node_cpus()
     # Ray counts CPUs to place work, it does not reserve them. Workers that took all would leave readers none, for ever;
     # and any node may be the one that is left to all of them.
     cpus = min(1.0, int(100 * TRAINERS_SHARE * logical / config.workers) / 100)
     if cpus < 0.01:
-        raise UsageError(f"--workers {config.workers}: too many for a node of {logical:g} CPUs")
+        raise ConfigError("workers", f"{config.workers}: too many for a node of {logical:g} CPUs")
     resources = {"CPU": cpus} | ({"GPU": 1.0} if use_gpu else {})
     # GPUs of one machine talk fastest to each other; workers on CPUs had better not share a machine's.
     placement = "PACK" if use_gpu else "SPREAD"
@@ -66,7 +67,7 @@ def remaining_stream(config: TrainConfig, stream: PairStream) -> ray.data.Datase
 
 
 def launch(
-    config: TrainConfig, stream: PairStream, data: dict[str, Any], *, position: Position, scaling: ScalingConfig
+    config: TrainConfig, stream: PairStream, data: DataRecord, *, position: Position, scaling: ScalingConfig
 ) -> None:
     """Train from `position` to the end. Needs Ray. Raises what stopped it."""
     # Beside this process, so that no other node's end takes it away. Should it die by itself, a new one has what is

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any
 
+from p2p.data.description import DataRecord
 from p2p.data.stream import PairStream
 from p2p.model.checkpoint import save_checkpoint
 from p2p.model.moments import moment_name
@@ -30,7 +31,7 @@ class Recorder:
         pix2pix: what is trained.
         stream: whose first validation pairs become samples; where there are none, its training pairs do, and the newest
             checkpoint is the best.
-        data: what a checkpoint should know about its data set.
+        data: what checkpoints record about their data set.
         last_step: where this attempt begins.
 
     """
@@ -41,7 +42,7 @@ class Recorder:
         pix2pix: Pix2Pix,
         stream: PairStream,
         *,
-        data: dict[str, Any],
+        data: DataRecord,
         last_step: int,
     ) -> None:
         self._config, self._pix2pix, self._data = config, pix2pix, data
@@ -76,7 +77,7 @@ class Recorder:
         """Keep a checkpoint, which becomes the latest and perhaps the best."""
         name = self._run.new_checkpoint(row["epoch"], row["step"], inside_epoch=inside_epoch)
         known = {name: row[name] for name in ("epoch", "step", "images_seen")}
-        meta = {**known, "metrics": row, "data": self._data}
+        meta = {**known, "metrics": row, "data": dataclasses.asdict(self._data)}
         save_checkpoint(self._run.address(name), self._pix2pix, meta, position.to_dict())
         best, metric = self._run.best(), self._config.best_metric
         judged = metric in row or not self._validated

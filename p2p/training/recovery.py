@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from p2p.errors import CheckpointError, DamagedFileError, NotFoundError, UsageError
+from p2p.errors import CheckpointError, ConfigError, DamagedFileError, NotFoundError
 from p2p.model.checkpoint import read_whole
 from p2p.training.judgement import is_best
 from p2p.training.position import Position
@@ -20,7 +20,7 @@ def recover_latest_checkpoint(folder: RunFolder, metric: str) -> None:
     """Where the latest checkpoint is gone or damaged, publish the newest whole one in its place, and say so.
 
     If it was the best by `metric` too, the best of those that are left takes that place. A storage that does not answer
-    is no damage. Raises UsageError if there is nothing left to go on from.
+    is no damage. Raises ConfigError if there is nothing left to go on from.
     """
     latest, best = folder.latest(), folder.best()
     if latest is None or _whole(folder, latest["checkpoint"]):
@@ -28,9 +28,10 @@ def recover_latest_checkpoint(folder: RunFolder, metric: str) -> None:
     left = [name for name in reversed(folder.checkpoints()) if name != latest["checkpoint"]]
     newest = next((entry for name in left if (entry := _whole(folder, name))), None)
     if newest is None:
-        raise UsageError(
-            f"--output {folder.uri}: its latest checkpoint {latest['checkpoint']} is gone or damaged, and there is no "
-            "other; pass --resume never to start over"
+        raise ConfigError(
+            "output",
+            f"{folder.uri}: its latest checkpoint {latest['checkpoint']} is gone or damaged, and there is no other; "
+            "set resume never to start over",
         )
     if best is not None and best["checkpoint"] == latest["checkpoint"]:
         best = newest

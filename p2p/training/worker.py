@@ -13,6 +13,7 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 
+from p2p.data.description import DataRecord
 from p2p.data.machine import available_cpus
 from p2p.data.stream import BlockReader, PairStream
 from p2p.errors import P2PError, TrainingStoppedError
@@ -42,8 +43,7 @@ class TrainTask:
 
     config: TrainConfig
     stream: PairStream
-    data: dict[str, Any]
-    """What a checkpoint should know about its data set, such as `target_palette`."""
+    data: DataRecord
     reporter: Any
     """Handle of the `RunReporter` actor."""
 
@@ -57,7 +57,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         _train(task)
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ")[0]
-        ray.get(task.reporter.fail.remote(TrainingStoppedError(f"{reason}; lower --batch-size or --crop-size")))
+        ray.get(task.reporter.fail.remote(TrainingStoppedError(f"{reason}; lower batch_size or crop_size")))
         raise
     except P2PError as error:
         if not error.retryable:
@@ -95,7 +95,7 @@ def _train(task: TrainTask) -> None:
                     held_out = stop.checked(blocks.validation(), keeper)
                     validation_batch = max(config.batch_size, _MIN_VALIDATION_BATCH)
                     batches = _batches(task.stream, held_out, validation_batch, pix2pix.device)
-                    row |= validate(pix2pix, batches, task.data["target_palette"], world)
+                    row |= validate(pix2pix, batches, task.data.target_palette, world)
                 ends = keeper.after_epoch(row, part, is_last=part is epochs[-1])
                 ray.train.report(row)  # a barrier: nobody starts the next epoch before this one is kept
                 if ends:
@@ -105,7 +105,7 @@ def _train(task: TrainTask) -> None:
 
 
 def _build_networks(task: TrainTask, context: Any) -> Pix2Pix:
-    config, bits, device = task.config, task.data["bits"], ray.train.torch.get_device()
+    config, bits, device = task.config, task.data.bits, ray.train.torch.get_device()
     # Ray sets OMP_NUM_THREADS to the CPUs a worker asks for, which here is only what placement needs.
     torch.set_num_threads(max(1, available_cpus() // context.get_local_world_size()))
     torch.backends.cudnn.benchmark = True
@@ -116,7 +116,7 @@ def _build_networks(task: TrainTask, context: Any) -> Pix2Pix:
         # Each rank keeps its own running statistics between validations, where they are averaged.
         return data_parallel(module, [device] if device.type == "cuda" else None)
 
-    model = config.model(choose_precision(config.precision, device, bits), bits, task.data["input_palette"])
+    model = config.model(choose_precision(config.precision, device, bits), bits, task.data.input_palette)
     return Pix2Pix(model, seed=config.seed, device=device, wrap=wrap if context.get_world_size() > 1 else None)
 
 

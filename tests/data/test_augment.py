@@ -60,5 +60,5 @@ def test_pairs_that_do_not_fit_are_bad_inputs(crop):
     key = {"seed": 0, "epoch": 1, "pair_id": "x"} if crop is jitter else {}
     with pytest.raises(BadInputError, match="a is 8x9, b is 8x8"):
         crop(coordinates(9, 8), coordinates(8, 8), 4, **key)
-    with pytest.raises(BadInputError, match="smaller than --crop-size 9"):
+    with pytest.raises(BadInputError, match="smaller than crop_size 9"):
         crop(coordinates(8, 20), coordinates(8, 20), 9, **key)

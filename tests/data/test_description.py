@@ -44,7 +44,7 @@ def test_a_raw_folder_is_rgb_without_palettes(tmp_path: Path) -> None:
 )
 def test_a_damaged_description_is_the_users_to_mend(tmp_path: Path, text: str) -> None:
     (tmp_path / "dataset.json").write_text(text)
-    with pytest.raises(UsageError, match=r"--data .*prepare the data set again"):
+    with pytest.raises(UsageError, match=r"data .*prepare the data set again"):
         read_description(str(tmp_path))
 
 
@@ -53,9 +53,9 @@ def test_gray_and_colour_can_be_had_of_each_other_and_nothing_else_is_invented()
     data.require("AtoB", 12, 3)
     data.require("AtoB", 12, 1)
     data.require("BtoA", 1, 12)
-    with pytest.raises(UsageError, match=r"--input-channels 3: .* in pairs have 12; .* --pixels-a 3x16"):
+    with pytest.raises(UsageError, match=r"input_channels 3: .* in pairs have 12; .* pixels_a 3x16"):
         data.require("AtoB", 3, 3)
-    with pytest.raises(UsageError, match=r"--output-channels 4: .* have 3; .* --pixels-b 4x8"):
+    with pytest.raises(UsageError, match=r"output_channels 4: .* have 3; .* pixels_b 4x8"):
         data.require("AtoB", 12, 4)
 
 

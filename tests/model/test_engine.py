@@ -126,9 +126,9 @@ def test_without_a_tile_size_any_multiple_of_the_stride_goes():
 
 def test_wrong_tiles_and_sizes_are_told():
     generator = small_generator()
-    with pytest.raises(UsageError, match=r"--tile-size 100: .*multiple of 64; pass --tile-size 128"):
+    with pytest.raises(UsageError, match=r"tile_size 100: .*multiple of 64; use 128"):
         engine(generator, tile_size=100)
-    with pytest.raises(UsageError, match="--batch-size 0"):
+    with pytest.raises(UsageError, match="batch_size 0"):
         engine(generator, batch_size=0)
     with pytest.raises(ValueError, match="uint8"):
         engine(generator)(TILES.astype(np.float32))
@@ -141,7 +141,7 @@ def test_wrong_tiles_and_sizes_are_told():
 def test_devices_and_precisions_are_chosen_by_what_is_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto").type == choose_device("false").type == "cpu"
-    with pytest.raises(UsageError, match="--gpu true"):
+    with pytest.raises(UsageError, match="gpu true"):
         choose_device("true")
     assert choose_precision("fp32", "cpu") == "fp32"
     assert choose_precision("bf16", "cpu") == "bf16"

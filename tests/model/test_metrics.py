@@ -98,8 +98,8 @@ def test_tiny_images_still_have_an_ssim():
 
 def test_unknown_and_unavailable_metrics_are_usage_errors():
     with pytest.raises(UsageError, match="no such metric; available are l1, psnr"):
-        find_metric("val_lq", "--best-metric")
-    with pytest.raises(UsageError, match="--inception-weights"):
+        find_metric("val_lq", "best_metric")
+    with pytest.raises(UsageError, match="inception_weights"):
         find_metric("fid")
 
 

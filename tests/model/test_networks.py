@@ -167,7 +167,7 @@ def test_norms_change_the_parameters_as_published():
 
 
 def test_wrong_sizes_are_told_with_a_way_out():
-    with pytest.raises(UsageError, match=r"--crop-size 128.*unet_256.*multiple of 256.*--generator unet_128"):
+    with pytest.raises(UsageError, match=r"crop_size 128.*unet_256.*multiple of 256.*generator unet_128"):
         ModelConfig(crop_size=128)
     with pytest.raises(UsageError, match=r"patch_286 needs at least 96"):
         ModelConfig(crop_size=64, generator="unet_64", discriminator="patch_286")
@@ -187,9 +187,9 @@ def test_the_smallest_crop_gives_one_logit(name, least):
     [
         ({"generator": "unet_255"}, "unet_256"),
         ({"gan_mode": "hinge", "label_smoothing": 0.1}, "no labels"),
-        ({"lr": 0.0}, "--lr 0.0"),
-        ({"ngf": 0}, "--ngf 0"),
-        ({"beta1": 1.0}, "--beta1"),
+        ({"lr": 0.0}, "lr 0.0"),
+        ({"ngf": 0}, "ngf 0"),
+        ({"beta1": 1.0}, "beta1"),
     ],
 )
 def test_values_that_cannot_work_are_refused(values, message):

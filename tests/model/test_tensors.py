@@ -70,7 +70,7 @@ def test_classes_are_told_apart_under_autocast_too() -> None:
 
 @pytest.mark.parametrize("encoding", ["one-hot", "onehot", "onehot:", "onehot:1", "onehot:33", "onehot:-2", "Colour"])
 def test_encodings_that_do_not_exist_are_named_with_what_does(encoding: str) -> None:
-    with pytest.raises(UsageError, match=f"--input-encoding {encoding}: use colour, or onehot:N for 2 to 32 classes"):
+    with pytest.raises(UsageError, match=f"input_encoding {encoding}: use colour, or onehot:N for 2 to 32 classes"):
         class_planes(encoding)
 
 
@@ -79,9 +79,9 @@ def test_encodings_that_do_not_exist_are_named_with_what_does(encoding: str) -> 
     [
         ({"input_encoding": "onehot:3", "input_channels": 3, "input_palette": PALETTE}, "4 colours; use onehot:4"),
         ({"input_encoding": "onehot:3", "input_channels": 3}, "no palette; use colour"),
-        ({**ONE_HOT, "input_channels": 3}, "--input-channels 3: --input-encoding onehot:6 makes 6"),
-        ({"input_palette": PALETTE}, "--input-encoding colour: takes no palette"),
-        ({"bits": 12}, "--bits 12: use one of 8, 16"),
+        ({**ONE_HOT, "input_channels": 3}, "input_channels 3: input_encoding onehot:6 makes 6"),
+        ({"input_palette": PALETTE}, "input_encoding colour: takes no palette"),
+        ({"bits": 12}, "bits 12: use one of 8, 16"),
     ],
 )
 def test_a_model_of_planes_needs_its_palette(values: dict, message: str) -> None:

@@ -111,7 +111,7 @@ def test_wrong_inputs_are_told(checkpoint, tmp_path):
         translator(Image.fromarray(np.zeros((4, 4), np.uint16)))
     with pytest.raises(UsageError, match="size_mode 'crop'"):
         p2p.Translator(checkpoint, size_mode="crop")
-    with pytest.raises(UsageError, match="--tile-size 100"):
+    with pytest.raises(UsageError, match="tile_size 100"):
         p2p.Translator(checkpoint, device="cpu", tile_size=100)
     with pytest.raises(UsageError, match="overlap 64"):
         p2p.Translator(checkpoint, device="cpu", overlap=64)

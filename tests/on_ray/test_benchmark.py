@@ -24,4 +24,4 @@ def test_too_few_images_are_told_before_anything_runs(run_cli: Any, make_pairs: 
     words = ["--what", "data", "--source", source, "--images", "8", "--output", tmp_path / "out"]
     outcome = run_cli(BenchmarkConfig, benchmark, *words)
     assert outcome.status == 2
-    assert "has 3 images, --images asks for 8" in outcome.stderr
+    assert "has 3 images, 8 are asked for" in outcome.stderr

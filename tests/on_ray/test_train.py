@@ -128,14 +128,14 @@ def test_a_finished_run_is_not_trained_again(finished, raw_pairs):
 
 def test_another_network_in_the_same_folder_is_refused_by_option(finished, raw_pairs):
     run, _ = finished
-    with pytest.raises(UsageError, match=r"--ngf was 4, now 8.*--resume never"):
+    with pytest.raises(UsageError, match=r"ngf was 4, now 8.*resume never"):
         train(config(raw_pairs, run, ngf=8))
 
 
 def test_a_run_is_not_deleted_for_options_that_the_cluster_cannot_serve(finished, raw_pairs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)
-    with pytest.raises(UsageError, match=r"--gpu true --workers 1: the cluster has 0 GPUs"):
+    with pytest.raises(UsageError, match=r"gpu true: 1 workers need one each, the cluster has 0 GPUs"):
         train(config(raw_pairs, run, gpu="true", resume="never"))
     assert load_generator(f"{run}#latest").checkpoint_id == load_generator(f"{finished[0]}#latest").checkpoint_id
     assert rows(run) == rows(finished[0])

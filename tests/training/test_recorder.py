@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from p2p.data.description import DataRecord
 from p2p.data.pairs import open_pairs
 from p2p.data.stream import CropSettings, PairStream
 from p2p.model.checkpoint import load_generator
@@ -31,7 +32,9 @@ def recorder_of(tmp_path, pairs):
         RunFolder(config.output).start(config.to_dict())
         crop = CropSettings(64, seed=0, flip=False, swap=False)
         stream = PairStream(pairs, pairs if validated else None, crop, batch_size=1)
-        return Recorder(config, Pix2Pix(config.model("fp32")), stream, data={}, last_step=0)
+        return Recorder(
+            config, Pix2Pix(config.model("fp32")), stream, data=DataRecord(pairs.uri, 0, None, None), last_step=0
+        )
 
     return make
 
