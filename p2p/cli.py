@@ -9,7 +9,6 @@ import inspect
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
@@ -17,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from p2p.documents import to_json
-from p2p.errors import ConfigError, P2PError, TooManyBadInputsError, UsageError, quote_controls, redact
+from p2p.errors import ConfigError, P2PError, TooManyBadInputsError, UsageError, quote_controls, redact, root_cause
 
 Config = TypeVar("Config")
 Summary = Mapping[str, Any]
@@ -172,42 +171,6 @@ def parse(config_class: type[Config], words: Sequence[str]) -> Config:
     return config
 
 
-# How a traceback that Ray carries as text names an error of ours.
-_TOLD_IN_TEXT = re.compile(r"^p2p\.errors\.(\w+): (.+)$", re.MULTILINE)
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield `error` and all that it wraps, nearest first."""
-    seen: set[int] = set()
-    queue: list[BaseException] = [error]
-    while queue:
-        current = queue.pop(0)
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield current
-        failures = getattr(current, "worker_failures", None)
-        inner = list(failures.values()) if isinstance(failures, dict) else []
-        inner += [getattr(current, "cause", None), current.__cause__, current.__context__]
-        queue += [candidate for candidate in inner if isinstance(candidate, BaseException)]
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """Find the error a person can use below the wrappers that Ray puts around what a worker raised."""
-    wrapped = list(_chain(error))
-    for current in wrapped:
-        # Ray's error for a task that raised a P2PError is also an instance of it, with a traceback for a message.
-        if isinstance(current, P2PError) and not isinstance(getattr(current, "cause", None), P2PError):
-            return current
-    for current in wrapped:  # Ray Data keeps only the text of what its tasks raised
-        told = _TOLD_IN_TEXT.search(str(current))
-        if told:
-            return UsageError(told[2]) if told[1] == UsageError.__name__ else P2PError(told[2])
-    if any(isinstance(current, MemoryError) for current in wrapped):
-        return P2PError("out of memory; use machines with more of it for each CPU, or smaller images")
-    return error
-
-
 def log_to_stderr(job: str = "") -> None:
     """Let the loggers of p2p write to stderr, each line with `job` where several jobs share a place for their logs."""
     handler = _StderrHandler()
@@ -291,7 +254,7 @@ def run_job(config_class: type[Config], job: Callable[[Config], Summary], words:
         log.error("interrupted; the same command goes on from what is finished")
         return 1
     except Exception as error:  # the process border
-        cause = _root_cause(error)
+        cause = root_cause(error)
         if not isinstance(cause, P2PError):
             log.exception("p2p failed unexpectedly; this is a defect of p2p or of the cluster, not of your options")
             return 1

@@ -23,7 +23,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -43,7 +43,7 @@ _SECRET_VARIABLE = re.compile(
     re.IGNORECASE,
 )
 """At the end of a name: RAY_AUTH_TOKEN is a secret, RAY_AUTH_TOKEN_PATH and TOKENIZERS_PARALLELISM are not."""
-_SHORTEST_SECRET = 6
+_MIN_SECRET_LENGTH = 6
 # Of what a terminal obeys and does not show: control characters, line ends, reversed text, and halves of characters.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -92,7 +92,7 @@ def _matched(pattern: re.Pattern[str], text: str, start: int) -> str:
 def _secrets_of_the_environment() -> list[str]:
     """Longest first: one may be part of another."""
     values = (os.environ.get(name, "") for name in os.environ if _is_secret_variable(name))
-    return sorted((value for value in values if len(value) >= _SHORTEST_SECRET), key=len, reverse=True)
+    return sorted((value for value in values if len(value) >= _MIN_SECRET_LENGTH), key=len, reverse=True)
 
 
 @functools.cache
@@ -115,7 +115,11 @@ class P2PError(Exception):
     """Whether trying again a while later may help."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(redact(message))
+        self.message = redact(message)
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return self.message  # not `args`, to which Ray Data appends advice of its own
 
 
 class UsageError(P2PError):
@@ -233,6 +237,34 @@ class TooManyBadInputsError(P2PError):
 
     def __reduce__(self) -> tuple[type[TooManyBadInputsError], tuple[str, dict[str, Any]]]:
         return type(self), (str(self), self.summary)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error that a person can use, below the wrappers that Ray puts around what a worker raised."""
+    wrapped = list(_causes(error))
+    for current in wrapped:
+        # Ray's error for a task that raised a P2PError is also an instance of it, with a traceback for a message.
+        if isinstance(current, P2PError) and not isinstance(getattr(current, "cause", None), P2PError):
+            return current
+    if any(isinstance(current, MemoryError) for current in wrapped):
+        return P2PError("out of memory; use machines with more of it for each CPU, or smaller images")
+    return error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield `error` and all that it wraps, nearest first."""
+    seen: set[int] = set()
+    queue: list[BaseException] = [error]
+    while queue:
+        current = queue.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        failures = getattr(current, "worker_failures", None)
+        inner = list(failures.values()) if isinstance(failures, dict) else []
+        inner += [getattr(current, "cause", None), current.__cause__, current.__context__]
+        queue += [candidate for candidate in inner if isinstance(candidate, BaseException)]
 
 
 def check_bad_fraction(bad: int, total: int, allowed: float, where: str, summary: Mapping[str, Any]) -> None:

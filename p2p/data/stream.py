@@ -22,7 +22,7 @@ from p2p.data.local import MAX_ATTEMPTS
 from p2p.data.order import Block, EpochRange, Row, block_rows, training_blocks, validation_blocks
 from p2p.data.pairs import Formats, Pair, Pairs, RowGroup, read_rows, try_rows
 from p2p.data.tasks import is_repeat, memory_reported, run_as_task
-from p2p.errors import BadInputError, P2PError, StorageError
+from p2p.errors import BadInputError, StorageError
 from p2p.storage.images import Pixels
 from p2p.storage.pixels import RGB
 
@@ -134,22 +134,15 @@ class PairStream:
             yield asdict(block)
 
     def _read_block(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The task: a row that names a block gets its pairs, (1, n * values), and what is wrong with one of them.
-
-        Errors are returned as texts unless trying again may help, since Ray keeps only the text of what a task raises.
-        """
+        """The task: a row that names a block gets its pairs, (1, n * values)."""
         block = Block(*(int(row[name][0]) for name in ("epoch", "start", "stop")))
-        values, problem = np.zeros(1, self.crop.formats[0].dtype), ""
+        values = np.zeros(1, self.crop.formats[0].dtype)
         try:
             if len(block):
                 values = np.concatenate(list(self._read_pairs(block)))
-        except P2PError as error:
-            if error.retryable:
-                raise
-            problem = str(error)
-            if isinstance(error, BadInputError):
-                problem += "; jobs/prepare.py leaves bad pairs out and lists them"
-        return {**row, "pairs": values[None], "problem": np.array([problem], dtype=object)}
+        except BadInputError as error:
+            raise BadInputError(error.kind, f"{error}; jobs/prepare.py leaves bad pairs out and lists them") from None
+        return {**row, "pairs": values[None]}
 
     def _read_pairs(self, block: Block) -> Iterator[Pixels]:
         pairs = self.train if block.epoch or self.val is None else self.val
@@ -191,15 +184,12 @@ class BlockReader:
         return self._read(self._stream.validation_blocks())
 
     def _read(self, blocks: Iterable[Block]) -> Iterator[Pixels]:
-        """Raises BadInputError for a pair that cannot be trained on."""
         for block in itertools.islice(blocks, self._rank, None, self._stream.workers):
             row = self._first or next(self._rows, None)
             self._first = None
             if row is None or any(row[name][0] != value for name, value in asdict(block).items()):
                 # The stream was begun where latest.json said a moment before this worker asked it too.
                 raise StorageError(f"the stream of pairs does not begin at {block}, where the training does")
-            if row["problem"][0]:
-                raise BadInputError("BadPair", row["problem"][0])
             values = row["pairs"][0]
             yield values.reshape(len(block), -1) if len(block) else values[:0, None]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from p2p.data.description import DataRecord
 from p2p.data.machine import available_cpus
 from p2p.data.stream import BlockReader, PairStream
-from p2p.errors import P2PError, TrainingStoppedError
+from p2p.errors import P2PError, TrainingStoppedError, root_cause
 from p2p.model.checkpoint import load_trainer
 from p2p.model.engine import choose_precision
 from p2p.model.pix2pix import Pix2Pix
@@ -55,14 +55,14 @@ def train_worker(settings: dict[str, Any]) -> None:
         return  # started again after something that a restart cannot mend
     try:
         _train(task)
-    except torch.OutOfMemoryError as error:
-        reason = str(error).split(". ")[0]
-        ray.get(task.reporter.fail.remote(TrainingStoppedError(f"{reason}; lower batch_size or crop_size")))
-        raise
-    except P2PError as error:
-        if not error.retryable:
-            ray.get(task.reporter.fail.remote(error))
-        raise
+    except Exception as error:
+        cause = root_cause(error)  # an error of a reading task comes wrapped by Ray
+        if isinstance(error, torch.OutOfMemoryError):
+            reason = str(error).split(". ")[0]
+            cause = TrainingStoppedError(f"{reason}; lower batch_size or crop_size")
+        if isinstance(cause, P2PError) and not cause.retryable:
+            ray.get(task.reporter.fail.remote(cause))
+        raise cause from None
 
 
 def _train(task: TrainTask) -> None:
