@@ -29,7 +29,7 @@ class EpochRange:
 
 
 @dataclass(frozen=True)
-class Block:
+class PairBlock:
     """Pairs `start` to `stop` in the order of an epoch, all for one worker. Epoch 0 is a validation."""
 
     epoch: int
@@ -45,7 +45,7 @@ def pairs_per_worker(pairs: int, workers: int) -> int:
     return pairs // workers
 
 
-def training_blocks(part: EpochRange, pairs: int, workers: int, block_pairs: int) -> Iterator[Block]:
+def training_blocks(part: EpochRange, pairs: int, workers: int, block_pairs: int) -> Iterator[PairBlock]:
     """Yield the blocks of an epoch of `pairs` pairs, or of a part of it; the workers take them in turn.
 
     Blocks have `block_pairs` pairs, those of the last round fewer.
@@ -56,18 +56,18 @@ def training_blocks(part: EpochRange, pairs: int, workers: int, block_pairs: int
         size = min(block_pairs, pairs_per_worker(pairs, workers) - first)
         for worker in range(workers):
             start = first * workers + worker * size
-            yield Block(part.epoch, start + max(0, part.skip - first), start + min(size, part.stop - first))
+            yield PairBlock(part.epoch, start + max(0, part.skip - first), start + min(size, part.stop - first))
 
 
-def validation_blocks(pairs: int, workers: int, block_pairs: int) -> Iterator[Block]:
+def validation_blocks(pairs: int, workers: int, block_pairs: int) -> Iterator[PairBlock]:
     """Yield blocks that hold every pair once, in stored order; the last ones may be empty. The workers take turns."""
     rounds = -(-pairs // (workers * block_pairs))
     size = -(-pairs // (workers * rounds))
     for number in range(rounds * workers):
-        yield Block(0, min(number * size, pairs), min((number + 1) * size, pairs))
+        yield PairBlock(0, min(number * size, pairs), min((number + 1) * size, pairs))
 
 
-def block_rows(block: Block, group_rows: Sequence[int], *, seed: int, window: int) -> list[Row]:
+def block_rows(block: PairBlock, group_rows: Sequence[int], *, seed: int, window: int) -> list[Row]:
     """The rows of a block.
 
     Args:

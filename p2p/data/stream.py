@@ -19,7 +19,7 @@ from ray.data import ExecutionOptions, ExecutionResources
 from p2p.data.augment import centre_crop, jitter, join_sides
 from p2p.data.cluster import cluster_cpus, quiet_data_context, reader_cpus
 from p2p.data.local import MAX_ATTEMPTS
-from p2p.data.order import Block, EpochRange, Row, block_rows, training_blocks, validation_blocks
+from p2p.data.order import EpochRange, PairBlock, Row, block_rows, training_blocks, validation_blocks
 from p2p.data.pairs import Formats, Pair, Pairs, RowGroup, read_rows, try_rows
 from p2p.data.tasks import is_repeat, memory_reported, run_as_task
 from p2p.errors import BadInputError, StorageError
@@ -96,11 +96,11 @@ class PairStream:
         """Pairs of a block: whole batches."""
         return max(1, self.window // self.batch_size) * self.batch_size
 
-    def training_blocks(self, part: EpochRange) -> Iterator[Block]:
+    def training_blocks(self, part: EpochRange) -> Iterator[PairBlock]:
         """Of all workers, for one epoch or a part of it."""
         return training_blocks(part, len(self.train), self.workers, self.block_pairs)
 
-    def validation_blocks(self) -> Iterator[Block]:
+    def validation_blocks(self) -> Iterator[PairBlock]:
         """Of all workers, for one validation; none without validation pairs."""
         return iter(()) if self.val is None else validation_blocks(len(self.val), self.workers, self.block_pairs)
 
@@ -135,7 +135,7 @@ class PairStream:
 
     def _read_block(self, row: dict[str, Any]) -> dict[str, Any]:
         """The task: a row that names a block gets its pairs, (1, n * values)."""
-        block = Block(*(int(row[name][0]) for name in ("epoch", "start", "stop")))
+        block = PairBlock(*(int(row[name][0]) for name in ("epoch", "start", "stop")))
         values = np.zeros(1, self.crop.formats[0].dtype)
         try:
             if len(block):
@@ -144,7 +144,7 @@ class PairStream:
             raise BadInputError(error.kind, f"{error}; jobs/prepare.py leaves bad pairs out and lists them") from None
         return {**row, "pairs": values[None]}
 
-    def _read_pairs(self, block: Block) -> Iterator[Pixels]:
+    def _read_pairs(self, block: PairBlock) -> Iterator[Pixels]:
         pairs = self.train if block.epoch or self.val is None else self.val
         rows = block_rows(block, pairs.group_rows, seed=self.crop.seed, window=self.window)
         uri = pairs.groups[rows[0][0]].uri
@@ -183,7 +183,7 @@ class BlockReader:
         """Yield the validation blocks that follow an epoch, (n, values) each; n may be 0, in the last one."""
         return self._read(self._stream.validation_blocks())
 
-    def _read(self, blocks: Iterable[Block]) -> Iterator[Pixels]:
+    def _read(self, blocks: Iterable[PairBlock]) -> Iterator[Pixels]:
         for block in itertools.islice(blocks, self._rank, None, self._stream.workers):
             row = self._first or next(self._rows, None)
             self._first = None

@@ -1,4 +1,4 @@
-"""The evaluation job: check everything, judge the pairs on a pool of processes, write figures and report."""
+"""The evaluation job: check everything, measure the pairs on a pool of processes, write figures and report."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from p2p.data.pairs import Pairs, open_pairs, raw_load_size
 from p2p.data.tasks import run_as_task
 from p2p.errors import CheckpointError, ConfigError, NotFoundError, P2PError, StorageError, UsageError
 from p2p.evaluation.config import EvaluateConfig
-from p2p.evaluation.judge import UNTRAINED, Drawn, Judge, Task, judge_rows
+from p2p.evaluation.evaluator import UNTRAINED, EvaluationTask, Evaluator, TranslatedPair, evaluate_rows
 from p2p.model.checkpoint import load_generator
 from p2p.model.config import Direction, ModelConfig
 from p2p.model.engine import choose_device
-from p2p.model.metrics import METRICS, Measured, Palette, Totals, default_metrics, find_metric
+from p2p.model.metrics import METRICS, Measured, MetricTotals, Palette, default_metrics, find_metric
 from p2p.model.networks import Generator
 from p2p.progress import Progress
 from p2p.reports.evaluation import Judged, write_evaluation_report
@@ -87,7 +87,7 @@ def _require_channels(
         raise ConfigError("checkpoint", f"{config.checkpoint}: translates {channels}, but {error}") from None
 
 
-def _plan(config: EvaluateConfig) -> tuple[Task, str]:
+def _plan(config: EvaluateConfig) -> tuple[EvaluationTask, str]:
     """Check every option against what is there; UsageError names the first that does not fit.
 
     Returns what the processes need to know, and the checkpoint's id.
@@ -110,7 +110,7 @@ def _plan(config: EvaluateConfig) -> tuple[Task, str]:
     palette = description.sides(direction)[1].palette if model.output_channels == RGB.channels else None
     metrics = _metrics(config, palette)
     require_output(output, "output", "an evaluation")
-    task = Task(
+    task = EvaluationTask(
         checkpoint=checkpoint,
         pairs=pairs,
         swap=swap,
@@ -131,7 +131,9 @@ def _rows(pairs: Pairs, limit: int) -> list[Row]:
     return rows[:limit] if limit else rows
 
 
-def _judge_locally(worker: LocalWorker, config: EvaluateConfig, task: Task, rows: Sequence[Row]) -> Results:
+def _evaluate_locally(
+    worker: LocalWorker, config: EvaluateConfig, task: EvaluationTask, rows: Sequence[Row]
+) -> Results:
     device = choose_device(config.gpu).type
     log.info("evaluating %d pairs on the %s in one process, without starting Ray: they are few", len(rows), device)
     sized = dataclasses.replace(task, device=device, threads=available_cpus())
@@ -139,14 +141,14 @@ def _judge_locally(worker: LocalWorker, config: EvaluateConfig, task: Task, rows
         {"group": np.array([group for group, _ in chunk]), "row": np.array([row for _, row in chunk])}
         for chunk in _chunks(rows)
     ]
-    return _collect(worker.map(judge_rows, (sized,), batches), len(rows))
+    return _collect(worker.map(evaluate_rows, (sized,), batches), len(rows))
 
 
 def _chunks(rows: Sequence[Row]) -> list[Sequence[Row]]:
     return [rows[start : start + _CHUNK_PAIRS] for start in range(0, len(rows), _CHUNK_PAIRS)]
 
 
-def _judge_on_ray(config: EvaluateConfig, task: Task, rows: Sequence[Row]) -> Results:
+def _evaluate_on_ray(config: EvaluateConfig, task: EvaluationTask, rows: Sequence[Row]) -> Results:
     import ray.data
 
     from p2p.data.cluster import cluster_cpus, cluster_gpus, quiet_data_context
@@ -162,7 +164,7 @@ def _judge_on_ray(config: EvaluateConfig, task: Task, rows: Sequence[Row]) -> Re
         pa.table({"group": [group for group, _ in chunk], "row": [row for _, row in chunk]}) for chunk in _chunks(rows)
     ]
     dataset = ray.data.from_arrow(blocks).map_batches(
-        Judge,
+        Evaluator,
         fn_constructor_kwargs={"task": sized},
         batch_size=_CHUNK_PAIRS,
         compute=ray.data.ActorPoolStrategy(size=actors),
@@ -183,8 +185,8 @@ def _collect(results: Iterable[dict[str, Any]], total: int) -> Results:
     return [found[place] for place in sorted(found)]
 
 
-def _totals(task: Task, results: Results, prefix: str) -> dict[str, float]:
-    totals = Totals(task.metrics, task.palette)
+def _totals(task: EvaluationTask, results: Results, prefix: str) -> dict[str, float]:
+    totals = MetricTotals(task.metrics, task.palette)
     for row in results:
         counts = row.get(prefix + "confusion")
         side = len(task.palette or ())
@@ -194,7 +196,7 @@ def _totals(task: Task, results: Results, prefix: str) -> dict[str, float]:
     return {prefix + name: value for name, value in totals.result().items()}
 
 
-def _examples(task: Task, results: Results) -> dict[str, list[Judged]]:
+def _examples(task: EvaluationTask, results: Results) -> dict[str, list[Judged]]:
     """Draw the best, median and worst pairs again, since nothing kept their pixels; none where that fails, which is no
     reason to.
     """
@@ -219,8 +221,8 @@ def _examples(task: Task, results: Results) -> dict[str, list[Judged]]:
     }
 
 
-def _draw(task: Task, rows: Sequence[Row]) -> list[Drawn]:
-    return Judge(task).draw(rows)
+def _draw(task: EvaluationTask, rows: Sequence[Row]) -> list[TranslatedPair]:
+    return Evaluator(task).draw(rows)
 
 
 def _write_table(output: str, columns: Sequence[str], results: Results) -> None:
@@ -229,7 +231,7 @@ def _write_table(output: str, columns: Sequence[str], results: Results) -> None:
     write_table(join(output, "per_image.parquet"), pa.table(table))
 
 
-def _details(config: EvaluateConfig, task: Task, checkpoint_id: str) -> Mapping[str, Any]:
+def _details(config: EvaluateConfig, task: EvaluationTask, checkpoint_id: str) -> Mapping[str, Any]:
     return {
         "checkpoint": config.checkpoint,
         "checkpoint id": checkpoint_id,
@@ -247,7 +249,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     output = absolute(config.output)
     rows = _rows(task.pairs, config.limit)
     with session(small=not wants_ray() and len(rows) <= _SMALL_PAIRS) as worker:
-        results = _judge_locally(worker, config, task, rows) if worker else _judge_on_ray(config, task, rows)
+        results = _evaluate_locally(worker, config, task, rows) if worker else _evaluate_on_ray(config, task, rows)
         examples = _examples(task, results)
     prefixes = ["", UNTRAINED] if config.compare_untrained else [""]
     metrics: dict[str, Any] = {"n": len(results)}

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from p2p.documents import check_fields, parse_json_object
 from p2p.errors import CheckpointError, DamagedFileError, NotFoundError, UsageError
+from p2p.model.checkpoint_names import CHECKPOINT_NAME, CHECKPOINTS, is_checkpoint_path
 from p2p.model.config import ModelConfig
 from p2p.model.legacy import infer_config, plain_weights, read_pth
-from p2p.model.moments import CHECKPOINTS, MOMENT, is_checkpoint_name
 from p2p.model.networks import Generator, empty_generator
 from p2p.model.pix2pix import Pix2Pix, State
 from p2p.storage.filesystems import exists, join, read_bytes, read_json_object, remove, write_bytes, write_json
@@ -40,7 +40,7 @@ BEST, LATEST = "best.json", "latest.json"
 
 _META_FIELDS = {"checkpoint_id": str, "model": dict, "metrics": dict, "data": dict}
 _MODEL_KEY = "p2p.model"
-_FRAGMENT = re.compile(rf"(.+)#(latest|best|{MOMENT})")
+_FRAGMENT = re.compile(rf"(.+)#(latest|best|{CHECKPOINT_NAME})")
 _ID_DIGITS = 16
 
 
@@ -179,7 +179,7 @@ def _in_run(run: str, which: str) -> ResolvedCheckpoint:
         if not exists(pointer):
             raise CheckpointError(f"{run}: the run has no {which} checkpoint ({which}.json is missing)")
         name = _read_object(pointer).get("checkpoint")
-        if not is_checkpoint_name(name):
+        if not is_checkpoint_path(name):
             raise CheckpointError(f"{pointer}: names no checkpoint of its run")
         folder = join(run, str(name))
     else:

@@ -1,8 +1,8 @@
 """Metrics of outputs against their targets, for each image and for a whole set.
 
 Images are (B, H, W, C) on the 0..255 scale, uint8 or float; `measure` scales uint16 to it. Everything is computed on
-the tensors' device, and only `Totals.result` waits for it. Metrics are computed in three steps, which metrics over
-features of a network would have too:
+the tensors' device, and only `MetricTotals.result` waits for it. There are three steps, which metrics over features of a
+network would have too:
 
     features     computed for each image              error maps, palette classes
     statistics   summed over images                   one number per image; a confusion matrix
@@ -262,11 +262,11 @@ def measure(outputs: Tensor, targets: Tensor, names: Sequence[str], palette: Pal
     return Measured(values, counts)
 
 
-class Totals:
+class MetricTotals:
     """Metrics of a whole set, summed batch by batch: means over images, and palette metrics over all pixels.
 
     Example:
-        >>> totals = Totals(["l1", "pixel_accuracy"])
+        >>> totals = MetricTotals(["l1", "pixel_accuracy"])
         >>> targets = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
         >>> measured = totals.update(targets + 51, targets)
         >>> totals.result()

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from p2p.documents import parse_json_object
 from p2p.errors import NotFoundError
-from p2p.model.gan_health import balance_of
+from p2p.model.gan_health import gan_thresholds
 from p2p.model.metrics import METRICS
 from p2p.reports.page import Series, duration, line_chart, number, percent, render
 from p2p.reports.samples import load_sheets
@@ -163,16 +163,16 @@ def _chart(run: _Run, names: Sequence[str], *, title: str, y_label: str, caption
 
 def _loss_charts(run: _Run) -> list[_Chart | None]:
     adversarial = "Generator against discriminator; d_real and d_fake are its losses on targets and on outputs."
-    balance = balance_of(str(run.config.get("gan_mode")), run.config.get("label_smoothing") or 0.0)
+    chance = gan_thresholds(str(run.config.get("gan_mode")), run.config.get("label_smoothing") or 0.0)
     marks: list[tuple[float, str]] = []
-    if balance is not None and balance.guess_real == balance.guess_fake:
-        adversarial += f" At {balance.guess_words.partition(' =')[0]} it can only guess."
-        marks = [(balance.guess_real, balance.guess_words)]
-    elif balance is not None:
+    if chance is not None and chance.chance_d_real == chance.chance_d_fake:
+        adversarial += f" At {chance.describe_chance().partition(' =')[0]} it can only guess."
+        marks = [(chance.chance_d_real, chance.describe_chance())]
+    elif chance is not None:
         adversarial += " At the marks it can only guess."
         marks = [
-            (balance.guess_real, f"d_real {balance.guess_real:.3f}"),
-            (balance.guess_fake, f"d_fake {balance.guess_fake:.3f}"),
+            (chance.chance_d_real, f"d_real {chance.chance_d_real:.3f}"),
+            (chance.chance_d_fake, f"d_fake {chance.chance_d_fake:.3f}"),
         ]
     return [
         _chart(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 
 from p2p.errors import BadInputError, NotFoundError
-from p2p.model.moments import moment_of
+from p2p.model.checkpoint_names import parse_checkpoint_name
 from p2p.reports.page import data_uri, number
 from p2p.reports.thumbnails import shrink
 from p2p.storage.filesystems import join, list_names, read_bytes
@@ -55,7 +55,7 @@ def _load_sheet(uri: str) -> Array | None:
 
 
 def _moment_of_checkpoint(entry: Mapping[str, Any] | None) -> tuple[int, float] | None:
-    return None if entry is None else moment_of(str(entry["checkpoint"]).rpartition("/")[2])
+    return None if entry is None else parse_checkpoint_name(str(entry["checkpoint"]).rpartition("/")[2])
 
 
 def _label(moment: tuple[int, float], best: tuple[int, float] | None) -> str:
@@ -68,7 +68,7 @@ def load_sheets(run_uri: str, best_checkpoint: Mapping[str, Any] | None) -> tupl
     """The sheets of RUN/samples to show, and how many there are."""
     folder = join(run_uri, "samples")
     stems = [name.removesuffix(".png") for name in list_names(folder) if name.endswith(".png")]
-    names = {moment: f"{stem}.png" for stem in stems if (moment := moment_of(stem)) is not None}
+    names = {moment: f"{stem}.png" for stem in stems if (moment := parse_checkpoint_name(stem)) is not None}
     best = _moment_of_checkpoint(best_checkpoint)
     loaded = [
         (moment, sheet)

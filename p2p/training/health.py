@@ -6,20 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from p2p.model.gan_health import balance_of
-from p2p.model.metrics import find_metric
+from p2p.model.gan_health import gan_thresholds
 from p2p.training.run_folder import MetricsRow
+from p2p.training.selection import epochs_without_improvement
 
 _WINDOW = 5
-"""Epochs that must agree before anything is said."""
-_FLAT = 0.01
-_STARVED = 0.2
-_WORSE_EPOCHS = 10
-_SAME = 0.1
+"""Epochs whose mean is compared: those of a single one vary too much."""
+_MIN_L1_DECREASE = 0.01
+_MAX_DATA_WAIT = 0.2
+_MIN_WORSE_EPOCHS = 10
+_MIN_VARIETY = 0.1
 """Outputs that differ less than this share of what their targets differ by count as the same."""
 
 
-class Finding(TypedDict):
+class HealthFinding(TypedDict):
     """One thing worth knowing about a run."""
 
     finding: str
@@ -32,7 +32,7 @@ def not_finite(losses: Mapping[str, float]) -> list[str]:
     return [name for name, value in losses.items() if not math.isfinite(value)]
 
 
-def broken(names: Sequence[str], epoch: int, step: int, lr: float) -> Finding:
+def broken(names: Sequence[str], epoch: int, step: int, lr: float) -> HealthFinding:
     """Why training stopped: `names` of losses, or of networks, hold numbers that are no longer finite."""
     return {
         "finding": f"{', '.join(names)} no longer finite (NaN or infinite): training stopped",
@@ -41,66 +41,51 @@ def broken(names: Sequence[str], epoch: int, step: int, lr: float) -> Finding:
     }
 
 
-def describe_finding(finding: Finding) -> str:
+def describe_finding(finding: HealthFinding) -> str:
     """A finding as one line for the log."""
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in finding["numbers"].items())
     return f"health: {finding['finding']} ({numbers}); {finding['advice']}"
 
 
-def _mean(rows: Sequence[MetricsRow], name: str) -> float:
-    return float(sum(row[name] for row in rows) / len(rows))
+def _means(rows: Sequence[MetricsRow], *names: str) -> dict[str, float]:
+    return {name: float(sum(row[name] for row in rows) / len(rows)) for name in names}
 
 
-def _discriminator_won(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Finding | None:
-    recent, balance = rows[-_WINDOW:], balance_of(config["gan_mode"], config["label_smoothing"])
-    if balance is None or len(recent) < _WINDOW:
+def _adversarial(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> HealthFinding | None:
+    recent, limits = rows[-_WINDOW:], gan_thresholds(config["gan_mode"], config["label_smoothing"])
+    if limits is None or len(recent) < _WINDOW:
         return None
-    numbers = {name: _mean(recent, name) for name in ("d_real", "d_fake", "g_gan")}
-    sure = numbers["d_real"] - balance.perfect_real <= balance.near and numbers["d_fake"] <= balance.near
-    if not sure or numbers["g_gan"] < balance.hopeless_g_gan:
-        return None
-    smoothing = "" if config["label_smoothing"] or config["gan_mode"] == "hinge" else "--label-smoothing 0.1, "
-    return {
-        "finding": "the discriminator has won: it recognises every output",
-        "numbers": numbers,
-        "advice": f"try {smoothing}a smaller --ndf or --discriminator patch_16, or more training pairs",
-    }
+    numbers = _means(recent, "d_real", "d_fake", "g_gan")
+    d_real, d_fake, g_gan = numbers.values()
+    is_perfect = max(d_real - limits.perfect_d_real, d_fake) <= limits.perfect_within
+    if is_perfect and g_gan >= limits.lost_g_gan:
+        smoothing = "" if config["label_smoothing"] or config["gan_mode"] == "hinge" else "--label-smoothing 0.1, "
+        return {
+            "finding": "the discriminator has won: it recognises every output",
+            "numbers": numbers,
+            "advice": f"try {smoothing}a smaller --ndf or --discriminator patch_16, or more training pairs",
+        }
+    if d_fake >= limits.fooled_d_fake and g_gan <= limits.fooled_g_gan:
+        return {
+            "finding": "the generator has won: the discriminator takes every output for a target",
+            "numbers": numbers,
+            "advice": "try a larger --ndf or --discriminator patch_70, and check that both sides are aligned",
+        }
+    if max(abs(d_real - limits.chance_d_real), abs(d_fake - limits.chance_d_fake)) <= limits.chance_within:
+        chance = limits.describe_chance()
+        return {
+            "finding": f"both discriminator losses stay at {chance}: it only guesses which one is the output",
+            "numbers": {"d_real": d_real, "d_fake": d_fake},
+            "advice": "fine if samples look right; else try a larger --ndf, a higher --lr, or another --norm",
+        }
+    return None
 
 
-def _generator_won(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Finding | None:
-    recent, balance = rows[-_WINDOW:], balance_of(config["gan_mode"], config["label_smoothing"])
-    if balance is None or len(recent) < _WINDOW:
-        return None
-    numbers = {name: _mean(recent, name) for name in ("d_real", "d_fake", "g_gan")}
-    if numbers["g_gan"] > balance.fooling_g_gan or numbers["d_fake"] < balance.fooled_d_fake:
-        return None
-    return {
-        "finding": "the generator has won: the discriminator takes every output for a target",
-        "numbers": numbers,
-        "advice": "try a larger --ndf or --discriminator patch_70, and check that both sides are aligned",
-    }
-
-
-def _undecided(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Finding | None:
-    recent, balance = rows[-_WINDOW:], balance_of(config["gan_mode"], config["label_smoothing"])
-    if balance is None or len(recent) < _WINDOW:
-        return None
-    numbers = {name: _mean(recent, name) for name in ("d_real", "d_fake")}
-    guess = {"d_real": balance.guess_real, "d_fake": balance.guess_fake}
-    if any(abs(numbers[name] - value) > balance.guess_within for name, value in guess.items()):
-        return None
-    return {
-        "finding": f"both discriminator losses stay at {balance.guess_words}: it only guesses which one is the output",
-        "numbers": numbers,
-        "advice": "fine if samples look right; else try a larger --ndf, a higher --lr, or another --norm",
-    }
-
-
-def _flat_l1(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Finding | None:
+def _flat_l1(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> HealthFinding | None:
     if not config["lambda_l1"] or len(rows) < 2 * _WINDOW:
         return None
-    first, last = _mean(rows[:_WINDOW], "g_l1"), _mean(rows[-_WINDOW:], "g_l1")
-    if last < first * (1 - _FLAT):
+    first, last = (_means(part, "g_l1")["g_l1"] for part in (rows[:_WINDOW], rows[-_WINDOW:]))
+    if last < first * (1 - _MIN_L1_DECREASE):
         return None
     return {
         "finding": "L1 has not fallen since the first epochs: the generator is not learning the targets",
@@ -109,62 +94,56 @@ def _flat_l1(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Finding |
     }
 
 
-def _same_outputs(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Finding | None:
+def _same_outputs(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> HealthFinding | None:
     del config
-    known = [row for row in rows if row.get("output_variety") is not None]
-    recent = known[-_WINDOW:]
-    if len(recent) < _WINDOW or any(row["output_variety"] >= _SAME * row["target_variety"] for row in recent):
+    recent = [row for row in rows if row.get("output_variety") is not None][-_WINDOW:]
+    if len(recent) < _WINDOW or any(row["output_variety"] >= _MIN_VARIETY * row["target_variety"] for row in recent):
         return None
     return {
         "finding": "outputs are nearly identical for different inputs: the generator ignores its input",
-        "numbers": {name: _mean(recent, name) for name in ("output_variety", "target_variety")},
+        "numbers": _means(recent, "output_variety", "target_variety"),
         "advice": "past the first thousand steps, check --direction and that inputs differ; then try another --norm "
         "or a lower --lr",
     }
 
 
-def _overfitting(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Finding | None:
-    metric = config["best_metric"]
-    known = [row for row in rows if row.get(metric) is not None]
-    if len(known) <= _WORSE_EPOCHS:
+def _overfitting(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> HealthFinding | None:
+    metric, loss = config["best_metric"], "g_l1" if config["lambda_l1"] else "g_gan"
+    measured = [row for row in rows if row.get(metric) is not None]
+    since = epochs_without_improvement(measured, metric)
+    if not _MIN_WORSE_EPOCHS <= since < len(measured):
         return None
-    improves = find_metric(metric, "best_metric").improves
-    best = 0
-    for index, row in enumerate(known):
-        if improves(row[metric], known[best][metric]):
-            best = index
-    since = len(known) - 1 - best
-    learned = "g_l1" if config["lambda_l1"] else "g_gan"
-    if since < _WORSE_EPOCHS or known[-1][learned] >= known[best][learned]:
+    best, last = measured[-1 - since], measured[-1]
+    if last[loss] >= best[loss]:
         return None
     return {
         "finding": f"validation has been getting worse for {since} epochs while training improves",
         "numbers": {
-            "best_epoch": known[best]["epoch"],
-            f"{metric}_best": known[best][metric],
-            f"{metric}_last": known[-1][metric],
-            f"{learned}_best": known[best][learned],
-            f"{learned}_last": known[-1][learned],
+            "best_epoch": best["epoch"],
+            f"{metric}_best": best[metric],
+            f"{metric}_last": last[metric],
+            f"{loss}_best": best[loss],
+            f"{loss}_last": last[loss],
         },
         "advice": "use the best checkpoint (translate takes it by itself); try --patience 10 or more training pairs",
     }
 
 
-def _starved(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> Finding | None:
+def _waits_for_data(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> HealthFinding | None:
     del config
     recent = [row for row in rows[-_WINDOW:] if row.get("data_wait") is not None]
-    if not recent or _mean(recent, "data_wait") <= _STARVED:
+    if not recent or (numbers := _means(recent, "data_wait"))["data_wait"] <= _MAX_DATA_WAIT:
         return None
     return {
         "finding": "training waits for its data",
-        "numbers": {"data_wait": _mean(recent, "data_wait")},
+        "numbers": numbers,
         "advice": "give the cluster more CPUs, store the pairs smaller (prepare --load-size), or move them nearer",
     }
 
 
-_CHECKS = (_discriminator_won, _generator_won, _undecided, _flat_l1, _same_outputs, _overfitting, _starved)
+_CHECKS = (_adversarial, _flat_l1, _same_outputs, _overfitting, _waits_for_data)
 
 
-def findings(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> list[Finding]:
+def health_findings(rows: Sequence[MetricsRow], config: Mapping[str, Any]) -> list[HealthFinding]:
     """What stands out in a run: `rows` of metrics.jsonl in order, `config` as in config.json."""
     return [finding for check in _CHECKS if (finding := check(rows, config)) is not None]

@@ -189,7 +189,7 @@ def _why_finished(folder: RunFolder, config: TrainConfig, pairs: int) -> str:
     if not remaining_images(config, pairs, position):
         return f"{position.epoch} epochs, {position.step} steps; raise epochs or max_steps to train on"
     if config.patience:
-        from p2p.training.judgement import is_out_of_patience
+        from p2p.training.selection import is_out_of_patience
 
         if is_out_of_patience(folder.rows(position.epoch), config.patience, config.best_metric):
             return f"{config.best_metric} has not improved for {config.patience} epochs; raise patience to train on"
@@ -207,7 +207,7 @@ def _conclude(folder: RunFolder, config: TrainConfig, stopped: TrainingStoppedEr
 
 
 def _summarise(folder: RunFolder, config: TrainConfig, stopped: TrainingStoppedError | None) -> dict[str, Any]:
-    from p2p.training.health import findings
+    from p2p.training.health import health_findings
 
     rows = folder.rows()
     last: dict[str, Any] = rows[-1] if rows else {"epoch": 0, "step": 0, "images_seen": 0}
@@ -224,5 +224,5 @@ def _summarise(folder: RunFolder, config: TrainConfig, stopped: TrainingStoppedE
         "latest": folder.latest(),
         "stopped_early": stopped is None and last["epoch"] < config.last_epoch and not at_max_steps,
         "error": None if stopped is None else str(stopped),
-        "health": [*health, *findings(rows, config.to_dict())],
+        "health": [*health, *health_findings(rows, config.to_dict())],
     }

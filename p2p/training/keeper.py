@@ -10,11 +10,12 @@ from p2p.data.description import DataRecord
 from p2p.data.order import EpochRange
 from p2p.data.stream import PairStream
 from p2p.training.config import TrainConfig
-from p2p.training.health import describe_finding, findings
-from p2p.training.judgement import average_statistics, is_out_of_patience
+from p2p.training.health import describe_finding, health_findings
 from p2p.training.recorder import Recorder
 from p2p.training.run_folder import MetricsRow, RunFolder
+from p2p.training.selection import is_out_of_patience
 from p2p.training.trainer import LOSSES, Trainer
+from p2p.training.validation import average_statistics
 
 _SECONDS_BETWEEN_PROGRESS = 2.0
 
@@ -92,12 +93,12 @@ class RunKeeper:
             self._recorder.save(row, position, inside_epoch=True)
 
     def after_epoch(self, row: MetricsRow, part: EpochRange, *, is_last: bool) -> bool:
-        """Judge an epoch, or the part of it that --max-steps left, and keep it (all ranks). Returns whether training
-        ends here because of --patience.
+        """Keep an epoch, or the part of it that `max_steps` allowed (all ranks). Returns whether training ends here
+        because patience has run out.
         """
         config, trainer = self._config, self._trainer
         row["seconds"] = trainer.epoch_seconds
-        known = [finding["finding"] for finding in findings(self._rows, config.to_dict())]
+        known = [finding["finding"] for finding in health_findings(self._rows, config.to_dict())]
         self._rows.append(row)
         ends = self.is_out_of_patience()
         draw = _is_due(part.epoch, config.samples_every) or _is_due(row["step"], config.samples_every_steps)
@@ -121,7 +122,7 @@ class RunKeeper:
             varieties = recorder.draw(row["epoch"], row["step"])
             if self._stream.val is None:  # else validation has measured them on more than a few
                 row.update(varieties)
-        health = findings(self._rows, self._config.to_dict())
+        health = health_findings(self._rows, self._config.to_dict())
         new = [finding for finding in health if finding["finding"] not in known]
         self._log(_describe(row, self._config), *(describe_finding(finding) for finding in new))
         self._report_progress()

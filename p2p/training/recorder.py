@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from p2p.data.description import DataRecord
 from p2p.data.stream import PairStream
 from p2p.model.checkpoint import save_checkpoint
-from p2p.model.moments import moment_name
+from p2p.model.checkpoint_names import checkpoint_name
 from p2p.model.pix2pix import Pix2Pix
 from p2p.reports.run import write_run_report
 from p2p.training.config import TrainConfig
-from p2p.training.health import Finding
-from p2p.training.judgement import Samples, is_best
+from p2p.training.health import HealthFinding
 from p2p.training.position import Position
 from p2p.training.run_folder import MetricsRow, RunFolder
 from p2p.training.scalars import Scalars
+from p2p.training.selection import is_best
+from p2p.training.validation import ValidationSamples
 
 _MAX_REPORTS_SHARE = 0.02
 """Of the time, for keeping the page up to date."""
@@ -48,7 +49,7 @@ class Recorder:
         self._config, self._pix2pix, self._data = config, pix2pix, data
         self._validated = stream.val is not None
         self._run = RunFolder(config.output)
-        self._samples = Samples(stream.val or stream.train, stream.crop)
+        self._samples = ValidationSamples(stream.val or stream.train, stream.crop)
         self._scalars = Scalars(config.output, last_step)
         self._report_due = time.monotonic()
 
@@ -61,7 +62,7 @@ class Recorder:
     def draw(self, epoch: int, step: int, *, inside_epoch: bool = False) -> dict[str, float]:
         """Keep a sample sheet; returns how much its outputs and targets differ among themselves."""
         sheet = self._samples.draw(self._pix2pix)
-        self._run.write_sample(moment_name(epoch, step if inside_epoch else None), sheet.png)
+        self._run.write_sample(checkpoint_name(epoch, step if inside_epoch else None), sheet.png)
         self._scalars.draw(step, sheet.image)
         if inside_epoch:
             self._scalars.publish()
@@ -80,11 +81,12 @@ class Recorder:
         meta = {**known, "metrics": row, "data": dataclasses.asdict(self._data)}
         save_checkpoint(self._run.address(name), self._pix2pix, meta, position.to_dict())
         best, metric = self._run.best(), self._config.best_metric
-        judged = metric in row or not self._validated
-        improved = judged and is_best(row, best["metrics"] if best else None, metric)
+        # Within an epoch nothing is validated, so a checkpoint there cannot be the best of a run that validates.
+        is_comparable = metric in row or not self._validated
+        improved = is_comparable and is_best(row, best["metrics"] if best else None, metric)
         self._run.publish(name, row, is_best=improved, keep=self._config.keep_checkpoints)
 
-    def refresh_report(self, health: Sequence[Finding]) -> None:
+    def refresh_report(self, health: Sequence[HealthFinding]) -> None:
         """Let RUN/report.html show the run so far, unless that was done a moment ago."""
         started = time.monotonic()
         if started < self._report_due:

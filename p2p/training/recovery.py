@@ -7,9 +7,9 @@ from typing import Any
 
 from p2p.errors import CheckpointError, ConfigError, DamagedFileError, NotFoundError
 from p2p.model.checkpoint import read_whole
-from p2p.training.judgement import is_best
 from p2p.training.position import Position
 from p2p.training.run_folder import RunFolder, check_row
+from p2p.training.selection import is_best
 
 log = logging.getLogger("p2p")
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from p2p.documents import check_fields, parse_json, to_json
 from p2p.errors import DamagedFileError, NotFoundError
-from p2p.model.moments import is_checkpoint_name, moment_name, moment_of
+from p2p.model.checkpoint_names import checkpoint_name, is_checkpoint_path, parse_checkpoint_name
 from p2p.storage.filesystems import (
     join,
     list_names,
@@ -93,7 +93,7 @@ class RunFolder:
         found = self._read_object(name)
         if found is None:
             return None
-        if not (is_checkpoint_name(found.get("checkpoint")) and {"epoch", "metrics"} <= found.keys()):
+        if not (is_checkpoint_path(found.get("checkpoint")) and {"epoch", "metrics"} <= found.keys()):
             raise DamagedFileError(f"{join(self.uri, name)}: names no checkpoint of its run")
         return found | {"metrics": check_row(found["metrics"], join(self.uri, name))}
 
@@ -142,9 +142,9 @@ class RunFolder:
 
         An epoch that was interrupted by --max-steps and went on has two; the second one's name has its step.
         """
-        name = f"checkpoints/{moment_name(epoch, step if inside_epoch else None)}"
+        name = f"checkpoints/{checkpoint_name(epoch, step if inside_epoch else None)}"
         if name in self._named():
-            name = f"checkpoints/{moment_name(epoch, step)}"
+            name = f"checkpoints/{checkpoint_name(epoch, step)}"
         remove(self.address(name))  # left by a writer that was killed
         return name
 
@@ -162,7 +162,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[str]:
         """Every place a checkpoint was ever begun at, oldest first, as latest.json would name it."""
-        present = {name: moment_of(name) for name in list_names(join(self.uri, "checkpoints"))}
+        present = {name: parse_checkpoint_name(name) for name in list_names(join(self.uri, "checkpoints"))}
         own = sorted((moment, name) for name, moment in present.items() if moment is not None)
         return [f"checkpoints/{name}" for _, name in own]
 

@@ -23,12 +23,12 @@ from p2p.model.pix2pix import Pix2Pix
 from p2p.model.sync_norm import data_parallel, synchronise_batch_norm
 from p2p.storage.images import Pixels
 from p2p.training.config import TrainConfig
-from p2p.training.judgement import average_statistics, validate
 from p2p.training.keeper import RunKeeper
 from p2p.training.position import Position, remaining_epochs
 from p2p.training.run_folder import RunFolder
 from p2p.training.stop import StopRequestedError, StopSignal
 from p2p.training.trainer import Trainer
+from p2p.training.validation import average_statistics, validate
 
 STREAM = "train"
 """The data set's name, for Ray Train."""

@@ -4,13 +4,13 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from p2p.data.order import Block, EpochRange, block_rows, pairs_per_worker, training_blocks, validation_blocks
+from p2p.data.order import EpochRange, PairBlock, block_rows, pairs_per_worker, training_blocks, validation_blocks
 
 group_rows = st.lists(st.integers(1, 40), min_size=1, max_size=40)
 SEED, WINDOW = 3, 32
 
 
-def rows_of(groups: list[int], block: Block, seed: int = SEED, window: int = WINDOW) -> list[tuple[int, int]]:
+def rows_of(groups: list[int], block: PairBlock, seed: int = SEED, window: int = WINDOW) -> list[tuple[int, int]]:
     return block_rows(block, groups, seed=seed, window=window)
 
 
@@ -29,9 +29,9 @@ def shares(groups: list[int], part: EpochRange, workers: int, block_pairs: int) 
 @given(group_rows, st.integers(0, 2**31), st.integers(1, 9), st.integers(1, 200), st.integers(1, 50))
 def test_an_epoch_has_each_pair_once_in_an_order_that_no_cutting_changes(groups, seed, epoch, window, cut):
     total = sum(groups)
-    whole = rows_of(groups, Block(epoch, 0, total), seed, window)
+    whole = rows_of(groups, PairBlock(epoch, 0, total), seed, window)
     assert Counter(whole) == Counter(every_row(groups))
-    parts = [Block(epoch, start, min(start + cut, total)) for start in range(0, total, cut)]
+    parts = [PairBlock(epoch, start, min(start + cut, total)) for start in range(0, total, cut)]
     assert [row for part in parts for row in rows_of(groups, part, seed, window)] == whole
 
 
@@ -46,7 +46,7 @@ def test_workers_see_equal_numbers_of_different_pairs_wherever_an_epoch_is_enter
     seen = [row for rows in whole for row in rows]
     assert len(set(seen)) == len(seen)
     if workers == 1:
-        assert seen == rows_of(groups, Block(2, 0, share))
+        assert seen == rows_of(groups, PairBlock(2, 0, share))
     skip = data.draw(st.integers(0, share))
     stop = data.draw(st.integers(skip, share))
     found = shares(groups, EpochRange(2, skip, stop), workers, block_pairs)
@@ -68,7 +68,7 @@ def test_validation_sees_each_pair_once_in_stored_order_and_workers_about_as_man
 def test_pairs_of_several_row_groups_are_mixed_and_each_epoch_and_seed_differs(window):
     groups = [8] * 40
     first, second, other = (
-        rows_of(groups, Block(epoch, 0, 320), seed, window) for seed, epoch in ((1, 1), (1, 2), (2, 1))
+        rows_of(groups, PairBlock(epoch, 0, 320), seed, window) for seed, epoch in ((1, 1), (1, 2), (2, 1))
     )
     assert first != second and first != other
     assert len({group for group, _ in first[:window]}) == max(1, window // 8)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p2p.data.order import Block, EpochRange, block_rows
+from p2p.data.order import EpochRange, PairBlock, block_rows
 from p2p.data.pairs import open_pairs, read_rows
 from p2p.data.stream import BlockReader, CropSettings, PairStream
 from p2p.errors import BadInputError, StorageError
@@ -50,7 +50,7 @@ def test_a_block_becomes_input_and_target_crops_of_its_pairs(data, swap):
         [values] = reader.training(part)
     inputs, targets = stream.crop.sides(values)
     assert inputs.shape == targets.shape == (11, SIZE, SIZE, 3)
-    rows = block_rows(Block(1, 0, 11), stream.train.group_rows, seed=0, window=stream.window)
+    rows = block_rows(PairBlock(1, 0, 11), stream.train.group_rows, seed=0, window=stream.window)
     for pair, image, target in zip(read_rows(stream.train.groups, rows, 20), inputs, targets, strict=True):
         wanted = np.stack((target, image) if swap else (image, target))
         places = [(slice(y, y + SIZE), slice(x, x + SIZE)) for y in range(5) for x in range(5)]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2p.errors import UsageError
-from p2p.model.metrics import METRICS, PSNR_CAP, Totals, default_metrics, find_metric, measure
+from p2p.model.metrics import METRICS, PSNR_CAP, MetricTotals, default_metrics, find_metric, measure
 
 PALETTE = [[0, 0, 0], [255, 255, 255], [255, 0, 0]]
 
@@ -83,7 +83,7 @@ def test_palette_metrics_compare_nearest_colours():
 def test_totals_do_not_depend_on_batches(split, seed):
     x, y = images(seed, 6), images(seed + 100, 6)
     names = default_metrics(has_palette=True)
-    whole, parts = Totals(names, PALETTE), Totals(names, PALETTE)
+    whole, parts = MetricTotals(names, PALETTE), MetricTotals(names, PALETTE)
     whole.update(x, y)
     parts.update(x[:split], y[:split])
     parts.update(x[split:], y[split:])

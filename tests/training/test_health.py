@@ -5,7 +5,7 @@ import torch
 
 from p2p.model.losses import GanObjective
 from p2p.training import TrainConfig
-from p2p.training.health import broken, describe_finding, findings, not_finite
+from p2p.training.health import broken, describe_finding, health_findings, not_finite
 
 CONFIG = TrainConfig(data="pairs", output="run").to_dict()
 GOOD = {
@@ -32,7 +32,7 @@ def rows(count: int, **changes) -> list[dict]:
 
 def test_a_healthy_run_has_no_findings():
     for count in (0, 1, 5, 40):
-        assert findings(rows(count), CONFIG) == []
+        assert health_findings(rows(count), CONFIG) == []
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_healthy_run_has_no_findings():
     ],
 )
 def test_each_trouble_is_found_with_its_numbers_and_advice(changes, words, number):
-    (finding,) = findings(rows(20, **changes), CONFIG)
+    (finding,) = health_findings(rows(20, **changes), CONFIG)
     assert words in finding["finding"]
     assert math.isfinite(finding["numbers"][number])
     assert len(finding["advice"]) > 20
@@ -56,10 +56,10 @@ def test_each_trouble_is_found_with_its_numbers_and_advice(changes, words, numbe
 
 def test_runs_without_l1_validation_or_log_losses_are_judged_by_what_they_have():
     without_l1 = rows(20, g_l1=0.0)
-    assert findings(without_l1, {**CONFIG, "lambda_l1": 0.0}) == []
+    assert health_findings(without_l1, {**CONFIG, "lambda_l1": 0.0}) == []
     no_validation = [{name: value for name, value in row.items() if name != "val_l1"} for row in rows(20)]
-    assert findings(no_validation, CONFIG) == []
-    assert findings(rows(20, d_real=-0.5, d_fake=0.5, g_gan=9.0), {**CONFIG, "gan_mode": "wgangp"}) == []
+    assert health_findings(no_validation, CONFIG) == []
+    assert health_findings(rows(20, d_real=-0.5, d_fake=0.5, g_gan=9.0), {**CONFIG, "gan_mode": "wgangp"}) == []
 
 
 def losses_of(config: dict, logits_real: float, logits_fake: float) -> dict[str, float]:
@@ -83,7 +83,7 @@ def test_who_has_won_is_told_in_the_scale_of_each_objective(gan_mode, smoothing)
 
     def found(logits_real: float, logits_fake: float) -> str:
         losses = losses_of(config, logits_real, logits_fake)
-        return " ".join(finding["finding"] for finding in findings(rows(20, **losses), config))
+        return " ".join(finding["finding"] for finding in health_findings(rows(20, **losses), config))
 
     assert found(real, fake).startswith("the discriminator has won")
     assert found(guess, 6.0 if gan_mode == "vanilla" else real).startswith("the generator has won")
@@ -94,13 +94,15 @@ def test_who_has_won_is_told_in_the_scale_of_each_objective(gan_mode, smoothing)
 def test_getting_worse_is_judged_by_the_metric_that_picks_the_best_and_in_its_direction():
     falling = rows(20, val_psnr=lambda epoch: 30.0 - abs(epoch - 4), val_l1=0.1)
     config = {**CONFIG, "best_metric": "val_psnr"}
-    (finding,) = findings(falling, config)
+    (finding,) = health_findings(falling, config)
     assert "getting worse for 16 epochs" in finding["finding"]
     assert (finding["numbers"]["best_epoch"], finding["numbers"]["val_psnr_best"]) == (4, 30.0)
-    assert findings(rows(20, val_psnr=lambda epoch: 20.0 + epoch, val_l1=lambda epoch: 0.1 + epoch), config) == []
+    assert (
+        health_findings(rows(20, val_psnr=lambda epoch: 20.0 + epoch, val_l1=lambda epoch: 0.1 + epoch), config) == []
+    )
     adversarial = {**config, "lambda_l1": 0.0}
-    assert findings(falling, adversarial) == []
-    (finding,) = findings([{**row, "g_gan": 2 - row["epoch"] / 50} for row in falling], adversarial)
+    assert health_findings(falling, adversarial) == []
+    (finding,) = health_findings([{**row, "g_gan": 2 - row["epoch"] / 50} for row in falling], adversarial)
     assert finding["numbers"]["g_gan_last"] < finding["numbers"]["g_gan_best"]
 
 

@@ -26,8 +26,8 @@ UNTRAINED = "untrained."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """Everything a process needs to know to judge pairs. Small and picklable: settings and addresses."""
+class EvaluationTask:
+    """Everything a process needs to know to evaluate pairs. Small and picklable: settings and addresses."""
 
     checkpoint: str
     pairs: Pairs
@@ -45,7 +45,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class TranslatedPair:
     """One pair and what the generator made of it: (H, W, C) uint8 or uint16 each."""
 
     pair_id: str
@@ -54,15 +54,15 @@ class Drawn:
     target: Pixels
 
 
-def _engine(task: Task, generator: Generator) -> Engine:
+def _engine(task: EvaluationTask, generator: Generator) -> Engine:
     precision = choose_precision(task.precision, task.device, generator.config.bits)
     return Engine(generator, tile_size=task.crop_size, batch_size=_BATCH_PAIRS, device=task.device, precision=precision)
 
 
-class Judge:
-    """Loads the generator once; each call judges the rows of one batch."""
+class Evaluator:
+    """Loads the generator once; each call measures the rows of one batch."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: EvaluationTask) -> None:
         torch.set_num_threads(task.threads)
         self._task = task
         generator = load_generator(task.checkpoint)
@@ -83,37 +83,38 @@ class Judge:
                 raise BadInputError(error.kind, f"pair {pair['pair_id']!r}: {error}") from None
             yield pair["pair_id"], *(sides[::-1] if self._task.swap else sides)
 
-    def draw(self, rows: Sequence[Row]) -> list[Drawn]:
+    def draw(self, rows: Sequence[Row]) -> list[TranslatedPair]:
         """Translate `rows`, to be looked at."""
         drawn = []
         for pair_id, image, target in self._cropped(rows):
-            drawn.append(Drawn(pair_id, image, self._engines[""](image[None])[0], target))
+            drawn.append(TranslatedPair(pair_id, image, self._engines[""](image[None])[0], target))
         return drawn
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
         """Rows of (group, row) -> the same with `pair_id`, each metric, and each confusion matrix, flattened."""
         rows = list(zip(batch["group"].tolist(), batch["row"].tolist(), strict=True))
-        judged: dict[str, Any] = dict(batch)
+        measured_rows: dict[str, Any] = dict(batch)
         with memory_reported(f"evaluating pairs of {self._task.pairs.uri}"):
             ids, inputs, targets = zip(*self._cropped(rows), strict=True)
-        judged["pair_id"] = list(ids)
+        measured_rows["pair_id"] = list(ids)
         wanted = torch.from_numpy(np.stack(targets))
         for prefix, engine in self._engines.items():
             outputs = torch.from_numpy(engine(np.stack(inputs)))
             measured = measure(outputs, wanted, self._task.metrics, self._task.palette)
             for name, values in measured.values.items():
-                judged[prefix + name] = values.numpy()
+                measured_rows[prefix + name] = values.numpy()
             if measured.confusion is not None:
-                judged[prefix + "confusion"] = measured.confusion.flatten(1).numpy()
-        return judged
+<<<<<<< HEAD:p2p/evaluation/judge.py
+                measured_rows[prefix + "confusion"] = measured.confusion.flatten(1).numpy()
+        return measured_rows
 
 
-def judge_rows(task: Task) -> Callable[[dict[str, np.ndarray[Any, Any]]], list[dict[str, Any]]]:
-    """What `Judge(task)` is, with a dictionary for each pair as its result."""
-    judge = Judge(task)
+def evaluate_rows(task: EvaluationTask) -> Callable[[dict[str, np.ndarray[Any, Any]]], list[dict[str, Any]]]:
+    """As `Evaluator(task)`, with a dictionary for each pair as its result."""
+    evaluator = Evaluator(task)
 
     def call(batch: dict[str, np.ndarray[Any, Any]]) -> list[dict[str, Any]]:
-        judged = judge(batch)
-        return [dict(zip(judged, values, strict=True)) for values in zip(*judged.values(), strict=True)]
+        measured = evaluator(batch)
+        return [dict(zip(measured, values, strict=True)) for values in zip(*measured.values(), strict=True)]
 
     return call

@@ -1,9 +1,9 @@
-"""How good the generator is on pairs it does not train on, and what it draws for the same few of them."""
+"""Validation: metrics of the generator on pairs it does not train on, and its outputs for the same few of them."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +13,13 @@ from torch import Tensor
 
 from p2p.data.pairs import Pairs
 from p2p.data.stream import CropSettings, read_first
-from p2p.model.metrics import Measured, Palette, Totals, default_metrics, find_metric, measure
+from p2p.model.metrics import Measured, MetricTotals, Palette, default_metrics, measure
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.tensors import to_levels, to_pixels
 from p2p.reports.sheets import contact_sheet
 from p2p.storage.images import Array, encode
-from p2p.training.run_folder import MetricsRow
 
-_SAMPLES = 4
+_SAMPLE_PAIRS = 4
 
 
 @contextlib.contextmanager
@@ -94,7 +93,7 @@ class _Varieties:
 def validate(
     pix2pix: Pix2Pix, batches: Iterable[tuple[Tensor, Tensor]], palette: Palette | None, world: int
 ) -> dict[str, float]:
-    """Judge the generator on every rank's `batches` of inputs and targets on the device; equal on all ranks.
+    """Measure the generator on every rank's `batches` of inputs and targets on the device; equal on all ranks.
 
     Inputs are (B, H, W, C) uint8 or uint16, targets (B, H, W, C') of the same depth. Returns metrics (`val_l1`, ...),
     and how much outputs and targets differ among themselves: `output_variety` and `target_variety`, 0 to 1.
@@ -107,41 +106,15 @@ def validate(
             outputs = _translate(pix2pix, inputs)
             measured.append(measure(outputs, targets, names, palette))
             varieties.add(outputs, targets)
-    totals = Totals(names, palette)
+    totals = MetricTotals(names, palette)
     for one in _gather([_to_cpu(one) for one in measured], world):
         totals.add(one)
     return {f"val_{name}": value for name, value in totals.result().items()} | varieties.result(world)
 
 
-def is_best(row: MetricsRow, best: MetricsRow | None, metric: str) -> bool:
-    """Whether a checkpoint with `row`'s metrics is better than the `best` so far; without validation, the newest is."""
-    if metric not in row:
-        return True
-    return find_metric(metric, "best_metric").improves(row[metric], best.get(metric) if best else None)
-
-
-def epochs_without_improvement(rows: Sequence[MetricsRow], metric: str) -> int:
-    """Epochs since the best value of `metric`, among those in which it was measured."""
-    best: float | None = None
-    since = 0
-    for row in rows:
-        if metric not in row:
-            continue
-        if find_metric(metric, "best_metric").improves(row[metric], best):
-            best, since = row[metric], 0
-        else:
-            since += 1
-    return since
-
-
-def is_out_of_patience(rows: Sequence[MetricsRow], patience: int, metric: str) -> bool:
-    """Whether `patience` epochs (0: no limit) have passed without a better `metric`."""
-    return bool(patience) and epochs_without_improvement(rows, metric) >= patience
-
-
 @dataclass(frozen=True)
-class Sheet:
-    """Samples as drawn at one moment."""
+class SampleSheet:
+    """Validation samples, drawn at one step."""
 
     image: Array
     """(H, W, 3) uint8."""
@@ -151,14 +124,14 @@ class Sheet:
     """`output_variety` and `target_variety`, as `validate` measures them, of these few."""
 
 
-class Samples:
+class ValidationSamples:
     """The first few pairs of a split, to be drawn again and again: input, output and target side by side."""
 
     def __init__(self, pairs: Pairs, crop: CropSettings) -> None:
-        cropped = np.stack([crop.crop(pair, epoch=0) for pair in read_first(pairs, _SAMPLES, crop.formats)])
+        cropped = np.stack([crop.crop(pair, epoch=0) for pair in read_first(pairs, _SAMPLE_PAIRS, crop.formats)])
         self._inputs, self._targets = crop.sides(cropped)
 
-    def draw(self, pix2pix: Pix2Pix) -> Sheet:
+    def draw(self, pix2pix: Pix2Pix) -> SampleSheet:
         """Translate the inputs with the generator as it is."""
         with _evaluating(pix2pix):
             # One by one: a large crop in a batch would need more memory than training does.
@@ -171,4 +144,4 @@ class Samples:
         )
         varieties = _Varieties(torch.device("cpu"))
         varieties.add(torch.from_numpy(np.stack(outputs)), torch.from_numpy(self._targets))
-        return Sheet(image, encode(image), varieties.result(world=1))
+        return SampleSheet(image, encode(image), varieties.result(world=1))
