@@ -23,7 +23,7 @@ _FIELDS = {
 
 
 @dataclass(frozen=True)
-class Side:
+class SideDescription:
     """A or B of every pair."""
 
     pixels: PixelFormat = RGB
@@ -40,12 +40,12 @@ class Description:
     """Both sides; a raw folder, which says nothing, is read as RGB."""
 
     uri: str
-    a: Side = field(default_factory=Side)
-    b: Side = field(default_factory=Side)
+    a: SideDescription = field(default_factory=SideDescription)
+    b: SideDescription = field(default_factory=SideDescription)
     load_size: int | None = None
     """Side in pixels of every image; 0 where pairs keep their own size."""
 
-    def sides(self, direction: Direction) -> tuple[Side, Side]:
+    def sides(self, direction: Direction) -> tuple[SideDescription, SideDescription]:
         """Input and target."""
         return (self.a, self.b) if direction == "AtoB" else (self.b, self.a)
 
@@ -95,7 +95,7 @@ def read_description(uri: str) -> Description:
         except ValueError as error:
             raise UsageError(f"{address}: {error}") from None
         sides = [
-            Side(
+            SideDescription(
                 parse_format(said.get(f"pixels_{name}", str(RGB)), f"{address}: pixels_{name}"),
                 as_palette(said.get(f"palette_{name}")),
             )

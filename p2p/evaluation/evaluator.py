@@ -104,7 +104,6 @@ class Evaluator:
             for name, values in measured.values.items():
                 measured_rows[prefix + name] = values.numpy()
             if measured.confusion is not None:
-<<<<<<< HEAD:p2p/evaluation/judge.py
                 measured_rows[prefix + "confusion"] = measured.confusion.flatten(1).numpy()
         return measured_rows
 

@@ -1,8 +1,8 @@
 """Metrics of outputs against their targets, for each image and for a whole set.
 
 Images are (B, H, W, C) on the 0..255 scale, uint8 or float; `measure` scales uint16 to it. Everything is computed on
-the tensors' device, and only `MetricTotals.result` waits for it. There are three steps, which metrics over features of a
-network would have too:
+the tensors' device, and only `MetricTotals.result` waits for it. There are three steps, which metrics over features
+of a network would have too:
 
     features     computed for each image              error maps, palette classes
     statistics   summed over images                   one number per image; a confusion matrix

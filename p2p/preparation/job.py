@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from p2p.data.description import Description, Side, write_description
+from p2p.data.description import Description, SideDescription, write_description
 from p2p.data.local import LocalWorker, session, wants_ray
 from p2p.data.machine import available_cpus
 from p2p.data.pairs import SPLITS, part_name
@@ -302,8 +302,8 @@ def _write(
         fixed = as_palette(list(PALETTE.values())) if source.startswith(SYNTHETIC) else None
         described = Description(
             output,
-            Side(config.formats[0], _to_palette(colours_a)),
-            Side(config.formats[1], fixed or _to_palette(colours_b)),
+            SideDescription(config.formats[0], _to_palette(colours_a)),
+            SideDescription(config.formats[1], fixed or _to_palette(colours_b)),
             config.load_size,
         )
         write_description(described, layout=pairing.layout, source=source)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from p2p.data.description import Description, Side, formats_for, read_description, write_description
+from p2p.data.description import Description, SideDescription, formats_for, read_description, write_description
 from p2p.errors import UsageError
 from p2p.model.config import ModelConfig
 from p2p.storage.pixels import RGB, PixelFormat
@@ -15,13 +15,13 @@ PALETTE = ((0, 0, 0), (255, 0, 0))
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    written = Description(str(tmp_path), Side(RGB, PALETTE), Side(PixelFormat(12, 16)), 286)
+    written = Description(str(tmp_path), SideDescription(RGB, PALETTE), SideDescription(PixelFormat(12, 16)), 286)
     write_description(written, layout="folders")
     assert read_description(str(tmp_path)) == written
 
 
 def test_a_raw_folder_is_rgb_without_palettes(tmp_path: Path) -> None:
-    assert read_description(str(tmp_path)) == Description(str(tmp_path), Side(RGB), Side(RGB))
+    assert read_description(str(tmp_path)) == Description(str(tmp_path), SideDescription(RGB), SideDescription(RGB))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_damaged_description_is_the_users_to_mend(tmp_path: Path, text: str) -
 
 
 def test_gray_and_colour_can_be_had_of_each_other_and_nothing_else_is_invented() -> None:
-    data = Description("pairs", Side(PixelFormat(12, 16)), Side(RGB))
+    data = Description("pairs", SideDescription(PixelFormat(12, 16)), SideDescription(RGB))
     data.require("AtoB", 12, 3)
     data.require("AtoB", 12, 1)
     data.require("BtoA", 1, 12)
