@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 from p2p.benchmark.networks import SIZE
+from p2p.data.augment import CropSettings
 from p2p.data.order import EpochRange
 from p2p.data.pairs import open_pairs
 from p2p.data.session import ray_session
-from p2p.data.stream import BlockReader, CropSettings, PairStream
+from p2p.data.stream import BlockReader, PairStream
 from p2p.storage.images import FASTEST_PNG, Array, decode, encode, resize, split_halves
 
 _BATCH = 8
@@ -58,7 +59,7 @@ def codec_seconds(folder: str, seconds: float) -> Codecs:
 def feed_rate(pairs: str, crop_size: int, seconds: float) -> float:
     """Pairs per second that the training feed delivers when nothing else runs."""
     index = open_pairs(pairs, "train")
-    stream = PairStream(index, None, CropSettings(crop_size, 0, flip=True, swap=False), _BATCH)
+    stream = PairStream(index, None, CropSettings(crop_size, flip=True), _BATCH)
     epochs = [EpochRange(epoch, 0, len(index)) for epoch in range(1, _EPOCHS + 1)]
     with ray_session(), contextlib.closing(BlockReader(stream.dataset(epochs), stream)) as reader:
         reader.wait()

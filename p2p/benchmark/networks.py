@@ -20,7 +20,7 @@ from p2p.model.config import ModelConfig, Precision
 from p2p.model.engine import Engine
 from p2p.model.networks import build_discriminator, build_generator
 from p2p.model.pix2pix import Pix2Pix
-from p2p.model.tensors import to_model_range, to_uint8
+from p2p.model.tensors import to_model_range
 from p2p.storage.images import decode, resize, split_halves
 
 SIZE = 256
@@ -136,6 +136,6 @@ def fast_path_difference(folder: str, device: str, precision: Precision) -> floa
     generator(to_model_range(images))
     hook.remove()
     last.weight.mul_(1.0 / logits[0].std())
-    exact = to_uint8(generator(to_model_range(images))).numpy()
+    exact = to_pixels(generator(to_model_range(images))).numpy()
     engine = Engine(generator, tile_size=SIZE, batch_size=_COMPARED, device=device, precision=precision)
     return float(np.abs(exact.astype(np.int16) - engine(images)).mean())

@@ -1,13 +1,17 @@
-"""Crops and mirrors that both sides of a pair share, decided by (seed, epoch, pair id) alone."""
+"""From a decoded pair to input and target: crops and mirrors that both sides share, by (seed, epoch, pair id) alone."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from p2p.data.pairs import Formats, Pair
 from p2p.errors import BadInputError
 from p2p.storage.images import Pixels
+from p2p.storage.pixels import RGB
 
 
 def _check(image_a: Pixels, image_b: Pixels, crop_size: int) -> None:
@@ -56,9 +60,43 @@ def centre_crop(image_a: Pixels, image_b: Pixels, crop_size: int) -> tuple[Pixel
     return _crop(image_a, top, left, crop_size, False), _crop(image_b, top, left, crop_size, False)
 
 
-def join_sides(image: Pixels, target: Pixels) -> Pixels:
-    """Two images of one depth, (H, W, C) and (H, W, C') -> one contiguous row of all their values."""
-    joined = np.empty(image.size + target.size, image.dtype)
-    joined[: image.size].reshape(image.shape)[...] = image
-    joined[image.size :].reshape(target.shape)[...] = target
-    return joined
+@dataclass(frozen=True)
+class CropSettings:
+    """How a decoded pair becomes input and target."""
+
+    crop_size: int
+    seed: int = 0
+    flip: bool = False
+    swap: bool = False
+    """True puts B first: the input is B, the target A (direction BtoA)."""
+    formats: Formats = (RGB, RGB)
+    """Channels and depth in which A and B are read; one depth for both."""
+
+    @property
+    def pair_bytes(self) -> int:
+        """Of one training pair in memory."""
+        return self.crop_size**2 * sum(wanted.bytes_per_pixel for wanted in self.formats)
+
+    def crop(self, pair: Pair, epoch: int = 0) -> Pixels:
+        """Input and target of a pair, joined in a row of values; in epoch 0 (validation) the middle of both.
+
+        Raises BadInputError that names the pair, if it is too small.
+        """
+        image, target = (pair["b"], pair["a"]) if self.swap else (pair["a"], pair["b"])
+        size, pair_id = self.crop_size, pair["pair_id"]
+        try:
+            if epoch:
+                sides = jitter(image, target, size, seed=self.seed, epoch=epoch, pair_id=pair_id, flip=self.flip)
+            else:
+                sides = centre_crop(image, target, size)
+        except BadInputError as error:
+            raise BadInputError(error.kind, f"pair {pair_id!r}: {error}") from None
+        return np.concatenate(sides, axis=None)
+
+    def sides(self, batch: Any) -> tuple[Any, Any]:
+        """(N, values) array or tensor of pairs -> inputs (N, crop, crop, C) and targets (N, crop, crop, C'), views."""
+        channels = [wanted.channels for wanted in self.formats][:: -1 if self.swap else 1]
+        size = self.crop_size
+        inputs = size * size * channels[0]
+        shapes = [(len(batch), size, size, count) for count in channels]
+        return batch[:, :inputs].reshape(shapes[0]), batch[:, inputs:].reshape(shapes[1])

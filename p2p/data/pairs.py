@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p2p.data.order import Row
+from p2p.data.tasks import is_repeat
 from p2p.errors import BadInputError, DamagedFileError, NotFoundError, UsageError
 from p2p.storage import images, pixels
 from p2p.storage.bounded import DEFAULT_MAX_BYTES
@@ -43,12 +46,9 @@ Formats = tuple[PixelFormat, PixelFormat]
 _FOOTER_READERS = 16
 
 
-_LOAD_SHARE = 286 / 256
-
-
 def raw_load_size(crop_size: int) -> int:
     """Side in pixels to which raw images are resized for crops of `crop_size`: the paper's proportion, 286 to 256."""
-    return round(crop_size * _LOAD_SHARE)
+    return round(crop_size * 286 / 256)
 
 
 def part_name(number: int) -> str:
@@ -98,6 +98,11 @@ class Pairs:
     def group_rows(self) -> list[int]:
         """Pairs in each row group."""
         return [group.rows for group in self.groups]
+
+    def rows(self, limit: int | None = None) -> list[Row]:
+        """All rows, or the first `limit`, in stored order."""
+        every = ((number, row) for number, group in enumerate(self.groups) for row in range(group.rows))
+        return list(itertools.islice(every, limit))
 
 
 @contextlib.contextmanager
@@ -223,29 +228,19 @@ def _first_size(group: RowGroup) -> tuple[int, int]:
     return pixels.image_size(data)
 
 
-def read_rows(
-    groups: Sequence[RowGroup], rows: Sequence[Row], load_size: int, formats: Formats = (RGB, RGB)
-) -> Iterator[Pair]:
-    """Decode the wanted `rows`, in their order; each row group among them is fetched once.
+def read_rows(pairs: Pairs, rows: Sequence[Row], formats: Formats = (RGB, RGB)) -> Iterator[Pair]:
+    """Decode the wanted `rows`, in their order, with A and B in `formats`; each row group among them is fetched once.
 
-    Args:
-        groups: what the first numbers in `rows` count into.
-        rows: (row group, row inside it).
-        load_size: as `Pairs.load_size`.
-        formats: channels and depth in which A and B are wanted.
-
-    Raises:
-        BadInputError: a stored image cannot be decoded; names the pair.
-
+    Raises BadInputError that names the pair, for a stored image that cannot be decoded.
     """
     wanted: dict[int, set[int]] = {}
     for number, row in rows:
         wanted.setdefault(number, set()).add(row)
     tables: dict[int, _Stored] = {}
     for number, row in rows:
-        group = groups[number]
+        group = pairs.groups[number]
         if group.number < 0:
-            yield _read_raw(group, load_size, formats)
+            yield _read_raw(group, pairs.load_size, formats)
             continue
         if number not in tables:
             tables[number] = _read_stored(group, wanted[number])
@@ -254,17 +249,24 @@ def read_rows(
         yield Pair(pair_id=pair_id, a=a, b=b)
 
 
-def try_rows(groups: Sequence[RowGroup], rows: Sequence[Row], load_size: int, formats: Formats = (RGB, RGB)) -> None:
-    """Do what `read_rows` does in another process first. Raises BadInputError that names the pair at which that one
-    ends.
+def read_rows_in_task(pairs: Pairs, rows: Sequence[Row], formats: Formats) -> Iterator[Pair]:
+    """As `read_rows`, in a Ray task that may be a repeat of one whose process ended.
+
+    Then another process tries first, and BadInputError names the pair at which that one ends.
     """
+    if is_repeat(f"pairs of {pairs.groups[rows[0][0]].uri}"):
+        _try_rows(pairs, rows, formats)
+    yield from read_rows(pairs, rows, formats)
+
+
+def _try_rows(pairs: Pairs, rows: Sequence[Row], formats: Formats) -> None:
     places = {number: place for place, number in enumerate(dict.fromkeys(number for number, _ in rows))}
-    own_rows = [(places[number], row) for number, row in rows]
-    position = find_fatal_item(read_rows, [groups[number] for number in places], own_rows, load_size, formats)
+    few = dataclasses.replace(pairs, groups=tuple(pairs.groups[number] for number in places))
+    position = find_fatal_item(read_rows, few, [(places[number], row) for number, row in rows], formats)
     if position is None:
         return
     number, row = rows[position]
-    group = groups[number]
+    group = pairs.groups[number]
     pair_id = group.pair_id
     if group.number >= 0:
         with _open_part(group.uri, has_ids=True) as parquet:
@@ -307,22 +309,3 @@ def _read_raw(group: RowGroup, load_size: int, formats: Formats) -> Pair:
         for half, wanted in enumerate(formats)
     )
     return Pair(pair_id=group.pair_id, a=side_a, b=side_b)
-
-
-def iter_pairs(uri: str, split: str, *, limit: int | None = None, formats: Formats = (RGB, RGB)) -> Iterator[Pair]:
-    """Yield the (first `limit`) decoded pairs of a split in stored order, in this process, a row group in memory.
-
-    Raises what `open_pairs` and `read_rows` do.
-    """
-    yield from first_pairs(open_pairs(uri, split), limit, formats)
-
-
-def first_pairs(pairs: Pairs, limit: int | None = None, formats: Formats = (RGB, RGB)) -> Iterator[Pair]:
-    """As `iter_pairs`, of an index that is open already."""
-    remaining = len(pairs) if limit is None else limit
-    for number, group in enumerate(pairs.groups):
-        count = min(group.rows, remaining)
-        if count <= 0:
-            return
-        yield from read_rows(pairs.groups, [(number, row) for row in range(count)], pairs.load_size, formats)
-        remaining -= count

@@ -9,70 +9,27 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import ray.data
 from ray.data import ExecutionOptions, ExecutionResources
 
-from p2p.data.augment import centre_crop, jitter, join_sides
+from p2p.data.augment import CropSettings
 from p2p.data.cluster import cluster_cpus, quiet_data_context, reader_cpus
 from p2p.data.local import MAX_ATTEMPTS
 from p2p.data.order import EpochRange, PairBlock, Row, block_rows, training_blocks, validation_blocks
-from p2p.data.pairs import Formats, Pair, Pairs, RowGroup, read_rows, try_rows
-from p2p.data.tasks import is_repeat, memory_reported, run_as_task
+from p2p.data.pairs import Formats, Pair, Pairs, read_rows_in_task
+from p2p.data.tasks import memory_reported, run_as_task
 from p2p.errors import BadInputError, StorageError
 from p2p.storage.images import Pixels
-from p2p.storage.pixels import RGB
 
 MAX_BLOCK_PAIRS = 128
 """What a task reads: rows of four or five row groups."""
 MAX_BLOCK_BYTES = 64 * 2**20
 _MAX_LISTS = 256
 """Ray Data takes a millisecond for each block it begins with, so epochs are listed as it goes on."""
-
-
-@dataclass(frozen=True)
-class CropSettings:
-    """How a decoded pair becomes a training pair."""
-
-    crop_size: int
-    seed: int
-    flip: bool
-    swap: bool
-    """True puts B first: the input is B, the target A (direction BtoA)."""
-    formats: Formats = (RGB, RGB)
-    """Channels and depth in which A and B are read; one depth for both."""
-
-    @property
-    def pair_bytes(self) -> int:
-        """Of one training pair in memory."""
-        return self.crop_size**2 * sum(wanted.bytes_per_pixel for wanted in self.formats)
-
-    def crop(self, pair: Pair, epoch: int) -> Pixels:
-        """Input and target of a pair, joined in a row of values; in epoch 0 (validation) the middle of both.
-
-        Raises BadInputError that names the pair, if it is too small.
-        """
-        image, target = (pair["b"], pair["a"]) if self.swap else (pair["a"], pair["b"])
-        size, pair_id = self.crop_size, pair["pair_id"]
-        try:
-            if not epoch:
-                return join_sides(*centre_crop(image, target, size))
-            return join_sides(
-                *jitter(image, target, size, seed=self.seed, epoch=epoch, pair_id=pair_id, flip=self.flip)
-            )
-        except BadInputError as error:
-            raise BadInputError(error.kind, f"pair {pair_id!r}: {error}") from None
-
-    def sides(self, batch: Any) -> tuple[Any, Any]:
-        """(N, values) array or tensor of pairs -> inputs (N, crop, crop, C) and targets (N, crop, crop, C'), views."""
-        channels = [wanted.channels for wanted in self.formats][:: -1 if self.swap else 1]
-        size = self.crop_size
-        inputs = size * size * channels[0]
-        shapes = [(len(batch), size, size, count) for count in channels]
-        return batch[:, :inputs].reshape(shapes[0]), batch[:, inputs:].reshape(shapes[1])
 
 
 @dataclass(frozen=True)
@@ -147,12 +104,8 @@ class PairStream:
     def _read_pairs(self, block: PairBlock) -> Iterator[Pixels]:
         pairs = self.train if block.epoch or self.val is None else self.val
         rows = block_rows(block, pairs.group_rows, seed=self.crop.seed, window=self.window)
-        uri = pairs.groups[rows[0][0]].uri
-        wanted = (pairs.groups, rows, pairs.load_size, self.crop.formats)
-        with memory_reported(f"reading {uri}"):
-            if is_repeat(f"pairs of {uri}"):
-                try_rows(*wanted)
-            for pair in read_rows(*wanted):
+        with memory_reported(f"reading {pairs.groups[rows[0][0]].uri}"):
+            for pair in read_rows_in_task(pairs, rows, self.crop.formats):
                 yield self.crop.crop(pair, block.epoch)
 
 
@@ -200,15 +153,11 @@ class BlockReader:
 
 def read_first(pairs: Pairs, count: int, formats: Formats) -> list[Pair]:
     """The first `count` pairs, decoded by a task as all others are. Raises BadInputError that names a bad pair."""
-    every = ((number, row) for number, group in enumerate(pairs.groups) for row in range(group.rows))
-    rows = list(itertools.islice(every, count))
-    groups = pairs.groups[: 1 + max(number for number, _ in rows)]
-    wanted = (groups, rows, pairs.load_size, formats)
+    rows = pairs.rows(count)
+    first = replace(pairs, groups=pairs.groups[: 1 + rows[-1][0]])
     # A node that takes work has room for so little, whatever else reads there.
-    return run_as_task(_read_rows, *wanted, num_cpus=0.1, retries=MAX_ATTEMPTS)
+    return run_as_task(_read_rows, first, rows, formats, num_cpus=0.1, retries=MAX_ATTEMPTS)
 
 
-def _read_rows(groups: Sequence[RowGroup], rows: Sequence[Row], load_size: int, formats: Formats) -> list[Pair]:
-    if is_repeat(f"pairs of {groups[0].uri}"):
-        try_rows(groups, rows, load_size, formats)
-    return list(read_rows(groups, rows, load_size, formats))
+def _read_rows(pairs: Pairs, rows: Sequence[Row], formats: Formats) -> list[Pair]:
+    return list(read_rows_in_task(pairs, rows, formats))

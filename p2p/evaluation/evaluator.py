@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from p2p.data.augment import centre_crop
+from p2p.data.augment import CropSettings
 from p2p.data.order import Row
-from p2p.data.pairs import Formats, Pairs, read_rows, try_rows
-from p2p.data.tasks import is_repeat, memory_reported
-from p2p.errors import BadInputError
+from p2p.data.pairs import Pairs, read_rows_in_task
+from p2p.data.tasks import memory_reported
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, choose_precision
 from p2p.model.metrics import Palette, measure
@@ -31,11 +30,7 @@ class EvaluationTask:
 
     checkpoint: str
     pairs: Pairs
-    swap: bool
-    """Whether B is the input."""
-    formats: Formats
-    """Channels and depth in which A and B are read."""
-    crop_size: int
+    crop: CropSettings
     metrics: tuple[str, ...]
     palette: Palette | None
     device: str
@@ -56,7 +51,9 @@ class TranslatedPair:
 
 def _engine(task: EvaluationTask, generator: Generator) -> Engine:
     precision = choose_precision(task.precision, task.device, generator.config.bits)
-    return Engine(generator, tile_size=task.crop_size, batch_size=_BATCH_PAIRS, device=task.device, precision=precision)
+    return Engine(
+        generator, tile_size=task.crop.crop_size, batch_size=_BATCH_PAIRS, device=task.device, precision=precision
+    )
 
 
 class Evaluator:
@@ -70,42 +67,39 @@ class Evaluator:
         if task.compare_untrained:
             self._engines[UNTRAINED] = _engine(task, build_generator(generator.config, seed=0))
 
-    def _cropped(self, rows: Sequence[Row]) -> Iterator[tuple[str, Pixels, Pixels]]:
-        """Yield (pair id, input, target); BadInputError names a pair that is smaller than the crop."""
-        pairs = self._task.pairs
-        wanted = (pairs.groups, rows, pairs.load_size, self._task.formats)
-        if is_repeat(f"pairs of {pairs.uri}"):
-            try_rows(*wanted)
-        for pair in read_rows(*wanted):
-            try:
-                sides = centre_crop(pair["a"], pair["b"], self._task.crop_size)
-            except BadInputError as error:
-                raise BadInputError(error.kind, f"pair {pair['pair_id']!r}: {error}") from None
-            yield pair["pair_id"], *(sides[::-1] if self._task.swap else sides)
+    def _cropped(self, rows: Sequence[Row]) -> tuple[list[str], Pixels, Pixels]:
+        """Pair ids, inputs and targets; BadInputError names a pair that is smaller than the crop."""
+        task = self._task
+        with memory_reported(f"evaluating pairs of {task.pairs.uri}"):
+            pairs = [
+                (pair["pair_id"], task.crop.crop(pair))
+                for pair in read_rows_in_task(task.pairs, rows, task.crop.formats)
+            ]
+            ids, crops = zip(*pairs, strict=True)
+            return list(ids), *task.crop.sides(np.stack(crops))
 
     def draw(self, rows: Sequence[Row]) -> list[TranslatedPair]:
         """Translate `rows`, to be looked at."""
-        drawn = []
-        for pair_id, image, target in self._cropped(rows):
-            drawn.append(TranslatedPair(pair_id, image, self._engines[""](image[None])[0], target))
-        return drawn
+        engine = self._engines[""]
+        return [
+            TranslatedPair(pair_id, image, engine(image[None])[0], target)
+            for pair_id, image, target in zip(*self._cropped(rows), strict=True)
+        ]
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
         """Rows of (group, row) -> the same with `pair_id`, each metric, and each confusion matrix, flattened."""
         rows = list(zip(batch["group"].tolist(), batch["row"].tolist(), strict=True))
-        measured_rows: dict[str, Any] = dict(batch)
-        with memory_reported(f"evaluating pairs of {self._task.pairs.uri}"):
-            ids, inputs, targets = zip(*self._cropped(rows), strict=True)
-        measured_rows["pair_id"] = list(ids)
-        wanted = torch.from_numpy(np.stack(targets))
+        ids, inputs, targets = self._cropped(rows)
+        columns: dict[str, Any] = {**batch, "pair_id": ids}
+        wanted = torch.from_numpy(targets)
         for prefix, engine in self._engines.items():
-            outputs = torch.from_numpy(engine(np.stack(inputs)))
+            outputs = torch.from_numpy(engine(inputs))
             measured = measure(outputs, wanted, self._task.metrics, self._task.palette)
             for name, values in measured.values.items():
-                measured_rows[prefix + name] = values.numpy()
+                columns[prefix + name] = values.numpy()
             if measured.confusion is not None:
-                measured_rows[prefix + "confusion"] = measured.confusion.flatten(1).numpy()
-        return measured_rows
+                columns[prefix + "confusion"] = measured.confusion.flatten(1).numpy()
+        return columns
 
 
 def evaluate_rows(task: EvaluationTask) -> Callable[[dict[str, np.ndarray[Any, Any]]], list[dict[str, Any]]]:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from p2p.data.augment import CropSettings
 from p2p.data.description import Description, formats_for, read_description
 from p2p.data.local import LocalWorker, session, wants_ray
 from p2p.data.machine import available_cpus, worker_environment
@@ -113,9 +114,7 @@ def _plan(config: EvaluateConfig) -> tuple[EvaluationTask, str]:
     task = EvaluationTask(
         checkpoint=checkpoint,
         pairs=pairs,
-        swap=swap,
-        formats=formats_for(model, swap),
-        crop_size=model.crop_size,
+        crop=CropSettings(model.crop_size, swap=swap, formats=formats_for(model, swap)),
         metrics=metrics,
         palette=palette,
         device="cpu",
@@ -124,11 +123,6 @@ def _plan(config: EvaluateConfig) -> tuple[EvaluationTask, str]:
         compare_untrained=config.compare_untrained,
     )
     return task, generator.checkpoint_id
-
-
-def _rows(pairs: Pairs, limit: int) -> list[Row]:
-    rows = [(number, row) for number, group in enumerate(pairs.groups) for row in range(group.rows)]
-    return rows[:limit] if limit else rows
 
 
 def _evaluate_locally(
@@ -186,7 +180,7 @@ def _collect(results: Iterable[dict[str, Any]], total: int) -> Results:
 
 
 def _totals(task: EvaluationTask, results: Results, prefix: str) -> dict[str, float]:
-    totals = MetricTotals(task.metrics, task.palette)
+    totals = MetricTotals()
     for row in results:
         counts = row.get(prefix + "confusion")
         side = len(task.palette or ())
@@ -237,8 +231,8 @@ def _details(config: EvaluateConfig, task: EvaluationTask, checkpoint_id: str) -
         "checkpoint id": checkpoint_id,
         "data": config.data,
         "split": config.split,
-        "direction": "BtoA" if task.swap else "AtoB",
-        "crop": f"the middle {task.crop_size}x{task.crop_size} pixels of each pair",
+        "direction": "BtoA" if task.crop.swap else "AtoB",
+        "crop": f"the middle {task.crop.crop_size}x{task.crop.crop_size} pixels of each pair",
     }
 
 
@@ -247,7 +241,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     started = time.monotonic()
     task, checkpoint_id = _plan(config)
     output = absolute(config.output)
-    rows = _rows(task.pairs, config.limit)
+    rows = task.pairs.rows(config.limit or None)
     with session(small=not wants_ray() and len(rows) <= _SMALL_PAIRS) as worker:
         results = _evaluate_locally(worker, config, task, rows) if worker else _evaluate_on_ray(config, task, rows)
         examples = _examples(task, results)

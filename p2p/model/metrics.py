@@ -266,28 +266,21 @@ class MetricTotals:
     """Metrics of a whole set, summed batch by batch: means over images, and palette metrics over all pixels.
 
     Example:
-        >>> totals = MetricTotals(["l1", "pixel_accuracy"])
+        >>> totals = MetricTotals()
         >>> targets = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
-        >>> measured = totals.update(targets + 51, targets)
+        >>> totals.add(measure(targets + 51, targets, ["l1", "pixel_accuracy"]))
         >>> totals.result()
         {'l1': 0.2, 'pixel_accuracy': 0.0}
 
     """
 
-    def __init__(self, names: Sequence[str], palette: Palette | None = None) -> None:
-        self.names, self.palette = tuple(names), palette
+    def __init__(self) -> None:
         self.count = 0
         self._sums: dict[str, Tensor] = {}
         self._confusion: Tensor | None = None
 
-    def update(self, outputs: Tensor, targets: Tensor) -> Measured:
-        """Measure a batch (as `measure`) and add it; returns its statistics. Never waits for the device."""
-        measured = measure(outputs, targets, self.names, self.palette)
-        self.add(measured)
-        return measured
-
     def add(self, measured: Measured) -> None:
-        """Add statistics measured elsewhere."""
+        """Add the statistics of a batch. Never waits for the device."""
         self.count += len(next(iter(measured.values.values())))
         for name, values in measured.values.items():
             total = values.sum()

@@ -29,17 +29,12 @@ def to_model_range(images: Pixels | Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).to(torch.float32).div_(_HALF_RANGES[images.dtype]).sub_(1.0)
 
 
-def to_pixels(images: Tensor, bits: int) -> Tensor:
+def to_pixels(images: Tensor, bits: int = 8) -> Tensor:
     """(B, C, H, W) float in [-1, 1] -> (B, H, W, C) uint8 (`bits` 8) or uint16 (16), rounded and clamped."""
     dtype = torch.uint16 if bits == 16 else torch.uint8
     half = _HALF_RANGES[dtype]
     scaled = images.to(torch.float32).add(1.0).mul_(half).round_().clamp_(0.0, 2 * half)
     return scaled.to(dtype).permute(0, 2, 3, 1).contiguous()
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """(B, C, H, W) float in [-1, 1] -> (B, H, W, C) uint8, rounded; values outside the range are clamped."""
-    return to_pixels(images, 8)
 
 
 def to_levels(images: Tensor) -> Tensor:

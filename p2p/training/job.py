@@ -63,7 +63,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
 
 def _stream(config: TrainConfig, train: Pairs, val: Pairs | None, data: DataRecord) -> PairStream:
-    from p2p.data.stream import CropSettings, PairStream
+    from p2p.data.augment import CropSettings
+    from p2p.data.stream import PairStream
 
     model = config.model("fp32", data.bits, data.input_palette)
     swap = config.direction == "BtoA"

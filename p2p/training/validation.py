@@ -11,8 +11,9 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from p2p.data.augment import CropSettings
 from p2p.data.pairs import Pairs
-from p2p.data.stream import CropSettings, read_first
+from p2p.data.stream import read_first
 from p2p.model.metrics import Measured, MetricTotals, Palette, default_metrics, measure
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.tensors import to_levels, to_pixels
@@ -106,7 +107,7 @@ def validate(
             outputs = _translate(pix2pix, inputs)
             measured.append(measure(outputs, targets, names, palette))
             varieties.add(outputs, targets)
-    totals = MetricTotals(names, palette)
+    totals = MetricTotals()
     for one in _gather([_to_cpu(one) for one in measured], world):
         totals.add(one)
     return {f"val_{name}": value for name, value in totals.result().items()} | varieties.result(world)
@@ -128,7 +129,7 @@ class ValidationSamples:
     """The first few pairs of a split, to be drawn again and again: input, output and target side by side."""
 
     def __init__(self, pairs: Pairs, crop: CropSettings) -> None:
-        cropped = np.stack([crop.crop(pair, epoch=0) for pair in read_first(pairs, _SAMPLE_PAIRS, crop.formats)])
+        cropped = np.stack([crop.crop(pair) for pair in read_first(pairs, _SAMPLE_PAIRS, crop.formats)])
         self._inputs, self._targets = crop.sides(cropped)
 
     def draw(self, pix2pix: Pix2Pix) -> SampleSheet:

@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 
 from p2p.data.augment import jitter
-from p2p.data.pairs import PAIR_SCHEMA, first_pairs, iter_pairs, open_pairs, part_name, read_rows
+from p2p.data.pairs import PAIR_SCHEMA, open_pairs, part_name, read_rows
 from p2p.errors import BadInputError, NotFoundError, UsageError
 from p2p.storage.filesystems import write_table
 from p2p.storage.images import encode
@@ -39,10 +39,10 @@ def test_a_prepared_split_is_indexed_by_row_groups_and_read_in_order(prepared):
     assert pairs.group_rows == [4, 4, 2, 4, 1]
     assert len(pairs) == 15
     assert pairs.smallest_side == 10
-    found = list(iter_pairs(prepared, "train"))
+    found = list(read_rows(pairs, pairs.rows()))
     assert [pair["pair_id"] for pair in found] == [f"pair/{n}" for n in range(15)]
     assert all((pair["a"] == n).all() and (pair["b"] == 100 + n).all() for n, pair in enumerate(found))
-    assert [pair["pair_id"] for pair in first_pairs(pairs, 6)] == [f"pair/{n}" for n in range(6)]
+    assert [pair["pair_id"] for pair in read_rows(pairs, pairs.rows(6))] == [f"pair/{n}" for n in range(6)]
 
 
 def test_a_prepared_split_is_read_from_s3_without_fetching_more_than_asked(s3):
@@ -50,21 +50,21 @@ def test_a_prepared_split_is_read_from_s3_without_fetching_more_than_asked(s3):
 
     write_part(s3.uri("train", part_name(0)), 0, 10)
     pairs = open_pairs(s3.uri(), "train")
-    assert [pair["pair_id"] for pair in read_rows(pairs.groups, [(2, 1), (0, 3)], 0)] == ["pair/9", "pair/3"]
+    assert [pair["pair_id"] for pair in read_rows(pairs, [(2, 1), (0, 3)])] == ["pair/9", "pair/3"]
     assert s3fs.S3FileSystem().exists(s3.uri("train", part_name(0)))
 
 
 def test_rows_come_in_the_order_asked_for(prepared):
     pairs = open_pairs(prepared, "train")
     rows = [(4, 0), (0, 3), (1, 1), (0, 0)]
-    assert [pair["pair_id"] for pair in read_rows(pairs.groups, rows, 0)] == ["pair/14", "pair/3", "pair/5", "pair/0"]
+    assert [pair["pair_id"] for pair in read_rows(pairs, rows)] == ["pair/14", "pair/3", "pair/5", "pair/0"]
 
 
 def test_a_raw_folder_of_combined_images_is_taken_too(tmp_path, make_pairs):
     make_pairs(tmp_path / "raw" / "train", 3, size=20)
     pairs = open_pairs(str(tmp_path / "raw"), "train", raw_load_size=16)
     assert (len(pairs), pairs.smallest_side) == (3, 16)
-    assert [pair["a"].shape for pair in first_pairs(pairs)] == [(16, 16, 3)] * 3
+    assert [pair["a"].shape for pair in read_rows(pairs, pairs.rows())] == [(16, 16, 3)] * 3
     with pytest.raises(NotFoundError, match=r"val: no pairs there.*there are train"):
         open_pairs(str(tmp_path / "raw"), "val")
 
@@ -73,7 +73,8 @@ def test_a_raw_image_whose_name_is_no_text_is_read_like_any_other(tmp_path, make
     make_pairs(tmp_path, 1, size=20)
     [image] = tmp_path.iterdir()
     image.rename(tmp_path / "caf\udce9.png")
-    [pair] = first_pairs(open_pairs(str(tmp_path), "train", raw_load_size=16))
+    pairs = open_pairs(str(tmp_path), "train", raw_load_size=16)
+    [pair] = read_rows(pairs, pairs.rows())
     assert pair["pair_id"] == r"caf\xe9"
     jitter(pair["a"], pair["b"], 16, seed=0, epoch=1, pair_id=pair["pair_id"])
 
@@ -106,4 +107,4 @@ def test_a_damaged_image_is_named(tmp_path):
     columns |= {"width": [12], "height": [10], "source_uri": ["made"]}
     write_table(str(tmp_path / "train" / part_name(0)), pa.table(columns, schema=PAIR_SCHEMA))
     with pytest.raises(BadInputError, match=r"pair 'x/1' in .*part-00000.parquet: not a JPEG"):
-        list(iter_pairs(str(tmp_path), "train"))
+        list(read_rows(open_pairs(str(tmp_path), "train"), [(0, 0)]))

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from p2p.data.augment import CropSettings
 from p2p.data.order import EpochRange, PairBlock, block_rows
 from p2p.data.pairs import open_pairs, read_rows
-from p2p.data.stream import BlockReader, CropSettings, PairStream
+from p2p.data.stream import BlockReader, PairStream
 from p2p.errors import BadInputError, StorageError
 
 SIZE = 16
@@ -51,7 +52,7 @@ def test_a_block_becomes_input_and_target_crops_of_its_pairs(data, swap):
     inputs, targets = stream.crop.sides(values)
     assert inputs.shape == targets.shape == (11, SIZE, SIZE, 3)
     rows = block_rows(PairBlock(1, 0, 11), stream.train.group_rows, seed=0, window=stream.window)
-    for pair, image, target in zip(read_rows(stream.train.groups, rows, 20), inputs, targets, strict=True):
+    for pair, image, target in zip(read_rows(stream.train, rows), inputs, targets, strict=True):
         wanted = np.stack((target, image) if swap else (image, target))
         places = [(slice(y, y + SIZE), slice(x, x + SIZE)) for y in range(5) for x in range(5)]
         assert any((np.stack([pair["a"][at], pair["b"][at]]) == wanted).all() for at in places)

@@ -7,7 +7,7 @@ from p2p.errors import UsageError
 from p2p.model.config import ModelConfig
 from p2p.model.engine import Engine, _KeyedDropout, _SignBitReLU, choose_device, choose_precision
 from p2p.model.networks import build_generator
-from p2p.model.tensors import to_model_range, to_uint8
+from p2p.model.tensors import to_model_range, to_pixels
 
 TILES = np.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), np.uint8)
 KEYS = [f"image-{index}" for index in range(7)]
@@ -24,7 +24,7 @@ def engine(generator, **values):
 
 def plain(generator, tiles):
     with torch.inference_mode():
-        return to_uint8(generator(to_model_range(tiles))).numpy()
+        return to_pixels(generator(to_model_range(tiles))).numpy()
 
 
 def steps(a, b):
@@ -157,12 +157,12 @@ def test_every_uint8_value_survives_the_model_range():
     tensor = to_model_range(values)
     assert tensor.shape == (1, 3, 16, 16) and tensor.dtype == torch.float32
     assert tensor.min() == -1 and tensor.max() == 1
-    assert np.array_equal(to_uint8(tensor).numpy(), values)
-    assert np.array_equal(to_uint8(to_model_range(torch.from_numpy(values))).numpy(), values)
+    assert np.array_equal(to_pixels(tensor).numpy(), values)
+    assert np.array_equal(to_pixels(to_model_range(torch.from_numpy(values))).numpy(), values)
     read_only = values.copy()
     read_only.flags.writeable = False
-    assert np.array_equal(to_uint8(to_model_range(read_only)).numpy(), values)
-    assert to_uint8(torch.tensor([-7.0, -1.0, 0.0, 1.0, 9.0]).reshape(1, 1, 1, 5)).flatten().tolist() == [
+    assert np.array_equal(to_pixels(to_model_range(read_only)).numpy(), values)
+    assert to_pixels(torch.tensor([-7.0, -1.0, 0.0, 1.0, 9.0]).reshape(1, 1, 1, 5)).flatten().tolist() == [
         0,
         0,
         128,

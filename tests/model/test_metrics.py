@@ -83,10 +83,10 @@ def test_palette_metrics_compare_nearest_colours():
 def test_totals_do_not_depend_on_batches(split, seed):
     x, y = images(seed, 6), images(seed + 100, 6)
     names = default_metrics(has_palette=True)
-    whole, parts = MetricTotals(names, PALETTE), MetricTotals(names, PALETTE)
-    whole.update(x, y)
-    parts.update(x[:split], y[:split])
-    parts.update(x[split:], y[split:])
+    whole, parts = MetricTotals(), MetricTotals()
+    whole.add(measure(x, y, names, PALETTE))
+    for part in (slice(split), slice(split, None)):
+        parts.add(measure(x[part], y[part], names, PALETTE))
     assert parts.count == 6
     assert parts.result() == pytest.approx(whole.result())
 

@@ -40,10 +40,10 @@ def test_any_size_comes_back_the_same_size_and_kind(checkpoint, size_mode, size)
 
 def test_one_tile_is_what_the_generator_makes_of_it(checkpoint):
     translator = p2p.Translator(checkpoint, device="cpu", precision="fp32")
-    from p2p.model.tensors import to_model_range, to_uint8
+    from p2p.model.tensors import to_model_range, to_pixels
 
     pixels = picture(64, 64)
-    expected = to_uint8(translator.generator(to_model_range(pixels[None])).detach()).numpy()[0]
+    expected = to_pixels(translator.generator(to_model_range(pixels[None])).detach()).numpy()[0]
     assert np.abs(translator(pixels).astype(int) - expected).max() <= 1
 
 

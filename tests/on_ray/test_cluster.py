@@ -32,9 +32,10 @@ import torch
 from conftest import descendants, in_this_process, pids, read_process
 from safetensors.numpy import load_file
 
+from p2p.data.augment import CropSettings
 from p2p.data.order import EpochRange
 from p2p.data.pairs import open_pairs, raw_load_size
-from p2p.data.stream import CropSettings, PairStream
+from p2p.data.stream import PairStream
 from p2p.model.pix2pix import Pix2Pix
 from p2p.storage.filesystems import write_bytes
 from p2p.training import TrainConfig

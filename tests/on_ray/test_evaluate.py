@@ -57,11 +57,11 @@ def checkpoint(save_white) -> Path:
 
 def middle_sides(data: Path, side: str) -> list[np.ndarray]:
     """What is left of one side of every pair: raw pairs are resized on reading and cropped in the middle."""
-    from p2p.data.pairs import first_pairs, open_pairs, raw_load_size
+    from p2p.data.pairs import open_pairs, raw_load_size, read_rows
 
     pairs = open_pairs(str(data), "val", raw_load_size=raw_load_size(SIDE))
     top = (pairs.load_size - SIDE) // 2
-    return [pair[side][top : top + SIDE, top : top + SIDE].astype(int) for pair in first_pairs(pairs)]
+    return [pair[side][top : top + SIDE, top : top + SIDE].astype(int) for pair in read_rows(pairs, pairs.rows())]
 
 
 def test_figures_of_a_generator_that_paints_white(ray_cluster, run_cli, data, checkpoint, tmp_path):

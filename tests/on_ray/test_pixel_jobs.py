@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 
 import p2p
-from p2p.data.pairs import iter_pairs
+from p2p.data.pairs import open_pairs, read_rows
 from p2p.evaluation import EvaluateConfig, evaluate
 from p2p.preparation import PrepareConfig, prepare
 from p2p.storage.pixels import PixelFormat
@@ -85,7 +85,8 @@ def test_twelve_bands_of_16_bit_become_16_bit_gray(run_cli: RunCli, tmp_path: Pa
 
     metrics = evaluated(run_cli, run, data, tmp_path / "evaluation")
     translator = p2p.Translator(str(run), device="cpu", precision="fp32")
-    pairs = list(iter_pairs(str(data), "val", formats=(PixelFormat(12, 16), PixelFormat(1, 16))))
+    val = open_pairs(str(data), "val")
+    pairs = list(read_rows(val, val.rows(), (PixelFormat(12, 16), PixelFormat(1, 16))))
     outputs = [translator(pair["a"]) for pair in pairs]
     assert all(output.dtype == np.uint16 and output.shape == (SIDE, SIDE, 1) for output in outputs)
     far = [np.abs(out.astype(float) - pair["b"]).mean() / 65535 for out, pair in zip(outputs, pairs, strict=True)]
@@ -113,7 +114,8 @@ def test_label_maps_as_classes_need_to_be_told_of_once(run_cli: RunCli, tmp_path
     assert generator.config.input_palette == tuple(sorted(map(tuple, PALETTE.tolist())))
     metrics = evaluated(run_cli, run, data, tmp_path / "evaluation")
     translator = p2p.Translator(str(run), device="cpu", precision="fp32")
-    pairs = list(iter_pairs(str(data), "val"))
+    val = open_pairs(str(data), "val")
+    pairs = list(read_rows(val, val.rows()))
     far = [np.abs(translator(pair["b"]).astype(float) - pair["a"]).mean() / 255 for pair in pairs]
     assert metrics["l1"] == pytest.approx(np.mean(far), abs=1e-3)
     # A label file in any form gives the same picture.

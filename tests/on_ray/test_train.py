@@ -21,8 +21,9 @@ from PIL import Image
 from safetensors.torch import load
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 
+from p2p.data.augment import CropSettings
 from p2p.data.pairs import open_pairs, raw_load_size
-from p2p.data.stream import CropSettings, PairStream
+from p2p.data.stream import PairStream
 from p2p.errors import UsageError
 from p2p.model.checkpoint import load_generator
 from p2p.storage.filesystems import list_names, read_bytes, read_json

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from p2p.data.augment import CropSettings
 from p2p.data.description import DataRecord
 from p2p.data.pairs import open_pairs
-from p2p.data.stream import CropSettings, PairStream
+from p2p.data.stream import PairStream
 from p2p.model.checkpoint import load_generator
 from p2p.model.pix2pix import Pix2Pix
 from p2p.training import TrainConfig
