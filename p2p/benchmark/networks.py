@@ -20,7 +20,7 @@ from p2p.model.config import ModelConfig, Precision
 from p2p.model.engine import Engine
 from p2p.model.networks import build_discriminator, build_generator
 from p2p.model.pix2pix import Pix2Pix
-from p2p.model.tensors import to_model_range
+from p2p.model.tensors import to_model_range, to_pixels
 from p2p.storage.images import decode, resize, split_halves
 
 SIZE = 256
