@@ -25,7 +25,7 @@ from p2p.translation.corpus.inputs import Input
 from p2p.translation.corpus.manifest import ManifestCorpus
 from p2p.translation.pipeline.circuit_breaker import LOCAL
 from p2p.translation.pipeline.codec import Codec
-from p2p.translation.pipeline.fetching import Fetcher
+from p2p.translation.pipeline.fetching import InputFetcher
 from p2p.translation.pipeline.pipeline import Pipeline, ShardBooks
 from p2p.translation.pipeline.tasks import ShardReport
 from p2p.translation.pipeline.windows import SizePolicy
@@ -69,9 +69,9 @@ class Work:
         return dataclasses.replace(self, hosts=len(hosts), io_threads=_REMOTE_IO_THREADS if far else _LOCAL_IO_THREADS)
 
 
-def open_fetcher(work: Work) -> Fetcher:
+def open_fetcher(work: Work) -> InputFetcher:
     """What reads the inputs of `work`."""
-    return Fetcher(
+    return InputFetcher(
         work.image_column, max_bytes=work.max_bytes, allow_private=work.allow_private, manifest=work.manifest
     )
 

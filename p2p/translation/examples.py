@@ -18,7 +18,7 @@ from p2p.storage.images import decode, resize
 from p2p.storage.parquet import find_bytes, open_parquet, read_cells, read_parquet, read_text
 from p2p.translation.config import OutputFormat
 from p2p.translation.pipeline.codec import Codec
-from p2p.translation.pipeline.fetching import Fetcher
+from p2p.translation.pipeline.fetching import InputFetcher
 from p2p.translation.plan.ledger import ledger_uri
 from p2p.translation.plan.plan import Shard, read_inputs
 from p2p.translation.seams import Seams, measure_seams
@@ -51,7 +51,7 @@ class Reader:
 
     output: str
     format: OutputFormat
-    fetcher: Fetcher
+    fetcher: InputFetcher
     codec: Codec
     tiling: tuple[int, int] | None
     """Tile size and overlap in pixels, where outputs are put together from tiles."""

@@ -31,18 +31,18 @@ from p2p.translation.corpus.manifest import ManifestCorpus
 from p2p.translation.examples import Pair, Reader, spread
 from p2p.translation.pipeline.codec import Codec
 from p2p.translation.plan import ledger
-from p2p.translation.plan.ledger import Totals
+from p2p.translation.plan.ledger import LedgerTotals
 from p2p.translation.plan.plan import Plan, Shard, extend_plan, load_plan, require_unique
 from p2p.translation.plan.resume import (
-    Remaining,
-    begin,
+    RemainingWork,
     exists_translation,
     remaining,
     remove_translation,
+    remove_work_files,
     require_apart,
     require_same_settings,
     select_failed,
-    tidy,
+    start_output,
 )
 from p2p.translation.pool import ACTORS_PER_GPU, Outcome, is_small, local_workforce, on_cores, on_gpu
 from p2p.translation.seams import Seams
@@ -54,7 +54,7 @@ _EXAMPLES = 12
 _SECONDS_FOR_EXAMPLES = 600.0
 
 
-WorkThrough = Callable[[Work, Remaining], Outcome]
+WorkThrough = Callable[[Work, RemainingWork], Outcome]
 Workforce = Callable[[TranslateConfig], AbstractContextManager[WorkThrough]]
 """Who does the shards. Entering it raises UsageError if what the options ask for is not there."""
 
@@ -108,7 +108,7 @@ def run(config: TranslateConfig, workforce: Workforce | None = None) -> dict[str
         if config.resume == "never" and exists_translation(output):
             require_unique(corpus, sink, config.limit)
             remove_translation(output)
-        begin(output, settings)
+        start_output(output, settings)
         if config.only_failed:
             meant = ledger.shards_meant(config.only_failed, output)
             if meant and not ledger.reopen_failed(output, meant) and meant <= ledger.done_shards(output):
@@ -244,23 +244,25 @@ def _estimate(config: TranslateConfig, corpus: Corpus, work: Work, cores: int, g
     return estimate(config, corpus, work, processes, min(cores, processes * max(1, cores // processes)))
 
 
-def _finish(config: TranslateConfig, work: Work, left: Remaining, outcome: Outcome, started: float) -> dict[str, Any]:
+def _finish(
+    config: TranslateConfig, work: Work, left: RemainingWork, outcome: Outcome, started: float
+) -> dict[str, Any]:
     """Count by the ledger, write `summary.json` and the report. Raises TooManyBadInputsError when all of that is
     done.
     """
     output = work.output
-    untold = {shard.index for shard in left.shards} - outcome.told
-    missing = untold - ledger.done_shards(output)
+    unreported = {shard.index for shard in left.shards} - outcome.reported
+    missing = unreported - ledger.done_shards(output)
     if missing:
         raise P2PError(f"{len(missing)} shards were not finished; the same command does what is missing")
     totals = ledger.read_totals(output, (shard.index for shard in left.done))
     skipped = totals.translated + outcome.kept
-    late = ledger.read_totals(output, untold)
+    late = ledger.read_totals(output, unreported)
     translated = outcome.translated + late.translated
     for part in (late, ledger.read_totals(output, outcome.with_failures)):
         totals.add(part)
     sweep_temporaries(output)
-    tidy(output)
+    remove_work_files(output)
     rate = translated / outcome.seconds if outcome.seconds else 0.0
     busy = sum(outcome.stages.values()) or 1.0
     seconds = time.monotonic() - started
@@ -289,7 +291,7 @@ def _finish(config: TranslateConfig, work: Work, left: Remaining, outcome: Outco
     return summary
 
 
-def _examples(work: Work, left: Remaining) -> list[Pair]:
+def _examples(work: Work, left: RemainingWork) -> list[Pair]:
     """A few translated images, or none where they cannot be read back: a report is no reason to fail."""
     shards = sorted((*left.done, *left.shards), key=lambda shard: shard.index)
     try:
@@ -307,7 +309,7 @@ def _read_examples(work: Work, shards: Sequence[Shard]) -> list[Pair]:
     return reader.examples(shards, _EXAMPLES)
 
 
-def _write_report(work: Work, pairs: Sequence[Pair], summary: dict[str, Any], totals: Totals) -> str:
+def _write_report(work: Work, pairs: Sequence[Pair], summary: dict[str, Any], totals: LedgerTotals) -> str:
     from p2p.reports.translation import Example, write_translation_report
 
     examples = [Example(image_id=pair.image_id, input=pair.input, output=pair.output) for pair in pairs]

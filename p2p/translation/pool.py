@@ -26,7 +26,7 @@ from p2p.translation.config import TranslateConfig
 from p2p.translation.corpus.corpus import Corpus
 from p2p.translation.corpus.inputs import Input
 from p2p.translation.plan.plan import Shard
-from p2p.translation.plan.resume import Remaining
+from p2p.translation.plan.resume import RemainingWork
 
 log = logging.getLogger("p2p")
 
@@ -44,9 +44,9 @@ _TILES_OF_UNKNOWN = 4  # of an image whose size the listing does not tell
 
 @dataclass
 class Outcome:
-    """What the actors told the driver about the shards they finished."""
+    """What the actors reported of the shards they finished."""
 
-    told: set[int] = field(default_factory=set)
+    reported: set[int] = field(default_factory=set)
     translated: int = 0
     kept: int = 0
     """Translated by an earlier attempt, in shards whose failures were tried again."""
@@ -102,7 +102,7 @@ def is_small(config: TranslateConfig, corpus: Corpus, tile_size: int) -> bool:
 
 
 @contextlib.contextmanager
-def local_workforce(config: TranslateConfig) -> Iterator[Callable[[Work, Remaining], Outcome]]:
+def local_workforce(config: TranslateConfig) -> Iterator[Callable[[Work, RemainingWork], Outcome]]:
     """One process of this machine does the work. Raises UsageError if the machine lacks what was asked for."""
     device = choose_device(config.gpu).type
     with session(small=True) as worker:
@@ -111,7 +111,7 @@ def local_workforce(config: TranslateConfig) -> Iterator[Callable[[Work, Remaini
 
 
 def _translate_locally(
-    worker: LocalWorker, config: TranslateConfig, device: str, work: Work, left: Remaining
+    worker: LocalWorker, config: TranslateConfig, device: str, work: Work, left: RemainingWork
 ) -> Outcome:
     cores = available_cpus()
     on_a_gpu = device == "cuda"
@@ -129,7 +129,7 @@ def _translate_locally(
     return follow(({"report": report} for batch in reports for report in batch["report"]), left)
 
 
-def follow(rows: Iterator[Mapping[str, Any]], left: Remaining) -> Outcome:
+def follow(rows: Iterator[Mapping[str, Any]], left: RemainingWork) -> Outcome:
     """Show the progress that `rows` report, and add them up as `collect` does."""
     first = list(itertools.islice(rows, 1))  # only now has a process begun; start-up is no part of the rate
     began = max(0.0, time.time() - json.loads(first[0]["report"])["at"]) if first else 0.0
@@ -140,8 +140,8 @@ def follow(rows: Iterator[Mapping[str, Any]], left: Remaining) -> Outcome:
 
 
 def collect(rows: Iterable[Mapping[str, Any]], progress: Progress) -> Outcome:
-    """Add up the reports. Where an actor died Ray may repeat or swallow some: none is counted twice, and what was never
-    told is read from the ledger afterwards. Raises P2PError if an actor says that the work must stop.
+    """Add up the reports. Where an actor died Ray may repeat or swallow some: none is counted twice, and what was not
+    reported is read from the ledger afterwards. Raises P2PError if an actor reports that the work must stop.
     """
     outcome = Outcome()
     seen: dict[int, int] = {}
@@ -162,8 +162,8 @@ def collect(rows: Iterable[Mapping[str, Any]], progress: Progress) -> Outcome:
         if advanced > 0:
             seen[shard] = report["images"]
             progress.advance(advanced)
-        if report["finished"] and shard not in outcome.told:
-            outcome.told.add(shard)
+        if report["finished"] and shard not in outcome.reported:
+            outcome.reported.add(shard)
             outcome.translated += report["translated"]
             outcome.kept += report["kept"]
             if report["failed"]:

@@ -19,13 +19,13 @@ from p2p.errors import UsageError
 from p2p.translation.actor import Work
 from p2p.translation.config import TranslateConfig
 from p2p.translation.pipeline.metering import MeteredShardTranslator
-from p2p.translation.plan.resume import Remaining
+from p2p.translation.plan.resume import RemainingWork
 from p2p.translation.pool import ACTORS_PER_GPU, MAX_CHAIN, SHARD_COLUMNS, Outcome, chains_of, follow, on_cores, on_gpu
 
 log = logging.getLogger("p2p")
 
 _MAX_SHARED_CHAIN = 8  # on a cluster, where a node that joins must find some left
-_MAX_UNASKED = 256  # processes of a cluster that grows, where nobody said how many
+_MAX_DEFAULT_WORKERS = 256  # processes of a cluster that grows, where nobody said how many
 _SECONDS_FOR_A_GPU = 900.0  # until a cluster that had none has started a node with one
 
 
@@ -36,29 +36,33 @@ class _Pool:
     work: Work
     actors: int
     """There is room for so many now."""
-    at_first: int
+    initial_actors: int
     """So many are asked for at once."""
-    most: int
+    max_actors: int
     """As nodes join."""
     resources: dict[str, Any]
     """What each asks of Ray."""
 
 
-def _sized(config: TranslateConfig, work: Work, shards: int) -> _Pool:
+def _size_pool(config: TranslateConfig, work: Work, shards: int) -> _Pool:
     """Fit the pool to the machines that are up. On a cluster `--workers` is an upper bound; how many there are at a
     time is for Ray to find out.
     """
     gpus, cores = cluster_gpus(), cluster_cpus()
     use_gpu = bool(gpus) and config.gpu != "false"
     room = ACTORS_PER_GPU * gpus if use_gpu else cores
-    most = actors = min(config.workers or room, shards)
+    max_actors = actors = min(config.workers or room, shards)
     if not is_private():
-        most = min(config.workers or max(room, _MAX_UNASKED), shards)
-        actors = min(most, room)
-    at_first = most if config.workers else actors  # what was asked for is known to the autoscaler from the beginning
+        max_actors = min(config.workers or max(room, _MAX_DEFAULT_WORKERS), shards)
+        actors = min(max_actors, room)
+    initial_actors = (
+        max_actors if config.workers else actors
+    )  # what was asked for is known to the autoscaler from the beginning
     if use_gpu:
         work = on_gpu(work, config.batch_size, cores // actors)
-        return _Pool(work, actors, at_first, most, {"num_cpus": 1, "num_gpus": 1 / math.ceil(actors / gpus)})
+        return _Pool(
+            work, actors, initial_actors, max_actors, {"num_cpus": 1, "num_gpus": 1 / math.ceil(actors / gpus)}
+        )
     # One more than a process has cores: while one pauses between two chains, another computes on its core too.
     threads = min(max(1, cores // actors), available_cpus()) + 1
     if config.batch_size not in (0, work.batch_size):
@@ -66,11 +70,11 @@ def _sized(config: TranslateConfig, work: Work, shards: int) -> _Pool:
             "on CPUs %d tiles are computed at a time, whatever the --batch-size, so that it changes no bit",
             work.batch_size,
         )
-    return _Pool(on_cores(work, threads), actors, at_first, most, {"num_cpus": 1})
+    return _Pool(on_cores(work, threads), actors, initial_actors, max_actors, {"num_cpus": 1})
 
 
 @contextlib.contextmanager
-def ray_workforce(config: TranslateConfig) -> Iterator[Callable[[Work, Remaining], Outcome]]:
+def ray_workforce(config: TranslateConfig) -> Iterator[Callable[[Work, RemainingWork], Outcome]]:
     """Ray is running inside. Raises UsageError if the cluster cannot be joined or lacks what was asked for."""
     with ray_session():
         if config.gpu == "true" and not cluster_gpus():
@@ -86,15 +90,15 @@ def _wait_for_a_gpu() -> None:
     raise UsageError("--gpu true: the cluster has no GPU; pass --gpu auto or false")
 
 
-def _translate_on_ray(config: TranslateConfig, work: Work, left: Remaining) -> Outcome:
+def _translate_on_ray(config: TranslateConfig, work: Work, left: RemainingWork) -> Outcome:
     """Let a pool of actors do every shard of `left`."""
-    pool = _sized(config, work, len(left.shards))
+    pool = _size_pool(config, work, len(left.shards))
     log.info(
         "translating %d images on %d %s processes%s",
         left.images - left.images_done,
         pool.actors,
         pool.work.device,
-        f", up to {pool.most} as nodes join" if pool.most > pool.actors else "",
+        f", up to {pool.max_actors} as nodes join" if pool.max_actors > pool.actors else "",
     )
     quiet_data_context()
     blocks = [
@@ -106,12 +110,12 @@ def _translate_on_ray(config: TranslateConfig, work: Work, left: Remaining) -> O
         fn_constructor_kwargs={"work": pool.work},
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=pool.most, initial_size=pool.at_first, max_tasks_in_flight_per_actor=2
+            min_size=1, max_size=pool.max_actors, initial_size=pool.initial_actors, max_tasks_in_flight_per_actor=2
         ),
         runtime_env={"env_vars": worker_environment()},
         **pool.resources,
     )
-    if pool.most > pool.actors:
+    if pool.max_actors > pool.actors:
         _let_it_grow(dataset.context, pool.actors)
     dataset.context.target_max_block_size = 1  # every report travels at once instead of filling a block
     # Closed on every way out: an execution that outlives its Ray starts another one, and never ends.

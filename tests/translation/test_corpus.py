@@ -14,7 +14,7 @@ import pytest
 from p2p.errors import BadInputError, UsageError
 from p2p.translation.corpus.corpus import open_corpus
 from p2p.translation.corpus.inputs import DAMAGED
-from p2p.translation.pipeline.fetching import Fetcher
+from p2p.translation.pipeline.fetching import InputFetcher
 
 
 def ids(source: Path | str, **options: str) -> list[str]:
@@ -24,7 +24,7 @@ def ids(source: Path | str, **options: str) -> list[str]:
 def contents(source: Path | str, **options: str) -> dict[str, bytes | str]:
     """Every input's bytes, through the reader that the job uses; the kind of error where there are none."""
     corpus = open_corpus(str(source), **options)
-    fetcher = Fetcher(corpus.image_column)
+    fetcher = InputFetcher(corpus.image_column)
     found = {}
     for unit in fetcher.units(list(corpus.items())):
         for item, data in zip(unit, fetcher.fetch(unit), strict=True):
@@ -296,7 +296,7 @@ def test_the_footer_of_a_file_is_read_once(tmp_path: Path) -> None:
     path = tmp_path / "long.parquet"
     pq.write_table(pa.table({"image": [b"1", b"2"]}), path, row_group_size=1)
     first, second = list(open_corpus(str(path)).items())
-    fetcher = Fetcher("image")
+    fetcher = InputFetcher("image")
     assert fetcher.fetch([first]) == [b"1"]
     with open(path, "r+b") as file:
         file.seek(-8, os.SEEK_END)

@@ -23,13 +23,13 @@ from p2p.translation.actor import Work
 from p2p.translation.job import run
 from p2p.translation.pipeline import codec
 from p2p.translation.plan.crash_records import FOLDER, CrashRecord, begun_shards, clear, open_record
-from p2p.translation.plan.resume import Remaining
+from p2p.translation.plan.resume import RemainingWork
 from p2p.translation.pool import Outcome
 
 MAX_CRASHES = 20
 
 
-def in_processes(work: Work, left: Remaining) -> Outcome:
+def in_processes(work: Work, left: RemainingWork) -> Outcome:
     """A stand-in for Ray: each attempt at the shards is a process of its own; another follows one that ends."""
     columns = ("index", "manifest_uri", "row_group", "rows")
     batch = {name: np.array([getattr(shard, name) for shard in left.shards]) for name in columns}

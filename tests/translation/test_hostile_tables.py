@@ -22,7 +22,7 @@ from p2p.errors import BadInputError, UsageError
 from p2p.preparation.locations import SourceReader as PairFetcher
 from p2p.preparation.tables import pair_tables
 from p2p.translation.corpus.corpus import open_corpus
-from p2p.translation.pipeline.fetching import SourceReader
+from p2p.translation.pipeline.fetching import InputFetcher
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
@@ -32,7 +32,7 @@ before, found = peak(), []
 try:
     if job == "translate":
         corpus = open_corpus(uri)
-        fetcher = SourceReader(corpus.image_column, max_bytes=max_bytes)
+        fetcher = InputFetcher(corpus.image_column, max_bytes=max_bytes)
         for unit in fetcher.units(list(corpus.items())):
             found += [data.kind if isinstance(data, BadInputError) else "read" for data in fetcher.fetch(unit)]
     else:

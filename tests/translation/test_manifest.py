@@ -15,7 +15,7 @@ from p2p.translation.corpus.addresses import AddressRules
 from p2p.translation.corpus.corpus import open_corpus
 from p2p.translation.corpus.inputs import Input
 from p2p.translation.corpus.manifest import MAX_LINE_BYTES, ManifestCorpus, SignedAddresses
-from p2p.translation.pipeline.fetching import Fetcher
+from p2p.translation.pipeline.fetching import InputFetcher
 
 SIGNED = "https://host.example/a.png?id=7&X-Amz-Signature=abcdef"
 
@@ -89,7 +89,7 @@ def test_a_signature_is_asked_for_and_stands_in_no_input(tmp_path: Path, kind: s
     assert [item.reason for item in items] == ["", "", ""] and items[0].source_uri == str(tmp_path / "ünï.png")
     assert "abcdef" not in str(items) and SignedAddresses(corpus).find(items[1].offset) == SIGNED
     assert items[1].image_id == "host.example/a.png?id=7&X-Amz-Signature=***"
-    (failed,) = Fetcher("", manifest=corpus, allow_private=False).fetch([items[1]])
+    (failed,) = InputFetcher("", manifest=corpus, allow_private=False).fetch([items[1]])
     assert isinstance(failed, BadInputError) and "abcdef" not in str(failed)
 
 
@@ -98,7 +98,7 @@ def test_an_address_that_has_moved_within_the_manifest_is_not_taken_for_another(
     path.write_text(f"{SIGNED}\n{SIGNED.replace('a.png', 'b.png')}\n")
     corpus = open_corpus(str(path), allow_signed=True)
     second = list(corpus.items())[1]
-    fetcher = Fetcher("", manifest=corpus)  # type: ignore[arg-type]
+    fetcher = InputFetcher("", manifest=corpus)  # type: ignore[arg-type]
     for changed in (f"x.png\n{SIGNED}\n", f"{SIGNED}\n{SIGNED.replace('a.png', 'c.png')}\n", ""):
         path.write_text(changed)
         (failed,) = fetcher.fetch([second])
@@ -160,7 +160,7 @@ def test_an_escaped_name_leads_nowhere_else(tmp_path: Path) -> None:
         file.write(b"coffee")
     lines = (r"\x2e\x2e/private/a.png", r"\x2e\x2e\x2fprivate\x2fa.png", r"x/.\x2e/.\x2e/private/a.png", r"caf\xe9.png")
     (tmp_path / "lists" / "list.txt").write_text("\n".join(lines))
-    fetcher = Fetcher("")
+    fetcher = InputFetcher("")
     found = [fetcher.fetch([item])[0] for item in open_corpus(str(tmp_path / "lists" / "list.txt")).items()]
     assert [data if isinstance(data, bytes) else data.kind for data in found] == [*["NotFound"] * 3, b"coffee"]
 

@@ -11,7 +11,7 @@ from test_batching import Inverting
 from p2p.translation.corpus.inputs import Input
 from p2p.translation.estimate import _Nowhere
 from p2p.translation.pipeline.codec import Codec
-from p2p.translation.pipeline.fetching import Fetched, Fetcher, StartRow
+from p2p.translation.pipeline.fetching import Fetched, InputFetcher, StartRow
 from p2p.translation.pipeline.pipeline import Pipeline, ShardBooks
 from p2p.translation.pipeline.windows import SizePolicy
 from p2p.translation.plan.plan import Shard
@@ -20,7 +20,7 @@ IMAGES = 30
 SHARDS = [Shard(number, "", 0, IMAGES) for number in range(2)]
 
 
-class Diary(Fetcher):
+class Diary(InputFetcher):
     """Notes every event with the image that is in hand at that moment."""
 
     def __init__(self) -> None:

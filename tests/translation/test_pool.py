@@ -30,7 +30,7 @@ def sized(monkeypatch: pytest.MonkeyPatch, *, private: bool, cores: int, gpus: i
         codec_threads=0,
         io_threads=1,
     )
-    return pool._sized(TranslateConfig(checkpoint="c", source="s", output="o", **options), work, shards)
+    return pool._size_pool(TranslateConfig(checkpoint="c", source="s", output="o", **options), work, shards)
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,8 @@ def test_processes_of_four_cores(
     monkeypatch: pytest.MonkeyPatch, private: bool, workers: int, shards: int, actors: int, most: int
 ) -> None:
     found = sized(monkeypatch, private=private, cores=4, gpus=0, shards=shards, workers=workers)
-    assert (found.actors, found.most) == (actors, most)
-    assert found.at_first == (most if workers else actors)
+    assert (found.actors, found.max_actors) == (actors, most)
+    assert found.initial_actors == (most if workers else actors)
     assert found.work.threads == max(1, 4 // actors) + 1
 
 
@@ -69,7 +69,7 @@ def test_processes_of_two_gpus(
     monkeypatch: pytest.MonkeyPatch, private: bool, workers: int, actors: int, most: int, per_gpu: int
 ) -> None:
     found = sized(monkeypatch, private=private, cores=16, gpus=2, shards=1000, workers=workers)
-    assert (found.actors, found.most, 1 / found.resources["num_gpus"]) == (actors, most, per_gpu)
+    assert (found.actors, found.max_actors, 1 / found.resources["num_gpus"]) == (actors, most, per_gpu)
     assert found.work.codec_threads == 16 // actors
 
 

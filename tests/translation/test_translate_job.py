@@ -36,7 +36,7 @@ from p2p.translation import TranslateConfig, estimate, job
 from p2p.translation.actor import Work
 from p2p.translation.job import run
 from p2p.translation.pipeline import fetching
-from p2p.translation.plan.resume import Remaining
+from p2p.translation.plan.resume import RemainingWork
 from p2p.translation.pool import Outcome
 from p2p.translation.sinks.webdataset import read_records
 
@@ -261,8 +261,8 @@ def test_an_interrupted_translation_ends_with_every_input_once(
 ) -> None:
     source = write(tmp_path / "in", {f"{number:03d}.png": make_image(64, 64, seed=number) for number in range(40)})
 
-    def dies_half_way(work: Work, left: Remaining) -> Outcome:
-        in_this_process(work, Remaining(left.shards[:2], left.done))
+    def dies_half_way(work: Work, left: RemainingWork) -> Outcome:
+        in_this_process(work, RemainingWork(left.shards[:2], left.done))
         (tmp_path / "out" / "data" / ".p2p-left-behind").write_bytes(b"half a file")
         # A shard whose data was published, but whose ledger was not.
         (tmp_path / "out" / "ledger" / "shard-00001.parquet").unlink()
@@ -492,8 +492,8 @@ def test_an_interrupted_retry_is_ended_by_either_command(
     for name in ("01.png", "11.png"):
         (source / name).write_bytes(good[name])
 
-    def dies_half_way(work: Work, left: Remaining) -> Outcome:
-        in_this_process(work, Remaining(left.shards[:2], left.done))
+    def dies_half_way(work: Work, left: RemainingWork) -> Outcome:
+        in_this_process(work, RemainingWork(left.shards[:2], left.done))
         (out / "ledger" / "shard-00001.parquet").unlink()  # its data was published, its ledger was not
         raise KeyboardInterrupt
 

@@ -19,7 +19,7 @@ def is_web(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
-class Hosts:
+class CircuitBreaker:
     """Counts for one process which reads were answered. `count` is how many hosts the corpus has."""
 
     def __init__(self, count: int) -> None:
@@ -27,11 +27,11 @@ class Hosts:
         self._unanswered: dict[str, int] = {}
         self._given_up: set[str] = set()
 
-    def is_given_up(self, uri: str) -> bool:
+    def is_open(self, uri: str) -> bool:
         """Whether so many reads in a row went unanswered that asking again would only take time."""
         return host_of(uri) in self._given_up
 
-    def note(self, uri: str, answered: bool) -> bool:
+    def record(self, uri: str, answered: bool) -> bool:
         """Note how a read of `uri` came out, a refusal being an answer; False if the storage as a whole is lost."""
         host = host_of(uri)
         if answered:

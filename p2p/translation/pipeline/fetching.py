@@ -45,7 +45,7 @@ FETCH_FAILED = "FetchFailed"
 _REFUSED = "Refused"
 
 
-class Fetcher:
+class InputFetcher:
     """Reads inputs in units: one file, or neighbours in a container that one read serves. Safe to use from threads.
 
     Args:

@@ -21,9 +21,9 @@ from p2p.errors import BadInputError, StorageError
 from p2p.storage.images import image_size
 from p2p.translation.corpus.inputs import Input
 from p2p.translation.pipeline.batching import Batcher, Network
-from p2p.translation.pipeline.circuit_breaker import Hosts
+from p2p.translation.pipeline.circuit_breaker import CircuitBreaker
 from p2p.translation.pipeline.codec import Codec
-from p2p.translation.pipeline.fetching import FETCH_FAILED, Fetcher
+from p2p.translation.pipeline.fetching import FETCH_FAILED, InputFetcher
 from p2p.translation.pipeline.prefetch import StageTimer, ahead
 from p2p.translation.pipeline.tasks import ImageTask, OpenShard, ShardReport
 from p2p.translation.pipeline.windows import SizePolicy
@@ -75,7 +75,7 @@ class Pipeline:
         network: Network,
         policy: SizePolicy,
         codec: Codec,
-        fetcher: Fetcher,
+        fetcher: InputFetcher,
         sink: Sink,
         books: ShardBooks,
         io_threads: int,
@@ -89,7 +89,7 @@ class Pipeline:
         self._deadline = deadline or contextlib.nullcontext()
         self._io_threads, self._codec_threads = io_threads, codec_threads
         self._stages = StageTimer()
-        self._hosts = Hosts(hosts)
+        self._breaker = CircuitBreaker(hosts)
 
     def run(self, shards: Iterable[Shard], one_by_one: bool = False) -> Iterator[ShardReport]:
         """Translate `shards`; yield a report about once a second, and one for each shard when it is finished.
@@ -177,7 +177,7 @@ class Pipeline:
     def _fetch(self, unit: list[ImageTask], one_by_one: bool) -> list[ImageTask]:
         started = time.perf_counter()
         try:
-            if self._hosts.is_given_up(unit[0].item.source_uri):
+            if self._breaker.is_open(unit[0].item.source_uri):
                 raise BadInputError(
                     FETCH_FAILED, "its server has not answered many reads in a row and was not asked again"
                 )
@@ -205,7 +205,7 @@ class Pipeline:
         """Pass the inputs on. Where no read is answered it is the storage that is bad, and the work must stop."""
         for unit in units:
             errors = [job.data for job in unit if isinstance(job.data, BadInputError) and job.data.kind == FETCH_FAILED]
-            if not self._hosts.note(unit[0].item.source_uri, answered=len(errors) < len(unit)):
+            if not self._breaker.record(unit[0].item.source_uri, answered=len(errors) < len(unit)):
                 raise StorageError(
                     f"many reads in a row have failed, the last with: {errors[-1]}; "
                     f"when the storage is well again, the same command continues"

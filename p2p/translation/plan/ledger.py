@@ -45,14 +45,14 @@ class LedgerRow(NamedTuple):
 
 
 @dataclass
-class Totals:
+class LedgerTotals:
     """What a set of shards came to."""
 
     translated: int = 0
     failed: int = 0
     failures: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, other: Totals) -> None:
+    def add(self, other: LedgerTotals) -> None:
         """Take `other` in."""
         self.translated += other.translated
         self.failed += other.failed
@@ -83,16 +83,16 @@ def _read(uri: str) -> pa.Table:
         raise DamagedFileError(f"{uri}: not a ledger of p2p: {error}") from None
 
 
-def _read_totals(uri: str) -> Totals:
+def _read_totals(uri: str) -> LedgerTotals:
     table = _read(uri)
     failed = table.filter(pc.equal(table["status"], "failed"))
     failures = failed.select(["image_id", "error", "message"]).slice(0, MAX_FAILURES_KEPT).to_pylist()
-    return Totals(len(table) - len(failed), len(failed), failures)
+    return LedgerTotals(len(table) - len(failed), len(failed), failures)
 
 
-def read_totals(output: str, shards: Iterable[int]) -> Totals:
+def read_totals(output: str, shards: Iterable[int]) -> LedgerTotals:
     """Count what the ledgers of `shards` say."""
-    totals = Totals()
+    totals = LedgerTotals()
     with ThreadPoolExecutor(_READERS) as pool:
         for part in pool.map(_read_totals, (ledger_uri(output, shard) for shard in sorted(shards))):
             totals.add(part)

@@ -37,7 +37,7 @@ _REMOVERS = 16
 
 
 @dataclass(frozen=True)
-class Remaining:
+class RemainingWork:
     """What an attempt has to do, and what earlier ones did."""
 
     shards: tuple[Shard, ...]
@@ -109,7 +109,7 @@ def exists_translation(output: str) -> bool:
     return exists(join(output, SETTINGS))
 
 
-def begin(output: str, settings: Settings) -> None:
+def start_output(output: str, settings: Settings) -> None:
     """Make `output` ready: sweep what killed writers left, note the settings."""
     sweep_temporaries(output)
     crash_records.clear(output)
@@ -160,7 +160,7 @@ def remove_translation(output: str) -> None:
         remove_file(join(output, name))
 
 
-def tidy(output: str) -> None:
+def remove_work_files(output: str) -> None:
     """Remove what is there only while work is going on, if it no longer is."""
     finished = ledger.done_shards(output)
     for folder in _PASSING_FOLDERS:
@@ -168,7 +168,7 @@ def tidy(output: str) -> None:
             remove(join(output, folder))
 
 
-def remaining(output: str, whole: Plan, limit: int) -> Remaining:
+def remaining(output: str, whole: Plan, limit: int) -> RemainingWork:
     """Split the plan into done and not done; with a limit, only as many of its first shards as hold that many."""
     finished = ledger.done_shards(output)
     within: list[Shard] = []
@@ -178,7 +178,7 @@ def remaining(output: str, whole: Plan, limit: int) -> Remaining:
             break
         within.append(shard)
         images_within += shard.rows
-    return Remaining(
+    return RemainingWork(
         tuple(shard for shard in within if shard.index not in finished),
         tuple(shard for shard in within if shard.index in finished),
         whole.hosts,
