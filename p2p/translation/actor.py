@@ -1,13 +1,12 @@
-"""The process that holds the model. Ray Data makes a pool of them and hands each a chain of shards at a time."""
+"""The process that holds the model. Ray Data makes a pool of them and gives each a chain of shards at a time."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,22 +16,20 @@ import torch
 from p2p.errors import CheckpointError, P2PError
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, choose_precision
-from p2p.storage.bounded import DEFAULT_MAX_BYTES
 from p2p.storage.deadline import DECODE_SECONDS, Deadline
-from p2p.storage.filesystems import exists, is_remote
+from p2p.storage.filesystems import is_remote
 from p2p.translation.config import Settings
-from p2p.translation.corpus.inputs import Input
+from p2p.translation.corpus.addresses import LOCAL
 from p2p.translation.corpus.manifest import ManifestCorpus
-from p2p.translation.pipeline.circuit_breaker import LOCAL
 from p2p.translation.pipeline.codec import Codec
 from p2p.translation.pipeline.fetching import InputFetcher
-from p2p.translation.pipeline.pipeline import Pipeline, ShardBooks
+from p2p.translation.pipeline.pipeline import Pipeline
 from p2p.translation.pipeline.tasks import ShardReport
 from p2p.translation.pipeline.windows import SizePolicy
-from p2p.translation.plan.crash_records import CrashRecord, begun_shards, open_record
-from p2p.translation.plan.ledger import LedgerRow, ledger_uri, read_kept, write_ledger
-from p2p.translation.plan.plan import Shard, read_inputs
-from p2p.translation.sinks import Sink, open_sink
+from p2p.translation.plan.crash_records import begun_shards
+from p2p.translation.plan.journal import OutputJournal, ShardJournal
+from p2p.translation.plan.plan import Shard
+from p2p.translation.sinks import ShardWriter, open_sink
 
 _LOCAL_IO_THREADS, _REMOTE_IO_THREADS = 4, 16
 _SECONDS_BETWEEN_REPORTS = 2.0
@@ -43,40 +40,36 @@ _SHARD_FIELDS = dataclasses.fields(Shard)
 class Work:
     """Everything a process needs to know to translate shards. Small and picklable: settings and addresses."""
 
-    generator_uri: str
-    output: str
     settings: Settings
-    image_column: str
-    max_pixels: int
-    batch_size: int
-    device: str
-    threads: int
+    generator_uri: str
+    manifest: ManifestCorpus | None = None
+    """The source, where it is a manifest: it holds the addresses with a signature."""
+    batch_size: int = 1
+    device: str = "cpu"
+    threads: int = 1
     """Of a CPU's network; each computes a batch by itself."""
-    codec_threads: int
+    codec_threads: int = 0
     io_threads: int = 1
     hosts: int = 1
-    """On so many servers the corpus lies."""
-    max_bytes: int = DEFAULT_MAX_BYTES
-    """Of one encoded input."""
-    allow_private: bool = True
-    """Whether its web addresses may lead into private networks."""
-    manifest: ManifestCorpus | None = None
-    """Where addresses with a signature stand."""
+    """The number of servers that the corpus lies on."""
 
     def reading_from(self, hosts: Collection[str]) -> Work:
         """The same for a corpus that lies on `hosts`."""
-        far = is_remote(self.output) or any(host != LOCAL for host in hosts)
+        far = is_remote(self.settings.output) or any(host != LOCAL for host in hosts)
         return dataclasses.replace(self, hosts=len(hosts), io_threads=_REMOTE_IO_THREADS if far else _LOCAL_IO_THREADS)
 
 
 def open_fetcher(work: Work) -> InputFetcher:
     """What reads the inputs of `work`."""
     return InputFetcher(
-        work.image_column, max_bytes=work.max_bytes, allow_private=work.allow_private, manifest=work.manifest
+        work.settings.image_column,
+        max_bytes=work.settings.max_bytes,
+        allow_private=work.settings.allow_private_addresses or work.manifest is None,
+        manifest=work.manifest,
     )
 
 
-def make_pipeline(work: Work, sink: Sink, books: ShardBooks) -> Pipeline:
+def make_pipeline(work: Work, open_writer: Callable[[int], ShardWriter], journal: ShardJournal) -> Pipeline:
     """Load the model and put the pipeline around it. Raises CheckpointError."""
     settings = work.settings
     generator = load_generator(work.generator_uri)
@@ -97,10 +90,10 @@ def make_pipeline(work: Work, sink: Sink, books: ShardBooks) -> Pipeline:
     return Pipeline(
         network=engine,
         policy=SizePolicy(settings.size_mode, settings.tile_size, settings.overlap, engine.stride),
-        codec=Codec(settings.side, work.max_pixels, settings.image_format, settings.quality, settings.png_level),
+        codec=Codec(settings),
         fetcher=open_fetcher(work),
-        sink=sink,
-        books=books,
+        open_writer=open_writer,
+        journal=journal,
         io_threads=work.io_threads,
         codec_threads=work.codec_threads,
         hosts=work.hosts,
@@ -109,40 +102,40 @@ def make_pipeline(work: Work, sink: Sink, books: ShardBooks) -> Pipeline:
 
 
 class ShardTranslator:
-    """Loads the model once; each call translates the shards of one batch and tells about them while it does."""
+    """Loads the model once; each call translates the shards of one batch and reports on them meanwhile."""
 
     def __init__(self, work: Work) -> None:
         torch.set_num_threads(1)  # several threads are several batches, several images
         self._work = work
-        self._records: dict[int, CrashRecord] = {}
         self._pipeline: Pipeline | None = None
-        self._told = -math.inf
+        self._last_report = -math.inf
 
     def __call__(self, batch: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[dict[str, list[str]]]:
         """Yield reports as JSON, the first when work begins; each has `at`, this machine's clock in seconds.
 
-        They are gathered for two seconds: whatever is yielded, however small, costs Ray 20 ms.
+        They are collected for two seconds: whatever is yielded, however small, costs Ray 20 ms.
         """
         shards = [Shard(*row) for row in zip(*(batch[field.name].tolist() for field in _SHARD_FIELDS), strict=True)]
         waiting: list[str] = []
         for report in self.reports(shards):
             waiting.append(json.dumps({"at": time.time(), **report}))
-            if time.monotonic() - self._told > _SECONDS_BETWEEN_REPORTS:
+            if time.monotonic() - self._last_report > _SECONDS_BETWEEN_REPORTS:
                 yield {"report": waiting}
-                waiting, self._told = [], time.monotonic()
+                waiting, self._last_report = [], time.monotonic()
         if waiting:
             yield {"report": waiting}
 
     def reports(self, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
-        """Translate `shards`; yield what there is to tell of them.
+        """Translate `shards`; yield reports on them.
 
         What must stop the whole job (a full disk, a bucket that refuses, too little memory) is the last report,
         `stopped`: raised here, it would reach the user below pages of Ray's tracebacks.
         """
         try:
             if self._pipeline is None:
+                settings = self._work.settings
                 self._pipeline = make_pipeline(
-                    self._work, open_sink(self._work.output, self._work.settings), self._books()
+                    self._work, open_sink(settings).open_shard, OutputJournal(settings.output)
                 )
                 yield {}
             for report in self._translate(self._pipeline, shards):
@@ -158,53 +151,9 @@ class ShardTranslator:
             yield {"stopped": f"{advice}. The same command continues"}
 
     def _translate(self, pipeline: Pipeline, shards: Sequence[Shard]) -> Iterator[ShardReport]:
-        """All shards in one flow, except those at which a process has crashed: these go image by image."""
-        begun = begun_shards(self._work.output)
+        """All shards in one flow, except those in which a process has crashed: these go image by image."""
+        begun = begun_shards(self._work.settings.output)
         yield from pipeline.run(shard for shard in shards if shard.index not in begun)
         for shard in shards:
             if shard.index in begun:
                 yield from pipeline.run([shard], one_by_one=True)
-
-    def _books(self) -> ShardBooks:
-        output = self._work.output
-        return ShardBooks(
-            self._read_inputs,
-            self._declare_done,
-            functools.partial(read_kept, output),
-            self._begin,
-            self._start_read,
-            self._start_row,
-            self._start_image,
-            self._finish_image,
-        )
-
-    def _read_inputs(self, shard: Shard) -> list[Input]:
-        """Nothing for a shard that was finished before this call was made again, after its first process had died."""
-        if exists(ledger_uri(self._work.output, shard.index)):
-            return []
-        return read_inputs(shard)
-
-    def _begin(self, shard: int) -> None:
-        self._records[shard] = open_record(self._work.output, shard)
-
-    def _declare_done(self, shard: int, rows: Sequence[LedgerRow]) -> None:
-        write_ledger(self._work.output, shard, rows)
-        self._records.pop(shard).remove()
-
-    def _start_read(self, shard: int, position: int) -> bool:
-        record = self._records[shard]
-        return record.watched and record.start_read(position)
-
-    def _start_row(self, shard: int, position: int) -> None:
-        self._records[shard].start_row(position)
-
-    def _start_image(self, shard: int, position: int) -> None:
-        """Called for every image; only those of a suspected shard are recorded."""
-        record = self._records[shard]
-        if record.watched:
-            record.start_image(position)
-
-    def _finish_image(self, shard: int) -> None:
-        record = self._records[shard]
-        if record.watched:
-            record.finish_image()

@@ -1,14 +1,15 @@
-"""The options of `jobs/translate.py`, judged when they are made."""
+"""The options of `jobs/translate.py`, checked when they are made."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from p2p.cli import TrueFalse
-from p2p.errors import UsageError
+from p2p.documents import build
+from p2p.errors import ConfigError, UsageError
 from p2p.storage.bounded import DEFAULT_MAX_BYTES
 from p2p.storage.images import ImageFormat
 from p2p.storage.limits import MAX_PIXELS
@@ -20,7 +21,12 @@ Side = Literal["whole", "left", "right"]
 SizeMode = Literal["tile", "resize", "pad"]
 
 _NOT_YET = ("geotiff", "xyz")
-_MIN_TILE = 2
+_MIN_TILE_SIZE = 2
+_DECIDE_OUTPUTS = (
+    *("source", "checkpoint_id", "format", "image_format", "quality", "png_level", "side", "size_mode", "tile_size"),
+    *("overlap", "image_column", "id_column", "norm_mode", "dropout", "seed", "precision"),
+)
+"""Fields that decide the content of an output file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,61 +105,59 @@ class TranslateConfig:
     """auto: continue what an earlier attempt left in the output. never: remove that and start over."""
 
     def __post_init__(self) -> None:
-        for option in ("checkpoint", "source", "output"):
-            if not str(getattr(self, option)).strip():
-                raise UsageError(f"--{option} is empty; give an address")
+        for field in ("checkpoint", "source", "output"):
+            if not str(getattr(self, field)).strip():
+                raise ConfigError(field, "is empty; give an address")
         if self.format in _NOT_YET:
-            raise UsageError(
-                f"--format {self.format} is not available in this version; use parquet, webdataset, png, jpeg or webp"
+            raise ConfigError(
+                "format", f"{self.format}: not available in this version; use parquet, webdataset, png, jpeg or webp"
             )
         if self.only_failed and self.resume == "never":
             raise UsageError("--only-failed keeps what was translated, --resume never removes it; leave one out")
         self._require_range("quality", 1, 100)
         self._require_range("png_level", 0, 9)
         self._require_range("max_bad_fraction", 0, 1)
-        for option in ("batch_size", "workers", "tile_size", "limit", "price_per_hour", "seed"):
-            self._require_range(option, 0, math.inf)
-        self._require_range("max_pixels", 1, math.inf)
-        self._require_range("max_bytes", 1, math.inf)
-        if self.tile_size and self.tile_size < _MIN_TILE:
-            raise UsageError(f"--tile-size {self.tile_size} is too small; use the model's size (0) or a multiple of it")
-        if self.overlap is not None and self.overlap < 0:
-            raise UsageError(f"--overlap {self.overlap} must be 0 or more")
-        if self.tile_size and self.overlap is not None and self.overlap >= self.tile_size:
-            raise UsageError(
-                f"--overlap {self.overlap} must be smaller than --tile-size {self.tile_size}; "
-                f"--overlap {self.tile_size // 4} is usual"
+        for field in ("batch_size", "workers", "tile_size", "limit", "price_per_hour", "seed"):
+            self._require_range(field, 0)
+        for field in ("max_pixels", "max_bytes"):
+            self._require_range(field, 1)
+        if 0 < self.tile_size < _MIN_TILE_SIZE:
+            raise ConfigError("tile_size", f"{self.tile_size}: too small; use the model's size (0) or a multiple of it")
+        if self.overlap is None:
+            return
+        self._require_range("overlap", 0)
+        if self.size_mode == "tile" and 0 < self.tile_size <= self.overlap:
+            raise ConfigError(
+                "overlap",
+                f"{self.overlap}: must be smaller than the tiles of {self.tile_size} pixels; "
+                f"{self.tile_size // 4} is usual",
             )
 
-    def _require_range(self, field: str, low: float, high: float) -> None:
+    def _require_range(self, field: str, low: float, high: float = math.inf) -> None:
         value = getattr(self, field)
         if not low <= value <= high:
-            option = "--" + field.replace("_", "-")
             allowed = f"{low:g} or more" if high == math.inf else f"between {low:g} and {high:g}"
-            raise UsageError(f"{option} {value:g} must be {allowed}")
+            raise ConfigError(field, f"{value:g}: must be {allowed}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What decides the content of an output file. An attempt only continues one that had the same."""
+class Settings(TranslateConfig):
+    """A configuration without open questions: addresses are absolute, and what the defaults leave to the checkpoint
+    and the source (tile size, overlap, image column) is decided.
+    """
 
-    source: str
     checkpoint_id: str
-    format: OutputFormat
-    image_format: ImageFormat
-    quality: int
-    png_level: int
-    side: Side
-    size_mode: SizeMode
-    tile_size: int
     overlap: int
-    image_column: str
-    id_column: str
-    norm_mode: Literal["running", "batch"]
-    dropout: bool
-    seed: int
-    precision: Literal["auto", "fp32", "bf16"]
 
     def to_dict(self) -> dict[str, Any]:
-        """As stored in `settings.json` and in the metadata of Parquet outputs."""
-        return dataclasses.asdict(self)
+        """What decides the content of an output file, as stored in `settings.json` and in the metadata of Parquet
+        outputs. An attempt only continues one with the same.
+        """
+        return {name: getattr(self, name) for name in _DECIDE_OUTPUTS}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any], output: str) -> Settings:
+        """The settings of the translation in `output`. Raises ValueError, UsageError for what `to_dict` never made."""
+        if document.keys() != set(_DECIDE_OUTPUTS):
+            raise ValueError(f"expected the fields {', '.join(_DECIDE_OUTPUTS)}")
+        return build(cls, {**document, "checkpoint": document["checkpoint_id"], "output": output})

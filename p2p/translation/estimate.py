@@ -3,27 +3,63 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from p2p.data.machine import available_cpus
 from p2p.data.tasks import run_as_task
+from p2p.errors import ConfigError
+from p2p.model.engine import choose_device
 from p2p.progress import format_duration
 from p2p.translation.actor import Work, make_pipeline
 from p2p.translation.config import TranslateConfig
+from p2p.translation.corpus.addresses import host_of
 from p2p.translation.corpus.corpus import Corpus
 from p2p.translation.corpus.inputs import Input
-from p2p.translation.pipeline.circuit_breaker import host_of
-from p2p.translation.pipeline.pipeline import ShardBooks
+from p2p.translation.plan.crash_records import CrashRecord
+from p2p.translation.plan.journal import StartedShard
+from p2p.translation.plan.ledger import LedgerRow
 from p2p.translation.plan.plan import Shard
+from p2p.translation.pool import ACTORS_PER_GPU, on_gpu
 from p2p.translation.sinks import Record
 
 log = logging.getLogger("p2p")
 
 _SHARE = 0.01
-_MOST = 200
+_MAX_SAMPLE = 200
+
+
+def dry_run(config: TranslateConfig, corpus: Corpus, work: Work) -> dict[str, Any]:
+    """Time a sample on this machine, or on the cluster that RAY_ADDRESS names, and return the estimate.
+
+    `work` is for one core. Raises ConfigError if the GPU that `config` asks for is not there.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        gpus = torch.cuda.device_count() if choose_device(config.gpu).type == "cuda" else 0
+        return _estimate(config, corpus, work, available_cpus(), gpus)
+    from p2p.data.cluster import cluster_cpus, cluster_gpus
+    from p2p.data.session import ray_session
+
+    with ray_session():
+        gpus = cluster_gpus() if config.gpu != "false" else 0
+        if config.gpu == "true" and not gpus:
+            raise ConfigError("gpu", "true: the cluster has no GPU that is up; pass --gpu auto or false")
+        cores = cluster_cpus()
+        log.info("measuring one process on the cluster, which has %d CPUs and %d GPUs now", cores, gpus)
+        return _estimate(config, corpus, work, cores, gpus)
+
+
+def _estimate(config: TranslateConfig, corpus: Corpus, work: Work, cores: int, gpus: int) -> dict[str, Any]:
+    if gpus:
+        processes = config.workers or ACTORS_PER_GPU * gpus
+        return estimate(config, corpus, on_gpu(work, config.batch_size, cores // gpus), processes, min(processes, gpus))
+    processes = config.workers or cores
+    return estimate(config, corpus, work, processes, min(cores, processes * max(1, cores // processes)))
 
 
 def sample(corpus: Corpus, limit: int) -> tuple[int, list[Input]]:
@@ -36,43 +72,56 @@ def sample(corpus: Corpus, limit: int) -> tuple[int, list[Input]]:
             break
         if count % stride == 0:
             kept.append(item)
-            if len(kept) > 2 * _MOST:
+            if len(kept) > 2 * _MAX_SAMPLE:
                 kept, stride = kept[::2], 2 * stride
         count += 1
-    wanted = min(_MOST, max(1, round(_SHARE * count)))
+    wanted = min(_MAX_SAMPLE, max(1, round(_SHARE * count)))
     step = max(1, len(kept) // wanted)
     return count, kept[::step][:wanted]
 
 
-class _Nowhere:
-    """A sink, and its writer, that keep nothing."""
-
-    def open_shard(self, shard: int) -> _Nowhere:
-        return self
+class NullWriter:
+    """Takes the images of a shard and keeps none."""
 
     def add(self, record: Record) -> str:
+        """No address."""
         return ""
 
     def keep(self, image_ids: Collection[str]) -> set[str]:
+        """None is there."""
         return set()
 
     def fail(self, image_id: str) -> None:
-        pass
+        """Nothing to remove."""
 
     def publish(self) -> int:
+        """No bytes."""
         return 0
 
     def discard(self) -> None:
-        pass
+        """Nothing to drop."""
+
+
+@dataclass(frozen=True)
+class SampleJournal:
+    """Shards that are in memory; nothing is written down of them."""
+
+    shards: Sequence[Sequence[Input]]
+
+    def start_shard(self, shard: Shard) -> StartedShard:
+        """Its inputs, with a record that is never written."""
+        return StartedShard(self.shards[shard.index], CrashRecord(""))
+
+    def finish_shard(self, shard: int, rows: Sequence[LedgerRow], record: CrashRecord) -> None:
+        """Nothing to write."""
 
 
 def _measure(work: Work, chosen: Sequence[Input]) -> tuple[float, int, int]:
     """Translate `chosen`. Returns the seconds that took, how many could be translated, and their pixels."""
     torch.set_num_threads(1)
-    held = [chosen[:1], chosen]  # the first image pays for memory and kernels
-    books = ShardBooks(lambda shard: list(held[shard.index]), lambda shard, rows: None)
+    journal = SampleJournal([chosen[:1], chosen])  # the first image pays for memory and kernels
     hosts = {host_of(item.source_uri) for item in chosen}
-    pipeline = make_pipeline(work.reading_from(hosts), _Nowhere(), books)
+    pipeline = make_pipeline(work.reading_from(hosts), lambda shard: NullWriter(), journal)
     list(pipeline.run([Shard(0, "", 0, 1)]))
     started = time.monotonic()
     reports = [report for report in pipeline.run([Shard(1, "", 0, len(chosen))]) if report.finished]
@@ -85,12 +134,12 @@ def estimate(config: TranslateConfig, corpus: Corpus, work: Work, processes: int
 
     That process is a worker of the cluster where Ray runs, and this one elsewhere.
 
-    undisturbed: as how many such processes the `processes` of the job together are, that share its cores and GPUs.
+    undisturbed: the number of processes of that speed that do as much as all `processes`, which share cores and GPUs.
     """
     count, chosen = sample(corpus, config.limit)
     seconds, translated, pixels = run_as_task(_measure, work, chosen, num_gpus=int(work.device == "cuda"))
     rate = len(chosen) / seconds * undisturbed
-    whole = count / rate
+    total_seconds = count / rate
     result = {
         "dry_run": True,
         "images": count,
@@ -99,19 +148,15 @@ def estimate(config: TranslateConfig, corpus: Corpus, work: Work, processes: int
         "sampled_failed": len(chosen) - translated,
         "processes": processes,
         "images_per_second": round(rate, 2),
-        "estimated_seconds": round(whole, 3),
+        "estimated_seconds": round(total_seconds, 3),
         "checkpoint_id": work.settings.checkpoint_id,
     }
+    cost = ""
     if config.price_per_hour:
-        result["estimated_cost"] = round(whole / 3600 * config.price_per_hour, 4)
+        result["estimated_cost"] = round(total_seconds / 3600 * config.price_per_hour, 4)
+        cost = f" and cost about {result['estimated_cost']}"
     log.info(
         "%d images would take about %s with %d processes (%.1f images/s, from %d sampled, %d of those bad)%s",
-        count,
-        format_duration(whole),
-        processes,
-        rate,
-        len(chosen),
-        len(chosen) - translated,
-        f" and cost about {result['estimated_cost']}" if config.price_per_hour else "",
+        *(count, format_duration(total_seconds), processes, rate, len(chosen), len(chosen) - translated, cost),
     )
     return result

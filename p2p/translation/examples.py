@@ -6,17 +6,17 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow.compute as pc
 
 from p2p.errors import P2PError
+from p2p.reports.thumbnails import thumbnail
+from p2p.reports.translation import Example
 from p2p.storage.filesystems import absolute, read_bytes
-from p2p.storage.images import decode, resize
+from p2p.storage.images import decode
 from p2p.storage.parquet import find_bytes, open_parquet, read_cells, read_parquet, read_text
-from p2p.translation.config import OutputFormat
+from p2p.translation.actor import Work, open_fetcher
+from p2p.translation.config import OutputFormat, Settings
 from p2p.translation.pipeline.codec import Codec
 from p2p.translation.pipeline.fetching import InputFetcher
 from p2p.translation.plan.ledger import ledger_uri
@@ -24,9 +24,6 @@ from p2p.translation.plan.plan import Shard, read_inputs
 from p2p.translation.seams import Seams, measure_seams
 from p2p.translation.sinks.webdataset import read_records
 
-Array = npt.NDArray[np.uint8]
-
-_LONGEST_SIDE = 384
 _MAX_ID_BYTES = 2**16  # paths and addresses are ids too
 _MAX_OUTPUT_BYTES = 2**31  # more than the largest image has without any compression
 
@@ -36,57 +33,49 @@ def spread(shards: Sequence[Shard], count: int) -> Sequence[Shard]:
     return shards[:: max(1, len(shards) // count)][:count]
 
 
-class Pair(NamedTuple):
-    """Thumbnails, (h, w, 3) uint8, of one input and its output, and what the whole output says of its seams."""
+def read_examples(work: Work, shards: Sequence[Shard], count: int) -> tuple[list[Example], Seams]:
+    """Up to `count` thumbnails of inputs and outputs, as many from each shard, and the seams of those outputs.
 
-    image_id: str
-    input: Array
-    output: Array
-    seams: Seams
+    Those that cannot be read back are left out. The same every time.
+    """
+    reader = _ExampleReader(work.settings, open_fetcher(work))
+    per_shard = math.ceil(count / max(1, len(shards)))  # a small corpus has fewer shards than examples are wanted
+    found: list[tuple[Example, Seams]] = []
+    for shard in shards:
+        with contextlib.suppress(P2PError, MemoryError):
+            found += reader.read(shard, min(per_shard, count - len(found)))
+    return [example for example, _ in found], sum((seams for _, seams in found), Seams())
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Reads inputs and outputs of a translation back."""
-
-    output: str
-    format: OutputFormat
+class _ExampleReader:
+    settings: Settings
     fetcher: InputFetcher
-    codec: Codec
-    tiling: tuple[int, int] | None
-    """Tile size and overlap in pixels, where outputs are put together from tiles."""
 
-    def examples(self, shards: Sequence[Shard], count: int) -> list[Pair]:
-        """Up to `count` pairs, as many from each shard, without those that cannot be read back; the same every time."""
-        each = math.ceil(count / max(1, len(shards)))  # a small corpus has fewer shards than examples are wanted
-        pairs: list[Pair] = []
-        for shard in shards:
-            with contextlib.suppress(P2PError, MemoryError):
-                pairs += self._pairs(shard, min(each, count - len(pairs)))
-        return pairs
-
-    def _pairs(self, shard: Shard, count: int) -> Iterator[Pair]:
-        uri = ledger_uri(self.output, shard.index)
-        table = read_parquet(uri, ["image_id", "status", "output_uri"])
+    def read(self, shard: Shard, count: int) -> Iterator[tuple[Example, Seams]]:
+        settings, codec = self.settings, Codec(self.settings)
+        table = read_parquet(ledger_uri(settings.output, shard.index), ["image_id", "status", "output_uri"])
         rows = table.filter(pc.equal(table["status"], "translated")).slice(0, count).to_pylist()
         items = {item.image_id: item for item in read_inputs(shard)} if rows else {}
         for row in rows:
-            if row["image_id"] not in items or not self._is_output(row["output_uri"]):
+            image_id = row["image_id"]
+            if image_id not in items or not self._is_output(row["output_uri"]):
                 continue  # who wrote to the ledger may not choose what is read
-            image = _output(row["output_uri"], row["image_id"], self.format)
-            (data,) = self.fetcher.fetch([items[row["image_id"]]])
+            image = _read_output(row["output_uri"], image_id, settings.format)
+            (data,) = self.fetcher.fetch([items[image_id]])
             if image is not None and isinstance(data, bytes):
-                output = decode(image, self.codec.max_pixels)
-                seams = measure_seams(output, self.tiling) if self.tiling else Seams()
-                yield Pair(row["image_id"], _thumbnail(self.codec.decode(data)), _thumbnail(output), seams)
+                output = decode(image, settings.max_pixels)
+                tiling = (settings.tile_size, settings.overlap)
+                seams = measure_seams(output, tiling) if settings.size_mode == "tile" else Seams()
+                yield Example(image_id, thumbnail(codec.decode(data)), thumbnail(output)), seams
 
     def _is_output(self, uri: str | None) -> bool:
-        """Whether an address lies below the output, whatever file system that is on."""
-        below = f"{self.output.rstrip('/')}/"
+        """Whether an address is below the output, whatever file system that is on."""
+        below = f"{self.settings.output.rstrip('/')}/"
         return uri is not None and absolute(uri).startswith(below) and "::" not in uri[len(below) :]
 
 
-def _output(uri: str, image_id: str, format: OutputFormat) -> bytes | None:
+def _read_output(uri: str, image_id: str, format: OutputFormat) -> bytes | None:
     if format == "webdataset":
         return next((record.image for record in read_records(uri) if record.image_id == image_id), None)
     if format != "parquet":
@@ -104,9 +93,3 @@ def _output(uri: str, image_id: str, format: OutputFormat) -> bytes | None:
                 return found if isinstance(found, bytes) else None
             row -= rows
     return None
-
-
-def _thumbnail(image: Array) -> Array:
-    height, width = image.shape[:2]
-    scale = min(1.0, _LONGEST_SIDE / max(height, width))
-    return resize(image, max(1, round(height * scale)), max(1, round(width * scale)))

@@ -1,9 +1,8 @@
-"""How far a translation is, read from what lies in its output: nothing of it needs to run."""
+"""How far a translation is, read from its output: its job need not run."""
 
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from p2p.storage.filesystems import absolute, join, list_files, require_readable
 from p2p.translation.plan import ledger
 from p2p.translation.plan.plan import load_plan
 from p2p.translation.plan.resume import exists_translation
+from p2p.translation.plan.shards import shard_of
 
 log = logging.getLogger("p2p")
-_WINDOW_SECONDS = 600.0
-"""The rate is that of the shards finished so long before the last one."""
-_SILENCE = 5.0
-"""A job counts as stopped when it has been silent for so many times the usual gap between shards, and a minute."""
-_NUMBER = re.compile(r"\d+")
+_RATE_SECONDS = 600.0
+"""The rate is that of the shards finished in this time before the last one."""
+_MAX_GAPS, _MIN_SILENCE_SECONDS = 5.0, 60.0
+"""A job counts as stopped when no shard was finished for so many times the usual gap, and at least a minute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +34,10 @@ class StatusConfig:
 
 
 def status(config: StatusConfig) -> dict[str, Any]:
-    """Count what the ledger says. Raises UsageError where no translation is.
+    """Count what the ledger says. Raises UsageError where there is no translation.
 
     `images` is what is planned so far: a job lists its whole source before it starts. `images_per_second` and
-    `eta_seconds` are None where too little is done to tell, the latter also when nothing has been finished lately.
+    `eta_seconds` are None where too little is done to know, the latter also when nothing has been finished lately.
     """
     output = absolute(config.output)
     try:
@@ -55,7 +54,7 @@ def status(config: StatusConfig) -> dict[str, Any]:
     silence = time.time() - finished[-1][0] if finished else None
     state = "finished" if images and done == images else "waiting"
     if silence is not None and done < images:
-        state = "working" if silence < max(60.0, _SILENCE * gap) else "stopped"
+        state = "working" if silence < max(_MIN_SILENCE_SECONDS, _MAX_GAPS * gap) else "stopped"
     summary = {
         "output": output,
         "state": state,
@@ -73,15 +72,14 @@ def status(config: StatusConfig) -> dict[str, Any]:
 
 
 def _finished(output: str, shards: dict[int, int]) -> list[tuple[float, int]]:
-    """When each finished shard was finished, and which it is, in order of time."""
-    files = list_files(join(output, ledger.FOLDER), (".parquet",))
-    found = [(file.modified, int(_NUMBER.findall(file.path)[-1])) for file in files]
-    return sorted((moment, index) for moment, index in found if index in shards)
+    """When each finished shard was finished, and its number, in order of time."""
+    found = [(file.modified, shard_of(file.path)) for file in list_files(join(output, ledger.FOLDER), (".parquet",))]
+    return sorted((moment, index) for moment, index in found if index is not None and index in shards)
 
 
 def _pace(finished: Sequence[tuple[float, int]]) -> tuple[float | None, float]:
     """Images per second over the last minutes of work, and the usual gap between two shards in seconds."""
-    recent = [entry for entry in finished if entry[0] >= finished[-1][0] - _WINDOW_SECONDS]
+    recent = [entry for entry in finished if entry[0] >= finished[-1][0] - _RATE_SECONDS]
     if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
         return None, 0.0
     seconds = recent[-1][0] - recent[0][0]

@@ -10,9 +10,9 @@ import pytest
 
 from p2p.translation.corpus.inputs import Input
 from p2p.translation.pipeline.batching import Batcher
-from p2p.translation.pipeline.prefetch import StageTimer
 from p2p.translation.pipeline.tasks import ImageTask, OpenShard, ShardReport
 from p2p.translation.pipeline.windows import SizePolicy
+from p2p.translation.plan.crash_records import CrashRecord
 from p2p.translation.plan.ledger import LedgerRow
 
 Array = np.ndarray
@@ -48,29 +48,29 @@ def test_every_image_comes_out_whole_and_no_more_batches_are_under_way_than_allo
     in_flight: int, one_by_one: bool
 ) -> None:
     policy = SizePolicy("tile", 16, 4, 16)
-    shard = OpenShard(ShardReport(0), None, [])  # type: ignore[arg-type]
+    shard = OpenShard(ShardReport(0), None, CrashRecord(""), [])  # type: ignore[arg-type]
     images = [np.random.default_rng(n).integers(0, 256, (10 + 9 * n, 20, 3), dtype=np.uint8) for n in range(7)]
     taken: list[int] = []
 
-    def jobs() -> Iterator[ImageTask]:
+    def tasks() -> Iterator[ImageTask]:
         for number, image in enumerate(images):
             taken.append(number)
             yield ImageTask(shard, number, Input(str(number), ""), b"", windows=policy(image))
 
-    stages = StageTimer()
+    stages: dict[str, float] = {}
     found = {}
-    for job in Batcher(Inverting(4, in_flight), policy, lambda: stages, one_by_one).run(jobs()):
+    for task in Batcher(Inverting(4, in_flight), policy, stages, one_by_one).run(tasks()):
         if one_by_one:
-            assert taken[-1] == job.position, "no image is looked at before the one before it is through"
-        assert job.windows is not None
-        found[job.position] = job.windows.result()
+            assert taken[-1] == task.position, "no image is looked at before the one before it is through"
+        assert task.windows is not None
+        found[task.position] = task.windows.result()
     assert all(np.array_equal(found[number], 255 - image) for number, image in enumerate(images))
-    assert len(found) == 7 and stages.seconds["network"] > 0
+    assert len(found) == 7 and stages["network"] > 0
 
 
 def test_an_image_that_failed_passes_by() -> None:
-    shard = OpenShard(ShardReport(0), None, [LedgerRow("a", "failed")])  # type: ignore[arg-type]
-    job = ImageTask(shard, 0, Input("a", ""), b"")
-    stages = StageTimer()
-    batcher = Batcher(Inverting(4, 1), SizePolicy("tile", 16, 4, 16), lambda: stages, False)
-    assert list(batcher.run([job])) == [job]
+    shard = OpenShard(ShardReport(0), None, CrashRecord(""), [LedgerRow("a", "failed")])  # type: ignore[arg-type]
+    task = ImageTask(shard, 0, Input("a", ""), b"")
+    stages: dict[str, float] = {}
+    batcher = Batcher(Inverting(4, 1), SizePolicy("tile", 16, 4, 16), stages, False)
+    assert list(batcher.run([task])) == [task]

@@ -178,7 +178,7 @@ def test_a_folder_of_two_kinds_is_refused_with_what_is_there(tmp_path: Path) -> 
 
 
 def test_another_kind_is_found_however_late_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("p2p.translation.corpus.formats._FILES_LOOKED_AT", 3)
+    monkeypatch.setattr("p2p.translation.corpus.formats._MAX_FILES_INSPECTED", 3)
     for number in range(5):
         (tmp_path / f"{number}.png").write_bytes(b"image")
     write_tar(tmp_path / "x.tar", {"a.png": b"1"})
@@ -191,7 +191,7 @@ def test_options_for_parquet_mean_nothing_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.png")
     for source in (tmp_path, tmp_path / "a.png", tmp_path / "list.txt"):
         for option in ("image_column", "id_column"):
-            with pytest.raises(UsageError, match=f"^--{option.replace('_', '-')} x: .* leave the option out"):
+            with pytest.raises(UsageError, match=f"^{option} x: .* leave the option out"):
                 open_corpus(str(source), **{option: "x"})
 
 
@@ -207,7 +207,7 @@ def test_the_column_of_ids_can_be_chosen(tmp_path: Path) -> None:
     assert ids(tmp_path / "x.parquet") == ["7", "x.parquet#1", "7"]
     assert ids(tmp_path / "x.parquet", id_column="name") == ["a", "x.parquet#1", "b"]
     assert ids(tmp_path / "x.parquet", id_column="none") == numbered
-    with pytest.raises(UsageError, match=r"--id-column no: .* its columns are id, name, image"):
+    with pytest.raises(UsageError, match=r"id_column no: .* its columns are id, name, image"):
         open_corpus(str(tmp_path / "x.parquet"), id_column="no")
 
 

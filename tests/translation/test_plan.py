@@ -19,7 +19,7 @@ class Listing:
     """A corpus that is only a list."""
 
     inputs: list[Input]
-    smallest_shard: int = 1
+    min_shard_rows: int = 1
     image_column: str = ""
 
     def items(self) -> Iterator[Input]:
@@ -79,11 +79,11 @@ def test_a_limit_takes_the_first_of_the_listing(tmp_path: Path) -> None:
 def test_inputs_that_would_share_an_output_are_found_and_leave_no_plan(tmp_path: Path) -> None:
     sink = ImagesSink(str(tmp_path), "png")
     clash = Listing([Input("x/a.jpg", "/x/a.jpg"), Input("b.jpg", "/b.jpg"), Input("x/a.png", "/x/a.png")])
-    with pytest.raises(UsageError, match=r"'x/a.jpg' and 'x/a.png' would both be written as 'x/a.png'"):
+    with pytest.raises(UsageError, match=r"'x/a.jpg' and 'x/a.png', which would both be written as 'x/a.png'"):
         extend_plan(str(tmp_path), clash, sink)
     assert not load_plan(str(tmp_path)).shards
     twice = Listing([Input("a", "/1"), Input("b", "/2"), Input("a", "/3")])
-    with pytest.raises(UsageError, match=r"two inputs have the id 'a' \(/1 and /3\)"):
+    with pytest.raises(UsageError, match=r"two inputs with the id 'a' \(/1 and /3\)"):
         extend_plan(str(tmp_path), twice, Ids())
     assert not load_plan(str(tmp_path)).shards
     extend_plan(str(tmp_path), Listing(clash.inputs[:2]), sink)
@@ -100,7 +100,7 @@ def test_a_repeated_input_is_told_whatever_an_earlier_attempt_has_planned(tmp_pa
     elif limit == 5:  # every id is in the plan
         extend_plan(str(tmp_path), Listing([*inputs[:3], inputs[4]]), Ids())
     before = load_plan(str(tmp_path))
-    with pytest.raises(UsageError, match=r"two inputs have the id 'a' \(/list\).*remove one of the lines"):
+    with pytest.raises(UsageError, match=r"two inputs with the id 'a' \(/list\).*remove one of the lines"):
         extend_plan(str(tmp_path), Listing(inputs), Ids())
     assert load_plan(str(tmp_path)) == before
 
@@ -124,7 +124,7 @@ def test_an_output_cannot_lie_where_another_needs_a_folder(tmp_path: Path, first
     if first:
         extend_plan(str(tmp_path), Listing([Input(first[0], "/")]), sink)
     before = load_plan(str(tmp_path))
-    with pytest.raises(UsageError, match=r"'x.jpg' would be written as 'x.png', which must be a folder for 'x.png/"):
+    with pytest.raises(UsageError, match=r"'x.jpg', which would be written as 'x.png', which must be a folder"):
         extend_plan(str(tmp_path), listing, sink)
     assert load_plan(str(tmp_path)) == before
     extend_plan(str(tmp_path), listing, ImagesSink(str(tmp_path), "webp"))

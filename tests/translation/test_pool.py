@@ -18,18 +18,7 @@ def sized(monkeypatch: pytest.MonkeyPatch, *, private: bool, cores: int, gpus: i
         monkeypatch.setattr(pool, name, lambda value=value: value)
     monkeypatch.setattr(pool, "available_cpus", lambda: 8)
     settings: Any = SimpleNamespace(size_mode="tile", tile_size=64)
-    work = Work(
-        generator_uri="",
-        output="",
-        settings=settings,
-        image_column="",
-        max_pixels=1,
-        batch_size=8,
-        device="cpu",
-        threads=1,
-        codec_threads=0,
-        io_threads=1,
-    )
+    work = Work(settings=settings, generator_uri="", batch_size=8)
     return pool._size_pool(TranslateConfig(checkpoint="c", source="s", output="o", **options), work, shards)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import tarfile
@@ -18,23 +19,12 @@ from p2p.translation.sinks.images import image_name
 from p2p.translation.sinks.webdataset import read_records
 
 SETTINGS = Settings(
-    source="/corpus",
-    checkpoint_id="0123456789abcdef",
-    format="parquet",
-    image_format="png",
-    quality=95,
-    png_level=0,
-    side="whole",
-    size_mode="tile",
-    tile_size=64,
-    overlap=16,
-    image_column="",
-    id_column="auto",
-    norm_mode="running",
-    dropout=False,
-    seed=0,
-    precision="fp32",
+    source="/corpus", checkpoint="/model", output="/out", checkpoint_id="0123456789abcdef", tile_size=64, overlap=16
 )
+
+
+def below(folder: Path) -> Settings:
+    return dataclasses.replace(SETTINGS, output=str(folder))
 
 
 def record(image_id: str, image: bytes = b"bytes") -> Record:
@@ -46,7 +36,7 @@ def files(folder: Path) -> list[str]:
 
 
 def test_parquet_has_the_promised_columns_and_names_its_checkpoint(tmp_path: Path) -> None:
-    writer = ParquetSink(str(tmp_path), SETTINGS).open_shard(7)
+    writer = ParquetSink(below(tmp_path)).open_shard(7)
     large = os.urandom(10 * 2**20)
     uris = [writer.add(record(str(number), large)) for number in range(4)]
     assert files(tmp_path / "data") != ["part-00007.parquet"], "nothing is visible before it is whole"
@@ -66,7 +56,7 @@ def test_parquet_has_the_promised_columns_and_names_its_checkpoint(tmp_path: Pat
 
 
 def test_a_second_writing_replaces_the_first_and_an_abandoned_one_leaves_nothing(tmp_path: Path) -> None:
-    sink = ParquetSink(str(tmp_path), SETTINGS)
+    sink = ParquetSink(below(tmp_path))
     for ids in (["a", "b"], ["a", "b"], ["b"]):
         writer = sink.open_shard(0)
         for image_id in ids:
@@ -129,7 +119,7 @@ def test_hostile_names_stay_inside_and_apart(tmp_path: Path) -> None:
 
 
 def test_hostile_names_stay_inside_their_file_and_apart(tmp_path: Path) -> None:
-    for sink in (ParquetSink(str(tmp_path / "parquet"), SETTINGS), WebDatasetSink(str(tmp_path / "tar"), SETTINGS)):
+    for sink in (ParquetSink(below(tmp_path / "parquet")), WebDatasetSink(below(tmp_path / "tar"))):
         names = [name for name in HOSTILE if name != "\udcff.png" or isinstance(sink, WebDatasetSink)]
         writer = sink.open_shard(0)
         for name in names:
@@ -145,7 +135,7 @@ def test_hostile_names_stay_inside_their_file_and_apart(tmp_path: Path) -> None:
 
 
 def test_a_tar_pairs_each_image_with_what_is_known_of_it(tmp_path: Path) -> None:
-    sink = WebDatasetSink(str(tmp_path), SETTINGS)
+    sink = WebDatasetSink(below(tmp_path))
     tars = []
     for _ in range(2):
         writer = sink.open_shard(3)

@@ -32,7 +32,7 @@ from p2p.model.engine import Engine
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.translator import Translator
 from p2p.storage.images import decode, encode
-from p2p.translation import TranslateConfig, estimate, job
+from p2p.translation import TranslateConfig, estimate
 from p2p.translation.actor import Work
 from p2p.translation.job import run
 from p2p.translation.pipeline import fetching
@@ -332,7 +332,7 @@ def test_a_dry_run_counts_no_processes_beyond_what_they_share(
         return {"processes": processes, "undisturbed": undisturbed, "batch": work.batch_size}
 
     monkeypatch.setattr(estimate, "estimate", told)
-    monkeypatch.setattr(job, "available_cpus", lambda: 4)
+    monkeypatch.setattr(estimate, "available_cpus", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     source = write(tmp_path / "in", {"a.png": b""})
@@ -520,7 +520,7 @@ def test_failures_can_be_tried_again_into_another_output(
         assert (summary["images"], summary["translated"], summary["skipped"]) == (2, 2 - skipped, skipped)
     assert ledger(tmp_path / "second").keys() == outputs(tmp_path / "second").keys() == {"b.png", "c.png"}
     message = refused(checkpoint, source, tmp_path / "third", only_failed=str(tmp_path / "second"))
-    assert message.startswith("--only-failed ") and "there is no ledger with failed inputs" in message
+    assert message.startswith("only_failed ") and "there is no ledger with failed inputs" in message
     assert not (tmp_path / "third").exists()
 
 
@@ -623,10 +623,10 @@ def test_mistakes_are_told_before_any_work(tmp_path: Path, checkpoint: str, make
     source = write(tmp_path / "in", {"a.png": make_image(64, 64)})
     out = tmp_path / "out"
     assert "nothing is there" in refused(checkpoint, tmp_path / "missing", out)
-    assert refused(str(tmp_path / "none.pth"), source, out).startswith("--checkpoint ")
+    assert refused(str(tmp_path / "none.pth"), source, out).startswith("checkpoint ")
     assert "neither a run" in refused(str(source), source, out)
     assert "multiple of 64" in refused(checkpoint, source, out, tile_size=100)
-    assert "--overlap 80" in refused(checkpoint, source, out, tile_size=64, overlap=80)
+    assert "overlap 80" in refused(checkpoint, source, out, tile_size=64, overlap=80)
     assert "lies in --source" in refused(checkpoint, source, source / "out")
     assert "lies in --source" in refused(checkpoint, source, f"file://{source}/out")
     assert "lies in --source" in refused(checkpoint, f"file://{source}", source / "out")
@@ -649,7 +649,7 @@ def test_starting_over_deletes_nothing_until_every_option_is_right(
         return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
     before = content()
-    assert "--tile-size 100" in refused(checkpoint, source, out, resume="never", tile_size=100)
+    assert "tile_size 100" in refused(checkpoint, source, out, resume="never", tile_size=100)
     write(source, {"a.png": make_image(64, 64)})  # as a.jpg it would become a.png
     assert "both be written as" in refused(checkpoint, source, out, resume="never", format="png")
 
@@ -708,7 +708,7 @@ def test_what_this_job_does_not_translate_is_said_at_once(tmp_path: Path, make_i
     source = write(tmp_path / "in", {"x.png": make_image(8, 8)})
     for model in ({"input_channels": 12}, {"bits": 16}):
         checkpoint = saved_checkpoint(tmp_path / "model", **model)
-        with pytest.raises(UsageError, match=r"--checkpoint .* p2p\.Translator any"):
+        with pytest.raises(UsageError, match=r"checkpoint .* p2p\.Translator any"):
             translate(checkpoint, source, tmp_path / "out")
 
 

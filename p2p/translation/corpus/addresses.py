@@ -1,4 +1,4 @@
-"""What an address that stands in data may name. Who writes a manifest is not who runs the job."""
+"""What an address in a manifest may name: who writes a manifest is not who runs the job."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from urllib.parse import quote
 from p2p.errors import BadInputError, quote_controls, redact
 from p2p.storage.filesystems import absolute, is_remote, join
 
+LOCAL = "file"
 SCHEMES = ("s3", "s3a", "gs", "gcs", "http", "https")
-_LOCAL_SCHEMES = ("file", "local")
+_LOCAL_SCHEMES = (LOCAL, "local")
 _WEB_SCHEMES = ("http", "https")
 _OBJECT = re.compile(r"[A-Za-z0-9._-]{1,255}/.+", re.DOTALL)
 """Bucket and key. Anything else in place of a bucket, such as an ARN, decides which server is asked."""
 _GAP = re.compile(r"[\s\"<>]")
-_SECRETS_STAND_BEHIND = ("?", "@", ";", "#", "=")
+_SECRET_MARKS = ("?", "@", ";", "#", "=")
 
 
 @dataclass(frozen=True)
 class AddressRules:
     """Which addresses a manifest may hold.
 
-    What a host name stands for is judged when it is connected to (`p2p.storage.web`).
+    Where a host name leads is checked when it is connected to (`p2p.storage.web`).
 
     Args:
         folder: where the manifest lies, and where relative addresses start.
@@ -95,9 +96,20 @@ class AddressRules:
             )
 
 
+def is_web(uri: str) -> bool:
+    """Whether `uri` lies on a web server; such servers come and go one by one."""
+    return uri.startswith(("http://", "https://"))
+
+
+def host_of(uri: str) -> str:
+    """What answers for `uri`: a web server by its name and port, or a storage as a whole by its scheme."""
+    scheme, separator, below = uri.partition("://")
+    return f"{scheme}://{below.partition('/')[0]}" if is_web(uri) else scheme if separator else LOCAL
+
+
 def quote_gaps(address: str) -> str:
     """An address with a secret, its spaces and quotes written like %20: in a text they would end what is masked."""
-    if not any(mark in address for mark in _SECRETS_STAND_BEHIND):
+    if not any(mark in address for mark in _SECRET_MARKS):
         return address
     quoted = _GAP.sub(lambda gap: quote(gap[0]), address)
     return quoted if carries_secret(quoted) else address
@@ -105,4 +117,4 @@ def quote_gaps(address: str) -> str:
 
 def carries_secret(address: str) -> bool:
     """Whether an address holds a password, a signature or the like."""
-    return any(mark in address for mark in _SECRETS_STAND_BEHIND) and redact(address) != address
+    return any(mark in address for mark in _SECRET_MARKS) and redact(address) != address

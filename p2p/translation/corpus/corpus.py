@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from p2p.errors import UsageError
-from p2p.storage.filesystems import is_file, list_files
+from p2p.errors import ConfigError
+from p2p.storage.filesystems import FileInfo, is_file, list_files
 from p2p.storage.images import SUFFIXES
 from p2p.storage.names import printable
 from p2p.translation.corpus.addresses import AddressRules
-from p2p.translation.corpus.formats import Kind, find_kind, has_kind, kind_of, list_kind
+from p2p.translation.corpus.formats import FileFormat, contains_format, detect_format, format_of, list_format
 from p2p.translation.corpus.inputs import Input
 from p2p.translation.corpus.manifest import ManifestCorpus, choose_address_column
-from p2p.translation.corpus.packed import ParquetCorpus, TarCorpus, holds_images, read_schema, unreadable_parquet
+from p2p.translation.corpus.parquet_corpus import ParquetCorpus, holds_images, read_schema
+from p2p.translation.corpus.tar_corpus import TarCorpus
 
 _MANIFESTS = (".txt", ".csv")
 
@@ -24,7 +25,7 @@ class Corpus(Protocol):
     """A source of inputs. `items` streams: ten million inputs take no more memory than ten."""
 
     @property
-    def smallest_shard(self) -> int:
+    def min_shard_rows(self) -> int:
         """A shard with fewer inputs would read the same bytes of the source again and again."""
 
     @property
@@ -40,47 +41,13 @@ class FolderCorpus:
     """Image files below a folder or prefix, or one image file."""
 
     uri: str
-    smallest_shard: int = 1
+    min_shard_rows: int = 1
     image_column: str = ""
 
     def items(self) -> Iterator[Input]:
         """One input per file with an image's ending; its id is its path below the folder."""
-        for file in list_kind(self.uri, Kind.IMAGE, holds_images):
-            if kind_of(file.path) is Kind.PARQUET:
-                yield unreadable_parquet(file.uri, self.uri)
-            else:
-                yield Input(file.path, file.uri, file.size)
-
-
-def _open_file(uri: str, columns: Mapping[str, str], local_root: str, allow_signed: bool) -> Corpus:
-    rules = AddressRules(posixpath.dirname(uri), local_root, allow_signed)
-    kind = kind_of(uri)
-    if kind is Kind.PARQUET:
-        if not holds_images(uri) and columns["image_column"] == "auto":
-            choose_address_column(read_schema(uri).names, uri)
-            return ManifestCorpus(uri, rules)
-        return ParquetCorpus.open(uri, [uri], **columns)
-    if uri.lower().endswith(_MANIFESTS):
-        return ManifestCorpus(uri, rules)
-    if kind is Kind.COMPRESSED_TAR:
-        raise UsageError(f"--source {uri}: a compressed tar cannot be read in pieces; unpack it to a plain .tar first")
-    if kind is None:
-        raise UsageError(
-            f"--source {uri}: expected a folder, an image ({', '.join(SUFFIXES)}), a .parquet, .tar, .txt or .csv file"
-        )
-    return TarCorpus(uri) if kind is Kind.TAR else FolderCorpus(uri)
-
-
-def _open_folder(uri: str, columns: Mapping[str, str]) -> Corpus:
-    means_parquet = (columns["image_column"], columns["id_column"]) != ("auto", "auto")
-    if means_parquet and has_kind(uri, Kind.PARQUET):
-        return ParquetCorpus.open(uri, [file.uri for file in list_files(uri, (".parquet",))], **columns)
-    kind = find_kind(uri, holds_images)
-    if kind is Kind.COMPRESSED_TAR:
-        raise UsageError(f"--source {uri}: compressed tars cannot be read in pieces; unpack them to plain .tar first")
-    if kind is Kind.PARQUET:
-        return ParquetCorpus.open(uri, [file.uri for file in list_kind(uri, kind, holds_images)], **columns)
-    return TarCorpus(uri) if kind is Kind.TAR else FolderCorpus(uri)
+        for file in list_format(self.uri, FileFormat.IMAGE):
+            yield file if isinstance(file, Input) else Input(file.path, file.uri, file.size)
 
 
 def open_corpus(
@@ -94,17 +61,51 @@ def open_corpus(
 ) -> Corpus:
     """Find out what kind of source lies at `uri`; `input_side` ("a", "b") is the model's side of prepared pairs.
 
-    `local_root` and `allow_signed` are for the lines of a manifest, as `AddressRules` has them. Raises UsageError where
-    there is nothing to translate, where nobody could tell what of a folder is meant, and for columns of a source that
-    has none.
+    `local_root` and `allow_signed` are for the lines of a manifest, as `AddressRules` has them. Raises ConfigError
+    where there is nothing to translate, where nobody could say what of a folder is meant, and for columns of a source
+    that has none.
     """
-    columns = {"image_column": image_column, "id_column": id_column, "input_side": input_side}
     is_alone = is_file(uri)
-    corpus = _open_file(uri, columns, local_root, allow_signed) if is_alone else _open_folder(uri, columns)
-    for option, column in (("--image-column", image_column), ("--id-column", id_column)):
+    means_parquet = (image_column, id_column) != ("auto", "auto")
+    corpus: Corpus
+    if is_alone and _is_manifest(uri, image_column):
+        corpus = ManifestCorpus(uri, AddressRules(posixpath.dirname(uri), local_root, allow_signed))
+    else:
+        format = _format_of_source(uri, is_alone, means_parquet)
+        if format is FileFormat.PARQUET:
+            found = list_files(uri, (".parquet",)) if means_parquet else list_format(uri, format)
+            files = [file.uri for file in found if isinstance(file, FileInfo)]
+            corpus = ParquetCorpus.open(uri, files, image_column, id_column, input_side)
+        else:
+            corpus = TarCorpus(uri) if format is FileFormat.TAR else FolderCorpus(uri)
+    for field, column in (("image_column", image_column), ("id_column", id_column)):
         if column != "auto" and not isinstance(corpus, ParquetCorpus):
-            raise UsageError(f"{option} {column}: --source {uri} is no Parquet with images; leave the option out")
+            raise ConfigError(field, f"{column}: --source {uri} is no Parquet with images; leave the option out")
     return corpus
+
+
+def _is_manifest(uri: str, image_column: str) -> bool:
+    """Whether a file lists addresses. Raises ConfigError for Parquet that holds neither these nor images."""
+    if format_of(uri) is not FileFormat.PARQUET:
+        return uri.lower().endswith(_MANIFESTS)
+    if image_column != "auto" or holds_images(uri):
+        return False
+    choose_address_column(read_schema(uri).names, uri)
+    return True
+
+
+def _format_of_source(uri: str, is_alone: bool, means_parquet: bool) -> FileFormat:
+    if means_parquet and not is_alone and contains_format(uri, FileFormat.PARQUET):
+        return FileFormat.PARQUET
+    format = format_of(uri) if is_alone else detect_format(uri)
+    if format is FileFormat.COMPRESSED_TAR:
+        raise ConfigError("source", f"{uri}: compressed tars cannot be read in pieces; unpack them to plain .tar first")
+    if format is None:
+        endings = ", ".join(SUFFIXES)
+        raise ConfigError(
+            "source", f"{uri}: expected a folder, an image ({endings}), a .parquet, .tar, .txt or .csv file"
+        )
+    return format
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,9 @@ class Selection:
     ids: frozenset[str]
 
     @property
-    def smallest_shard(self) -> int:
+    def min_shard_rows(self) -> int:
         """As in the whole corpus."""
-        return self.corpus.smallest_shard
+        return self.corpus.min_shard_rows
 
     @property
     def image_column(self) -> str:

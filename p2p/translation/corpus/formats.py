@@ -1,4 +1,4 @@
-"""The kinds of files that hold images. A folder must be of one kind: of two, nobody could tell which is meant."""
+"""The file formats that hold images. A folder must be of one: of two, nobody could say which is meant."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 
-from p2p.errors import UsageError
+from p2p.errors import ConfigError
 from p2p.storage.filesystems import FileInfo, list_files
 from p2p.storage.images import SUFFIXES
+from p2p.translation.corpus.inputs import Input
+from p2p.translation.corpus.parquet_corpus import holds_images, unreadable_parquet
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_FILES_LOOKED_AT = 1000
+_MAX_FILES_INSPECTED = 1000
 
 
-class Kind(Enum):
-    """What a file is by its name; the value is what a person calls many of them."""
+class FileFormat(Enum):
+    """What a file is by its name; the value is the plural a person uses."""
 
     IMAGE = "images"
     PARQUET = "Parquet files"
@@ -25,97 +27,95 @@ class Kind(Enum):
     COMPRESSED_TAR = "compressed tars"
 
 
-_ENDINGS = {Kind.IMAGE: SUFFIXES, Kind.PARQUET: (".parquet",), Kind.TAR: (".tar",), Kind.COMPRESSED_TAR: _COMPRESSED}
+_ENDINGS = {
+    FileFormat.IMAGE: SUFFIXES,
+    FileFormat.PARQUET: (".parquet",),
+    FileFormat.TAR: (".tar",),
+    FileFormat.COMPRESSED_TAR: _COMPRESSED,
+}
 _ALL_ENDINGS = tuple(ending for endings in _ENDINGS.values() for ending in endings)
 
-HasImages = Callable[[str], bool | None]
-"""Tells of the address of a Parquet file whether it holds images; it may be a mere table. None: it cannot be read."""
-HasImagesOfFile = Callable[[FileInfo], bool | None]
 
-
-def kind_of(path: str) -> Kind | None:
-    """The kind of a file; None for what holds no images: notes, lists, checksums."""
+def format_of(path: str) -> FileFormat | None:
+    """The format of a file; None for what holds no images: notes, lists, checksums."""
     name = path.lower()
-    return next((kind for kind, endings in _ENDINGS.items() if name.endswith(endings)), None)
+    return next((format for format, endings in _ENDINGS.items() if name.endswith(endings)), None)
 
 
-def has_kind(uri: str, kind: Kind) -> bool:
-    """Whether one of the first thousand files below a folder is of that kind."""
-    return any(kind_of(file.path) is kind for file in itertools.islice(list_files(uri), _FILES_LOOKED_AT))
+def contains_format(uri: str, format: FileFormat) -> bool:
+    """Whether one of the first thousand files below a folder is of that format."""
+    return any(format_of(file.path) is format for file in itertools.islice(list_files(uri), _MAX_FILES_INSPECTED))
 
 
-def find_kind(uri: str, has_images: HasImages) -> Kind:
-    """The kind of the first thousand files below a folder. Raises UsageError if there is none, or more than one."""
-    files: dict[Kind, list[FileInfo]] = {}
+def detect_format(uri: str) -> FileFormat:
+    """The format of the first thousand files below a folder. Raises ConfigError for none, or more than one."""
+    files: dict[FileFormat, list[FileInfo]] = {}
     others: Counter[str] = Counter()
-    for file in itertools.islice(list_files(uri), _FILES_LOOKED_AT):
-        kind = kind_of(file.path)
-        if kind is None:
+    for file in itertools.islice(list_files(uri), _MAX_FILES_INSPECTED):
+        format = format_of(file.path)
+        if format is None:
             others[posixpath.splitext(file.path)[1].lower()] += 1
         else:
-            files.setdefault(kind, []).append(file)
+            files.setdefault(format, []).append(file)
     if len(files) > 1:
-        may_hold = _parquet_judge(has_images)
-        files[Kind.PARQUET] = [file for file in files.get(Kind.PARQUET, []) if may_hold(file)]
-        if Kind.TAR not in files:  # what the images were unpacked from, perhaps
-            files.pop(Kind.COMPRESSED_TAR, None)
-    counts = {kind: len(found) for kind, found in files.items() if found}
+        files[FileFormat.PARQUET] = list(filter(_image_check(), files.get(FileFormat.PARQUET, [])))
+        if FileFormat.TAR not in files:  # what the images were unpacked from, perhaps
+            files.pop(FileFormat.COMPRESSED_TAR, None)
+    counts = {format: len(found) for format, found in files.items() if found}
     if len(counts) > 1:
-        raise _mixed(uri, counts)
-    for kind in counts:
-        return kind
+        raise _several_formats(uri, counts)
+    for format in counts:
+        return format
     found = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in others.most_common(3))
-    raise UsageError(
-        f"--source {uri}: no images ({', '.join(SUFFIXES)}), .parquet or .tar files are there; "
-        + (f"found {found}" if found else "it is empty")
+    raise ConfigError(
+        "source",
+        f"{uri}: no images ({', '.join(SUFFIXES)}), .parquet or .tar files are there; "
+        + (f"found {found}" if found else "it is empty"),
     )
 
 
-def list_kind(uri: str, kind: Kind, has_images: HasImages) -> Iterator[FileInfo]:
-    """The files of one kind below a folder, or the one file at `uri`. Raises UsageError on meeting another kind.
+def list_format(uri: str, format: FileFormat) -> Iterator[FileInfo | Input]:
+    """The files of one format below a folder, or the one file at `uri`. Raises ConfigError on meeting another format.
 
-    Parquet files that cannot be read are among them: nobody can tell what they hold, so somebody must be told of them.
+    A Parquet file among them that cannot be read may hold images too: it is an input, which fails.
     """
-    may_hold = _parquet_judge(has_images)
+    holds_images = _image_check()
     count = 0
     for file in list_files(uri, _ALL_ENDINGS):
-        found = kind_of(file.path)
-        if found is kind:
+        found = format_of(file.path)
+        if found is format:
             count += 1
             yield file
-            continue
-        is_bystander = found is Kind.COMPRESSED_TAR and kind is not Kind.TAR
-        if found is None or is_bystander:
-            continue
-        holds = may_hold(file) if found is Kind.PARQUET else True
-        if holds is None:
-            yield file
-        elif holds:
-            raise _mixed(uri, {kind: count, found: 1})
+        elif found is FileFormat.PARQUET and (holds := holds_images(file)) is not True:
+            if holds is None:
+                yield unreadable_parquet(file.uri, uri)
+        elif found is not None and (found is not FileFormat.COMPRESSED_TAR or format is FileFormat.TAR):
+            raise _several_formats(uri, {format: count, found: 1})
 
 
-def _parquet_judge(has_images: HasImages) -> HasImagesOfFile:
-    """Tells which Parquet files hold images. The first readable one of each folder is looked at: the others are like
-    it.
+def _image_check() -> Callable[[FileInfo], bool | None]:
+    """Returns a function that says whether a Parquet file holds images: the first readable one of each folder is looked
+    at, the others are like it. It returns None where that cannot be known.
     """
     by_folder: dict[str, bool] = {}
 
-    def may_hold(file: FileInfo) -> bool | None:
+    def check(file: FileInfo) -> bool | None:
         folder = posixpath.dirname(file.uri)
         if folder not in by_folder:
-            found = has_images(file.uri)
+            found = holds_images(file.uri)
             if found is None:
                 return None
             by_folder[folder] = found
         return by_folder[folder]
 
-    return may_hold
+    return check
 
 
-def _mixed(uri: str, counts: Mapping[Kind, int]) -> UsageError:
-    told = " and ".join(f"{count} {kind.value[: None if count > 1 else -1]}" for kind, count in counts.items())
-    return UsageError(
-        f"--source {uri}: of the first files there, {told}; which are meant? Name a folder or file that holds one "
-        f"kind, or a manifest of images (.txt, .csv)"
-        + (", or pass --image-column for the Parquet files" if Kind.PARQUET in counts else "")
+def _several_formats(uri: str, counts: Mapping[FileFormat, int]) -> ConfigError:
+    found = " and ".join(f"{count} {format.value[: None if count > 1 else -1]}" for format, count in counts.items())
+    return ConfigError(
+        "source",
+        f"{uri}: of the first files there, {found}; which are meant? Name a folder or file that holds one format, or a "
+        f"manifest of images (.txt, .csv)"
+        + (", or pass --image-column for the Parquet files" if FileFormat.PARQUET in counts else ""),
     )

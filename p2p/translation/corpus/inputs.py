@@ -10,7 +10,7 @@ WHOLE_FILE = -1
 DAMAGED = -2
 """In place of a row: not an image, but what cannot be read of a file that holds images, from `offset` on."""
 SIGNED = -3
-"""In place of a row: the address stands, with its secret query, at `offset` of the manifest, and nowhere else."""
+"""In place of a row: the address, with its secret query, is only in the manifest, at `offset`."""
 # Only bytes that are no ASCII are ever written so. A manifest's `\\x2e\\x2e/` would become `../` behind all checks.
 _ESCAPED_BYTE = re.compile(r"\\x([89a-f][0-9a-f])")
 

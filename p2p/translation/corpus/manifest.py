@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, NamedTuple
 
-from p2p.errors import BadInputError, DamagedFileError, UsageError, redact
+from p2p.errors import BadInputError, ConfigError, DamagedFileError, redact
 from p2p.storage.error_mapping import storage_errors
 from p2p.storage.filesystems import open_filesystem
 from p2p.storage.names import printable
@@ -23,7 +23,7 @@ from p2p.translation.corpus.inputs import DAMAGED, SIGNED, Input
 ADDRESS_COLUMNS = ("source_uri", "uri", "url", "path", "image", "file")
 MAX_LINE_BYTES = 64 * 2**10
 _MAX_LINES_KEPT = 4096
-_MAX_LINES_READ_ON = 2**20  # positions, which are bytes of text and rows of Parquet: farther ahead is sought
+_MAX_SKIPPED = 2**20  # positions, which are bytes of text and rows of Parquet; what lies farther ahead is sought
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -42,14 +42,14 @@ class ManifestCorpus:
 
     uri: str
     rules: AddressRules
-    smallest_shard: int = 1
+    min_shard_rows: int = 1
     image_column: str = ""
 
     def items(self) -> Iterator[Input]:
         """One input per address; its id is the column `image_id` if there is one, else the address without scheme.
 
-        An address that is refused is an input too, which fails. Of one that carries a signature, only the place where
-        it stands goes into the plan (`SignedAddresses` finds it again), and its query is masked.
+        An address that is refused is an input too, which fails. Of one that carries a signature, only its position
+        goes into the plan (`SignedAddresses` finds it again), and its query is masked.
         """
         refused: set[str] = set()
         for number, entry in enumerate(self.entries(), 1):
@@ -73,11 +73,10 @@ class ManifestCorpus:
                 yield Input(image_id, whole)
 
     def entries(self, start: int = 0) -> Iterator[_Entry]:
-        """The lines as they are now, from the one at position `start` on. Raises UsageError, StorageError."""
-        kind = posixpath.splitext(self.uri.lower())[1]
-        if kind == ".parquet":
-            return self._parquet_entries(start)
-        return self._csv_entries(start) if kind == ".csv" else self._text_entries(start)
+        """The lines as they are now, from position `start` on. Raises ConfigError, StorageError."""
+        ending = posixpath.splitext(self.uri.lower())[1]
+        readers = {".parquet": self._parquet_entries, ".csv": self._csv_entries}
+        return readers.get(ending, self._text_entries)(start)
 
     @contextmanager
     def _open(self) -> Iterator[IO[bytes]]:
@@ -110,37 +109,32 @@ class ManifestCorpus:
                     if row is None:
                         return
                     if row:
-                        yield _csv_entry(position, dict(zip(header, row, strict=False)), column)
+                        named = dict(zip(header, row, strict=False))
+                        yield _entry(position, named.get(column, "").strip(), named.get("image_id", "").strip())
             except csv.Error as error:
-                raise UsageError(f"--source {self.uri}: line {lines.number} is not CSV: {error}") from None
+                raise ConfigError("source", f"{self.uri}: line {lines.number} is not CSV: {error}") from None
 
     def _parquet_entries(self, start: int) -> Iterator[_Entry]:
         try:
-            yield from self._rows(start)
+            with open_parquet(self.uri) as file:
+                check_row_count(file, self.uri, MIN_ADDRESS_BYTES)
+                names = file.schema_arrow.names
+                rows = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+            columns = [choose_address_column(names, self.uri), *(["image_id"] if "image_id" in names else [])]
+            number, groups = 0, list(range(len(rows)))
+            while groups and number + rows[groups[0]] <= start:
+                number += rows[groups.pop(0)]
+            for batch in read_text(self.uri, columns, MAX_LINE_BYTES, groups):
+                for address, image_id in zip(batch[0], batch[-1], strict=True):
+                    if number >= start:
+                        yield _entry(number, address, image_id if columns[1:] else "")
+                    number += 1
         except DamagedFileError as error:
-            raise UsageError(f"--source {error}") from None
-
-    def _rows(self, start: int) -> Iterator[_Entry]:
-        with open_parquet(self.uri) as file:
-            check_row_count(file, self.uri, MIN_ADDRESS_BYTES)
-            names = file.schema_arrow.names
-            rows = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
-        columns = [choose_address_column(names, self.uri), *(["image_id"] if "image_id" in names else [])]
-        number, groups = 0, list(range(len(rows)))
-        while groups and number + rows[groups[0]] <= start:
-            number += rows[groups.pop(0)]
-        for batch in read_text(self.uri, columns, MAX_LINE_BYTES, groups):
-            for address, image_id in zip(batch[0], batch[-1], strict=True):
-                if number >= start:
-                    yield _entry(number, address, image_id if columns[1:] else "")
-                number += 1
+            raise ConfigError("source", str(error)) from None
 
 
 class SignedAddresses:
-    """Finds the addresses of a manifest again by where they stand; soon, where they are asked for in about its order.
-
-    Threads may share it.
-    """
+    """Finds the addresses of a manifest again by their positions; quickly, if asked in about its order. Thread-safe."""
 
     def __init__(self, manifest: ManifestCorpus) -> None:
         self._manifest = manifest
@@ -149,7 +143,7 @@ class SignedAddresses:
         self._lock = threading.Lock()
 
     def find(self, position: int) -> str:
-        """The whole address that stands at `position`, as it is now. Raises BadInputError, StorageError."""
+        """The whole address at `position`, as it is now. Raises BadInputError, StorageError."""
         with self._lock:
             entry = self._read.get(position) or self._read_on(position)
         if entry is None or entry.problem:
@@ -158,7 +152,7 @@ class SignedAddresses:
 
     def _read_on(self, position: int) -> _Entry | None:
         last = next(reversed(self._read), None)
-        if last is None or not last < position <= last + _MAX_LINES_READ_ON:
+        if last is None or not last < position <= last + _MAX_SKIPPED:
             self._entries = self._manifest.entries(position)
             self._read.clear()
         for entry in self._entries:
@@ -168,10 +162,6 @@ class SignedAddresses:
             if entry.position >= position:
                 return entry if entry.position == position else None
         return None
-
-
-def _csv_entry(position: int, row: dict[str, str], column: str) -> _Entry:
-    return _entry(position, (row.get(column) or "").strip(), (row.get("image_id") or "").strip())
 
 
 def _entry(position: int, address: str | None, image_id: str | None) -> _Entry:
@@ -184,14 +174,15 @@ def _id_of(address: str) -> str:
 
 
 def choose_address_column(columns: Iterable[str], uri: str) -> str:
-    """Which column of a table holds addresses. Raises UsageError where none does."""
+    """Which column of a table holds addresses. Raises ConfigError where none does."""
     names = list(columns)
     for name in ADDRESS_COLUMNS:
         if name in names:
             return name
-    raise UsageError(
-        f"--source {uri}: none of its columns ({', '.join(names) or 'none'}) holds addresses; "
-        f"name one of them {' or '.join(ADDRESS_COLUMNS[:3])}"
+    raise ConfigError(
+        "source",
+        f"{uri}: none of its columns ({', '.join(names) or 'none'}) holds addresses; "
+        f"name one of them {' or '.join(ADDRESS_COLUMNS[:3])}",
     )
 
 
@@ -207,25 +198,23 @@ class _Lines:
         """Of the last line."""
 
     def read(self) -> tuple[int, str, str] | None:
-        """Position, text, and what is wrong with the line; None at the end. Raises UsageError if this is no text."""
+        """Position, text, and what is wrong with the line; None at the end. Raises ConfigError if this is no text."""
         position, data = self.position, self._file.readline(MAX_LINE_BYTES + 1)
         if not data:
             return None
         self.position += len(data)
         self.number += 1
-        problem = ""
         if len(data) > MAX_LINE_BYTES:
-            problem = f"the line has more than {MAX_LINE_BYTES} bytes"
             while not data.endswith(b"\n") and (data := self._file.readline(MAX_LINE_BYTES)):
                 self.position += len(data)
-            return position, "", problem
+            return position, "", f"the line has more than {MAX_LINE_BYTES} bytes"
         if position == 0:
             data = data.removeprefix(_BYTE_ORDER_MARK)
         try:
-            return position, data.decode("utf-8"), problem
+            return position, data.decode("utf-8"), ""
         except UnicodeDecodeError:
             if self.number == 1:
-                raise UsageError(f"--source {self._uri}: not a text file in UTF-8") from None
+                raise ConfigError("source", f"{self._uri}: not a text file in UTF-8") from None
             return position, "", "the line is not text in UTF-8"
 
     def __iter__(self) -> _Lines:

@@ -10,13 +10,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from p2p.translation.pipeline.prefetch import StageTimer
 from p2p.translation.pipeline.tasks import ImageTask
 from p2p.translation.pipeline.windows import SizePolicy
 
 Array = npt.NDArray[np.uint8]
 
-_WAITING_PIXELS = 16 * 2**20  # of images whose tiles wait for a batch to fill
+_MAX_WAITING_PIXELS = 16 * 2**20  # of images whose tiles wait for a batch to fill
 _PAD_BATCH_PIXELS = 2**20  # per forward pass where shapes vary
 _Batch = list[tuple[ImageTask, int]]
 
@@ -36,39 +35,37 @@ class Network(Protocol):
         """Why it runs slower than it could."""
 
     def start(self, tiles: Array, keys: list[str]) -> Callable[[], Array]:
-        """(B, h, w, C) uint8 -> what waits for its (B, h, w, C') uint8."""
+        """(B, h, w, C) uint8 -> a function that waits for its (B, h, w, C') uint8."""
 
     def with_batch_size(self, batch_size: int) -> Network:
         """The same with another fixed batch."""
 
 
 class Batcher:
-    """Runs the network over images as they come. Tells `stages` the seconds it took.
+    """Runs the network over images as they come. Adds the seconds it took to `stages`.
 
     one_by_one: each image goes through by itself before the next is looked at. Results are the same: a batch that is
     not full is padded.
     """
 
-    def __init__(
-        self, network: Network, policy: SizePolicy, stages: Callable[[], StageTimer], one_by_one: bool
-    ) -> None:
+    def __init__(self, network: Network, policy: SizePolicy, stages: dict[str, float], one_by_one: bool) -> None:
         self._network, self._policy, self._stages = network, policy, stages
         self._one_by_one = one_by_one
         self._waiting: dict[tuple[int, int], _Batch] = {}
-        self._under_way: deque[tuple[_Batch, Callable[[], Array]]] = deque()
+        self._in_flight: deque[tuple[_Batch, Callable[[], Array]]] = deque()
 
-    def run(self, jobs: Iterable[ImageTask]) -> Iterator[ImageTask]:
-        """Fill batches of equal shape from whatever comes; yield an image when its last window is answered."""
-        for job in jobs:
-            if job.windows is None:
-                yield job
+    def run(self, tasks: Iterable[ImageTask]) -> Iterator[ImageTask]:
+        """Fill batches of equal shape from whatever comes; yield an image when its last output is there."""
+        for task in tasks:
+            if task.windows is None:
+                yield task
                 continue
-            shape = job.windows.shape
-            for index in range(len(job.windows)):
-                self._waiting.setdefault(shape, []).append((job, index))
+            shape = task.windows.shape
+            for index in range(len(task.windows)):
+                self._waiting.setdefault(shape, []).append((task, index))
                 if len(self._waiting[shape]) >= self._batch_size(shape):
                     yield from self._start(shape)
-            while sum(len(batch) * h * w for (h, w), batch in self._waiting.items()) > _WAITING_PIXELS:
+            while sum(len(batch) * h * w for (h, w), batch in self._waiting.items()) > _MAX_WAITING_PIXELS:
                 yield from self._start(next(iter(self._waiting)))
             if self._one_by_one:
                 yield from self._finish()
@@ -84,33 +81,33 @@ class Batcher:
         """Hand the windows of this shape to the network; yield images of batches that had to be waited for."""
         batch = self._waiting.pop(shape)
         started = time.perf_counter()
-        tiles = np.stack([job.windows.tile(index) for job, index in batch if job.windows is not None])
+        tiles = np.stack([task.windows.tile(index) for task, index in batch if task.windows is not None])
         size = self._batch_size(shape)
         network = self._network if size == self._network.batch_size else self._network.with_batch_size(size)
-        take = network.start(tiles, [f"{job.item.image_id}#{index}" for job, index in batch])
-        self._under_way.append((batch, take))
-        self._spend(batch, started)
-        while len(self._under_way) >= network.in_flight:
+        take = network.start(tiles, [f"{task.item.image_id}#{index}" for task, index in batch])
+        self._in_flight.append((batch, take))
+        self._add_time(batch, started)
+        while len(self._in_flight) >= network.in_flight:
             yield from self._take()
 
     def _take(self) -> Iterator[ImageTask]:
-        batch, take = self._under_way.popleft()
+        batch, take = self._in_flight.popleft()
         started = time.perf_counter()
-        for (job, index), output in zip(batch, take(), strict=True):
-            assert job.windows is not None
-            job.windows.add(index, output)
-            job.answered += 1
-        self._spend(batch, started)
-        yield from {id(job): job for job, _ in batch if job.windows and job.answered == len(job.windows)}.values()
+        for (task, index), output in zip(batch, take(), strict=True):
+            assert task.windows is not None
+            task.windows.add(index, output)
+            task.answered += 1
+        self._add_time(batch, started)
+        yield from {id(task): task for task, _ in batch if task.windows and task.answered == len(task.windows)}.values()
 
-    def _spend(self, batch: _Batch, started: float) -> None:
+    def _add_time(self, batch: _Batch, started: float) -> None:
         seconds = time.perf_counter() - started
-        self._stages().add("network", seconds)
-        for job, _ in batch:
-            job.seconds += seconds / len(batch)
+        self._stages["network"] = self._stages.get("network", 0.0) + seconds
+        for task, _ in batch:
+            task.seconds += seconds / len(batch)
 
     def _finish(self) -> Iterator[ImageTask]:
         while self._waiting:
             yield from self._start(next(iter(self._waiting)))
-        while self._under_way:
+        while self._in_flight:
             yield from self._take()

@@ -4,42 +4,32 @@ storage as a whole is lost, and to call its images bad would be wrong.
 
 from __future__ import annotations
 
-LOCAL = "file"
-_MOST_UNANSWERED = 16
+from p2p.translation.corpus.addresses import host_of, is_web
 
-
-def host_of(uri: str) -> str:
-    """What answers for `uri`: a web server by its name and port, or a storage as a whole by its scheme."""
-    scheme, separator, below = uri.partition("://")
-    return f"{scheme}://{below.partition('/')[0]}" if is_web(uri) else scheme if separator else LOCAL
-
-
-def is_web(uri: str) -> bool:
-    """Whether `uri` lies on a web server; such servers come and go one by one."""
-    return uri.startswith(("http://", "https://"))
+_MAX_UNANSWERED = 16
 
 
 class CircuitBreaker:
-    """Counts for one process which reads were answered. `count` is how many hosts the corpus has."""
+    """Counts for one process the reads that each server left unanswered. `hosts` is how many the corpus has."""
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    def __init__(self, hosts: int) -> None:
+        self._hosts = hosts
         self._unanswered: dict[str, int] = {}
-        self._given_up: set[str] = set()
+        self._open: set[str] = set()
 
     def is_open(self, uri: str) -> bool:
         """Whether so many reads in a row went unanswered that asking again would only take time."""
-        return host_of(uri) in self._given_up
+        return host_of(uri) in self._open
 
     def record(self, uri: str, answered: bool) -> bool:
-        """Note how a read of `uri` came out, a refusal being an answer; False if the storage as a whole is lost."""
+        """Record a read of `uri`; a refusal is an answer. Returns False if the storage as a whole is lost."""
         host = host_of(uri)
         if answered:
             self._unanswered.pop(host, None)
-            self._given_up.discard(host)
+            self._open.discard(host)
             return True
         self._unanswered[host] = self._unanswered.get(host, 0) + 1
-        if self._unanswered[host] < _MOST_UNANSWERED:
+        if self._unanswered[host] < _MAX_UNANSWERED:
             return True
-        self._given_up.add(host)
-        return is_web(uri) and len(self._given_up) < self._count
+        self._open.add(host)
+        return is_web(uri) and len(self._open) < self._hosts

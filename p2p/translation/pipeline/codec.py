@@ -7,32 +7,28 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from p2p.storage.images import ImageFormat, decode, encode, split_halves
-from p2p.translation.config import Side
+from p2p.storage.images import decode, encode, split_halves
+from p2p.translation.config import TranslateConfig
 
 Array = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Codec:
-    """Bytes to pixels and back: which half, which limit, which format."""
+    """Bytes to pixels and back, as `config` asks: which half, which limit, which format."""
 
-    side: Side
-    max_pixels: int
-    image_format: ImageFormat
-    quality: int
-    png_level: int
+    config: TranslateConfig
 
     def decode(self, data: bytes) -> Array:
         """Encoded bytes -> (H, W, 3) uint8 of the chosen side. Raises BadInputError."""
-        image = decode(data, self.max_pixels)
-        if self.side != "whole":
+        image = decode(data, self.config.max_pixels)
+        if self.config.side != "whole":
             left, right = split_halves(image)
-            image = left if self.side == "left" else right
+            image = left if self.config.side == "left" else right
         return image
 
     def encode(self, image: Array) -> bytes:
         """(H, W, 1 or 3) uint8 -> encoded bytes. Raises BadInputError for an image too long for the format."""
         if image.shape[2] == 1:
             image = np.repeat(image, 3, axis=2)
-        return encode(image, self.image_format, self.quality, self.png_level)
+        return encode(image, self.config.image_format, self.config.quality, self.config.png_level)

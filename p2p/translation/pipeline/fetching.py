@@ -27,11 +27,11 @@ from p2p.storage.filesystems import open_filesystem
 from p2p.storage.names import printable
 from p2p.storage.parquet import open_parquet, read_cells
 from p2p.storage.web import WebReader
+from p2p.translation.corpus.addresses import is_web
 from p2p.translation.corpus.inputs import DAMAGED, SIGNED, WHOLE_FILE, Input, on_disk
 from p2p.translation.corpus.manifest import ManifestCorpus, SignedAddresses
-from p2p.translation.pipeline.circuit_breaker import is_web
 
-_RANGE_BYTES = 8 * 2**20  # neighbours in a tar are read together up to this
+_MAX_RANGE_BYTES = 8 * 2**20  # neighbours in a tar are read together up to this
 _WEB_PAUSES = (0.5, 2.0)
 """Seconds before a web server that did not answer, or asked for patience, is asked again."""
 _SLOW_SECONDS = 10.0
@@ -42,7 +42,6 @@ StartRow = Callable[[int], None]
 """Called with an input's place in its unit before it is read by itself. May raise BadInputError to forbid it."""
 FETCH_FAILED = "FetchFailed"
 """Kind of a BadInputError whose storage did not answer, after the retries of its file system."""
-_REFUSED = "Refused"
 
 
 class InputFetcher:
@@ -52,7 +51,7 @@ class InputFetcher:
         image_column: path of the bytes in Parquet files.
         max_bytes: larger encoded images are refused; their bytes are counted as they come.
         allow_private: whether web addresses may lead into private networks, and to this machine.
-        manifest: where addresses with a signature stand.
+        manifest: what holds the addresses with a signature.
 
     """
 
@@ -73,8 +72,7 @@ class InputFetcher:
 
     def units(self, inputs: Sequence[Input]) -> Iterator[list[Input]]:
         """Group consecutive inputs by the read that serves them. Keeps the order."""
-        for (uri, row_group), same in itertools.groupby(inputs, key=lambda item: (item.source_uri, item.row_group)):
-            del uri
+        for (_, row_group), same in itertools.groupby(inputs, key=lambda item: (item.source_uri, item.row_group)):
             if row_group != WHOLE_FILE:
                 yield list(same)
                 continue
@@ -82,7 +80,7 @@ class InputFetcher:
             for item in same:
                 before = unit[-1] if unit else item
                 alone = item.offset == WHOLE_FILE or {item.row, before.row} & {DAMAGED, SIGNED}
-                if unit and (alone or _span([*unit, item]) > _RANGE_BYTES):
+                if unit and (alone or _span([*unit, item]) > _MAX_RANGE_BYTES):
                     yield unit
                     unit = []
                 unit.append(item)
@@ -120,29 +118,20 @@ class InputFetcher:
 
     def _fetch(self, unit: Sequence[Input], start_row: StartRow | None = None) -> list[Fetched]:
         first = unit[0]
-        if first.row == DAMAGED:
-            return [_damaged(first)]
         try:
+            if first.row == DAMAGED:
+                kind, _, message = first.reason.partition(": ")
+                raise BadInputError(kind, message)
             with storage_errors(first.source_uri):
                 if first.row_group != WHOLE_FILE:
                     return self._fetch_rows(unit, start_row)
                 if first.offset == WHOLE_FILE or first.row == SIGNED:
                     return [self._fetch_file(first)] * len(unit)
                 return self._fetch_range(unit)
-        except BadInputError as error:
-            return [error] * len(unit)
-        except NotFoundError:
-            return [BadInputError("NotFound", "no file lies at this address, or no longer")] * len(unit)
         except CredentialsError:
             raise
-        except (UsageError, ValueError) as error:
-            return [BadInputError("BadAddress", f"this address cannot be opened: {error}")] * len(unit)
-        except DamagedFileError as error:
-            return [BadInputError(error.kind, printable(str(error)))] * len(unit)
-        except RefusedError as error:
-            return [BadInputError(_REFUSED, printable(str(error)))] * len(unit)
-        except StorageError as error:
-            return [BadInputError(FETCH_FAILED, printable(str(error)))] * len(unit)
+        except (BadInputError, StorageError, UsageError, ValueError) as error:
+            return [_as_bad_input(error)] * len(unit)
 
     def _locate(self, uri: str) -> tuple[Any, str]:
         """File system and path. Addresses are not parsed again for each file: `::` or `#` in a name mean nothing."""
@@ -162,7 +151,7 @@ class InputFetcher:
         """The whole content of a file or web address."""
         uri = item.source_uri
         if item.row == SIGNED:
-            assert self._signed is not None, "an address was masked, but nobody knows where it stands"
+            assert self._signed is not None, "an address was masked, and no manifest holds it"
             whole = self._signed.find(item.offset)
             if printable(redact(whole)) != uri:
                 raise BadInputError("AddressChanged", "the manifest has another address there than when it was listed")
@@ -185,7 +174,6 @@ class InputFetcher:
         """Rows of a row group, which may be larger than the rows that are wanted."""
         places = {item.row: place for place, item in enumerate(unit)}
         before_row = (lambda row: start_row(places[row])) if start_row else None
-        wanted = {item.row for item in unit}
         found: dict[int, Fetched] = {}
         missing = BadInputError("NotFound", "the row was listed but is no longer there")
         uri = unit[0].source_uri
@@ -194,18 +182,25 @@ class InputFetcher:
             with open_parquet(uri, metadata=metadata if before == uri else None) as file:
                 self._footer = uri, file.metadata
                 column, limit = self._image_column, self._max_bytes
-                found.update(read_cells(file, unit[0].row_group, column, wanted, limit, before_row=before_row))
+                found.update(read_cells(file, unit[0].row_group, column, places, limit, before_row=before_row))
         except DamagedFileError as error:  # what came before the damage is good
             missing = BadInputError(error.kind, printable(str(error)))
         except BadInputError as error:  # the first row that was not found must not be read, nor can any behind it be
-            found[min(wanted - found.keys())] = error
+            found[min(places.keys() - found.keys())] = error
             missing = BadInputError(error.kind, "not read: the process ended at a row before it in the same row group")
         return [found.get(item.row, missing) for item in unit]
 
 
-def _damaged(item: Input) -> BadInputError:
-    kind, _, message = item.reason.partition(": ")
-    return BadInputError(kind, message)
+def _as_bad_input(error: Exception) -> BadInputError:
+    if isinstance(error, BadInputError):
+        return error
+    if isinstance(error, NotFoundError):
+        return BadInputError("NotFound", "no file lies at this address, or no longer")
+    if not isinstance(error, StorageError):
+        return BadInputError("BadAddress", f"this address cannot be opened: {error}")
+    if isinstance(error, DamagedFileError):
+        return BadInputError(error.kind, printable(str(error)))
+    return BadInputError("Refused" if isinstance(error, RefusedError) else FETCH_FAILED, printable(str(error)))
 
 
 def _span(unit: Sequence[Input]) -> int:

@@ -23,20 +23,20 @@ class MeteredShardTranslator(ShardTranslator):
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
-        log_to_stderr(f"translate {work.output}")
+        log_to_stderr(f"translate {work.settings.output}")
         self._translated = Counter("p2p_translated", "images translated", ("output",))
         self._failed = Counter("p2p_failed", "inputs that failed", ("output",))
         self._stages = Counter("p2p_stage_seconds", "seconds of all threads, by stage of work", ("output", "stage"))
         for counter in (self._translated, self._failed, self._stages):
-            counter.set_default_tags({"output": work.output})
+            counter.set_default_tags({"output": work.settings.output})
 
     def reports(self, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
         """As ShardTranslator does."""
         for report in super().reports(shards):
-            self._note(report)
+            self._count(report)
             yield report
 
-    def _note(self, report: dict[str, Any]) -> None:
+    def _count(self, report: dict[str, Any]) -> None:
         if "stopped" in report:
             log.error("%s", report["stopped"])
         if not report.get("finished"):

@@ -12,61 +12,50 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-class StageTimer:
-    """Seconds by stage of the work."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def add(self, stage: str, seconds: float) -> None:
-        """`seconds` more were spent on `stage`."""
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-
-
-def ahead(
+def prefetch(
     call: Callable[[In], Out],
     items: Iterable[In],
     executor: Executor | None,
     *,
     count: int,
     weigh: Callable[[In], int] = lambda item: 0,
-    most_weight: int = 0,
+    max_weight: int = 0,
     waited: Callable[[float], None] = lambda seconds: None,
 ) -> Iterator[Out]:
-    """Yield `call(item)` for each item, in order, with at most `count` begun and not yet yielded.
+    """Yield `call(item)` for each item, in order, with at most `count` started and not yet yielded.
 
-    Nor do those weigh more than `most_weight` together, unless a single one does. Without an executor each call is made
-    in this thread, when its turn comes. `waited` is told the seconds that this thread stood still for a result.
+    Nor do they weigh more than `max_weight` together, unless a single one does. Without an executor each call is made
+    in this thread, when its turn comes. `waited` is called with the seconds that this thread waited for a result.
     """
     if executor is None:
         for item in items:
             yield call(item)
         return
-    begun: deque[tuple[Future[Out], int]] = deque()
+    started: deque[tuple[Future[Out], int]] = deque()
     held = 0
 
-    def settle() -> Out:
+    def take_first() -> Out:
         nonlocal held
-        future, weight = begun.popleft()
+        future, weight = started.popleft()
         held -= weight
         if future.done():
             return future.result()
-        started = time.perf_counter()
+        before = time.perf_counter()
         result = future.result()
-        waited(time.perf_counter() - started)
+        waited(time.perf_counter() - before)
         return result
 
     try:
         for item in items:
             weight = weigh(item)
-            while begun and (len(begun) >= count or held + weight > most_weight):
-                yield settle()
-            begun.append((executor.submit(call, item), weight))
+            while started and (len(started) >= count or held + weight > max_weight):
+                yield take_first()
+            started.append((executor.submit(call, item), weight))
             held += weight
-            while begun and begun[0][0].done():
-                yield settle()
-        while begun:
-            yield settle()
+            while started and started[0][0].done():
+                yield take_first()
+        while started:
+            yield take_first()
     finally:
-        for future, _ in begun:
+        for future, _ in started:
             future.cancel()

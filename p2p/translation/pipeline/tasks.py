@@ -9,6 +9,7 @@ from p2p.errors import BadInputError
 from p2p.translation.corpus.inputs import Input
 from p2p.translation.pipeline.fetching import Fetched
 from p2p.translation.pipeline.windows import Windows
+from p2p.translation.plan.crash_records import CrashRecord
 from p2p.translation.plan.ledger import LedgerRow
 from p2p.translation.sinks import ShardWriter
 
@@ -31,10 +32,11 @@ class ShardReport:
 
 @dataclass
 class OpenShard:
-    """A shard that is worked on: its outputs so far, and a ledger row for each input that is through."""
+    """A shard in work: its outputs so far, and a ledger row for each input that is through."""
 
     report: ShardReport
     writer: ShardWriter
+    record: CrashRecord
     rows: list[LedgerRow | None]
 
 
@@ -54,12 +56,12 @@ class ImageTask:
     seconds: float = 0.0
     stages: list[tuple[str, float]] = field(default_factory=list)
 
-    def spend(self, stage: str, started: float) -> None:
-        """The time since `started` (of `time.perf_counter`) went into `stage`."""
+    def add_time(self, stage: str, started: float) -> None:
+        """Count the time since `started` (of `time.perf_counter`) for `stage`."""
         seconds = time.perf_counter() - started
         self.seconds += seconds
         self.stages.append((stage, seconds))
 
     def fail(self, error: BadInputError) -> None:
-        """The image has no output, and this is why."""
+        """The image has no output, for this reason."""
         self.data, self.windows = error, None

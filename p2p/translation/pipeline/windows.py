@@ -19,11 +19,11 @@ Array = npt.NDArray[np.uint8]
 _FREE_TILES, _MAX_TILE_SHARE = 1024, 4
 """An image may have so many tiles, and so many times those that its pixels fill. One lower than a tile has more than
 it fills, since each tile is continued to its full height: a row of a million pixels 5,208 instead of 28."""
-_MOST_PAD_PIXELS = 16 * 2**20  # in one piece; the network's largest layers take about 400 bytes for each
+_MAX_PAD_PIXELS = 16 * 2**20  # in one piece; the network's largest layers take about 400 bytes for each
 
 
 class Windows(Protocol):
-    """The network inputs of one image, and its output once each has been answered."""
+    """The network inputs of one image, and its output once the network has answered each."""
 
     shape: tuple[int, int]
     """(h, w) of every network input."""
@@ -118,7 +118,7 @@ class SizePolicy:
             return WholeWindow(resize(image, self.tile_size, self.tile_size), (self.tile_size, self.tile_size))
         if self.size_mode == "pad":
             shape = PadPlan(height, width, self.stride).tile_shape
-            if shape[0] * shape[1] > _MOST_PAD_PIXELS:
+            if shape[0] * shape[1] > _MAX_PAD_PIXELS:
                 raise BadInputError(
                     "TooLargeToPad",
                     f"{width}x{height} is too large for --size-mode pad; --size-mode tile takes any size",

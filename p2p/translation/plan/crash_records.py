@@ -1,6 +1,6 @@
 """Inputs that crash the process which works on them: a defect in a decoder, a hang, more memory than there is.
 
-No process can tell of its own crash. So each shard has a record in the output while it is worked on. A process that
+No process can report its own crash. So each shard has a record in the output while it is worked on. A process that
 finds one left behind works through that shard image by image and records each before it is touched and when it is
 through; an image at which two processes have crashed becomes a failed row. Reads that fetch several images at once are
 recorded too: after a crash the next process reads them row by row. Hangs become crashes: decoding for too long ends the
@@ -18,23 +18,23 @@ from p2p.storage.trial import process_ended
 from p2p.translation.plan.shards import shard_uri, shards_in
 
 FOLDER = "attempts"
-_CRASHES_OF_A_BAD_INPUT = 2
+_MAX_CRASHES = 2
 _MAX_UNEXPLAINED = 5
 Counts = dict[int, int]
 
 
 @dataclass
 class CrashRecord:
-    """What is known of the earlier processes that worked on a shard."""
+    """What is known of the processes that worked on a shard."""
 
     uri: str
     watched: bool = False
-    """Whether its images are gone through one by one, since an earlier process left a record. Before that nobody knows
-    where it crashed, nor whether it was in this shard at all."""
+    """Whether its images are gone through one by one and recorded, since an earlier process left a record. Before that
+    nobody knows where it crashed, nor whether it was in this shard at all."""
     unexplained: int = 0
     """Crashes at no particular image while the shard was watched."""
     at: int | None = None
-    """Position of the image that is worked on."""
+    """Position of the image in work."""
     reading: bool = False
     """Whether that image is being read, with those after it perhaps."""
     crashes: Counts = field(default_factory=dict)
@@ -44,12 +44,11 @@ class CrashRecord:
 
     def write(self) -> None:
         """Publish it."""
-        known = {name: value for name, value in vars(self).items() if name != "uri"}
-        write_json(self.uri, known)
+        write_json(self.uri, {name: value for name, value in vars(self).items() if name != "uri"})
 
     def start_image(self, position: int) -> None:
-        """The image at `position` is worked on from now on. Raises BadInputError if it must not be touched again."""
-        if self.crashes.get(position, 0) >= _CRASHES_OF_A_BAD_INPUT:
+        """The image at `position` is decoded from now on. Raises BadInputError if it must not be touched again."""
+        if self.watched and self.crashes.get(position, 0) >= _MAX_CRASHES:
             raise process_ended()
         self._move(position, reading=False)
 
@@ -58,20 +57,20 @@ class CrashRecord:
         `start_row` for each, since that read has crashed a process.
         """
         self._move(position, reading=True)
-        return self.read_crashes.get(position, 0) > 0
+        return self.watched and self.read_crashes.get(position, 0) > 0
 
     def start_row(self, position: int) -> None:
         """The image at `position` is read by itself. Raises BadInputError if it must not be touched again."""
-        if self.read_crashes.get(position, 0) >= _CRASHES_OF_A_BAD_INPUT:
+        if self.read_crashes.get(position, 0) >= _MAX_CRASHES:
             raise process_ended()
         self._move(position, reading=True)
 
     def finish_image(self) -> None:
-        """It is through: what is published now is not its doing."""
+        """It is through: a crash while it is published is not its fault."""
         self._move(None, reading=False)
 
     def _move(self, position: int | None, *, reading: bool) -> None:
-        if (self.at, self.reading) != (position, reading):
+        if self.watched and (self.at, self.reading) != (position, reading):
             self.at, self.reading = position, reading
             self.write()
 
@@ -101,7 +100,7 @@ def _uri(output: str, shard: int) -> str:
 
 
 def open_record(output: str, shard: int) -> CrashRecord:
-    """A record that a shard is begun; with one left behind, what it says of the process that left it.
+    """Record that work on a shard begins, and count the crash of the process that left a record behind, if one did.
 
     Raises P2PError when so many processes have crashed that going on would never end.
     """
@@ -123,7 +122,7 @@ def open_record(output: str, shard: int) -> CrashRecord:
 def _read_record(uri: str) -> CrashRecord | None:
     """The record that was left at `uri`, if any.
 
-    One that says nothing (cut short, or somebody else's) is as good as new: a process crashed, and nobody knows where.
+    Of one that cannot be read (cut short, or of something else) only this is known: a process crashed.
     """
     try:
         left: Any = read_json(uri)

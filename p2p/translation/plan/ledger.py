@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,15 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from p2p.errors import DamagedFileError
-from p2p.storage.filesystems import (
-    absolute,
-    exists,
-    is_file,
-    join,
-    list_names,
-    remove,
-    write_table,
-)
+from p2p.storage.filesystems import absolute, exists, is_file, join, list_names, remove, write_table
 from p2p.storage.parquet import read_parquet
 from p2p.translation.plan.shards import shard_of, shard_uri, shards_in
 
@@ -30,8 +22,7 @@ LEDGER_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("image_id", "status", "error", "message", "output_uri")],
 )
 _READERS = 16
-MAX_FAILURES_KEPT = 1000
-"""Failures that the totals list one by one; the ledger itself has all."""
+_MAX_FAILURES_KEPT = 1000
 
 
 class LedgerRow(NamedTuple):
@@ -46,17 +37,18 @@ class LedgerRow(NamedTuple):
 
 @dataclass
 class LedgerTotals:
-    """What a set of shards came to."""
+    """The ledgers of several shards, added up."""
 
     translated: int = 0
     failed: int = 0
     failures: list[dict[str, Any]] = field(default_factory=list)
+    """The first thousand, as `image_id, error, message`; the ledger itself has all."""
 
     def add(self, other: LedgerTotals) -> None:
-        """Take `other` in."""
+        """Count `other` too."""
         self.translated += other.translated
         self.failed += other.failed
-        self.failures += other.failures[: MAX_FAILURES_KEPT - len(self.failures)]
+        self.failures += other.failures[: _MAX_FAILURES_KEPT - len(self.failures)]
 
 
 def ledger_uri(output: str, shard: int) -> str:
@@ -83,10 +75,14 @@ def _read(uri: str) -> pa.Table:
         raise DamagedFileError(f"{uri}: not a ledger of p2p: {error}") from None
 
 
+def _failed(table: pa.Table) -> pa.Table:
+    return table.filter(pc.equal(table["status"], "failed"))
+
+
 def _read_totals(uri: str) -> LedgerTotals:
     table = _read(uri)
-    failed = table.filter(pc.equal(table["status"], "failed"))
-    failures = failed.select(["image_id", "error", "message"]).slice(0, MAX_FAILURES_KEPT).to_pylist()
+    failed = _failed(table)
+    failures = failed.select(["image_id", "error", "message"]).slice(0, _MAX_FAILURES_KEPT).to_pylist()
     return LedgerTotals(len(table) - len(failed), len(failed), failures)
 
 
@@ -113,15 +109,14 @@ def read_kept(output: str, shard: int) -> dict[str, LedgerRow]:
 
 
 def reopen_failed(output: str, shards: Collection[int]) -> int:
-    """Let those of `shards` that have failures count as not done; what they translated is remembered. Returns how many
-    there are.
+    """Let those of `shards` with failures count as not done; what they translated is kept. Returns how many there are.
 
     A shard's old ledger is copied before it is removed, so that an interruption loses neither.
     """
 
     def reopen(shard: int) -> bool:
         table = _read(ledger_uri(output, shard))
-        if "failed" not in table["status"].to_pylist():
+        if not len(_failed(table)):
             return False
         write_table(_retry_uri(output, shard), table)
         remove(ledger_uri(output, shard))
@@ -131,8 +126,8 @@ def reopen_failed(output: str, shards: Collection[int]) -> int:
         return sum(pool.map(reopen, sorted(done_shards(output).intersection(shards))))
 
 
-def shards_meant(uri: str, output: str) -> set[int] | None:
-    """Where `--only-failed uri` is `output`, its ledger or one file of that: the shards it means; elsewhere None.
+def shards_of_ledger(uri: str, output: str) -> set[int] | None:
+    """The shards whose ledger is at `uri`, if that is `output`, its ledger or one file of it; None elsewhere.
 
     A shard whose retry was interrupted is among them.
     """
@@ -152,9 +147,5 @@ def read_failed_ids(uri: str) -> set[str]:
         folder = join(uri, FOLDER) if list_names(join(uri, FOLDER)) else uri
         uris = [join(folder, name) for name in list_names(folder) if name.endswith(".parquet")]
 
-    def failed(uri: str) -> Iterator[str]:
-        table = _read(uri)
-        yield from table.filter(pc.equal(table["status"], "failed"))["image_id"].to_pylist()
-
     with ThreadPoolExecutor(_READERS) as pool:
-        return {image_id for ids in pool.map(failed, uris) for image_id in ids}
+        return {image_id for table in pool.map(_read, uris) for image_id in _failed(table)["image_id"].to_pylist()}

@@ -12,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +22,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from p2p.errors import UsageError
+from p2p.errors import ConfigError
 from p2p.storage.filesystems import join, list_names, remove, write_bytes
 from p2p.storage.names import printable
 from p2p.storage.parquet import open_parquet, read_parquet
+from p2p.translation.corpus.addresses import host_of
 from p2p.translation.corpus.corpus import Corpus
 from p2p.translation.corpus.inputs import WHOLE_FILE, Input
-from p2p.translation.pipeline.circuit_breaker import host_of
+from p2p.translation.sinks.records import Sink
 
 FOLDER = "manifest"
 MANIFEST_SCHEMA = pa.schema(
@@ -46,12 +47,12 @@ MANIFEST_SCHEMA = pa.schema(
     ]
 )
 _INPUT_COLUMNS = list(Input._fields)
-_SHARD_ROWS = 256
-_SHARD_BYTES = 64 * 2**20
-_SMALLEST_SHARD = 8
-_SHARDS_OF_A_SMALL_CORPUS = 64  # enough that no actor idles for long at the end
+_MAX_SHARD_ROWS = 256
+_MAX_SHARD_BYTES = 64 * 2**20
+_MIN_SHARD_ROWS = 8
+_SMALL_CORPUS_SHARDS = 64  # enough that no actor idles for long at the end
 _SHARDS_PER_PART = 64
-_LOOK_AHEAD = _SHARD_ROWS * _SHARDS_OF_A_SMALL_CORPUS
+_CHUNK_ROWS = _MAX_SHARD_ROWS * _SMALL_CORPUS_SHARDS
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -72,18 +73,7 @@ class Plan:
 
     shards: tuple[Shard, ...]
     hosts: frozenset[str] = field(default=frozenset(), compare=False)
-    """The servers on which the corpus lies; known where it was listed."""
-
-
-class Naming(Protocol):
-    """What outputs are called."""
-
-    @property
-    def is_tree(self) -> bool:
-        """Whether names are paths of files, so that none may be another's folder."""
-
-    def name_of(self, image_id: str) -> str:
-        """What must be unique among the inputs, so that no output overwrites another."""
+    """The servers that the corpus lies on; known where it was listed."""
 
 
 def hash_id(text: str) -> int:
@@ -118,10 +108,10 @@ def load_plan(output: str) -> Plan:
     return Plan(tuple(shard for uri in _part_uris(output) for shard in _read_part(uri)[0]))
 
 
-def extend_plan(output: str, corpus: Corpus, naming: Naming, limit: int = 0) -> Plan:
+def extend_plan(output: str, corpus: Corpus, sink: Sink, limit: int = 0) -> Plan:
     """List `corpus` and append shards for the inputs the plan in `output` does not have yet.
 
-    Raises UsageError, and leaves the plan as it was, if two inputs have one id, would be written under one name, or
+    Raises ConfigError, and leaves the plan as it was, if two inputs have one id, would be written under one name, or
     one would be written where another needs a folder.
     """
     parts = _part_uris(output)
@@ -129,19 +119,19 @@ def extend_plan(output: str, corpus: Corpus, naming: Naming, limit: int = 0) -> 
     shards = [shard for part, _, _ in read for shard in part]
     ids = np.concatenate([np.empty(0, np.uint64), *(part for _, part, _ in read)])
     names = np.concatenate([np.empty(0, np.uint64), *(part for _, _, part in read)])
-    writer = _PlanWriter(output, len(parts), max((shard.index for shard in shards), default=-1) + 1, naming)
+    writer = _PlanWriter(output, len(parts), max((shard.index for shard in shards), default=-1) + 1, sink)
+    listing = _Listing(corpus, limit)
     try:
-        listing = _Listing(corpus, limit)
-        for group in _groups(_unknown(listing, np.sort(ids)), corpus.smallest_shard):
+        for group in _groups(_unplanned(listing, np.sort(ids)), corpus.min_shard_rows):
             writer.add(group)
         writer.flush()
         if writer.parts:
             names = np.concatenate([names, *writer.names])
-            _require_unique_ids(output, np.concatenate([ids, *writer.ids]))
-            _require_unique_names(output, names, naming)
-            if naming.is_tree:
-                folders = _read_folders(parts, naming) | writer.folders
-                _require_no_file_is_a_folder(output, names, folders, naming)
+            _require_unique(output, "id_hash", np.concatenate([ids, *writer.ids]), lambda id: id, _repeated_id)
+            _require_unique(output, "name_hash", names, sink.name_of, _repeated_name)
+            if sink.is_tree:
+                folders = _read_folders(parts, sink) | writer.folders
+                _require_no_file_is_a_folder(output, names, folders, sink)
     except BaseException:
         for uri in writer.parts:
             remove(uri)
@@ -149,34 +139,32 @@ def extend_plan(output: str, corpus: Corpus, naming: Naming, limit: int = 0) -> 
     return Plan((*shards, *writer.shards), frozenset(listing.hosts))
 
 
-def require_unique(corpus: Corpus, naming: Naming, limit: int = 0) -> None:
-    """Raise UsageError as `extend_plan` would for an empty output, and write nothing there."""
+def require_unique(corpus: Corpus, sink: Sink, limit: int = 0) -> None:
+    """Raise ConfigError as `extend_plan` would for an empty output, and write nothing there."""
     with tempfile.TemporaryDirectory(prefix="p2p-plan-") as scratch:
-        extend_plan(scratch, corpus, naming, limit)
+        extend_plan(scratch, corpus, sink, limit)
 
 
 class _Listing:
-    """The first `limit` inputs of a corpus, or all; and on what servers those lie that were listed so far."""
+    """The first `limit` inputs of a corpus, or all; and which servers those lie on that were listed so far."""
 
     def __init__(self, corpus: Corpus, limit: int) -> None:
         self._corpus, self._limit = corpus, limit
         self.hosts: set[str] = set()
 
     def __iter__(self) -> Iterator[Input]:
-        for number, item in enumerate(self._corpus.items()):
-            if self._limit and number >= self._limit:
-                return
+        for item in islice(self._corpus.items(), self._limit or None):
             self.hosts.add(host_of(item.source_uri))
             yield item._replace(image_id=printable(item.image_id), source_uri=printable(item.source_uri))
 
 
-def _unknown(listing: _Listing, known: Hashes) -> Iterator[Input]:
-    """List what the plan does not have already. Raises UsageError for an id of the plan that is listed twice.
+def _unplanned(listing: _Listing, known: Hashes) -> Iterator[Input]:
+    """List what the plan does not have already. Raises ConfigError for an id of the plan that is listed twice.
 
     Hashes are looked up a chunk at a time, since NumPy is quick only on many.
     """
     met = np.zeros(len(known), bool)
-    for chunk in _chunks(iter(listing), _LOOK_AHEAD):
+    for chunk in _chunks(iter(listing)):
         if not len(known):
             yield from chunk
             continue
@@ -188,48 +176,41 @@ def _unknown(listing: _Listing, known: Hashes) -> Iterator[Input]:
         repeated[np.setdiff1d(np.arange(len(found)), np.unique(found, return_index=True)[1])] = True
         if repeated.any():
             second = chunk[np.flatnonzero(is_known)[repeated.argmax()]]
-            raise _repeated(next(item for item in listing if item.image_id == second.image_id), second)
+            first = next(item for item in listing if item.image_id == second.image_id)
+            raise _repeated_id(first, second, second.image_id)
         met[found] = True
         yield from (item for item, hit in zip(chunk, is_known, strict=True) if not hit)
 
 
-def _chunks(items: Iterator[Input], size: int) -> Iterator[list[Input]]:
-    chunk: list[Input] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
+def _chunks(items: Iterator[Input]) -> Iterator[list[Input]]:
+    while chunk := list(islice(items, _CHUNK_ROWS)):
         yield chunk
 
 
-def _groups(items: Iterator[Input], smallest: int) -> Iterator[list[Input]]:
+def _groups(items: Iterator[Input], min_rows: int) -> Iterator[list[Input]]:
     """Cut the listing into shards. How many rows they have depends on the corpus only, never on the machine."""
-    small_corpus = True
-    for chunk in _chunks(items, _LOOK_AHEAD):
-        rows = _SHARD_ROWS
-        if small_corpus and len(chunk) < _LOOK_AHEAD:
-            rows = _SMALLEST_SHARD * -(-len(chunk) // (_SHARDS_OF_A_SMALL_CORPUS * _SMALLEST_SHARD))
-        small_corpus = False
-        rows = max(rows, smallest)
+    is_small = True
+    for chunk in _chunks(items):
+        rows = _MAX_SHARD_ROWS
+        if is_small and len(chunk) < _CHUNK_ROWS:
+            rows = _MIN_SHARD_ROWS * -(-len(chunk) // (_SMALL_CORPUS_SHARDS * _MIN_SHARD_ROWS))
+        is_small = False
         group: list[Input] = []
         size = 0
         for item in chunk:
-            if group and (len(group) >= rows or size + item.size > _SHARD_BYTES):
+            if group and (len(group) >= max(rows, min_rows) or size + item.size > _MAX_SHARD_BYTES):
                 yield group
                 group, size = [], 0
             group.append(item)
             size += item.size
-        if group:
-            yield group
+        yield group
 
 
 class _PlanWriter:
     """Appends shards to the manifest, a part of 64 shards at a time."""
 
-    def __init__(self, output: str, first_part: int, first_shard: int, naming: Naming) -> None:
-        self._output, self._next_part, self._next_shard, self._naming = output, first_part, first_shard, naming
+    def __init__(self, output: str, first_part: int, first_shard: int, sink: Sink) -> None:
+        self._output, self._next_part, self._next_shard, self._sink = output, first_part, first_shard, sink
         self._waiting: list[pa.Table] = []
         self.shards: list[Shard] = []
         self.parts: list[str] = []
@@ -241,7 +222,7 @@ class _PlanWriter:
     def add(self, inputs: Sequence[Input]) -> None:
         columns = dict(zip(_INPUT_COLUMNS, map(list, zip(*inputs, strict=True)), strict=True))
         ids = np.array([hash_id(item.image_id) for item in inputs], np.uint64)
-        named = [self._naming.name_of(item.image_id) for item in inputs]
+        named = [self._sink.name_of(item.image_id) for item in inputs]
         names = np.array([hash_id(name) for name in named], np.uint64)
         for item, name in zip(inputs, named, strict=True):
             self.folders.update(dict.fromkeys(_folders(name), item.image_id))
@@ -279,18 +260,13 @@ def _folders(name: str) -> Iterator[str]:
         start = name.find(f"{ending}/", start + 1)
 
 
-def _read_folders(parts: Sequence[str], naming: Naming) -> dict[str, str]:
+def _read_folders(parts: Sequence[str], sink: Sink) -> dict[str, str]:
     folders: dict[str, str] = {}
     for uri in parts:
         ids = read_parquet(uri, ["image_id"])["image_id"]
         for image_id in ids.filter(pc.match_substring_regex(ids, r"\.[^/]*/")).to_pylist():
-            folders.update(dict.fromkeys(_folders(naming.name_of(image_id)), image_id))
+            folders.update(dict.fromkeys(_folders(sink.name_of(image_id)), image_id))
     return folders
-
-
-def _twice(hashes: Hashes) -> Hashes:
-    ordered = np.sort(hashes)
-    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
 
 
 def _planned(output: str, column: str, hashes: Hashes) -> Iterator[Input]:
@@ -302,15 +278,24 @@ def _planned(output: str, column: str, hashes: Hashes) -> Iterator[Input]:
             yield Input(**row)
 
 
-def _require_unique_ids(output: str, hashes: Hashes) -> None:
+def _require_unique(
+    output: str,
+    column: str,
+    hashes: Hashes,
+    name_of: Callable[[str], str],
+    repeated: Callable[[Input, Input, str], ConfigError],
+) -> None:
+    """Raise what `repeated` makes of two inputs with one of `hashes` whose ids `name_of` turns into one name."""
+    ordered = np.sort(hashes)
     seen: dict[str, Input] = {}
-    for item in _planned(output, "id_hash", _twice(hashes)):
-        if item.image_id in seen:
-            raise _repeated(seen[item.image_id], item)
-        seen[item.image_id] = item
+    for item in _planned(output, column, np.unique(ordered[1:][ordered[1:] == ordered[:-1]])):
+        name = name_of(item.image_id)
+        if name in seen:
+            raise repeated(seen[name], item, name)
+        seen[name] = item
 
 
-def _repeated(first: Input, second: Input) -> UsageError:
+def _repeated_id(first: Input, second: Input, image_id: str) -> ConfigError:
     if second.row_group != WHOLE_FILE:
         way_out = "pass --id-column with a column whose values are, or --id-column none to name rows by file and number"
     elif second.offset != WHOLE_FILE:
@@ -319,29 +304,24 @@ def _repeated(first: Input, second: Input) -> UsageError:
         way_out = "remove one of the lines from the manifest"
     else:
         way_out = "name them apart in a column image_id of a manifest (.csv or .parquet)"
-    both = dict.fromkeys((first.source_uri, second.source_uri))
-    return UsageError(
-        f"--source: two inputs have the id {second.image_id!r} ({' and '.join(both)}); ids must be unique: {way_out}"
+    both = " and ".join(dict.fromkeys((first.source_uri, second.source_uri)))
+    return ConfigError("source", f"has two inputs with the id {image_id!r} ({both}); ids must be unique: {way_out}")
+
+
+def _repeated_name(first: Input, second: Input, name: str) -> ConfigError:
+    return ConfigError(
+        "source",
+        f"has {first.image_id!r} and {second.image_id!r}, which would both be written as {name!r}; rename one, or use "
+        f"--format parquet, which keeps whole names",
     )
 
 
-def _require_unique_names(output: str, hashes: Hashes, naming: Naming) -> None:
-    seen: dict[str, str] = {}
-    for item in _planned(output, "name_hash", _twice(hashes)):
-        name = naming.name_of(item.image_id)
-        if name in seen:
-            raise UsageError(
-                f"--source: {seen[name]!r} and {item.image_id!r} would both be written as {name!r}; rename one, or "
-                f"use --format parquet, which keeps whole names"
-            )
-        seen[name] = item.image_id
-
-
-def _require_no_file_is_a_folder(output: str, names: Hashes, folders: dict[str, str], naming: Naming) -> None:
+def _require_no_file_is_a_folder(output: str, names: Hashes, folders: dict[str, str], sink: Sink) -> None:
     hashes = np.fromiter(map(hash_id, folders), np.uint64, len(folders))
     for item in _planned(output, "name_hash", hashes[np.isin(hashes, names)]):
-        name = naming.name_of(item.image_id)
-        raise UsageError(
-            f"--source: {item.image_id!r} would be written as {name!r}, which must be a folder for {folders[name]!r}; "
-            f"rename one, or use --format parquet, which keeps whole names"
+        name = sink.name_of(item.image_id)
+        raise ConfigError(
+            "source",
+            f"has {item.image_id!r}, which would be written as {name!r}, which must be a folder for "
+            f"{folders[name]!r}; rename one, or use --format parquet, which keeps whole names",
         )

@@ -1,14 +1,12 @@
-"""What lies in the output before an attempt begins: nothing, an earlier attempt to continue, or something else."""
+"""What is in the output before an attempt begins: nothing, an earlier attempt to continue, or something else."""
 
 from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
-from p2p.documents import build
-from p2p.errors import StorageError, UsageError
+from p2p.errors import ConfigError, StorageError, UsageError
 from p2p.storage.filesystems import (
     absolute,
     exists,
@@ -31,7 +29,7 @@ from p2p.translation.sinks import images, open_sink, shard_files
 
 SETTINGS = "settings.json"
 _FOLDERS = (shard_files.FOLDER, images.FOLDER, ledger.FOLDER, plan.FOLDER)
-_PASSING_FOLDERS = (crash_records.FOLDER, ledger.RETRY_FOLDER)  # there only while work is going on
+_WORK_FOLDERS = (crash_records.FOLDER, ledger.RETRY_FOLDER)  # there only while work is going on
 _FILES = (SETTINGS, "summary.json", "report.html")
 _REMOVERS = 16
 
@@ -43,7 +41,7 @@ class RemainingWork:
     shards: tuple[Shard, ...]
     done: tuple[Shard, ...]
     hosts: frozenset[str] = frozenset()
-    """The servers on which the corpus lies."""
+    """The servers that the corpus lies on."""
 
     @property
     def images_done(self) -> int:
@@ -57,51 +55,48 @@ class RemainingWork:
 
 
 def require_apart(source: str, output: str) -> None:
-    """Raise UsageError if outputs would become inputs of the next attempt."""
-    inside = f"{output.rstrip('/')}/"
-    if inside.startswith(f"{source.rstrip('/')}/"):
-        raise UsageError(f"--output {output} lies in --source, so outputs would become inputs; choose another folder")
-    for folder in (shard_files.FOLDER, images.FOLDER):
-        if f"{source.rstrip('/')}/".startswith(f"{inside}{folder}/"):
-            raise UsageError(f"--source {source} lies where --output {output} puts its results; choose another folder")
+    """Raise ConfigError if outputs would become inputs of the next attempt."""
+    source_folder, output_folder = f"{source.rstrip('/')}/", f"{output.rstrip('/')}/"
+    if output_folder.startswith(source_folder):
+        raise ConfigError("output", f"{output} lies in --source, so outputs would become inputs; choose another folder")
+    if source_folder.startswith((f"{output_folder}{shard_files.FOLDER}/", f"{output_folder}{images.FOLDER}/")):
+        raise ConfigError("source", f"{source} lies where --output {output} puts its results; choose another folder")
 
 
-def require_same_settings(output: str, settings: Settings, resume: Literal["auto", "never"]) -> None:
-    """Raise UsageError unless `output` is empty of translations or holds one with the same settings."""
-    if not exists(join(output, SETTINGS)):
+def require_same_settings(settings: Settings) -> None:
+    """Raise ConfigError unless `output` is empty of translations or holds one with the same settings."""
+    output = settings.output
+    if not exists_translation(output):
         foreign = [name for name in list_names(output) if name in _FOLDERS]
         if foreign:
-            raise UsageError(
-                f"--output {output} holds {', '.join(foreign)}/ but no {SETTINGS}, so p2p translate did not make it; "
-                f"choose an empty folder"
+            raise ConfigError(
+                "output",
+                f"{output} holds {', '.join(foreign)}/ but no {SETTINGS}, so p2p translate did not make it; "
+                f"choose an empty folder",
             )
         return
-    before = _read_settings(output).to_dict()
-    if resume == "never":
-        return
-    now = settings.to_dict()
-    names = [name for name in now if before[name] != now[name]]
-    if names:
-        told = "; ".join(f"{_option(name)} was {before[name]}, is {now[name]}" for name in names)
-        raise UsageError(
-            f"--output {output} holds a translation made with other settings ({told}); "
-            f"choose another --output, or --resume never to remove it and start over"
+    before, now = _read_settings(output).to_dict(), settings.to_dict()
+    changed = "; ".join(
+        f"--{name.removesuffix('_id').replace('_', '-')} was {before[name]}, is {now[name]}"
+        for name in now
+        if before[name] != now[name]
+    )
+    if changed and settings.resume != "never":
+        raise ConfigError(
+            "output",
+            f"{output} holds a translation made with other settings ({changed}); "
+            f"choose another --output, or --resume never to remove it and start over",
         )
 
 
 def _read_settings(output: str) -> Settings:
-    """What the translation in `output` was made with. Raises UsageError for what this version did not write."""
-    uri = join(output, SETTINGS)
+    """What the translation in `output` was made with. Raises ConfigError for what this version did not write."""
     try:
-        return build(Settings, read_json_object(uri))
-    except (ValueError, StorageError):
-        raise UsageError(
-            f"--output {output}: its {SETTINGS} was not written by this version of p2p; choose another --output"
+        return Settings.from_dict(read_json_object(join(output, SETTINGS)), output)
+    except (ValueError, StorageError, UsageError):
+        raise ConfigError(
+            "output", f"{output}: its {SETTINGS} was not written by this version of p2p; choose another --output"
         ) from None
-
-
-def _option(field: str) -> str:
-    return "--checkpoint" if field == "checkpoint_id" else "--" + field.replace("_", "-")
 
 
 def exists_translation(output: str) -> bool:
@@ -109,46 +104,46 @@ def exists_translation(output: str) -> bool:
     return exists(join(output, SETTINGS))
 
 
-def start_output(output: str, settings: Settings) -> None:
-    """Make `output` ready: sweep what killed writers left, note the settings."""
-    sweep_temporaries(output)
-    crash_records.clear(output)
-    write_json(join(output, SETTINGS), settings.to_dict())
+def start_output(settings: Settings) -> None:
+    """Make `output` ready: remove what killed writers left, write the settings."""
+    sweep_temporaries(settings.output)
+    crash_records.clear(settings.output)
+    write_json(join(settings.output, SETTINGS), settings.to_dict())
 
 
 def select_failed(corpus: Corpus, config: TranslateConfig, output: str) -> Corpus:
-    """`--only-failed`: the inputs to plan for. Raises UsageError where the ledger holds no failure of this corpus.
+    """`--only-failed`: the inputs to plan for. Raises ConfigError where the ledger holds no failure of this corpus.
 
     For the ledger of the output itself that is every input: the plan has them already.
     """
     if not config.only_failed:
         return corpus
-    meant = ledger.shards_meant(config.only_failed, output)
-    if meant is not None:
-        if not meant:
-            raise UsageError(f"--only-failed {config.only_failed}: no ledger is there yet; leave the option out")
+    shards = ledger.shards_of_ledger(config.only_failed, output)
+    if shards is not None:
+        if not shards:
+            raise ConfigError("only_failed", f"{config.only_failed}: no ledger is there yet; leave the option out")
         return corpus
     try:
         ids = ledger.read_failed_ids(absolute(config.only_failed))
     except StorageError as error:
-        raise UsageError(f"--only-failed {error}") from None
+        raise ConfigError("only_failed", str(error)) from None
     if not ids:
-        raise UsageError(f"--only-failed {config.only_failed}: there is no ledger with failed inputs")
+        raise ConfigError("only_failed", f"{config.only_failed}: there is no ledger with failed inputs")
     chosen = Selection(corpus, frozenset(ids))
     if next(iter(chosen.items()), None) is None:
-        raise UsageError(f"--only-failed {config.only_failed}: none of its {len(ids)} failed inputs is in --source")
+        raise ConfigError("only_failed", f"{config.only_failed}: none of its {len(ids)} failed inputs is in --source")
     return chosen
 
 
 def remove_translation(output: str) -> None:
     """Remove the files an earlier translation wrote and no others, the settings last: an interruption is no loss."""
-    earlier = open_sink(output, _read_settings(output))
+    earlier = open_sink(_read_settings(output))
     remove(join(output, ledger.FOLDER))  # first: no shard may count as done whose outputs are going
     with ThreadPoolExecutor(_REMOVERS) as pool:
         for shard in plan.load_plan(output).shards:
             names = earlier.output_names(shard.index, [item.image_id for item in plan.read_inputs(shard)])
             list(pool.map(remove_file, (join(output, name) for name in names)))
-    for folder in (*_PASSING_FOLDERS, plan.FOLDER):
+    for folder in (*_WORK_FOLDERS, plan.FOLDER):
         remove(join(output, folder))
     if not is_remote(output):
         root = open_filesystem(output)[1]
@@ -163,7 +158,7 @@ def remove_translation(output: str) -> None:
 def remove_work_files(output: str) -> None:
     """Remove what is there only while work is going on, if it no longer is."""
     finished = ledger.done_shards(output)
-    for folder in _PASSING_FOLDERS:
+    for folder in _WORK_FOLDERS:
         if finished.issuperset(shards_in(join(output, folder))):
             remove(join(output, folder))
 

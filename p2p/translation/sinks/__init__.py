@@ -6,16 +6,16 @@ from p2p.storage.images import EXTENSIONS
 from p2p.translation.config import Settings
 from p2p.translation.sinks.images import ImagesSink
 from p2p.translation.sinks.parquet import ParquetSink
-from p2p.translation.sinks.records import NamedSink, Record, ShardWriter, Sink
+from p2p.translation.sinks.records import Record, ShardWriter, Sink
 from p2p.translation.sinks.webdataset import WebDatasetSink
 
-__all__ = ["ImagesSink", "NamedSink", "ParquetSink", "Record", "ShardWriter", "Sink", "WebDatasetSink", "open_sink"]
+__all__ = ["ImagesSink", "ParquetSink", "Record", "ShardWriter", "Sink", "WebDatasetSink", "open_sink"]
 
 
-def open_sink(output: str, settings: Settings) -> NamedSink:
-    """The sink for `--format`, writing below `output`."""
+def open_sink(settings: Settings) -> Sink:
+    """The sink for `--format`, writing below `--output`."""
     if settings.format == "parquet":
-        return ParquetSink(output, settings)
+        return ParquetSink(settings)
     if settings.format == "webdataset":
-        return WebDatasetSink(output, settings)
-    return ImagesSink(output, EXTENSIONS[settings.format])
+        return WebDatasetSink(settings)
+    return ImagesSink(settings.output, EXTENSIONS[settings.format])

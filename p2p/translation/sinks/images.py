@@ -15,11 +15,11 @@ from p2p.storage.images import SUFFIXES
 from p2p.translation.sinks.records import Record
 
 FOLDER = "images"
-_LONGEST_COMPONENT = 255  # bytes; what file systems allow
-_LONGEST_NAME = 900  # bytes; an object store allows 1024 for the whole key
-_KEPT_OF_A_BAD_NAME = 80
+_MAX_COMPONENT_BYTES = 255  # what file systems allow
+_MAX_NAME_BYTES = 900  # an object store allows 1024 for the whole key
+_KEPT_CHARACTERS = 80  # of a name that is replaced
 _WRITERS = 8
-_WAITING_BYTES = 64 * 2**20
+_MAX_WAITING_BYTES = 64 * 2**20
 
 
 def _is_safe(component: str) -> bool:
@@ -28,7 +28,7 @@ def _is_safe(component: str) -> bool:
         and component.isprintable()
         and "::" not in component  # chains addresses in fsspec
         and "\\" not in component
-        and len(component.encode("utf-8", "surrogatepass")) <= _LONGEST_COMPONENT
+        and len(component.encode("utf-8", "surrogatepass")) <= _MAX_COMPONENT_BYTES
     )
 
 
@@ -42,11 +42,11 @@ def image_name(image_id: str, extension: str) -> str:
     if ending.lower() not in SUFFIXES:  # a row's number, a version
         stem = image_id
     name = f"{stem}.{extension}"
-    if len(name.encode("utf-8", "surrogatepass")) <= _LONGEST_NAME and all(map(_is_safe, name.split("/"))):
+    if len(name.encode("utf-8", "surrogatepass")) <= _MAX_NAME_BYTES and all(map(_is_safe, name.split("/"))):
         return name
     readable = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in stem)
     digest = hashlib.blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-    return f"renamed/{readable[-_KEPT_OF_A_BAD_NAME:]}~{digest}.{extension}"
+    return f"renamed/{readable[-_KEPT_CHARACTERS:]}~{digest}.{extension}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class ImagesShardWriter:
         uri = self._uri(record.image_id)
         self._waiting.append((self._pool.submit(write_bytes, uri, record.image), len(record.image)))
         self._held += len(record.image)
-        while self._held > _WAITING_BYTES or (self._waiting and self._waiting[0][0].done()):
+        while self._held > _MAX_WAITING_BYTES or (self._waiting and self._waiting[0][0].done()):
             self._settle()
         return uri
 

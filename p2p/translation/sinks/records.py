@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple, Protocol
 
-from p2p.translation.plan.plan import Naming
-
 
 class Record(NamedTuple):
     """One translated image, encoded."""
@@ -30,7 +28,7 @@ class ShardWriter(Protocol):
         """Take over what an earlier attempt has published of these; returns those that are there. Called first."""
 
     def fail(self, image_id: str) -> None:
-        """Note that an input has no output: remove what an earlier, interrupted attempt may have left of it."""
+        """An input has no output: remove what an earlier, interrupted attempt may have left of it."""
 
     def publish(self) -> int:
         """Return, with the number of bytes written, once everything added is in place. Called from another thread."""
@@ -40,14 +38,17 @@ class ShardWriter(Protocol):
 
 
 class Sink(Protocol):
-    """Makes one writer per shard. Picklable, since actors receive it."""
+    """Where outputs go: makes one writer per shard, and decides what outputs are called."""
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether names are paths of files, so that none may be another's folder."""
 
     def open_shard(self, shard: int) -> ShardWriter:
         """A writer for shard number `shard`."""
 
-
-class NamedSink(Sink, Naming, Protocol):
-    """A sink whose outputs have names."""
+    def name_of(self, image_id: str) -> str:
+        """What must be unique among the inputs, so that no output overwrites another."""
 
     def output_names(self, shard: int, image_ids: list[str]) -> list[str]:
         """Every file, relative to the output, that a shard with these inputs may have written."""

@@ -1,4 +1,4 @@
-"""What the sinks have in common that put all images of a shard into one file: `data/part-XXXXX.<extension>`."""
+"""Sinks that put all images of a shard into one file: `data/part-XXXXX.<extension>`."""
 
 from __future__ import annotations
 
@@ -17,23 +17,19 @@ FOLDER = "data"
 
 @dataclass(frozen=True)
 class PackedSink:
-    """Where one file per shard goes."""
+    """Writes one file per shard."""
 
-    output: str
     settings: Settings
     extension: ClassVar[str]
     is_tree: ClassVar[bool] = False
 
     def uri_of(self, shard: int) -> str:
         """The address of a shard's file."""
-        return join(self.output, self._name(shard))
+        return join(self.settings.output, *self.output_names(shard, []))
 
     def output_names(self, shard: int, image_ids: list[str]) -> list[str]:
         """The one file of the shard."""
-        return [self._name(shard)]
-
-    def _name(self, shard: int) -> str:
-        return f"{FOLDER}/part-{shard:05d}.{self.extension}"
+        return [f"{FOLDER}/part-{shard:05d}.{self.extension}"]
 
 
 class PackedShardWriter(ABC):
