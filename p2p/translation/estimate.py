@@ -80,48 +80,44 @@ def sample(corpus: Corpus, limit: int) -> tuple[int, list[Input]]:
     return count, kept[::step][:wanted]
 
 
-class NullWriter:
+class _NullWriter:
     """Takes the images of a shard and keeps none."""
 
     def add(self, record: Record) -> str:
-        """No address."""
         return ""
 
     def keep(self, image_ids: Collection[str]) -> set[str]:
-        """None is there."""
         return set()
 
     def fail(self, image_id: str) -> None:
-        """Nothing to remove."""
+        pass
 
     def publish(self) -> int:
-        """No bytes."""
         return 0
 
     def discard(self) -> None:
-        """Nothing to drop."""
+        pass
 
 
 @dataclass(frozen=True)
-class SampleJournal:
+class _SampleJournal:
     """Shards that are in memory; nothing is written down of them."""
 
     shards: Sequence[Sequence[Input]]
 
     def start_shard(self, shard: Shard) -> StartedShard:
-        """Its inputs, with a record that is never written."""
         return StartedShard(self.shards[shard.index], CrashRecord(""))
 
     def finish_shard(self, shard: int, rows: Sequence[LedgerRow], record: CrashRecord) -> None:
-        """Nothing to write."""
+        pass
 
 
 def _measure(work: Work, chosen: Sequence[Input]) -> tuple[float, int, int]:
     """Translate `chosen`. Returns the seconds that took, how many could be translated, and their pixels."""
     torch.set_num_threads(1)
-    journal = SampleJournal([chosen[:1], chosen])  # the first image pays for memory and kernels
+    journal = _SampleJournal([chosen[:1], chosen])  # the first image pays for memory and kernels
     hosts = {host_of(item.source_uri) for item in chosen}
-    pipeline = make_pipeline(work.reading_from(hosts), lambda shard: NullWriter(), journal)
+    pipeline = make_pipeline(work.reading_from(hosts), lambda shard: _NullWriter(), journal)
     list(pipeline.run([Shard(0, "", 0, 1)]))
     started = time.monotonic()
     reports = [report for report in pipeline.run([Shard(1, "", 0, len(chosen))]) if report.finished]

@@ -14,9 +14,10 @@ from p2p.reports.thumbnails import thumbnail
 from p2p.reports.translation import Example
 from p2p.storage.filesystems import absolute, read_bytes
 from p2p.storage.images import decode
-from p2p.storage.parquet import find_bytes, open_parquet, read_cells, read_parquet, read_text
+from p2p.storage.parquet import read_parquet
 from p2p.translation.actor import Work, open_fetcher
 from p2p.translation.config import OutputFormat, Settings
+from p2p.translation.corpus.parquet_corpus import ParquetCorpus
 from p2p.translation.pipeline.codec import Codec
 from p2p.translation.pipeline.fetching import InputFetcher
 from p2p.translation.plan.ledger import ledger_uri
@@ -24,7 +25,6 @@ from p2p.translation.plan.plan import Shard, read_inputs
 from p2p.translation.seams import Seams, measure_seams
 from p2p.translation.sinks.webdataset import read_records
 
-_MAX_ID_BYTES = 2**16  # paths and addresses are ids too
 _MAX_OUTPUT_BYTES = 2**31  # more than the largest image has without any compression
 
 
@@ -80,16 +80,7 @@ def _read_output(uri: str, image_id: str, format: OutputFormat) -> bytes | None:
         return next((record.image for record in read_records(uri) if record.image_id == image_id), None)
     if format != "parquet":
         return read_bytes(uri, _MAX_OUTPUT_BYTES)
-    ids = [value for (values,) in read_text(uri, ["image_id"], _MAX_ID_BYTES) for value in values]
-    row = ids.index(image_id) if image_id in ids else -1
-    with open_parquet(uri) as file:
-        schema = file.schema_arrow
-        if row < 0 or schema.names.count("image") != 1 or find_bytes(schema.field("image")) != "image":
-            return None
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if row < rows:
-                found = next(read_cells(file, group, "image", [row], _MAX_OUTPUT_BYTES), (row, None))[1]
-                return found if isinstance(found, bytes) else None
-            row -= rows
-    return None
+    rows = ParquetCorpus.open(uri, [uri], "image", "image_id").items()
+    row = next((item for item in rows if item.image_id == image_id), None)
+    (found,) = InputFetcher("image", max_bytes=_MAX_OUTPUT_BYTES).fetch([row]) if row else (None,)
+    return found if isinstance(found, bytes) else None

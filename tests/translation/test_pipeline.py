@@ -10,7 +10,6 @@ from test_batching import Inverting
 
 from p2p.translation.config import TranslateConfig
 from p2p.translation.corpus.inputs import Input
-from p2p.translation.estimate import NullWriter
 from p2p.translation.pipeline.codec import Codec
 from p2p.translation.pipeline.fetching import Fetched, InputFetcher, StartRow
 from p2p.translation.pipeline.pipeline import Pipeline
@@ -18,6 +17,7 @@ from p2p.translation.pipeline.windows import SizePolicy
 from p2p.translation.plan.crash_records import CrashRecord
 from p2p.translation.plan.journal import StartedShard
 from p2p.translation.plan.plan import Shard
+from p2p.translation.sinks import ImagesSink
 
 IMAGES = 30
 SHARDS = [Shard(number, "", 0, IMAGES) for number in range(2)]
@@ -73,7 +73,7 @@ def pipeline(tmp_path: Path, make_image: Callable[..., bytes]) -> tuple[Pipeline
         policy=SizePolicy("tile", 16, 4, 16),
         codec=Codec(config),
         fetcher=journal,
-        open_writer=lambda shard: NullWriter(),
+        open_writer=ImagesSink(str(tmp_path / "out"), "png").open_shard,
         journal=journal,
         io_threads=2,
         codec_threads=0,

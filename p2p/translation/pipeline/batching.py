@@ -42,15 +42,14 @@ class Network(Protocol):
 
 
 class Batcher:
-    """Runs the network over images as they come. Adds the seconds it took to `stages`.
+    """Runs the network over images as they come.
 
     one_by_one: each image goes through by itself before the next is looked at. Results are the same: a batch that is
     not full is padded.
     """
 
-    def __init__(self, network: Network, policy: SizePolicy, stages: dict[str, float], one_by_one: bool) -> None:
-        self._network, self._policy, self._stages = network, policy, stages
-        self._one_by_one = one_by_one
+    def __init__(self, network: Network, policy: SizePolicy, one_by_one: bool) -> None:
+        self._network, self._policy, self._one_by_one = network, policy, one_by_one
         self._waiting: dict[tuple[int, int], _Batch] = {}
         self._in_flight: deque[tuple[_Batch, Callable[[], Array]]] = deque()
 
@@ -101,10 +100,9 @@ class Batcher:
         yield from {id(task): task for task, _ in batch if task.windows and task.answered == len(task.windows)}.values()
 
     def _add_time(self, batch: _Batch, started: float) -> None:
-        seconds = time.perf_counter() - started
-        self._stages["network"] = self._stages.get("network", 0.0) + seconds
+        seconds = (time.perf_counter() - started) / len(batch)
         for task, _ in batch:
-            task.seconds += seconds / len(batch)
+            task.seconds["network"] += seconds
 
     def _finish(self) -> Iterator[ImageTask]:
         while self._waiting:

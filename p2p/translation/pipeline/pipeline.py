@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
@@ -66,7 +65,7 @@ class Pipeline:
         self._journal = journal
         self._deadline = deadline or contextlib.nullcontext()
         self._io_threads, self._codec_threads = io_threads, codec_threads
-        self._stages: defaultdict[str, float] = defaultdict(float)
+        self._waited = 0.0
         self._breaker = CircuitBreaker(hosts)
 
     def run(self, shards: Iterable[Shard], one_by_one: bool = False) -> Iterator[ShardReport]:
@@ -94,7 +93,7 @@ class Pipeline:
         self, shards: Iterable[Shard], open_shards: list[OpenShard], io: Executor | None, codec: Executor | None
     ) -> Iterator[ImageTask]:
         def wait(seconds: float) -> None:
-            self._stages["wait"] += seconds
+            self._waited += seconds
 
         def on_codec(call: Callable[[ImageTask], ImageTask], tasks: Iterable[ImageTask]) -> Iterator[ImageTask]:
             return prefetch(
@@ -116,7 +115,7 @@ class Pipeline:
             max_weight=_MAX_FETCHED_BYTES,
             waited=wait,
         )
-        batcher = Batcher(self.network, self._policy, self._stages, one_by_one=io is None)
+        batcher = Batcher(self.network, self._policy, one_by_one=io is None)
         return on_codec(self._encode, batcher.run(on_codec(self._decode, self._readable(fetched))))
 
     def _units(
@@ -166,7 +165,7 @@ class Pipeline:
                     task.pixels = width * height
                 except BadInputError as error:
                     task.fail(error)
-        unit[0].stages.append(("fetch", time.perf_counter() - started))
+        unit[0].seconds["fetch"] = time.perf_counter() - started
         return unit
 
     def _readable(self, units: Iterable[list[ImageTask]]) -> Iterator[ImageTask]:
@@ -195,7 +194,7 @@ class Pipeline:
                     task.windows = self._policy(image)
             except BadInputError as error:
                 task.fail(error)
-            task.add_time("decode", started)
+            task.seconds["decode"] = time.perf_counter() - started
         return task
 
     def _encode(self, task: ImageTask) -> ImageTask:
@@ -208,7 +207,7 @@ class Pipeline:
                 task.encoded = self._codec.encode(image)
             except BadInputError as error:
                 task.fail(error)
-            task.add_time("encode", started)
+            task.seconds["encode"] = time.perf_counter() - started
         return task
 
     def _publish(self, tasks: Iterable[ImageTask], publishers: Executor) -> Iterator[ShardReport]:
@@ -218,33 +217,35 @@ class Pipeline:
             self._record(task)
             task.shard.record.finish_image()
             if task.shard.report.images == len(task.shard.rows):
+                task.shard.report.seconds["wait"], self._waited = self._waited, 0.0
                 publishing.append(publishers.submit(self._finish, task.shard))
             elif time.monotonic() - last_report > _SECONDS_BETWEEN_REPORTS:
                 last_report = time.monotonic()
                 yield ShardReport(task.shard.report.shard, task.shard.report.images)
             while publishing and (publishing[0].done() or len(publishing) > 2 * _PUBLISHERS):
-                yield self._finished(publishing.pop(0))
+                yield publishing.pop(0).result()
         for future in publishing:
-            yield self._finished(future)
+            yield future.result()
 
     def _record(self, task: ImageTask) -> None:
-        shard, item = task.shard, task.item
-        for stage, seconds in task.stages:
-            self._stages[stage] += seconds
-        shard.report.images += 1
+        report, writer, rows = task.shard.report, task.shard.writer, task.shard.rows
+        item = task.item
+        report.images += 1
         if isinstance(task.data, BadInputError):
-            shard.report.failed += 1
-            shard.writer.fail(item.image_id)
-            shard.rows[task.position] = LedgerRow(item.image_id, "failed", task.data.kind, str(task.data))
-            return
-        shard.report.translated += 1
-        shard.report.pixels += task.size[0] * task.size[1]
-        started = time.perf_counter()
-        record = Record(item.image_id, task.encoded, *task.size, item.source_uri, 1000 * task.seconds)
-        uri = shard.writer.add(record)
-        task.encoded = b""
-        self._stages["publish"] += time.perf_counter() - started
-        shard.rows[task.position] = LedgerRow(item.image_id, "translated", output_uri=uri)
+            report.failed += 1
+            writer.fail(item.image_id)
+            rows[task.position] = LedgerRow(item.image_id, "failed", task.data.kind, str(task.data))
+        else:
+            report.translated += 1
+            report.pixels += task.size[0] * task.size[1]
+            milliseconds = 1000 * sum(task.seconds[stage] for stage in ("decode", "network", "encode"))
+            started = time.perf_counter()
+            uri = writer.add(Record(item.image_id, task.encoded, *task.size, item.source_uri, milliseconds))
+            task.encoded = b""
+            task.seconds["publish"] = time.perf_counter() - started
+            rows[task.position] = LedgerRow(item.image_id, "translated", output_uri=uri)
+        for stage, seconds in task.seconds.items():
+            report.seconds[stage] += seconds
 
     def _finish(self, shard: OpenShard) -> ShardReport:
         started = time.perf_counter()
@@ -252,14 +253,5 @@ class Pipeline:
         rows = [row for row in shard.rows if row is not None]
         self._journal.finish_shard(shard.report.shard, rows, shard.record)
         shard.report.finished = True
-        shard.report.seconds = {"publish": time.perf_counter() - started}
+        shard.report.seconds["publish"] += time.perf_counter() - started
         return shard.report
-
-    def _finished(self, future: Future[ShardReport]) -> ShardReport:
-        """The report of a published shard, with what the stages took since the last one."""
-        report = future.result()
-        for stage, seconds in report.seconds.items():
-            self._stages[stage] += seconds
-        report.seconds = dict(self._stages)
-        self._stages.clear()
-        return report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 from p2p.errors import BadInputError
@@ -12,6 +11,12 @@ from p2p.translation.pipeline.windows import Windows
 from p2p.translation.plan.crash_records import CrashRecord
 from p2p.translation.plan.ledger import LedgerRow
 from p2p.translation.sinks import ShardWriter
+
+_STAGES = ("fetch", "decode", "network", "encode", "publish", "wait")
+
+
+def _no_time() -> dict[str, float]:
+    return dict.fromkeys(_STAGES, 0.0)
 
 
 @dataclass
@@ -27,7 +32,8 @@ class ShardReport:
     """Images that an earlier attempt had translated, in a shard whose failures are tried again."""
     pixels: int = 0
     output_bytes: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=_no_time)
+    """By stage of the work, of all its images together."""
 
 
 @dataclass
@@ -53,14 +59,8 @@ class ImageTask:
     answered: int = 0
     encoded: bytes = b""
     size: tuple[int, int] = (0, 0)
-    seconds: float = 0.0
-    stages: list[tuple[str, float]] = field(default_factory=list)
-
-    def add_time(self, stage: str, started: float) -> None:
-        """Count the time since `started` (of `time.perf_counter`) for `stage`."""
-        seconds = time.perf_counter() - started
-        self.seconds += seconds
-        self.stages.append((stage, seconds))
+    seconds: dict[str, float] = field(default_factory=_no_time)
+    """By stage of the work."""
 
     def fail(self, error: BadInputError) -> None:
         """The image has no output, for this reason."""

@@ -40,7 +40,7 @@ class Windows(Protocol):
         """(H, W, C) uint8, once every output has come."""
 
 
-class TileWindows:
+class _TileWindows:
     """Overlapping tiles, blended as they come back: the same size out as in. Raises BadInputError for too many of
     them.
     """
@@ -62,19 +62,16 @@ class TileWindows:
         return len(self._plan)
 
     def tile(self, index: int) -> Array:
-        """Network input `index`."""
         return self._plan.tile(self._image, index)
 
     def add(self, index: int, output: Array) -> None:
-        """Take the answer to `index`."""
         self._stitcher.add(index, output)
 
     def result(self) -> Array:
-        """(H, W, C) uint8."""
         return self._stitcher.result()
 
 
-class WholeWindow:
+class _WholeWindow:
     """The image in one piece, resized or padded by whoever makes it; `crop` is what to keep of the output."""
 
     def __init__(self, image: Array, crop: tuple[int, int]) -> None:
@@ -87,15 +84,12 @@ class WholeWindow:
         return 1
 
     def tile(self, index: int) -> Array:
-        """Network input `index`."""
         return self._image
 
     def add(self, index: int, output: Array) -> None:
-        """Take the answer to `index`."""
         self._output = output[: self._crop[0], : self._crop[1]]
 
     def result(self) -> Array:
-        """(H, W, C) uint8."""
         assert self._output is not None
         return self._output
 
@@ -115,7 +109,7 @@ class SizePolicy:
         """(H, W, C) uint8 -> its windows."""
         height, width = image.shape[:2]
         if self.size_mode == "resize":
-            return WholeWindow(resize(image, self.tile_size, self.tile_size), (self.tile_size, self.tile_size))
+            return _WholeWindow(resize(image, self.tile_size, self.tile_size), (self.tile_size, self.tile_size))
         if self.size_mode == "pad":
             shape = PadPlan(height, width, self.stride).tile_shape
             if shape[0] * shape[1] > _MAX_PAD_PIXELS:
@@ -123,5 +117,5 @@ class SizePolicy:
                     "TooLargeToPad",
                     f"{width}x{height} is too large for --size-mode pad; --size-mode tile takes any size",
                 )
-            return WholeWindow(reflect_to(image, *shape), (height, width))
-        return TileWindows(image, self.tile_size, self.overlap)
+            return _WholeWindow(reflect_to(image, *shape), (height, width))
+        return _TileWindows(image, self.tile_size, self.overlap)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -166,13 +167,8 @@ def remove_work_files(output: str) -> None:
 def remaining(output: str, whole: Plan, limit: int) -> RemainingWork:
     """Split the plan into done and not done; with a limit, only as many of its first shards as hold that many."""
     finished = ledger.done_shards(output)
-    within: list[Shard] = []
-    images_within = 0
-    for shard in whole.shards:
-        if limit and images_within >= limit:
-            break
-        within.append(shard)
-        images_within += shard.rows
+    starts = itertools.accumulate((shard.rows for shard in whole.shards), initial=0)
+    within = [shard for shard, start in zip(whole.shards, starts, strict=False) if not limit or start < limit]
     return RemainingWork(
         tuple(shard for shard in within if shard.index not in finished),
         tuple(shard for shard in within if shard.index in finished),
