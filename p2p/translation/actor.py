@@ -26,7 +26,7 @@ from p2p.translation.pipeline.fetching import InputFetcher
 from p2p.translation.pipeline.pipeline import Pipeline
 from p2p.translation.pipeline.tasks import ShardReport
 from p2p.translation.pipeline.windows import SizePolicy
-from p2p.translation.plan.crash_records import begun_shards
+from p2p.translation.plan.crash_records import started_shards
 from p2p.translation.plan.journal import OutputJournal, ShardJournal
 from p2p.translation.plan.plan import Shard
 from p2p.translation.sinks import ShardWriter, open_sink
@@ -51,10 +51,10 @@ class Work:
     codec_threads: int = 0
     io_threads: int = 1
     hosts: int = 1
-    """The number of servers that the corpus lies on."""
+    """The number of servers that hold the corpus."""
 
     def reading_from(self, hosts: Collection[str]) -> Work:
-        """The same for a corpus that lies on `hosts`."""
+        """The same for a corpus on `hosts`."""
         far = is_remote(self.settings.output) or any(host != LOCAL for host in hosts)
         return dataclasses.replace(self, hosts=len(hosts), io_threads=_REMOTE_IO_THREADS if far else _LOCAL_IO_THREADS)
 
@@ -152,8 +152,8 @@ class ShardTranslator:
 
     def _translate(self, pipeline: Pipeline, shards: Sequence[Shard]) -> Iterator[ShardReport]:
         """All shards in one flow, except those in which a process has crashed: these go image by image."""
-        begun = begun_shards(self._work.settings.output)
-        yield from pipeline.run(shard for shard in shards if shard.index not in begun)
+        started = started_shards(self._work.settings.output)
+        yield from pipeline.run(shard for shard in shards if shard.index not in started)
         for shard in shards:
-            if shard.index in begun:
+            if shard.index in started:
                 yield from pipeline.run([shard], one_by_one=True)

@@ -95,7 +95,7 @@ class TranslateConfig:
     max_bad_fraction: float = 0.0
     """Share of bad inputs (0..1) up to which the exit status is 0."""
     limit: int = 0
-    """Only the first N images of the corpus. 0: all. In an output that was begun with more: the shards (up to 256
+    """Only the first N images of the corpus. 0: all. In an output that was started with more: the shards (up to 256
     images) that hold the first N, whole."""
     dry_run: bool = False
     """List the corpus, time a sample of 1 %, print the estimate, write nothing."""

@@ -126,7 +126,7 @@ def _planned(output: str, corpus: Corpus, sink: Sink, limit: int) -> Plan:
     try:
         return extend_plan(output, corpus, sink, limit)
     except UsageError:
-        if not load_plan(output).shards:  # nothing was begun, so other settings must be free to follow
+        if not load_plan(output).shards:  # nothing was started, so other settings may follow
             remove_translation(output)
         raise
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from p2p.scenes.tiling import TilePlan
 
 Array = npt.NDArray[np.uint8]
 
-_AWAY = (-4, 4)
+_OFFSETS = (-4, 4)
 """Where to look for comparison, in pixels from a border. Near, since blending two tiles makes all between their borders
 smoother; a multiple of 4, since the stride-2 layers of a generator leave a pattern that repeats so."""
 _STRIP = 512  # rows looked at together, so that a large scene is not copied
@@ -28,16 +28,11 @@ class Seams:
     beside_count: int = 0
 
     def __add__(self, other: Seams) -> Seams:
-        return Seams(
-            self.across + other.across,
-            self.across_count + other.across_count,
-            self.beside + other.beside,
-            self.beside_count + other.beside_count,
-        )
+        return Seams(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def score(self) -> float | None:
-        """Mean absolute step across borders over that beside them: 1 where borders cannot be told, None without any."""
+        """Mean absolute step across borders over that beside them: 1 where borders cannot be seen, None without any."""
         if not self.across_count or not self.beside:
             return None
         return (self.across / self.across_count) / (self.beside / self.beside_count)
@@ -61,7 +56,7 @@ def measure_seams(output: Array, tiling: tuple[int, int]) -> Seams:
     seams = Seams()
     for steps, starts, length, across in ((down, plan.rows, height, width), (right, plan.columns, width, height)):
         borders = _borders(starts, tiling[0], length)
-        beside = [place + away for place in borders for away in _AWAY if 0 <= place + away < len(steps)]
+        beside = [place + offset for place in borders for offset in _OFFSETS if 0 <= place + offset < len(steps)]
         beside = [place for place in beside if place not in borders]
         values = across * output.shape[2]
         seams += Seams(

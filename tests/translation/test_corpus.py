@@ -114,7 +114,7 @@ def test_s3_prefixes_tars_and_parquet_read_like_folders(tmp_path: Path, s3) -> N
     assert contents(s3.uri("x.parquet")) == expected
 
 
-def test_what_cannot_be_a_source_is_told_in_one_line(tmp_path: Path) -> None:
+def test_what_cannot_be_a_source_is_refused_in_one_line(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UsageError, match="it is empty"):

@@ -22,7 +22,7 @@ from p2p.translation import TranslateConfig, actor
 from p2p.translation.actor import Work
 from p2p.translation.job import run
 from p2p.translation.pipeline import codec
-from p2p.translation.plan.crash_records import FOLDER, CrashRecord, begun_shards, clear, open_record
+from p2p.translation.plan.crash_records import FOLDER, CrashRecord, clear, open_record, started_shards
 from p2p.translation.plan.resume import RemainingWork
 from p2p.translation.pool import Outcome
 
@@ -137,7 +137,7 @@ def test_a_shard_whose_processes_end_at_no_image_stops_the_job(tmp_path: Path) -
     with pytest.raises(P2PError, match=r"shard 7.*--workers"):
         for _ in range(10):
             open_record(str(tmp_path), 7)
-    assert begun_shards(str(tmp_path)) == {7}
+    assert started_shards(str(tmp_path)) == {7}
 
 
 def test_a_crash_in_the_flow_explains_nothing_and_accuses_nobody(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_record_that_cannot_be_read_is_one_of_a_process_that_crashed(tmp_path:
     assert record.watched and (record.crashes, record.unexplained) == ({}, 0)
     path.write_text(left)
     clear(output)
-    assert begun_shards(output) == set()
+    assert started_shards(output) == set()
 
 
 @pytest.mark.parametrize("start", [CrashRecord.start_image, CrashRecord.start_row])
@@ -190,7 +190,7 @@ def test_a_position_is_bad_after_two_crashes_at_it(tmp_path: Path, start: Callab
         start(record, 4)
     assert caught.value.kind == "ProcessEnded"
     record.remove()
-    assert begun_shards(output) == set()
+    assert started_shards(output) == set()
 
 
 def test_a_read_of_several_images_is_repeated_row_by_row_and_blames_no_image(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_stopping_a_job_is_no_images_fault(tmp_path: Path) -> None:
         open_record(output, 0)
         open_record(output, 0).start_image(2)
         clear(output)
-        assert begun_shards(output) == set()
+        assert started_shards(output) == set()
     open_record(output, 1)
     for _ in range(2):
         open_record(output, 1).start_image(2)

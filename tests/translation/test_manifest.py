@@ -131,7 +131,7 @@ def test_a_row_without_an_address_is_an_input_that_fails(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "content", ["uri\na.png\n" + "x" * 140_000 + "\n", 'uri\n"a.png\n' * 2, "uri\na.png\n" + '"' + "x\n" * 80_000 + '"']
 )
-def test_a_csv_that_cannot_be_parsed_is_told_with_its_line(tmp_path: Path, content: str) -> None:
+def test_a_csv_that_cannot_be_parsed_is_reported_with_its_line(tmp_path: Path, content: str) -> None:
     path = tmp_path / "list.csv"
     path.write_text(content)
     try:

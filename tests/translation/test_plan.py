@@ -93,7 +93,7 @@ def test_inputs_that_would_share_an_output_are_found_and_leave_no_plan(tmp_path:
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 4, 5])
-def test_a_repeated_input_is_told_whatever_an_earlier_attempt_has_planned(tmp_path: Path, limit: int) -> None:
+def test_a_repeated_input_is_reported_whatever_an_earlier_attempt_has_planned(tmp_path: Path, limit: int) -> None:
     inputs = [Input("a", "/list"), Input("b", "/list"), Input("c", "/list"), Input("a", "/list"), Input("d", "/d")]
     if limit in (1, 2, 3):
         extend_plan(str(tmp_path), Listing(inputs), Ids(), limit)
@@ -105,7 +105,7 @@ def test_a_repeated_input_is_told_whatever_an_earlier_attempt_has_planned(tmp_pa
     assert load_plan(str(tmp_path)) == before
 
 
-def test_a_repeat_is_told_with_its_way_out(tmp_path: Path) -> None:
+def test_a_repeat_is_reported_with_its_way_out(tmp_path: Path) -> None:
     for first, second, way_out in (
         (Input("a", "/1"), Input("a", "/2"), "(/1 and /2); ids must be unique: name them apart in a column image_id"),
         (Input("a", "/x", 0, 1, 0, 1), Input("a", "/x", 0, 1, 2, 3), "--id-column none"),

@@ -55,7 +55,7 @@ def checkpoint(checkpoint_of_64: str) -> str:
 def ledger(output: Path) -> dict[str, dict[str, str]]:
     rows = [row for path in sorted((output / "ledger").iterdir()) for row in pq.read_table(path).to_pylist()]
     found = {row["image_id"]: row for row in rows}
-    assert len(found) == len(rows), "an input stands in the ledger twice"
+    assert len(found) == len(rows), "an input is in the ledger twice"
     return found
 
 
@@ -68,7 +68,7 @@ def outputs(output: Path) -> dict[str, np.ndarray]:
         return {record.image_id: decode(record.image) for record in records}
     if (output / "data").exists():
         table = pa.concat_tables([pq.read_table(path) for path in sorted((output / "data").iterdir())])
-        assert len(set(table["image_id"].to_pylist())) == len(table), "an image stands in the output twice"
+        assert len(set(table["image_id"].to_pylist())) == len(table), "an image is in the output twice"
         return {row["image_id"]: decode(row["image"]) for row in table.to_pylist()}
     images = output / "images"
     return {str(path.relative_to(images)): decode(path.read_bytes()) for path in images.rglob("*") if path.is_file()}
@@ -328,10 +328,10 @@ def test_a_dry_run_estimates_and_writes_nothing(
 def test_a_dry_run_counts_no_processes_beyond_what_they_share(
     tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch, workers: int, undisturbed: int, gpus: int
 ) -> None:
-    def told(config: Any, corpus: Any, work: Work, processes: int, undisturbed: int) -> dict[str, Any]:
+    def fake(config: Any, corpus: Any, work: Work, processes: int, undisturbed: int) -> dict[str, Any]:
         return {"processes": processes, "undisturbed": undisturbed, "batch": work.batch_size}
 
-    monkeypatch.setattr(estimate, "estimate", told)
+    monkeypatch.setattr(estimate, "estimate", fake)
     monkeypatch.setattr(estimate, "available_cpus", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
@@ -341,7 +341,7 @@ def test_a_dry_run_counts_no_processes_beyond_what_they_share(
     assert tuple(result.values()) == expected
 
 
-def test_a_network_that_runs_slower_than_it_could_is_told(
+def test_a_network_that_runs_slower_than_it_could_is_reported(
     tmp_path: Path,
     checkpoint: str,
     make_image: Callable[..., bytes],
@@ -356,8 +356,10 @@ def test_a_network_that_runs_slower_than_it_could_is_told(
     monkeypatch.setattr(packing._PackedConvolution, "__init__", refuse)
     with caplog.at_level("WARNING", "p2p"):
         summary = translate(checkpoint, source, tmp_path / "slow", precision="bf16")
-    told = "weights are not packed for this processor, the network runs slower: bf16 path needs a processor with avx512"
-    assert summary["fallbacks"] == [told] and told in caplog.messages
+    reason = (
+        "weights are not packed for this processor, the network runs slower: bf16 path needs a processor with avx512"
+    )
+    assert summary["fallbacks"] == [reason] and reason in caplog.messages
 
 
 def test_inputs_that_cannot_be_read_are_bad_however_many_stand_in_a_row(
@@ -564,7 +566,7 @@ def test_a_damaged_tar_among_others_is_one_failed_row(
     assert outputs(tmp_path / "out::put").keys() == rows.keys() - {"b.tar"}
 
 
-def test_too_little_memory_is_told_with_what_to_do(
+def test_too_little_memory_is_reported_with_what_to_do(
     tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_memory(*arguments: Any) -> None:
@@ -580,7 +582,7 @@ def test_too_little_memory_is_told_with_what_to_do(
 
 @pytest.mark.parametrize("content", ["{}", '{"format": "png", "colour": 1}', "[]", "no JSON", "[" * 100_000])
 @pytest.mark.parametrize("resume", ["auto", "never"])
-def test_settings_of_another_version_are_told_and_nothing_is_removed(
+def test_settings_of_another_version_are_reported_and_nothing_is_removed(
     tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], content: str, resume: Any
 ) -> None:
     source = write(tmp_path / "in", {"a.png": make_image(64, 64)})
@@ -591,7 +593,7 @@ def test_settings_of_another_version_are_told_and_nothing_is_removed(
 
 @pytest.mark.parametrize("changes", [{"format": "exe"}, {"format": ["png"]}, {"tile_size": "64"}, {"dropout": 0}])
 @pytest.mark.parametrize("resume", ["auto", "never"])
-def test_settings_of_other_types_are_told_and_nothing_is_removed(
+def test_settings_of_other_types_are_reported_and_nothing_is_removed(
     tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], changes: dict[str, Any], resume: Any
 ) -> None:
     source, out = write(tmp_path / "in", {"a.png": make_image(64, 64)}), tmp_path / "out"
@@ -619,7 +621,9 @@ def refused(checkpoint: str, source: Path | str, output: Path | str, **options: 
     return str(caught.value)
 
 
-def test_mistakes_are_told_before_any_work(tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]) -> None:
+def test_mistakes_are_reported_before_any_work(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
     source = write(tmp_path / "in", {"a.png": make_image(64, 64)})
     out = tmp_path / "out"
     assert "nothing is there" in refused(checkpoint, tmp_path / "missing", out)
@@ -627,9 +631,9 @@ def test_mistakes_are_told_before_any_work(tmp_path: Path, checkpoint: str, make
     assert "neither a run" in refused(str(source), source, out)
     assert "multiple of 64" in refused(checkpoint, source, out, tile_size=100)
     assert "overlap 80" in refused(checkpoint, source, out, tile_size=64, overlap=80)
-    assert "lies in --source" in refused(checkpoint, source, source / "out")
-    assert "lies in --source" in refused(checkpoint, source, f"file://{source}/out")
-    assert "lies in --source" in refused(checkpoint, f"file://{source}", source / "out")
+    assert "is in --source" in refused(checkpoint, source, source / "out")
+    assert "is in --source" in refused(checkpoint, source, f"file://{source}/out")
+    assert "is in --source" in refused(checkpoint, f"file://{source}", source / "out")
     assert "not available in this version" in refused(checkpoint, source, out, format="geotiff")
     assert not out.exists()
     write(out / "data", {"part-00000.parquet": b"somebody's"})

@@ -27,7 +27,7 @@ class AddressRules:
     Where a host name leads is checked when it is connected to (`p2p.storage.web`).
 
     Args:
-        folder: where the manifest lies, and where relative addresses start.
+        folder: where the manifest is, and where relative addresses start.
         local_root: a further local folder whose files may be named; empty for none.
         allow_signed: whether web addresses may carry a signature, or another secret, in their query.
 
@@ -82,7 +82,7 @@ class AddressRules:
             raise BadInputError("AddressRefused", "local files are named by local manifests only; see --allow-local")
         whole = posixpath.normpath(posixpath.join(roots[0], path))  # `..` is taken literally, whatever links there are
         if not any(f"{whole}/".startswith(f"{root.rstrip('/')}/") for root in roots):
-            raise BadInputError("AddressRefused", f"it lies outside of {' and '.join(roots)}; see --allow-local")
+            raise BadInputError("AddressRefused", f"it is outside of {' and '.join(roots)}; see --allow-local")
         return whole
 
     def _require_signed(self, scheme: str, below: str) -> None:
@@ -97,18 +97,18 @@ class AddressRules:
 
 
 def is_web(uri: str) -> bool:
-    """Whether `uri` lies on a web server; such servers come and go one by one."""
+    """Whether `uri` is on a web server; such servers fail one by one."""
     return uri.startswith(("http://", "https://"))
 
 
 def host_of(uri: str) -> str:
-    """What answers for `uri`: a web server by its name and port, or a storage as a whole by its scheme."""
+    """What serves `uri`: a web server by its name and port, or a storage as a whole by its scheme."""
     scheme, separator, below = uri.partition("://")
     return f"{scheme}://{below.partition('/')[0]}" if is_web(uri) else scheme if separator else LOCAL
 
 
 def quote_gaps(address: str) -> str:
-    """An address with a secret, its spaces and quotes written like %20: in a text they would end what is masked."""
+    """An address with a secret, its spaces and quotes written like %20: in a message they would end the masked part."""
     if not any(mark in address for mark in _SECRET_MARKS):
         return address
     quoted = _GAP.sub(lambda gap: quote(gap[0]), address)

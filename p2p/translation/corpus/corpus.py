@@ -59,10 +59,10 @@ def open_corpus(
     local_root: str = "",
     allow_signed: bool = False,
 ) -> Corpus:
-    """Find out what kind of source lies at `uri`; `input_side` ("a", "b") is the model's side of prepared pairs.
+    """Find out what kind of source is at `uri`; `input_side` ("a", "b") is the model's side of prepared pairs.
 
     `local_root` and `allow_signed` are for the lines of a manifest, as `AddressRules` has them. Raises ConfigError
-    where there is nothing to translate, where nobody could say what of a folder is meant, and for columns of a source
+    where there is nothing to translate, where a folder holds several formats, and for columns of a source
     that has none.
     """
     is_alone = is_file(uri)
@@ -80,7 +80,7 @@ def open_corpus(
             corpus = TarCorpus(uri) if format is FileFormat.TAR else FolderCorpus(uri)
     for field, column in (("image_column", image_column), ("id_column", id_column)):
         if column != "auto" and not isinstance(corpus, ParquetCorpus):
-            raise ConfigError(field, f"{column}: --source {uri} is no Parquet with images; leave the option out")
+            raise ConfigError(field, f"{column}: --source {uri} is not Parquet with images; leave the option out")
     return corpus
 
 

@@ -1,4 +1,4 @@
-"""The file formats that hold images. A folder must be of one: of two, nobody could say which is meant."""
+"""The file formats that hold images. A folder must be of one: of two, either could be meant."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ALL_ENDINGS = tuple(ending for endings in _ENDINGS.values() for ending in endin
 
 
 def format_of(path: str) -> FileFormat | None:
-    """The format of a file; None for what holds no images: notes, lists, checksums."""
+    """The format of a file; None for a file without images, such as a list."""
     name = path.lower()
     return next((format for format, endings in _ENDINGS.items() if name.endswith(endings)), None)
 

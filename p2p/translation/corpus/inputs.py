@@ -1,4 +1,4 @@
-"""One input of a translation: its name and where its bytes lie."""
+"""One input of a translation: its name and where its bytes are."""
 
 from __future__ import annotations
 

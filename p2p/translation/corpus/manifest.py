@@ -23,7 +23,7 @@ from p2p.translation.corpus.inputs import DAMAGED, SIGNED, Input
 ADDRESS_COLUMNS = ("source_uri", "uri", "url", "path", "image", "file")
 MAX_LINE_BYTES = 64 * 2**10
 _MAX_LINES_KEPT = 4096
-_MAX_SKIPPED = 2**20  # positions, which are bytes of text and rows of Parquet; what lies farther ahead is sought
+_MAX_SKIPPED = 2**20  # positions, which are bytes of text and rows of Parquet; farther ahead, the file is opened again
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -198,7 +198,7 @@ class _Lines:
         """Of the last line."""
 
     def read(self) -> tuple[int, str, str] | None:
-        """Position, text, and what is wrong with the line; None at the end. Raises ConfigError if this is no text."""
+        """Position, text, and what is wrong with the line; None at the end. Raises ConfigError if this is not text."""
         position, data = self.position, self._file.readline(MAX_LINE_BYTES + 1)
         if not data:
             return None

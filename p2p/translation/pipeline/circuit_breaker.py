@@ -1,5 +1,5 @@
-"""Which servers answer. One that is gone must not stop, or hold up, what lies on others; where none answers, the
-storage as a whole is lost, and to call its images bad would be wrong.
+"""Which servers answer. One that is gone must not stop or delay the images of others; where none answers, the storage
+as a whole is lost, and to call its images bad would be wrong.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ _MAX_RANGE_BYTES = 8 * 2**20  # neighbours in a tar are read together up to this
 _WEB_PAUSES = (0.5, 2.0)
 """Seconds before a web server that did not answer, or asked for patience, is asked again."""
 _SLOW_SECONDS = 10.0
-"""A web server that took longer to fail is not asked again: a silent one would hold up the work for minutes."""
+"""A web server that took longer to fail is not asked again: one that never answers would delay the work for minutes."""
 
 Fetched = bytes | BadInputError
 StartRow = Callable[[int], None]

@@ -43,7 +43,7 @@ class Pipeline:
 
     io_threads read ahead. codec_threads decode and encode beside the network; 0 does both in the calling thread, which
     is quickest where the network itself uses the core. `deadline` is entered wherever an image is decoded. `hosts` is
-    how many servers the corpus lies on.
+    how many servers hold the corpus.
     """
 
     def __init__(

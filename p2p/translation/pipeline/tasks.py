@@ -21,7 +21,7 @@ def _no_time() -> dict[str, float]:
 
 @dataclass
 class ShardReport:
-    """How far a shard is; `finished` once its ledger lies in the output."""
+    """How far a shard is; `finished` once its ledger is in the output."""
 
     shard: int
     images: int = 0

@@ -72,7 +72,7 @@ class _TileWindows:
 
 
 class _WholeWindow:
-    """The image in one piece, resized or padded by whoever makes it; `crop` is what to keep of the output."""
+    """The image in one piece, resized or padded before; `crop` is what to keep of the output."""
 
     def __init__(self, image: Array, crop: tuple[int, int]) -> None:
         self._image = image

@@ -30,7 +30,7 @@ class CrashRecord:
     uri: str
     watched: bool = False
     """Whether its images are gone through one by one and recorded, since an earlier process left a record. Before that
-    nobody knows where it crashed, nor whether it was in this shard at all."""
+    it is unknown where that one crashed, and whether it was in this shard at all."""
     unexplained: int = 0
     """Crashes at no particular image while the shard was watched."""
     at: int | None = None
@@ -90,7 +90,7 @@ class CrashRecord:
         remove_file(self.uri)
 
 
-def begun_shards(output: str) -> set[int]:
+def started_shards(output: str) -> set[int]:
     """Shards that a process is working on, or was when it crashed."""
     return shards_in(join(output, FOLDER))
 
@@ -140,8 +140,8 @@ def _counts(found: Any) -> Counts:
 
 
 def clear(output: str) -> None:
-    """Before a job begins: it was stopped, or its machine was, and no image that was worked on then is to blame."""
-    for shard in begun_shards(output):
+    """Before a job starts: the one before was stopped, or its machine was, which is no fault of the images in work."""
+    for shard in started_shards(output):
         record = _read_record(_uri(output, shard))
         if record is None:
             continue

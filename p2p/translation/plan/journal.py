@@ -1,4 +1,4 @@
-"""What is written down of a shard when work on it begins and ends, so that whoever comes next knows where it stands."""
+"""What is written down of a shard when work on it starts and ends, so that another process can continue."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StartedShard:
 
 
 class ShardJournal(Protocol):
-    """Where the beginning and the end of shards are written down."""
+    """Where the start and the end of shards are written down."""
 
     def start_shard(self, shard: Shard) -> StartedShard | None:
         """Called, in a thread, before any image of `shard` is read. None if it is done already."""

@@ -52,7 +52,7 @@ class LedgerTotals:
 
 
 def ledger_uri(output: str, shard: int) -> str:
-    """Where the ledger of one shard lies."""
+    """The address of one shard's ledger."""
     return shard_uri(join(output, FOLDER), shard, "parquet")
 
 

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,11 +74,11 @@ class Plan:
 
     shards: tuple[Shard, ...]
     hosts: frozenset[str] = field(default=frozenset(), compare=False)
-    """The servers that the corpus lies on; known where it was listed."""
+    """The servers that hold the corpus; known where it was listed."""
 
 
 def hash_id(text: str) -> int:
-    """64 bits of `text`. Two of ten million ids agree by chance with a probability below 1 in 100,000."""
+    """64 bits of `text`. Two of ten million ids agree with a probability below 1 in 100,000."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
@@ -94,18 +95,41 @@ def _part_uris(output: str) -> list[str]:
     return [join(folder, name) for name in list_names(folder) if name.endswith(".parquet")]
 
 
-def _read_part(uri: str) -> tuple[list[Shard], Hashes, Hashes]:
+@dataclass(frozen=True)
+class _Part:
+    """A file of the manifest."""
+
+    shards: list[Shard]
+    ids: Hashes
+    names: Hashes
+
+
+def _read_part(uri: str) -> _Part:
     with open_parquet(uri) as file:
         table = file.read(columns=["shard", "id_hash", "name_hash"])
         rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     firsts = table["shard"].take(pa.array(np.cumsum([0, *rows[:-1]]))).to_pylist()
     shards = [Shard(index, uri, group, rows[group]) for group, index in enumerate(firsts)]
-    return shards, table["id_hash"].to_numpy(), table["name_hash"].to_numpy()
+    return _Part(shards, table["id_hash"].to_numpy(), table["name_hash"].to_numpy())
+
+
+def _write_part(uri: str, first_shard: int, groups: Sequence[Sequence[Input]], sink: Sink) -> None:
+    """Publish a file with one shard for each of `groups`."""
+    buffer = pa.BufferOutputStream()
+    with pq.ParquetWriter(buffer, MANIFEST_SCHEMA, compression="zstd") as writer:
+        for shard, inputs in enumerate(groups, first_shard):
+            columns: dict[str, list[Any]] = dict(zip(_INPUT_COLUMNS, map(list, zip(*inputs, strict=True)), strict=True))
+            ids = columns["image_id"]
+            columns["shard"] = [shard] * len(inputs)
+            columns["id_hash"] = [hash_id(image_id) for image_id in ids]
+            columns["name_hash"] = [hash_id(sink.name_of(image_id)) for image_id in ids]
+            writer.write_table(pa.table(columns, MANIFEST_SCHEMA), row_group_size=len(inputs))
+    write_bytes(uri, buffer.getvalue().to_pybytes())
 
 
 def load_plan(output: str) -> Plan:
-    """The plan as it stands in `output`; empty where there is none."""
-    return Plan(tuple(shard for uri in _part_uris(output) for shard in _read_part(uri)[0]))
+    """The plan in `output`; empty where there is none."""
+    return Plan(tuple(shard for uri in _part_uris(output) for shard in _read_part(uri).shards))
 
 
 def extend_plan(output: str, corpus: Corpus, sink: Sink, limit: int = 0) -> Plan:
@@ -114,29 +138,32 @@ def extend_plan(output: str, corpus: Corpus, sink: Sink, limit: int = 0) -> Plan
     Raises ConfigError, and leaves the plan as it was, if two inputs have one id, would be written under one name, or
     one would be written where another needs a folder.
     """
-    parts = _part_uris(output)
-    read = [_read_part(uri) for uri in parts]
-    shards = [shard for part, _, _ in read for shard in part]
-    ids = np.concatenate([np.empty(0, np.uint64), *(part for _, part, _ in read)])
-    names = np.concatenate([np.empty(0, np.uint64), *(part for _, _, part in read)])
-    writer = _PlanWriter(output, len(parts), max((shard.index for shard in shards), default=-1) + 1, sink)
+    parts = [_read_part(uri) for uri in _part_uris(output)]
     listing = _Listing(corpus, limit)
+    written: list[str] = []
     try:
-        for group in _groups(_unplanned(listing, np.sort(ids)), corpus.min_shard_rows):
-            writer.add(group)
-        writer.flush()
-        if writer.parts:
-            names = np.concatenate([names, *writer.names])
-            _require_unique(output, "id_hash", np.concatenate([ids, *writer.ids]), lambda id: id, _repeated_id)
+        groups = _groups(_unplanned(listing, _joined([part.ids for part in parts])), corpus.min_shard_rows)
+        while some := list(islice(groups, _SHARDS_PER_PART)):
+            uri = join(output, FOLDER, f"part-{len(parts):05d}.parquet")
+            _write_part(uri, parts[-1].shards[-1].index + 1 if parts else 0, some, sink)
+            written.append(uri)
+            parts.append(_read_part(uri))
+        if written:
+            names = _joined([part.names for part in parts])
+            _require_unique(output, "id_hash", _joined([part.ids for part in parts]), lambda id: id, _repeated_id)
             _require_unique(output, "name_hash", names, sink.name_of, _repeated_name)
             if sink.is_tree:
-                folders = _read_folders(parts, sink) | writer.folders
-                _require_no_file_is_a_folder(output, names, folders, sink)
+                _require_no_file_is_a_folder(output, names, sink)
     except BaseException:
-        for uri in writer.parts:
+        for uri in written:
             remove(uri)
         raise
-    return Plan((*shards, *writer.shards), frozenset(listing.hosts))
+    return Plan(tuple(shard for part in parts for shard in part.shards), frozenset(listing.hosts))
+
+
+def _joined(hashes: Sequence[Hashes]) -> Hashes:
+    """All of them, sorted."""
+    return np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
 
 
 def require_unique(corpus: Corpus, sink: Sink, limit: int = 0) -> None:
@@ -146,7 +173,7 @@ def require_unique(corpus: Corpus, sink: Sink, limit: int = 0) -> None:
 
 
 class _Listing:
-    """The first `limit` inputs of a corpus, or all; and which servers those lie on that were listed so far."""
+    """The first `limit` inputs of a corpus, or all; and the servers of those listed so far."""
 
     def __init__(self, corpus: Corpus, limit: int) -> None:
         self._corpus, self._limit = corpus, limit
@@ -163,7 +190,7 @@ def _unplanned(listing: _Listing, known: Hashes) -> Iterator[Input]:
 
     Hashes are looked up a chunk at a time, since NumPy is quick only on many.
     """
-    met = np.zeros(len(known), bool)
+    times_listed = np.zeros(len(known), np.int64)
     for chunk in _chunks(iter(listing)):
         if not len(known):
             yield from chunk
@@ -172,13 +199,11 @@ def _unplanned(listing: _Listing, known: Hashes) -> Iterator[Input]:
         places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
         is_known = known[places] == hashes
         found = places[is_known]
-        repeated = met[found]
-        repeated[np.setdiff1d(np.arange(len(found)), np.unique(found, return_index=True)[1])] = True
-        if repeated.any():
-            second = chunk[np.flatnonzero(is_known)[repeated.argmax()]]
-            first = next(item for item in listing if item.image_id == second.image_id)
+        np.add.at(times_listed, found, 1)
+        if times_listed[found].max(initial=0) > 1:
+            repeated = known[found[times_listed[found].argmax()]]
+            first, second = islice((item for item in listing if hash_id(item.image_id) == repeated), 2)
             raise _repeated_id(first, second, second.image_id)
-        met[found] = True
         yield from (item for item, hit in zip(chunk, is_known, strict=True) if not hit)
 
 
@@ -206,51 +231,6 @@ def _groups(items: Iterator[Input], min_rows: int) -> Iterator[list[Input]]:
         yield group
 
 
-class _PlanWriter:
-    """Appends shards to the manifest, a part of 64 shards at a time."""
-
-    def __init__(self, output: str, first_part: int, first_shard: int, sink: Sink) -> None:
-        self._output, self._next_part, self._next_shard, self._sink = output, first_part, first_shard, sink
-        self._waiting: list[pa.Table] = []
-        self.shards: list[Shard] = []
-        self.parts: list[str] = []
-        self.ids: list[Hashes] = []
-        self.names: list[Hashes] = []
-        self.folders: dict[str, str] = {}
-        """What outputs need as a folder and another could be written as, each with an image id that needs it."""
-
-    def add(self, inputs: Sequence[Input]) -> None:
-        columns = dict(zip(_INPUT_COLUMNS, map(list, zip(*inputs, strict=True)), strict=True))
-        ids = np.array([hash_id(item.image_id) for item in inputs], np.uint64)
-        named = [self._sink.name_of(item.image_id) for item in inputs]
-        names = np.array([hash_id(name) for name in named], np.uint64)
-        for item, name in zip(inputs, named, strict=True):
-            self.folders.update(dict.fromkeys(_folders(name), item.image_id))
-        index = self._next_shard + len(self._waiting)
-        extra = {"shard": [index] * len(inputs), "id_hash": ids, "name_hash": names}
-        self._waiting.append(pa.table({**columns, **extra}).select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA))
-        self.ids.append(ids)
-        self.names.append(names)
-        if len(self._waiting) == _SHARDS_PER_PART:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self._waiting:
-            return
-        uri = join(self._output, FOLDER, f"part-{self._next_part:05d}.parquet")
-        sink = pa.BufferOutputStream()
-        with pq.ParquetWriter(sink, MANIFEST_SCHEMA, compression="zstd") as writer:
-            for table in self._waiting:
-                writer.write_table(table, row_group_size=len(table))
-        write_bytes(uri, sink.getvalue().to_pybytes())
-        self.parts.append(uri)
-        for group, table in enumerate(self._waiting):
-            self.shards.append(Shard(self._next_shard + group, uri, group, len(table)))
-        self._next_part += 1
-        self._next_shard += len(self._waiting)
-        self._waiting = []
-
-
 def _folders(name: str) -> Iterator[str]:
     """The folders of an output's path that could be another output's: those with the ending that all outputs have."""
     ending = posixpath.splitext(name)[1]
@@ -258,15 +238,6 @@ def _folders(name: str) -> Iterator[str]:
     while ending and start >= 0:
         yield name[: start + len(ending)]
         start = name.find(f"{ending}/", start + 1)
-
-
-def _read_folders(parts: Sequence[str], sink: Sink) -> dict[str, str]:
-    folders: dict[str, str] = {}
-    for uri in parts:
-        ids = read_parquet(uri, ["image_id"])["image_id"]
-        for image_id in ids.filter(pc.match_substring_regex(ids, r"\.[^/]*/")).to_pylist():
-            folders.update(dict.fromkeys(_folders(sink.name_of(image_id)), image_id))
-    return folders
 
 
 def _planned(output: str, column: str, hashes: Hashes) -> Iterator[Input]:
@@ -285,10 +256,9 @@ def _require_unique(
     name_of: Callable[[str], str],
     repeated: Callable[[Input, Input, str], ConfigError],
 ) -> None:
-    """Raise what `repeated` makes of two inputs with one of `hashes` whose ids `name_of` turns into one name."""
-    ordered = np.sort(hashes)
+    """Raise `repeated(first, second, name)` for two inputs with one name. `hashes` is sorted, and `column` has them."""
     seen: dict[str, Input] = {}
-    for item in _planned(output, column, np.unique(ordered[1:][ordered[1:] == ordered[:-1]])):
+    for item in _planned(output, column, np.unique(hashes[1:][hashes[1:] == hashes[:-1]])):
         name = name_of(item.image_id)
         if name in seen:
             raise repeated(seen[name], item, name)
@@ -316,7 +286,12 @@ def _repeated_name(first: Input, second: Input, name: str) -> ConfigError:
     )
 
 
-def _require_no_file_is_a_folder(output: str, names: Hashes, folders: dict[str, str], sink: Sink) -> None:
+def _require_no_file_is_a_folder(output: str, names: Hashes, sink: Sink) -> None:
+    folders: dict[str, str] = {}  # each with an image id that needs it
+    for uri in _part_uris(output):
+        ids = read_parquet(uri, ["image_id"])["image_id"]
+        for image_id in ids.filter(pc.match_substring_regex(ids, r"\.[^/]*/")).to_pylist():
+            folders.update(dict.fromkeys(_folders(sink.name_of(image_id)), image_id))
     hashes = np.fromiter(map(hash_id, folders), np.uint64, len(folders))
     for item in _planned(output, "name_hash", hashes[np.isin(hashes, names)]):
         name = sink.name_of(item.image_id)

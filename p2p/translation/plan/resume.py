@@ -42,7 +42,7 @@ class RemainingWork:
     shards: tuple[Shard, ...]
     done: tuple[Shard, ...]
     hosts: frozenset[str] = frozenset()
-    """The servers that the corpus lies on."""
+    """The servers that hold the corpus."""
 
     @property
     def images_done(self) -> int:
@@ -59,9 +59,9 @@ def require_apart(source: str, output: str) -> None:
     """Raise ConfigError if outputs would become inputs of the next attempt."""
     source_folder, output_folder = f"{source.rstrip('/')}/", f"{output.rstrip('/')}/"
     if output_folder.startswith(source_folder):
-        raise ConfigError("output", f"{output} lies in --source, so outputs would become inputs; choose another folder")
+        raise ConfigError("output", f"{output} is in --source, so outputs would become inputs; choose another folder")
     if source_folder.startswith((f"{output_folder}{shard_files.FOLDER}/", f"{output_folder}{images.FOLDER}/")):
-        raise ConfigError("source", f"{source} lies where --output {output} puts its results; choose another folder")
+        raise ConfigError("source", f"{source} is where --output {output} puts its results; choose another folder")
 
 
 def require_same_settings(settings: Settings) -> None:

@@ -71,24 +71,24 @@ class ImagesSink:
 
 
 class ImagesShardWriter:
-    """Writes on a few threads; holds at most 64 MB back."""
+    """Writes on a few threads, with at most 64 MB waiting."""
 
     def __init__(self, output: str, extension: str) -> None:
         self._output, self._extension = output, extension
         self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._waiting: deque[tuple[Future[None], int]] = deque()
-        self._held = self._written = 0
+        self._waiting_bytes = self._written = 0
 
     def _uri(self, image_id: str) -> str:
         return join(self._output, FOLDER, image_name(image_id, self._extension))
 
     def add(self, record: Record) -> str:
-        """Start writing; wait for earlier images if too much is on its way. Raises StorageError for one of them."""
+        """Start writing; wait for earlier images if too much is waiting. Raises StorageError for one of them."""
         uri = self._uri(record.image_id)
         self._waiting.append((self._pool.submit(write_bytes, uri, record.image), len(record.image)))
-        self._held += len(record.image)
-        while self._held > _MAX_WAITING_BYTES or (self._waiting and self._waiting[0][0].done()):
-            self._settle()
+        self._waiting_bytes += len(record.image)
+        while self._waiting_bytes > _MAX_WAITING_BYTES or (self._waiting and self._waiting[0][0].done()):
+            self._take_first()
         return uri
 
     def keep(self, image_ids: Collection[str]) -> set[str]:
@@ -102,7 +102,7 @@ class ImagesShardWriter:
     def publish(self) -> int:
         """Wait for every file."""
         while self._waiting:
-            self._settle()
+            self._take_first()
         self._pool.shutdown()
         return self._written
 
@@ -110,8 +110,8 @@ class ImagesShardWriter:
         """Start nothing more. What is written already stays: it is whole, and the next attempt writes it again."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _settle(self) -> None:
+    def _take_first(self) -> None:
         future, size = self._waiting.popleft()
         future.result()
-        self._held -= size
+        self._waiting_bytes -= size
         self._written += size

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,39 +28,25 @@ DATA_SCHEMA = pa.schema(
     ]
 )
 _ROWS_AT_ONCE = 16
-_ROW_GROUP_BYTES = 16 * 2**20  # one request's worth for a reader, and all that is held back in memory
-
-
-class ParquetSink(PackedSink):
-    """Writes encoded images into Parquet whose metadata names checkpoint and settings."""
-
-    extension: ClassVar[str] = "parquet"
-
-    def open_shard(self, shard: int) -> ParquetShardWriter:
-        """A writer of `data/part-XXXXX.parquet`."""
-        return ParquetShardWriter(self.uri_of(shard), self.settings)
-
-    def name_of(self, image_id: str) -> str:
-        """Rows have whole ids, so only equal ids collide."""
-        return image_id
+_ROW_GROUP_BYTES = 16 * 2**20  # one request for a reader, and all that is buffered in memory
 
 
 class ParquetShardWriter(PackedShardWriter):
-    """Writes row groups; holds one back."""
+    """Writes row groups; buffers one."""
 
     def __init__(self, uri: str, settings: Settings) -> None:
         super().__init__(uri, settings)
-        described = {"p2p.checkpoint_id": settings.checkpoint_id, "p2p.settings": json.dumps(settings.to_dict())}
-        self._schema = DATA_SCHEMA.with_metadata(described)
+        metadata = {"p2p.checkpoint_id": settings.checkpoint_id, "p2p.settings": json.dumps(settings.to_dict())}
+        self._schema = DATA_SCHEMA.with_metadata(metadata)
         self._rows: list[Record] = []
-        self._held = 0
+        self._buffered = 0
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, record: Record) -> str:
-        """Hold the row until a row group is full."""
+        """Buffer the row until a row group is full."""
         self._rows.append(record)
-        self._held += len(record.image)
-        if self._held >= _ROW_GROUP_BYTES:
+        self._buffered += len(record.image)
+        if self._buffered >= _ROW_GROUP_BYTES:
             self._flush()
         return self._uri
 
@@ -80,7 +65,7 @@ class ParquetShardWriter(PackedShardWriter):
     def discard(self) -> None:
         """Drop the file if it was never published."""
         if self._writer is not None:
-            with contextlib.suppress(Exception):  # it wants to write a footer that nobody will read
+            with contextlib.suppress(Exception):  # it writes a footer, which is not needed
                 self._writer.close()
         super().discard()
 
@@ -98,4 +83,15 @@ class ParquetShardWriter(PackedShardWriter):
         arrays = [pa.array(columns[field.name], field.type) for field in self._schema]
         with storage_errors(self._uri):
             self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=len(self._rows))
-        self._rows, self._held = [], 0
+        self._rows, self._buffered = [], 0
+
+
+class ParquetSink(PackedSink):
+    """Writes encoded images into Parquet whose metadata names checkpoint and settings."""
+
+    extension = "parquet"
+    writer = ParquetShardWriter
+
+    def name_of(self, image_id: str) -> str:
+        """Rows have whole ids, so only equal ids collide."""
+        return image_id

@@ -15,23 +15,6 @@ from p2p.translation.sinks.records import Record
 FOLDER = "data"
 
 
-@dataclass(frozen=True)
-class PackedSink:
-    """Writes one file per shard."""
-
-    settings: Settings
-    extension: ClassVar[str]
-    is_tree: ClassVar[bool] = False
-
-    def uri_of(self, shard: int) -> str:
-        """The address of a shard's file."""
-        return join(self.settings.output, *self.output_names(shard, []))
-
-    def output_names(self, shard: int, image_ids: list[str]) -> list[str]:
-        """The one file of the shard."""
-        return [f"{FOLDER}/part-{shard:05d}.{self.extension}"]
-
-
 class PackedShardWriter(ABC):
     """One file that grows image by image and appears when it is whole."""
 
@@ -45,11 +28,11 @@ class PackedShardWriter(ABC):
 
     @abstractmethod
     def _read(self) -> Iterator[Record]:
-        """What the file that is there holds."""
+        """The images in the file that an earlier attempt published."""
 
     @abstractmethod
     def _end(self) -> None:
-        """Write what is held back, and what a file of this kind has at its end."""
+        """Write what is buffered, and the end of the file."""
 
     def keep(self, image_ids: Collection[str]) -> set[str]:
         """Copy their images from the file that this one will replace."""
@@ -62,7 +45,7 @@ class PackedShardWriter(ABC):
         return kept
 
     def fail(self, image_id: str) -> None:  # noqa: B027 - a packed file needs nothing done
-        """An image that is not written is nowhere."""
+        """An image that is not added is not in the file."""
 
     def publish(self) -> int:
         """Put the file in its place; a shard without a single translated image has none."""
@@ -76,3 +59,21 @@ class PackedShardWriter(ABC):
         """Drop the file if it was never published."""
         if self._file is not None:
             self._file.discard()
+
+
+@dataclass(frozen=True)
+class PackedSink:
+    """Writes one file per shard."""
+
+    settings: Settings
+    extension: ClassVar[str]
+    writer: ClassVar[type[PackedShardWriter]]
+    is_tree: ClassVar[bool] = False
+
+    def open_shard(self, shard: int) -> PackedShardWriter:
+        """A writer of `data/part-XXXXX.<extension>`."""
+        return self.writer(join(self.settings.output, *self.output_names(shard, [])), self.settings)
+
+    def output_names(self, shard: int, image_ids: list[str]) -> list[str]:
+        """The one file of the shard."""
+        return [f"{FOLDER}/part-{shard:05d}.{self.extension}"]

@@ -7,7 +7,6 @@ import json
 import posixpath
 import tarfile
 from collections.abc import Iterator
-from typing import ClassVar
 
 from p2p.documents import parse_json_object
 from p2p.errors import DamagedFileError
@@ -51,20 +50,6 @@ def read_records(uri: str) -> Iterator[Record]:
                     image = data
 
 
-class WebDatasetSink(PackedSink):
-    """Writes encoded images into tars, each beside a JSON that names its input and the checkpoint."""
-
-    extension: ClassVar[str] = "tar"
-
-    def open_shard(self, shard: int) -> WebDatasetShardWriter:
-        """A writer of `data/part-XXXXX.tar`."""
-        return WebDatasetShardWriter(self.uri_of(shard), self.settings)
-
-    def name_of(self, image_id: str) -> str:
-        """Two inputs that differ only by their ending would share a key."""
-        return member_name(image_id, EXTENSIONS[self.settings.image_format])
-
-
 class WebDatasetShardWriter(PackedShardWriter):
     """Writes member by member. Equal images make equal tars."""
 
@@ -97,3 +82,14 @@ class WebDatasetShardWriter(PackedShardWriter):
         if self._tar is not None:
             with storage_errors(self._uri):
                 self._tar.close()
+
+
+class WebDatasetSink(PackedSink):
+    """Writes encoded images into tars, each beside a JSON that names its input and the checkpoint."""
+
+    extension = "tar"
+    writer = WebDatasetShardWriter
+
+    def name_of(self, image_id: str) -> str:
+        """Two inputs that differ only by their ending would share a key."""
+        return member_name(image_id, EXTENSIONS[self.settings.image_format])
