@@ -30,7 +30,8 @@ OWN_WORDS = {
 def exported() -> dict[str, set[str]]:
     """By the name that Prometheus sees, the labels of each metric that p2p makes."""
     found = {}
-    for node in ast.walk(ast.parse((ROOT / "p2p" / "translation" / "metering.py").read_text())):
+    [module] = (ROOT / "p2p" / "translation").rglob("metering.py")
+    for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "Counter":
             name, _, labels = map(ast.literal_eval, node.args)
             found[f"ray_{name}_total"] = set(labels)
@@ -97,6 +98,6 @@ def test_panels_lie_side_by_side() -> None:
 
 
 def test_its_stages_are_those_that_translation_tells_of() -> None:
-    sources = "".join(path.read_text() for path in (ROOT / "p2p" / "translation").glob("*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "p2p" / "translation").rglob("*.py"))
     for stage in set(re.findall(r'stage="(\w+)"', " ".join(expressions()))):
         assert f'_stages.add("{stage}"' in sources
