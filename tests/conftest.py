@@ -76,6 +76,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return OneRay(config, log)
 
 
+DEFECTS = Path(__file__).parent / "fatal"
+
 # The server is a process of its own, since a thread would share the interpreter lock with the test, and it ends when
 # its standard input closes, so that even a killed test run leaves nothing behind.
 _S3_SERVER = """
@@ -167,19 +169,25 @@ def descendants(pid: int) -> Iterator[int]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3_server: S3Server) -> Iterator[None]:
-    """One Ray for the whole test run, with more logical CPUs than a small machine has."""
+    """One Ray for the whole test run, with more logical CPUs than a small machine has.
+
+    Its workers have decoders with the defects of tests/fatal, which harm nobody but inputs that ask for it.
+    """
     from p2p.data.session import ray  # with the settings that Ray reads when it is imported
 
     folder = tempfile.mkdtemp(prefix="p2p-ray-", dir="/tmp")  # short, since the paths of Ray's sockets are limited
-    ray.init(
-        address="local",
-        _temp_dir=folder,
-        num_cpus=8,
-        object_store_memory=256 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    path = os.pathsep.join(filter(None, (str(DEFECTS), os.environ.get("PYTHONPATH"))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path)
+        ray.init(
+            address="local",
+            _temp_dir=folder,
+            num_cpus=8,
+            object_store_memory=256 * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)

@@ -66,11 +66,20 @@ def patch_pyarrow(module: Any) -> None:
     kind.__init__, kind.iter_batches = init, iter_batches
 
 
-def shorten(module: Any) -> None:
+def shorten_deadline(module: Any) -> None:
     module.DECODE_SECONDS = 2.0
 
 
-PATCHES = {"PIL.ImageFile": patch_pillow, "pyarrow.parquet.core": patch_pyarrow, "p2p.storage.deadline": shorten}
+def lower_attempts(module: Any) -> None:
+    module.MAX_ATTEMPTS = 3
+
+
+PATCHES = {
+    "PIL.ImageFile": patch_pillow,
+    "pyarrow.parquet.core": patch_pyarrow,
+    "p2p.storage.deadline": shorten_deadline,
+    "p2p.data.tasks": lower_attempts,
+}
 
 
 class Patching(importlib.abc.MetaPathFinder):

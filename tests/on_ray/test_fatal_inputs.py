@@ -1,10 +1,11 @@
-"""Inputs that end the process which works on them, in real jobs: each job ends as it says, with all others done."""
+"""Inputs that end the process which works on them, in real jobs: each job ends as it says, with all others done.
+
+The decoders of the tests' Ray have the defects of tests/fatal: they end the process at inputs that hold KILLS, HANGS or
+TOO-LARGE, and at files called fatal-N-….
+"""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,29 +13,31 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import Outcome
 
-pytestmark = pytest.mark.ray
+from p2p.evaluation import EvaluateConfig, evaluate
+from p2p.preparation import PrepareConfig, prepare
+from p2p.training import TrainConfig, train
+from p2p.translation import TranslateConfig, translate
 
-ROOT = Path(__file__).parents[2]
-DEFECTS = ROOT / "tests" / "fatal"
-"""Decoders that end the process at inputs which hold KILLS, HANGS or TOO-LARGE, and files called fatal-N-…"""
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-
-def job(name: str, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a job on a Ray of its own, with the defects in each of its processes."""
-    path = os.pathsep.join([str(DEFECTS), str(ROOT)])
-    return subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *map(str, words)],
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
+JOBS: dict[str, tuple[type, Callable[[Any], Any]]] = {
+    "prepare": (PrepareConfig, prepare),
+    "train": (TrainConfig, train),
+    "evaluate": (EvaluateConfig, evaluate),
+    "translate": (TranslateConfig, translate),
+}
+Job = Callable[..., Outcome]
 
 
-def told(done: subprocess.CompletedProcess[str]) -> str:
-    """The line that the job ends with; what Ray prints about its processes is not the job's."""
+@pytest.fixture
+def job(run_cli: Callable[..., Outcome]) -> Job:
+    return lambda name, *words: run_cli(*JOBS[name], *words)
+
+
+def last_line(done: Outcome) -> str:
+    """What the job ends with; what Ray prints about its processes is not the job's."""
     return done.stderr.splitlines()[-1]
 
 
@@ -48,11 +51,11 @@ def pairs(tmp_path: Path, make_pairs: Callable[..., Path]) -> Path:
     return make_pairs(tmp_path / "in", 32, 64)
 
 
-def test_prepare_leaves_out_what_kills_or_hangs(pairs: Path, tmp_path: Path) -> None:
+def test_prepare_leaves_out_what_kills_or_hangs(job: Job, pairs: Path, tmp_path: Path) -> None:
     add(pairs / "0003.png", b"KILLS")
     add(pairs / "0020.png", b"HANGS")
     done = job("prepare", "--source", pairs, "--output", tmp_path / "out", "--load-size", 0)
-    assert done.returncode == 3, done.stderr
+    assert done.status == 3, done.stderr
     errors = {row["source_uri"]: row["error"] for row in pq.read_table(tmp_path / "out/errors").to_pylist()}
     assert errors == {str(pairs / name): "ProcessEnded" for name in ("0003.png", "0020.png")}
     stored = pq.read_table(tmp_path / "out/train")["pair_id"].to_pylist()
@@ -61,70 +64,74 @@ def test_prepare_leaves_out_what_kills_or_hangs(pairs: Path, tmp_path: Path) -> 
     assert "data:image" in (tmp_path / "out/doctor.html").read_text()
 
 
-@pytest.mark.parametrize("fatal_row", [0, 5])
 def test_prepare_leaves_out_the_rows_of_a_row_group_whose_read_kills(
-    tmp_path: Path, make_image: Callable[..., bytes], fatal_row: int
+    job: Job, tmp_path: Path, make_image: Callable[..., bytes]
 ) -> None:
     (tmp_path / "in").mkdir()
-    names = ("a", f"fatal-{fatal_row}-", "z")
-    for name in names:
+    good = {"a": 10, "fatal-0-": 0, "fatal-5-": 5, "z": 10}
+    for name in good:
         columns = {side: [make_image(16, 16, seed=number) for number in range(10)] for side in "ab"}
         table = pa.table({"pair_id": [f"{name}{number}" for number in range(10)], **columns})
         pq.write_table(table, tmp_path / f"in/{name}.parquet")
     done = job("prepare", "--source", tmp_path / "in", "--output", tmp_path / "out", "--load-size", 0)
-    assert done.returncode == 3, done.stderr
-    rows = pq.read_table(tmp_path / "out/errors").to_pylist()
-    assert len(rows) == 10 - fatal_row and {row["error"] for row in rows} == {"ProcessEnded"}
-    assert all("fatal" in row["source_uri"] for row in rows)
-    assert sum("other rows" in row["message"] for row in rows) == len(rows) - 2
+    assert done.status == 3, done.stderr
+    errors = pq.read_table(tmp_path / "out/errors").to_pylist()
+    assert {row["error"] for row in errors} == {"ProcessEnded"}
+    for name, count in good.items():
+        rows = [row for row in errors if f"{name}.parquet" in row["source_uri"]]
+        assert len(rows) == 10 - count
+        assert sum("other rows" in row["message"] for row in rows) == max(0, len(rows) - 2)
     stored = pq.read_table(tmp_path / "out/train")["pair_id"].to_pylist()
-    counts = zip(names, (10, fatal_row, 10), strict=True)
-    assert sorted(stored) == sorted(f"{name}{number}" for name, count in counts for number in range(count))
+    assert sorted(stored) == sorted(f"{name}{number}" for name, count in good.items() for number in range(count))
 
 
-def test_too_little_memory_is_no_fault_of_an_image(pairs: Path, tmp_path: Path) -> None:
+def test_too_little_memory_is_no_fault_of_an_image(job: Job, pairs: Path, tmp_path: Path) -> None:
     add(pairs / "0003.png", b"TOO-LARGE")
     done = job("prepare", "--source", pairs, "--output", tmp_path / "out")
-    assert done.returncode == 1
-    assert told(done).startswith("error: preparing pairs such as ") and "fewer CPUs" in told(done)
+    assert done.status == 1
+    assert last_line(done).startswith("error: preparing pairs such as ") and "fewer CPUs" in last_line(done)
     assert "Traceback" not in done.stderr
 
 
-def test_processes_that_end_though_no_image_is_to_blame_end_the_job(pairs: Path, tmp_path: Path) -> None:
+def test_processes_that_end_though_no_image_is_to_blame_end_the_job(job: Job, pairs: Path, tmp_path: Path) -> None:
     add(pairs / "0003.png", b"ENDS-WORKERS")
     done = job("prepare", "--source", pairs, "--output", tmp_path / "out")
-    assert done.returncode == 1
-    assert told(done).startswith("error: 8 processes have ended while they worked on pairs such as ")
-    assert "fewer CPUs" in told(done) and "Traceback" not in done.stderr
+    assert done.status == 1
+    assert last_line(done).startswith("error: 3 processes have ended while they worked on pairs such as ")
+    assert "fewer CPUs" in last_line(done) and "Traceback" not in done.stderr
 
 
 SMALL = ("--generator", "unet_64", "--discriminator", "patch_16", "--ngf", 4, "--ndf", 4, "--crop-size", 64)
 
 
 @pytest.mark.parametrize("name, mark", [("0000", b"KILLS"), ("0031", b"HANGS")], ids=["sample", "other"])
-def test_train_names_the_pair_that_ends_its_processes(pairs: Path, tmp_path: Path, name: str, mark: bytes) -> None:
+def test_train_names_the_pair_that_ends_its_processes(
+    job: Job, pairs: Path, tmp_path: Path, name: str, mark: bytes
+) -> None:
     (tmp_path / "data").mkdir()
     pairs.rename(tmp_path / "data/train")
     add(tmp_path / f"data/train/{name}.png", mark)
     words = ("--data", tmp_path / "data", "--output", tmp_path / "run", "--epochs", 1, "--epochs-decay", 0, *SMALL)
     done = job("train", *words)
-    assert done.returncode == 1
-    assert f"pair '{name}' in" in told(done) and "the process that worked on it ended" in told(done)
+    assert done.status == 1
+    assert f"pair '{name}' in" in last_line(done) and "the process that worked on it ended" in last_line(done)
     assert "Traceback" not in done.stderr
 
 
-def test_evaluate_names_the_pair_that_ends_its_processes(pairs: Path, tmp_path: Path, checkpoint_of_64: str) -> None:
+def test_evaluate_names_the_pair_that_ends_its_processes(
+    job: Job, pairs: Path, tmp_path: Path, checkpoint_of_64: str
+) -> None:
     (tmp_path / "data").mkdir()
     pairs.rename(tmp_path / "data/val")
     add(tmp_path / "data/val/0007.png", b"KILLS")
     done = job("evaluate", "--checkpoint", checkpoint_of_64, "--data", tmp_path / "data", "--output", tmp_path / "out")
-    assert done.returncode == 1
-    assert "pair '0007' in" in told(done) and "the process that worked on it ended" in told(done)
+    assert done.status == 1
+    assert "pair '0007' in" in last_line(done) and "the process that worked on it ended" in last_line(done)
     assert "Traceback" not in done.stderr
 
 
 def test_translate_fails_the_images_that_kill_and_the_rows_of_a_row_group_that_does(
-    tmp_path: Path, checkpoint_of_64: str, make_image: Callable[..., bytes]
+    job: Job, tmp_path: Path, checkpoint_of_64: str, make_image: Callable[..., bytes]
 ) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a", "fatal-0-", "z"):
@@ -135,7 +142,7 @@ def test_translate_fails_the_images_that_kill_and_the_rows_of_a_row_group_that_d
         pq.write_table(pa.table({"id": ids, "image": images}), tmp_path / f"in/{name}.parquet")
     words = ("--checkpoint", checkpoint_of_64, "--source", tmp_path / "in", "--output", tmp_path / "out")
     done = job("translate", *words, "--workers", 1)
-    assert done.returncode == 3, done.stderr
+    assert done.status == 3, done.stderr
     ledger = [row for file in (tmp_path / "out/ledger").iterdir() for row in pq.read_table(file).to_pylist()]
     failed = {row["image_id"]: row["error"] for row in ledger if row["status"] == "failed"}
     assert failed == dict.fromkeys([*(f"fatal-0-{number}" for number in range(6)), "z4"], "ProcessEnded")
@@ -145,7 +152,7 @@ def test_translate_fails_the_images_that_kill_and_the_rows_of_a_row_group_that_d
 
 
 @pytest.fixture
-def nothing_decoded_here(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def nothing_decoded_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, which submits a job; Ray's workers decode as ever."""
 
     def refuse(*_: Any) -> None:
@@ -168,10 +175,6 @@ def test_the_process_that_submits_a_job_decodes_nothing(
     checkpoint_of_64: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from p2p.evaluation import EvaluateConfig, evaluate
-    from p2p.preparation import PrepareConfig, prepare
-    from p2p.translation import TranslateConfig, translate
-
     prepare(PrepareConfig(source=str(pairs), output=str(tmp_path / "data"), load_size=64, val_fraction=0.3))
     evaluate(EvaluateConfig(checkpoint=checkpoint_of_64, data=str(tmp_path / "data"), output=str(tmp_path / "figures")))
     corpus = TranslateConfig(checkpoint=checkpoint_of_64, source=str(pairs), output=str(tmp_path / "out"), side="left")
