@@ -269,31 +269,40 @@ def wait_for(condition, job: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-def find_process(job: subprocess.Popen, name: str) -> int:
-    """The one process of a job's private Ray with that in its command line."""
-    [pid] = [pid for pid in descendants(job.pid) if name in read_process(pid, "cmdline")]
-    return pid
+def find_process(parent: int, name: str) -> int | None:
+    """The one process with that in its command line among those that `parent` has started; None if there is none yet."""
+    found = [pid for pid in descendants(parent) if name in read_process(pid, "cmdline")]
+    assert len(found) < 2, name
+    return found[0] if found else None
+
+
+def kill_reporter_and_controller(stop: threading.Event, run: Path, killed: list[str]) -> None:
+    """kill -9 of the one as training begins, of the other some steps later."""
+    for name, step in (("ray::RunReporter", 1), ("ray::TrainController", 7)):
+        while not stop.wait(0.01):
+            if (run / "latest.json").exists() and read_json(f"{run}/latest.json")["step"] >= step:
+                os.kill(find_process(os.getpid(), name), signal.SIGKILL)
+                killed.append(name)
+                break
 
 
 def test_a_training_outlives_its_reporter_and_after_the_loss_of_its_controller_the_same_command_continues(
-    raw_pairs, tmp_path
+    raw_pairs, tmp_path, run_cli
 ):
-    run, options = tmp_path / "run", {"epochs": 10, "workers": 2, "checkpoint_every_steps": 1}
-    with a_job(raw_pairs, run, **options) as job:
-        wait_for((run / "latest.json").exists, job)
-        os.kill(find_process(job, "ray::RunReporter"), signal.SIGKILL)
-        wait_for(lambda: read_json(f"{run}/latest.json")["step"] > 6, job)
-        os.kill(find_process(job, "ray::TrainController"), signal.SIGKILL)
-        _, stderr = job.communicate(timeout=120)
-    assert job.returncode == 1
-    error = stderr.splitlines()[-1]
+    run, killed = tmp_path / "run", []
+    options = config(raw_pairs, run, epochs=10, epochs_decay=0, workers=2, checkpoint_every_steps=1)
+    command = (Config, lambda _: train(options), "--data", "-", "--output", "-")
+    with meanwhile(kill_reporter_and_controller, run, killed):
+        outcome = run_cli(*command)
+    assert killed == ["ray::RunReporter", "ray::TrainController"]
+    assert outcome.status == 1
+    error = outcome.stderr.splitlines()[-1]
     assert error.startswith("error: Ray Train's controller was lost") and "the same command continues" in error
-    assert "Traceback" not in stderr
-    with a_job(raw_pairs, run, **options) as job:
-        stdout, stderr = job.communicate(timeout=120)
-    assert job.returncode == 0, stderr
-    assert "continuing after step" in stderr
-    assert json.loads(stdout)["epochs"] == 10
+    assert "Traceback" not in outcome.stderr
+    outcome = run_cli(*command)
+    assert outcome.status == 0, outcome.stderr
+    assert "continuing after step" in outcome.stderr
+    assert outcome.summary["epochs"] == 10
     assert [row["epoch"] for row in rows(run)] == list(range(1, 11))
 
 
@@ -336,7 +345,7 @@ def test_a_second_control_c_does_not_wait_for_a_checkpoint(raw_pairs, tmp_path):
     run = tmp_path / "run"
     with a_job(raw_pairs, run, epochs=100_000) as job:
         wait_for((run / "latest.json").exists, job)
-        os.kill(find_process(job, "RayTrainWorker"), signal.SIGSTOP)  # it cannot save any more
+        os.kill(find_process(job.pid, "RayTrainWorker"), signal.SIGSTOP)  # it cannot save any more
         before = read_json(f"{run}/latest.json")
         job.send_signal(signal.SIGINT)
         line = "-"
