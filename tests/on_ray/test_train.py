@@ -270,7 +270,7 @@ def wait_for(condition, job: subprocess.Popen) -> None:
 
 
 def find_process(parent: int, name: str) -> int | None:
-    """The one process with that in its command line among those that `parent` has started; None if there is none yet."""
+    """The process with that in its command line among those that `parent` has started; None if there is none yet."""
     found = [pid for pid in descendants(parent) if name in read_process(pid, "cmdline")]
     assert len(found) < 2, name
     return found[0] if found else None
