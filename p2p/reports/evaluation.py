@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -42,17 +42,7 @@ class Judged:
     """Metric name -> value of this image."""
 
 
-@dataclass(frozen=True)
-class _Headline:
-    value: str
-    words: str
-    untrained: str | None
-    shares: tuple[float, float | None]
-    """Of the trained and the untrained generator, in percent: lengths of bars."""
-
-
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     name: str
     value: str
     untrained: str | None
@@ -62,8 +52,7 @@ class _Row:
     """Whether it beats the untrained generator; None where that is not known."""
 
 
-@dataclass(frozen=True)
-class _Histogram:
+class _Histogram(NamedTuple):
     name: str
     bars: list[tuple[float, str]]
     """Height, 0..1, and title."""
@@ -75,8 +64,7 @@ class _Histogram:
     unmeasured: int
 
 
-@dataclass(frozen=True)
-class _Card:
+class _Card(NamedTuple):
     pair_id: str
     pictures: list[Picture]
     values: list[tuple[str, str]]
@@ -116,7 +104,7 @@ def write_evaluation_report(
     )
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
@@ -131,17 +119,18 @@ def _shown(name: str, value: Any) -> str:
     return f"{number(float(value))} {unit}".rstrip()
 
 
-def _headline(metrics: Mapping[str, Any]) -> _Headline | None:
+def _headline(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The best known metric, in words; `shares` are the lengths of bars in percent."""
     for name, words in _HEADLINES.items():
         value, untrained = metrics.get(name), metrics.get(_UNTRAINED + name)
-        if value is not None and _is_number(value):
-            known = untrained is not None and _is_number(untrained)
-            return _Headline(
-                _shown(name, value),
-                words,
-                _shown(name, untrained) if known else None,
-                (100 * value, 100 * untrained if untrained is not None and known else None),
-            )
+        if _is_number(value):
+            known = [one for one in (value, untrained) if _is_number(one)]
+            return {
+                "value": _shown(name, value),
+                "words": words,
+                "untrained": _shown(name, untrained) if known[1:] else None,
+                "shares": [100 * one for one in known],
+            }
     return None
 
 

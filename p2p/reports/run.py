@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from p2p.documents import parse_json_object
 from p2p.errors import NotFoundError
 from p2p.model.gan_health import gan_thresholds
-from p2p.model.metrics import METRICS
+from p2p.model.metrics import METRICS, Metric
 from p2p.reports.page import Series, duration, line_chart, number, percent, render
 from p2p.reports.samples import load_sheets
 from p2p.storage.filesystems import join, read_bytes, read_json_object
@@ -21,9 +21,8 @@ _SHARE = "share"
 
 @dataclass(frozen=True)
 class _Run:
-    """What lies in a run folder; empty where a run has not come that far."""
+    """What is in a run folder so far; None or empty for a file that is not there yet."""
 
-    uri: str
     config: dict[str, Any]
     rows: list[dict[str, Any]]
     summary: dict[str, Any] | None
@@ -34,31 +33,26 @@ class _Run:
     def best_metric(self) -> str:
         return str(self.config.get("best_metric", "val_l1"))
 
-    def series(self, name: str, label: str | None = None) -> Series:
-        return Series(label or name, [row["epoch"] for row in self.rows], [row.get(name) for row in self.rows])
+    def series(self, name: str, *, in_percent: bool = False) -> Series:
+        values = [row.get(name) for row in self.rows]
+        if in_percent:
+            values = [None if value is None else 100 * value for value in values]
+        return Series(name, [row["epoch"] for row in self.rows], values)
 
     def has(self, name: str) -> bool:
         return any(row.get(name) is not None for row in self.rows)
 
 
-@dataclass(frozen=True)
-class _Tile:
+class _Tile(NamedTuple):
     name: str
     value: str
     note: str
 
 
-@dataclass(frozen=True)
-class _Chart:
+class _Chart(NamedTuple):
     title: str
     drawing: Markup
     caption: str
-
-
-@dataclass(frozen=True)
-class _Section:
-    title: str
-    charts: list[_Chart]
 
 
 def _read(uri: str, name: str) -> dict[str, Any] | None:
@@ -76,6 +70,10 @@ def _read_rows(uri: str) -> list[dict[str, Any]]:
         return []
 
 
+def _metric(name: str) -> Metric | None:
+    return METRICS.get(name.removeprefix("val_"))
+
+
 # Numbers
 
 
@@ -87,26 +85,28 @@ def _status(run: _Run) -> str:
     return "stopped early" if run.summary.get("stopped_early") else "finished"
 
 
-def _value(metric: str, value: float | None) -> str:
-    known = METRICS.get(metric.removeprefix("val_"))
-    if known is not None and known.unit == _SHARE:
+def _value(name: str, value: float | None) -> str:
+    metric = _metric(name)
+    if name == "seconds":
+        return duration(value)
+    if name == "data_wait":
+        return percent(value)
+    if name == "lr" and value is not None:
+        return f"{value:.4g}"
+    if metric is not None and metric.unit == _SHARE:
         return percent(value, 2)
-    return number(value, 4) + (f" {known.unit}" if known is not None and known.unit else "")
+    return f"{number(value, 4)} {metric.unit if metric is not None else ''}".rstrip()
 
 
 def _best_tile(run: _Run) -> _Tile:
-    best = run.best
+    best, name = run.best, run.best_metric
     if best is None:
         return _Tile("Best checkpoint", number(None), "none saved yet")
-    if run.best_metric not in best["metrics"]:
+    if name not in best["metrics"]:
         return _Tile("Best checkpoint", f"epoch {best['epoch']}", "the newest: nothing was validated")
-    known = METRICS.get(run.best_metric.removeprefix("val_"))
-    direction = f", {known.better} is better" if known else ""
-    return _Tile(
-        f"Best {run.best_metric}",
-        _value(run.best_metric, best["metrics"][run.best_metric]),
-        f"epoch {best['epoch']}{direction}",
-    )
+    metric = _metric(name)
+    direction = f", {metric.better} is better" if metric else ""
+    return _Tile(f"Best {name}", _value(name, best["metrics"][name]), f"epoch {best['epoch']}{direction}")
 
 
 def _tiles(run: _Run) -> list[_Tile]:
@@ -115,53 +115,38 @@ def _tiles(run: _Run) -> list[_Tile]:
     seen = last.get("images_seen")
     overall = seen / seconds if seen and seconds else None
     planned = run.config.get("epochs", 0) + run.config.get("epochs_decay", 0)
+    pace = f"{number(last.get('images_per_second'))} in the last epoch's training"
     return [
         _Tile("Epochs", number(last.get("epoch", 0)), f"of {number(planned)}" if planned else ""),
         _Tile("Steps", number(last.get("step", 0)), "of the optimiser"),
         _Tile("Images seen", number(seen or 0), "in training"),
-        _Tile(
-            "Images per second",
-            number(overall),
-            f"{number(last.get('images_per_second'))} in the last epoch's training",
-        ),
+        _Tile("Images per second", number(overall), pace),
         _best_tile(run),
         _Tile("Time", duration(seconds), "training and validation"),
     ]
 
 
-def _checkpoint_rows(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _checkpoint_rows(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Name and one cell for each checkpoint."""
     names = {name: None for entry in entries for name in entry["metrics"] if name not in ("epoch", "step")}
-    shown = [
+    return [
         ("checkpoint", [str(entry["checkpoint"]) for entry in entries]),
         ("epoch", [number(entry["epoch"]) for entry in entries]),
         ("step", [number(entry.get("step")) for entry in entries]),
+        *((name, [_value(name, entry["metrics"].get(name)) for entry in entries]) for name in names),
     ]
-    for name in names:
-        values = [entry["metrics"].get(name) for entry in entries]
-        if name == "seconds":
-            cells = [duration(value) for value in values]
-        elif name == "data_wait":
-            cells = [percent(value) for value in values]
-        elif name == "lr":
-            cells = [number(None) if value is None else f"{value:.4g}" for value in values]
-        else:
-            cells = [_value(name, value) for value in values]
-        shown.append((name, cells))
-    return [{"name": name, "cells": cells} for name, cells in shown]
 
 
 # Charts
 
 
-def _chart(run: _Run, names: Sequence[str], *, title: str, y_label: str, caption: str, **options: Any) -> _Chart | None:
-    series = [run.series(name) for name in names if run.has(name)]
-    if not series:
-        return None
-    drawing = line_chart(series, x_label="epoch", y_label=y_label, **options)
-    return _Chart(title, drawing, caption)
+def _chart(run: _Run, names: Sequence[str], title: str, y_label: str, caption: str, **options: Any) -> list[_Chart]:
+    """A chart of those of the values that the run has; none where it has none."""
+    series = [run.series(name, in_percent=name == "data_wait") for name in names if run.has(name)]
+    return [_Chart(title, line_chart(series, x_label="epoch", y_label=y_label, **options), caption)] if series else []
 
 
-def _loss_charts(run: _Run) -> list[_Chart | None]:
+def _loss_charts(run: _Run) -> list[_Chart]:
     adversarial = "Generator against discriminator; d_real and d_fake are its losses on targets and on outputs."
     chance = gan_thresholds(str(run.config.get("gan_mode")), run.config.get("label_smoothing") or 0.0)
     marks: list[tuple[float, str]] = []
@@ -174,87 +159,54 @@ def _loss_charts(run: _Run) -> list[_Chart | None]:
             (chance.chance_d_real, f"d_real {chance.chance_d_real:.3f}"),
             (chance.chance_d_fake, f"d_fake {chance.chance_d_fake:.3f}"),
         ]
+    weight = number(run.config.get("lambda_l1"))
+    l1 = f"Distance of outputs from targets, on a scale of −1 to 1, times {weight} (lambda_l1)."
     return [
-        _chart(
-            run,
-            ("g_gan", "d_real", "d_fake"),
-            title="Adversarial losses",
-            y_label="loss",
-            caption=adversarial,
-            marks=marks,
-        ),
-        _chart(
-            run,
-            ("g_l1",),
-            title="g_l1",
-            y_label="loss",
-            caption="Distance of outputs from targets, on a scale of −1 to 1, times "
-            f"{number(run.config.get('lambda_l1'))} (lambda_l1).",
-        ),
+        *_chart(run, ("g_gan", "d_real", "d_fake"), "Adversarial losses", "loss", adversarial, marks=marks),
+        *_chart(run, ("g_l1",), "g_l1", "loss", l1),
     ]
 
 
 def _metric_chart(run: _Run, name: str) -> _Chart:
-    known = METRICS.get(name.removeprefix("val_"))
-    series = run.series(name)
-    if known is not None and known.unit == _SHARE:
-        series = Series(name, series.x, [None if value is None else 100 * value for value in series.y])
-    unit = "" if known is None else {_SHARE: "%"}.get(known.unit, known.unit)
-    lines = [series]
-    if name == run.best_metric and run.best is not None and run.best["epoch"] in series.x:
+    metric = _metric(name)
+    is_share = metric is not None and metric.unit == _SHARE
+    lines = [run.series(name, in_percent=is_share)]
+    if name == run.best_metric and run.best is not None and run.best["epoch"] in lines[0].x:
         epoch = run.best["epoch"]
-        lines.append(Series(f"best checkpoint, epoch {epoch}", [epoch], [series.y[list(series.x).index(epoch)]]))
-    caption = "" if known is None else f"{known.meaning[:1].upper()}{known.meaning[1:]}; {known.better} is better."
-    drawing = line_chart(lines, x_label="epoch", y_label=unit or name, marks=())
-    return _Chart(name, drawing, caption)
+        value = lines[0].y[list(lines[0].x).index(epoch)]
+        lines.append(Series(f"best checkpoint, epoch {epoch}", [epoch], [value]))
+    unit = "%" if is_share else metric.unit if metric is not None else ""
+    caption = f"{metric.meaning[:1].upper()}{metric.meaning[1:]}; {metric.better} is better." if metric else ""
+    return _Chart(name, line_chart(lines, x_label="epoch", y_label=unit or name), caption)
 
 
-def _sections(run: _Run) -> list[_Section]:
+def _sections(run: _Run) -> dict[str, list[_Chart]]:
     measured = {name: None for row in run.rows for name in row if name.startswith("val_")}
-    waits = run.series("data_wait")
-    pace: list[_Chart | None] = [
-        _chart(run, ("lr",), title="Learning rate", y_label="lr", caption="Of both networks' optimisers."),
-        _chart(
-            run,
-            ("images_per_second",),
-            title="Throughput",
-            y_label="images per second",
-            caption="While training, all workers together; validation and saving not counted.",
-        ),
+    speed = "While training, all workers together; validation and saving not counted."
+    waiting = "Time in which a worker had no batch to work on."
+    pace = [
+        *_chart(run, ("lr",), "Learning rate", "lr", "Of both networks' optimisers."),
+        *_chart(run, ("images_per_second",), "Throughput", "images per second", speed),
+        *_chart(run, ("data_wait",), "Waiting for data", "% of training time", waiting),
     ]
-    if run.has("data_wait"):
-        shares = Series("data_wait", waits.x, [None if value is None else 100 * value for value in waits.y])
-        drawing = line_chart([shares], x_label="epoch", y_label="% of training time")
-        pace.append(_Chart("Waiting for data", drawing, "Time in which a worker had no batch to work on."))
-    found: list[tuple[str, Sequence[_Chart | None]]] = [
-        ("Losses", _loss_charts(run)),
-        ("Validation", [_metric_chart(run, name) for name in measured if run.has(name)]),
-        ("Pace", pace),
-    ]
-    sections = [_Section(title, [chart for chart in charts if chart is not None]) for title, charts in found]
-    return [section for section in sections if section.charts]
+    validation = [_metric_chart(run, name) for name in measured if run.has(name)]
+    sections = {"Losses": _loss_charts(run), "Validation": validation, "Pace": pace}
+    return {title: charts for title, charts in sections.items() if charts}
 
 
 def write_run_report(run_uri: str, health: Sequence[Mapping[str, Any]] | None = None) -> str:
-    """Write RUN/report.html from what lies in the run so far, and return its address.
+    """Write RUN/report.html from what is in the run so far, and return its address.
 
-    `health` are the findings of a run in progress; those of a finished one stand in its summary. A file
-    that is not there yet leaves its part of the page out. Raises StorageError if one cannot be read or the page not be
-    written.
+    `health` are the findings of a run in progress; those of a finished one are in its summary. A file that is not there
+    yet leaves its part of the page out. Raises StorageError if one cannot be read, or the page not be written.
     """
-    run = _Run(
-        run_uri,
-        _read(run_uri, "config.json") or {},
-        _read_rows(run_uri),
-        _read(run_uri, "summary.json"),
-        _read(run_uri, "best.json"),
-        _read(run_uri, "latest.json"),
-    )
-    sheets, drawn = load_sheets(run_uri, run.best)
+    config, *documents = (_read(run_uri, f"{name}.json") for name in ("config", "summary", "best", "latest"))
+    run = _Run(config or {}, _read_rows(run_uri), *documents)
+    sheets, sheet_count = load_sheets(run_uri, run.best)
     if run.best is not None and run.best == run.latest:
-        entries = [("best and latest", run.best)]
+        entries = {"best and latest": run.best}
     else:
-        entries = [(kind, entry) for kind, entry in (("best", run.best), ("latest", run.latest)) if entry is not None]
+        entries = {kind: entry for kind, entry in (("best", run.best), ("latest", run.latest)) if entry is not None}
     return render(
         "run.html",
         join(run_uri, "report.html"),
@@ -266,10 +218,9 @@ def write_run_report(run_uri: str, health: Sequence[Mapping[str, Any]] | None = 
         health=(run.summary or {}).get("health", health or []),
         judged=run.summary is not None or health is not None,
         sheets=sheets,
-        chosen=len(sheets),
-        sheets_drawn=drawn,
+        sheet_count=sheet_count,
         sections=_sections(run),
-        checkpoints=[kind for kind, _ in entries],
-        checkpoint_rows=_checkpoint_rows([entry for _, entry in entries]),
+        checkpoints=list(entries),
+        checkpoint_rows=_checkpoint_rows(list(entries.values())),
         config=run.config,
     )

@@ -6,9 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from markupsafe import Markup
+from typing import Any, NamedTuple
 
 from p2p.reports.page import data_uri, render
 from p2p.reports.thumbnails import thumbnail
@@ -38,19 +36,11 @@ class Example:
     output: Array
 
 
-@dataclass(frozen=True)
-class _Stage:
+class _Stage(NamedTuple):
     name: str
     meaning: str
     share: float
     style: str
-
-
-@dataclass(frozen=True)
-class _Picture:
-    image_id: str
-    input: Markup
-    output: Markup
 
 
 def write_translation_report(
@@ -76,7 +66,7 @@ def write_translation_report(
         rates=[summary.get(name) if summary.get("translated") else None for name in _RATES],
         stages=_stages(summary.get("stage_share") or {}),
         pictures=[
-            _Picture(example.image_id, data_uri(thumbnail(example.input)), data_uri(thumbnail(example.output)))
+            (example.image_id, data_uri(thumbnail(example.input)), data_uri(thumbnail(example.output)))
             for example in examples[:_MAX_EXAMPLES]
         ],
         failed=failed,

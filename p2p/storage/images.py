@@ -111,7 +111,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Array:
 
 
 def load_upright(image: Image.Image, convert: Callable[[Image.Image], npt.NDArray[Depth]]) -> npt.NDArray[Depth]:
-    """Decode an opened image -> `convert` of it, (H, W, ...), with its EXIF orientation applied. Raises BadInputError."""
+    """Decode an opened image -> `convert` of it, (H, W, ...), turned as EXIF asks. Raises BadInputError."""
     with decoder_errors():
         image.load()
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -119,7 +119,7 @@ def load_upright(image: Image.Image, convert: Callable[[Image.Image], npt.NDArra
 
 
 def by_rows(image: Image.Image, convert: Callable[[Image.Image], npt.NDArray[Depth]]) -> npt.NDArray[Depth]:
-    """convert(image), a million pixels at a time, for a `convert` of each pixel by itself: copies in between stay small."""
+    """convert(image), a million pixels at a time so that copies stay small; `convert` takes each pixel by itself."""
     rows = max(1, _PIXELS_AT_ONCE // image.width)
     if rows >= image.height:
         return convert(image)

@@ -1,4 +1,4 @@
-"""Reading images from web servers that a corpus names, within limits on time and bytes, and none in private networks."""
+"""Reading images from web servers that a corpus names, bounded in time and bytes, and none in private networks."""
 
 from __future__ import annotations
 
