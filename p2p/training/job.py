@@ -18,7 +18,7 @@ from p2p.training.position import Position, remaining_images
 from p2p.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from p2p.data.stream import PairStream
+    from p2p.training.task import TrainTask
 
 log = logging.getLogger("p2p")
 _IN_EVERY_RUN = frozenset(("data", "output", "generator", "discriminator", "gan_mode", "epochs", "seed"))
@@ -53,8 +53,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             folder.delete()
         folder.start(config.to_dict())
         try:
-            stream = _stream(config, train, val, data)
-            launch(config, stream, data, position=Position.of_run(folder), scaling=scaling)
+            launch(_task(config, train, val, data), Position.of_run(folder), scaling)
         except TrainingStoppedError as stopped:
             if stopped.finding is not None:
                 _conclude(folder, config, stopped)
@@ -62,14 +61,15 @@ def run(config: TrainConfig) -> dict[str, Any]:
     return _conclude(folder, config)
 
 
-def _stream(config: TrainConfig, train: Pairs, val: Pairs | None, data: DataRecord) -> PairStream:
+def _task(config: TrainConfig, train: Pairs, val: Pairs | None, data: DataRecord) -> TrainTask:
     from p2p.data.augment import CropSettings
     from p2p.data.stream import PairStream
+    from p2p.training.task import TrainTask
 
-    model = config.model("fp32", data.bits, data.input_palette)
     swap = config.direction == "BtoA"
-    crop = CropSettings(config.crop_size, config.seed, config.flip, swap, formats_for(model, swap))
-    return PairStream(train, val, crop, config.batch_size, config.workers)
+    formats = formats_for(config.model("fp32", data.bits, data.input_palette), swap)
+    crop = CropSettings(config.crop_size, config.seed, config.flip, swap, formats)
+    return TrainTask(config, PairStream(train, val, crop, config.batch_size, config.workers), data)
 
 
 def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:

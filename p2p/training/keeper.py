@@ -4,66 +4,40 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from typing import Any
 
-from p2p.data.description import DataRecord
 from p2p.data.order import EpochRange
-from p2p.data.stream import PairStream
 from p2p.training.config import TrainConfig
 from p2p.training.health import describe_finding, health_findings
 from p2p.training.recorder import Recorder
 from p2p.training.run_folder import MetricsRow, RunFolder
 from p2p.training.selection import is_out_of_patience
+from p2p.training.task import TrainTask
 from p2p.training.trainer import LOSSES, Trainer
 from p2p.training.validation import average_statistics
 
 _SECONDS_BETWEEN_PROGRESS = 2.0
 
 
-class RunKeeper:
-    """Writes a run as its trainer goes on. A context manager.
+class RunKeeper(ExitStack):
+    """Writes a run as its trainer goes on. A context manager."""
 
-    Args:
-        config: the run's.
-        trainer: whose networks and numbers are kept.
-        stream: whose first validation pairs (else training pairs) become samples.
-        data: what checkpoints record about their data set.
-        reporter: handle of the `RunReporter` actor.
-
-    """
-
-    def __init__(
-        self, config: TrainConfig, trainer: Trainer, stream: PairStream, data: DataRecord, reporter: Any
-    ) -> None:
-        self._config, self._trainer, self._stream, self._data = config, trainer, stream, data
-        self._reporter = reporter
-        self._rows = RunFolder(config.output).rows(up_to_epoch=trainer.position.epoch)
+    def __init__(self, task: TrainTask, trainer: Trainer) -> None:
+        super().__init__()
+        self._task, self._config, self._trainer, self._reporter = task, task.config, trainer, task.reporter
+        self._rows = RunFolder(task.config.output).rows(up_to_epoch=trainer.position.epoch)
         self._saved_step = trainer.position.step
         self._recorder: Recorder | None = None
-        self._stack = ExitStack()
-
-    def __enter__(self) -> RunKeeper:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
 
     def begin(self) -> None:
         """The first batch is there: time counts from here on."""
         if self._trainer.rank == 0:
-            recorder = Recorder(
-                self._config,
-                self._trainer.pix2pix,
-                self._stream,
-                data=self._data,
-                last_step=self._trainer.position.step,
-            )
-            self._recorder = self._stack.enter_context(recorder)
+            self._recorder = Recorder(self._task, self._trainer.pix2pix, self._trainer.position.step)
+            self.callback(self._recorder.close)
         self._report_progress()
         self._trainer.start_clock()
 
     def is_out_of_patience(self) -> bool:
-        """Whether --patience has run out."""
+        """Whether the run's patience has run out."""
         return is_out_of_patience(self._rows, self._config.patience, self._config.best_metric)
 
     def after_step(self) -> None:
@@ -71,9 +45,8 @@ class RunKeeper:
         if time.monotonic() - self._progress_reported >= _SECONDS_BETWEEN_PROGRESS:
             self._report_progress()
         step = self._trainer.position.step
-        draw = _is_due(step, self._config.samples_every_steps)
-        if draw:
-            average_statistics(self._trainer.pix2pix, self._trainer.world)
+        if _is_due(step, self._config.samples_every_steps):
+            average_statistics(self._trainer.pix2pix)
             self._trainer.check_losses()
             if self._recorder is not None:
                 self._recorder.draw(self._trainer.epoch, step, inside_epoch=True)
@@ -85,7 +58,7 @@ class RunKeeper:
         if self._saved_step == self._trainer.position.step:
             return
         self._saved_step = self._trainer.position.step
-        average_statistics(self._trainer.pix2pix, self._trainer.world)
+        average_statistics(self._trainer.pix2pix)
         row = self._trainer.metrics()
         self._trainer.check_weights()
         position = self._trainer.position_inside_epoch()
@@ -120,7 +93,7 @@ class RunKeeper:
         """Log how the epoch went, with what is new about the run's health, and keep it."""
         if draw:
             varieties = recorder.draw(row["epoch"], row["step"])
-            if self._stream.val is None:  # else validation has measured them on more than a few
+            if self._task.stream.val is None:  # else validation has measured them on more than a few
                 row.update(varieties)
         health = health_findings(self._rows, self._config.to_dict())
         new = [finding for finding in health if finding["finding"] not in known]

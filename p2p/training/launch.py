@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import re
@@ -19,16 +20,15 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from p2p.data.cluster import TRAINERS_SHARE, cluster_gpus, smallest_node_cpus
-from p2p.data.description import DataRecord
 from p2p.data.machine import worker_environment
 from p2p.data.order import EpochRange
-from p2p.data.stream import PairStream
 from p2p.errors import ConfigError, P2PError, TrainingStoppedError
 from p2p.training.config import TrainConfig
 from p2p.training.position import Position, remaining_epochs, remaining_images
 from p2p.training.reporter import Display, LostWorkers, RunReporter, last_line
 from p2p.training.run_folder import RunFolder
-from p2p.training.worker import STREAM, TrainTask, train_worker
+from p2p.training.task import TrainTask
+from p2p.training.worker import STREAM, train_worker
 
 log = logging.getLogger("p2p")
 MAX_RESTARTS = 3
@@ -56,20 +56,19 @@ def resources(config: TrainConfig) -> ScalingConfig:
     )
 
 
-def remaining_stream(config: TrainConfig, stream: PairStream) -> ray.data.Dataset:
+def remaining_stream(task: TrainTask) -> ray.data.Dataset:
     """What is left to train on. Ray Train calls this each time it starts the workers."""
     try:
-        position = Position.of_run(RunFolder(config.output))
+        position = Position.of_run(RunFolder(task.config.output))
     except P2PError:  # of the workers, which read it too, a person gets to know why
         position = Position()
     nothing = [EpochRange(1, 0, 0)]  # Ray Data wants a stream
-    return stream.dataset(list(remaining_epochs(config, len(stream.train), position)) or nothing)
+    return task.stream.dataset(list(remaining_epochs(task.config, len(task.stream.train), position)) or nothing)
 
 
-def launch(
-    config: TrainConfig, stream: PairStream, data: DataRecord, *, position: Position, scaling: ScalingConfig
-) -> None:
+def launch(task: TrainTask, position: Position, scaling: ScalingConfig) -> None:
     """Train from `position` to the end. Needs Ray. Raises what stopped it."""
+    config, pairs = task.config, len(task.stream.train)
     # Beside this process, so that no other node's end takes it away. Should it die by itself, a new one has what is
     # reported from then on.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -78,21 +77,21 @@ def launch(
     ).remote(config.output)
     log.info(
         "training on %d pairs, epochs %d to %d, %d worker(s)",
-        len(stream.train),
+        pairs,
         position.epoch + 1,
         config.last_epoch,
         config.workers,
     )
-    total = position.images_seen + remaining_images(config, len(stream.train), position)
+    total = position.images_seen + remaining_images(config, pairs, position)
     # RUN says by itself where it stands and can be read without Ray, whose own record of a training does not outlive
     # another version of Ray or a checkpoint that is gone: it gets a folder for the time of this job.
     with tempfile.TemporaryDirectory(prefix="p2p-ray-train-") as bookkeeping, Display(reporter, total) as display:
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"task": TrainTask(config, stream, data, reporter)},
+            train_loop_config={"task": dataclasses.replace(task, reporter=reporter)},
             scaling_config=scaling,
-            datasets={STREAM: functools.partial(remaining_stream, config, stream)},
-            dataset_config=DataConfig(execution_options=stream.execution_options()),
+            datasets={STREAM: functools.partial(remaining_stream, task)},
+            dataset_config=DataConfig(execution_options=task.stream.execution_options()),
             run_config=RunConfig(
                 name=re.sub(r"[^\w.-]+", "-", config.output).strip("-.")[-100:] or "run",
                 storage_path=bookkeeping,

@@ -6,18 +6,16 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
-from p2p.data.description import DataRecord
-from p2p.data.stream import PairStream
 from p2p.model.checkpoint import save_checkpoint
 from p2p.model.checkpoint_names import checkpoint_name
 from p2p.model.pix2pix import Pix2Pix
 from p2p.reports.run import write_run_report
-from p2p.training.config import TrainConfig
 from p2p.training.health import HealthFinding
 from p2p.training.position import Position
 from p2p.training.run_folder import MetricsRow, RunFolder
 from p2p.training.scalars import Scalars
 from p2p.training.selection import is_best
+from p2p.training.task import TrainTask
 from p2p.training.validation import ValidationSamples
 
 _MAX_REPORTS_SHARE = 0.02
@@ -25,39 +23,23 @@ _MAX_REPORTS_SHARE = 0.02
 
 
 class Recorder:
-    """Writes into RUN. A context manager.
+    """Writes into RUN, from `last_step` on. Close it at the end.
 
-    Args:
-        config: the run's.
-        pix2pix: what is trained.
-        stream: whose first validation pairs become samples; where there are none, its training pairs do, and the newest
-            checkpoint is the best.
-        data: what checkpoints record about their data set.
-        last_step: where this attempt begins.
-
+    The first validation pairs become samples; where there are none, the first training pairs do, and the newest
+    checkpoint is the best.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        pix2pix: Pix2Pix,
-        stream: PairStream,
-        *,
-        data: DataRecord,
-        last_step: int,
-    ) -> None:
-        self._config, self._pix2pix, self._data = config, pix2pix, data
-        self._validated = stream.val is not None
-        self._run = RunFolder(config.output)
-        self._samples = ValidationSamples(stream.val or stream.train, stream.crop)
-        self._scalars = Scalars(config.output, last_step)
+    def __init__(self, task: TrainTask, pix2pix: Pix2Pix, last_step: int) -> None:
+        self._config, self._pix2pix, self._data = task.config, pix2pix, task.data
+        self._validates = task.stream.val is not None
+        self._run = RunFolder(task.config.output)
+        self._samples = ValidationSamples(task.stream.val or task.stream.train, task.stream.crop)
+        self._scalars = Scalars(task.config.output, last_step)
         self._report_due = time.monotonic()
 
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._scalars.__exit__(*error)
+    def close(self) -> None:
+        """Make what was written visible to readers."""
+        self._scalars.close()
 
     def draw(self, epoch: int, step: int, *, inside_epoch: bool = False) -> dict[str, float]:
         """Keep a sample sheet; returns how much its outputs and targets differ among themselves."""
@@ -82,7 +64,7 @@ class Recorder:
         save_checkpoint(self._run.address(name), self._pix2pix, meta, position.to_dict())
         best, metric = self._run.best(), self._config.best_metric
         # Within an epoch nothing is validated, so a checkpoint there cannot be the best of a run that validates.
-        is_comparable = metric in row or not self._validated
+        is_comparable = metric in row or not self._validates
         improved = is_comparable and is_best(row, best["metrics"] if best else None, metric)
         self._run.publish(name, row, is_best=improved, keep=self._config.keep_checkpoints)
 

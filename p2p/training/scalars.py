@@ -14,7 +14,7 @@ from p2p.training.run_folder import MetricsRow
 
 
 class Scalars:
-    """Writes RUN/tensorboard. A context manager.
+    """Writes RUN/tensorboard. Close it at the end.
 
     Steps after `last_step`, which an earlier attempt may have written, are hidden.
     """
@@ -26,10 +26,8 @@ class Scalars:
         with storage_errors(self._target):
             self._writer = SummaryWriter(self._folder, purge_step=last_step + 1 if last_step else None)
 
-    def __enter__(self) -> Scalars:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Write the rest, and let go of the file."""
         with storage_errors(self._target):
             self._writer.close()
         if self._temporary is not None:

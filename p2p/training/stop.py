@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import ray
 import ray.train
 import torch
-import torch.distributed
 
+from p2p.model.distributed import max_over_ranks
 from p2p.training.keeper import RunKeeper
 from p2p.training.trainer import Trainer
 
@@ -54,11 +54,11 @@ class StopSignal:
         trainer = self._trainer
         stop = trainer.rank == 0 and bool(ray.get(self._reporter.stop_requested.remote()))
         seconds_a_call = (time.monotonic() - self._looked) / self._calls
+        agreed = torch.tensor([float(stop), seconds_a_call], dtype=torch.float64)
         if trainer.world > 1:
-            agreed = torch.tensor([float(stop), seconds_a_call], dtype=torch.float64, device=trainer.pix2pix.device)
-            torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MAX)
-            stop, seconds_a_call = bool(agreed[0]), float(agreed[1])
+            agreed = max_over_ranks(agreed.to(trainer.pix2pix.device))
+        stop, seconds_a_call = agreed.tolist()
         calls = int(_SECONDS_BETWEEN_LOOKS / max(seconds_a_call, 1e-6))
         self._calls, self._looked = 0, time.monotonic()
         self._calls_between_looks = max(1, min(calls, _MAX_CALLS_BETWEEN_LOOKS))
-        return stop
+        return bool(stop)

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 from p2p.errors import TrainingStoppedError
+from p2p.model.distributed import max_over_ranks, sum_over_ranks
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.tensors import to_model_range
 from p2p.training.config import TrainConfig
@@ -107,10 +107,11 @@ class Trainer:
         started = time.monotonic()
         row = self.metrics()
         seconds = max(self._waited + self._updating + time.monotonic() - started, 1e-9)
+        waiting = torch.tensor(self._waited / seconds, dtype=torch.float64, device=self._sums.device)
         return {
             **row,
             "images_per_second": (self.position.images_seen - self._seen_before) / seconds,
-            "data_wait": self._worst(self._waited / seconds),
+            "data_wait": float(max_over_ranks(waiting)),
         }
 
     @property
@@ -128,15 +129,15 @@ class Trainer:
 
     def position_inside_epoch(self) -> Position:
         """The position, with all that a later attempt needs to go on within this epoch (all ranks)."""
-        sums = tuple(float(value) for value in self._summed())
+        sums = tuple(float(value) for value in sum_over_ranks(self._sums.clone()))
         return replace(self.position, loss_sums=sums, seconds=self.epoch_seconds)
 
     def check_losses(self) -> dict[str, float]:
         """Mean losses of the epoch so far; waits for the device (all ranks). Raises TrainingStoppedError on all of
         them.
         """
-        means = [float(value) / self.position.pairs_in_epoch for value in self._summed()]
-        losses = dict(zip(LOSSES, means, strict=True))
+        sums, pairs = sum_over_ranks(self._sums.clone()), self.position.pairs_in_epoch
+        losses = {name: float(value) / pairs for name, value in zip(LOSSES, sums, strict=True)}
         if names := not_finite(losses):
             raise self._stopped(names)
         return losses
@@ -147,20 +148,6 @@ class Trainer:
         """
         if not self.pix2pix.is_finite():
             raise self._stopped(["weights"])
-
-    def _summed(self) -> Tensor:
-        sums = self._sums.clone()
-        if self.world > 1:
-            torch.distributed.all_reduce(sums)
-        return sums
-
-    def _worst(self, value: float) -> float:
-        """The largest of all ranks' values."""
-        if self.world == 1:
-            return value
-        worst = torch.tensor(value, dtype=torch.float64, device=self._sums.device)
-        torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MAX)
-        return float(worst)
 
     def _stopped(self, names: list[str]) -> TrainingStoppedError:
         latest = self._run.latest()

@@ -14,6 +14,7 @@ from torch import Tensor
 from p2p.data.augment import CropSettings
 from p2p.data.pairs import Pairs
 from p2p.data.stream import read_first
+from p2p.model.distributed import sum_over_ranks, world_size
 from p2p.model.metrics import Measured, MetricTotals, Palette, default_metrics, measure
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.tensors import to_levels, to_pixels
@@ -42,20 +43,19 @@ def _translate(pix2pix: Pix2Pix, inputs: Tensor) -> Tensor:
     return to_pixels(outputs, pix2pix.config.bits)
 
 
-def average_statistics(pix2pix: Pix2Pix, world: int) -> None:
+def average_statistics(pix2pix: Pix2Pix) -> None:
     """Give every rank the mean of all ranks' running statistics, which each gathered on its own pairs."""
     for network in {pix2pix.generator: None, pix2pix.eval_generator: None, pix2pix.discriminator: None}:
         for statistics in network.buffers():
-            if world > 1 and statistics.is_floating_point():
-                torch.distributed.all_reduce(statistics)
-                statistics.div_(world)
+            if statistics.is_floating_point():
+                sum_over_ranks(statistics).div_(world_size())
 
 
-def _gather(measured: list[Measured], world: int) -> list[Measured]:
+def _gather(measured: list[Measured]) -> list[Measured]:
     """Every rank's statistics, in the order of ranks."""
-    if world == 1:
+    if world_size() == 1:
         return measured
-    gathered: list[list[Measured]] = [[] for _ in range(world)]
+    gathered: list[list[Measured]] = [[] for _ in range(world_size())]
     torch.distributed.all_gather_object(gathered, measured)
     return [one for of_rank in gathered for one in of_rank]
 
@@ -73,7 +73,7 @@ def variety(images: Tensor) -> Tensor:
 
 
 class _Varieties:
-    """Mean `variety` of outputs and of their targets, over the batches of every rank."""
+    """Mean `variety` of outputs and of their targets over batches."""
 
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
@@ -83,17 +83,17 @@ class _Varieties:
         self._sums[1] += variety(targets).sum()
         self._sums[2] += len(outputs) - 1
 
-    def result(self, world: int) -> dict[str, float]:
+    def over_ranks(self) -> _Varieties:
+        sum_over_ranks(self._sums)
+        return self
+
+    def result(self) -> dict[str, float]:
         """Nothing where no batch had two images."""
-        if world > 1:
-            torch.distributed.all_reduce(self._sums)
         of_outputs, of_targets, count = self._sums.tolist()
         return {"output_variety": of_outputs / count, "target_variety": of_targets / count} if count else {}
 
 
-def validate(
-    pix2pix: Pix2Pix, batches: Iterable[tuple[Tensor, Tensor]], palette: Palette | None, world: int
-) -> dict[str, float]:
+def validate(pix2pix: Pix2Pix, batches: Iterable[tuple[Tensor, Tensor]], palette: Palette | None) -> dict[str, float]:
     """Measure the generator on every rank's `batches` of inputs and targets on the device; equal on all ranks.
 
     Inputs are (B, H, W, C) uint8 or uint16, targets (B, H, W, C') of the same depth. Returns metrics (`val_l1`, ...),
@@ -108,9 +108,9 @@ def validate(
             measured.append(measure(outputs, targets, names, palette))
             varieties.add(outputs, targets)
     totals = MetricTotals()
-    for one in _gather([_to_cpu(one) for one in measured], world):
+    for one in _gather([_to_cpu(one) for one in measured]):
         totals.add(one)
-    return {f"val_{name}": value for name, value in totals.result().items()} | varieties.result(world)
+    return {f"val_{name}": value for name, value in totals.result().items()} | varieties.over_ranks().result()
 
 
 @dataclass(frozen=True)
@@ -145,4 +145,4 @@ class ValidationSamples:
         )
         varieties = _Varieties(torch.device("cpu"))
         varieties.add(torch.from_numpy(np.stack(outputs)), torch.from_numpy(self._targets))
-        return SampleSheet(image, encode(image), varieties.result(world=1))
+        return SampleSheet(image, encode(image), varieties.result())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -13,20 +12,19 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 
-from p2p.data.description import DataRecord
 from p2p.data.machine import available_cpus
 from p2p.data.stream import BlockReader, PairStream
 from p2p.errors import P2PError, TrainingStoppedError, root_cause
 from p2p.model.checkpoint import load_trainer
+from p2p.model.distributed import data_parallel, synchronise_batch_norm
 from p2p.model.engine import choose_precision
 from p2p.model.pix2pix import Pix2Pix
-from p2p.model.sync_norm import data_parallel, synchronise_batch_norm
 from p2p.storage.images import Pixels
-from p2p.training.config import TrainConfig
 from p2p.training.keeper import RunKeeper
 from p2p.training.position import Position, remaining_epochs
 from p2p.training.run_folder import RunFolder
 from p2p.training.stop import StopRequestedError, StopSignal
+from p2p.training.task import TrainTask
 from p2p.training.trainer import Trainer
 from p2p.training.validation import average_statistics, validate
 
@@ -35,17 +33,6 @@ STREAM = "train"
 _MIN_VALIDATION_BATCH = 8
 Batches = Iterator[tuple[Tensor, Tensor]]
 """Inputs (B, H, W, C) and targets (B, H, W, C'), uint8 or uint16 each, on the device."""
-
-
-@dataclass(frozen=True)
-class TrainTask:
-    """Everything a worker needs to know."""
-
-    config: TrainConfig
-    stream: PairStream
-    data: DataRecord
-    reporter: Any
-    """Handle of the `RunReporter` actor."""
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -73,7 +60,7 @@ def _train(task: TrainTask) -> None:
     trainer = Trainer(config, pix2pix, _restore(task, pix2pix, rank), rank=rank, world=world)
     epochs = list(remaining_epochs(config, len(task.stream.train), trainer.position))
     blocks = BlockReader(ray.train.get_dataset_shard(STREAM), task.stream, rank)
-    with RunKeeper(config, trainer, task.stream, task.data, task.reporter) as keeper, contextlib.closing(blocks):
+    with RunKeeper(task, trainer) as keeper, contextlib.closing(blocks):
         if keeper.is_out_of_patience():
             return  # lost between its last checkpoint and the end
         stop = StopSignal(task.reporter, trainer)
@@ -89,13 +76,13 @@ def _train(task: TrainTask) -> None:
                     if trainer.position.step < last_step:
                         keeper.after_step()
                     stop.check(keeper)
-                average_statistics(pix2pix, world)
+                average_statistics(pix2pix)
                 row = trainer.epoch_metrics()
                 if task.stream.val is not None:
                     held_out = stop.checked(blocks.validation(), keeper)
                     validation_batch = max(config.batch_size, _MIN_VALIDATION_BATCH)
                     batches = _batches(task.stream, held_out, validation_batch, pix2pix.device)
-                    row |= validate(pix2pix, batches, task.data.target_palette, world)
+                    row |= validate(pix2pix, batches, task.data.target_palette)
                 ends = keeper.after_epoch(row, part, is_last=part is epochs[-1])
                 ray.train.report(row)  # a barrier: nobody starts the next epoch before this one is kept
                 if ends:

@@ -22,6 +22,7 @@ from safetensors.torch import load
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 
 from p2p.data.augment import CropSettings
+from p2p.data.description import DataRecord
 from p2p.data.pairs import open_pairs, raw_load_size
 from p2p.data.stream import PairStream
 from p2p.errors import UsageError
@@ -30,6 +31,7 @@ from p2p.storage.filesystems import list_names, read_bytes, read_json
 from p2p.training import TrainConfig, launch, train
 from p2p.training.config import TrainConfig as Config
 from p2p.training.position import Position
+from p2p.training.task import TrainTask
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -155,7 +157,8 @@ def test_a_worker_keeps_the_memory_it_frees_though_its_loop_runs_in_a_thread(raw
     monkeypatch.setattr(launch, "train_worker", count_page_faults)
     pairs = open_pairs(raw_pairs, "train", raw_load_size=raw_load_size(64))
     stream = PairStream(pairs, None, CropSettings(64, 0, True, swap=False), 2)
-    launch.launch(options, stream, {}, position=Position(), scaling=launch.resources(options))
+    task = TrainTask(options, stream, DataRecord(raw_pairs, 0, None, None))
+    launch.launch(task, Position(), launch.resources(options))
     found = json.loads(report.read_text())
     first, second = found["faults"]
     assert second < first / 10

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
 from p2p.data.augment import CropSettings
-from p2p.data.description import DataRecord
 from p2p.data.pairs import open_pairs
 from p2p.data.stream import PairStream
 from p2p.model.checkpoint import load_generator
@@ -33,9 +34,7 @@ def recorder_of(tmp_path, pairs):
         RunFolder(config.output).start(config.to_dict())
         crop = CropSettings(64, seed=0, flip=False, swap=False)
         stream = PairStream(pairs, pairs if validated else None, crop, batch_size=1)
-        return Recorder(
-            config, Pix2Pix(config.model("fp32")), stream, data=DataRecord(pairs.uri, 0, None, None), last_step=0
-        )
+        return Recorder(TrainTask(config, stream, data), Pix2Pix(config.model("fp32")), last_step=0)
 
     return make
 
@@ -47,7 +46,7 @@ def row(epoch: int, step: int, **metrics: float) -> dict:
 @pytest.mark.parametrize("validated", [True, False])
 def test_a_checkpoint_within_an_epoch_is_the_best_only_where_nothing_is_validated(tmp_path, recorder_of, validated):
     folder, judged = RunFolder(str(tmp_path)), {"val_l1": 0.1} if validated else {}
-    with recorder_of(validated=validated) as recorder:
+    with closing(recorder_of(validated=validated)) as recorder:
         recorder.save(row(1, 2), Position(step=2), inside_epoch=True)
         assert (folder.best() is None) == validated
         recorder.save(row(1, 5, **judged), Position(1, step=5))
@@ -60,7 +59,7 @@ def test_a_checkpoint_within_an_epoch_is_the_best_only_where_nothing_is_validate
 def test_the_page_shows_the_run_so_far_and_costs_a_small_share_of_the_time(tmp_path, recorder_of, monkeypatch):
     page, clock = tmp_path / "report.html", [0.0]
     monkeypatch.setattr("p2p.training.recorder.time.monotonic", lambda: clock[0])
-    with recorder_of(validated=True) as recorder:
+    with closing(recorder_of(validated=True)) as recorder:
         assert recorder.draw(1, 3, inside_epoch=True).keys() == {"output_variety", "target_variety"}
         recorder.draw(1, 5)
         recorder.write([row(1, 5)])

@@ -1,4 +1,4 @@
-"""Data-parallel training, and batch norm synchronised over all workers, on any device.
+"""Data-parallel training: reductions over ranks, and batch norm synchronised over all of them, on any device.
 
 torch's own SyncBatchNorm works on GPUs only.
 """
@@ -25,15 +25,32 @@ _BUFFER_OPTION = next(
 )
 
 
+def world_size() -> int:
+    """Ranks that train together; 1 where there is no process group."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """`x`, by now the sum of every rank's."""
+    if world_size() > 1:
+        torch.distributed.all_reduce(x)
+    return x
+
+
+def max_over_ranks(x: Tensor) -> Tensor:
+    """`x`, by now the largest values of any rank's."""
+    if world_size() > 1:
+        torch.distributed.all_reduce(x, torch.distributed.ReduceOp.MAX)
+    return x
+
+
 class _MeanOverRanks(torch.autograd.Function):
     """The mean of a tensor over all ranks; differentiable any number of times (wgangp needs the second derivative)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         del ctx
-        total = x.clone()
-        torch.distributed.all_reduce(total)
-        return total / torch.distributed.get_world_size()
+        return sum_over_ranks(x.clone()) / world_size()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -70,7 +87,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def _track(self, mean: Tensor, variance: Tensor, values: int) -> None:
         """Update running statistics as torch does: by `momentum` towards the mean and the unbiased variance."""
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        values *= torch.distributed.get_world_size()
+        values *= world_size()
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * (values / max(1, values - 1)), self.momentum)
         if self.num_batches_tracked is not None:

@@ -13,8 +13,8 @@ from formula_weights import images
 from torch import nn
 
 from p2p.model.config import ModelConfig
+from p2p.model.distributed import SyncBatchNorm2d, data_parallel, synchronise_batch_norm
 from p2p.model.pix2pix import Pix2Pix
-from p2p.model.sync_norm import SyncBatchNorm2d, data_parallel, synchronise_batch_norm
 
 MODES = ("vanilla", "wgangp")
 
