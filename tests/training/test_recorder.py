@@ -7,6 +7,7 @@ from contextlib import closing
 import pytest
 
 from p2p.data.augment import CropSettings
+from p2p.data.description import DataRecord
 from p2p.data.pairs import open_pairs
 from p2p.data.stream import PairStream
 from p2p.model.checkpoint import load_generator
@@ -15,6 +16,7 @@ from p2p.training import TrainConfig
 from p2p.training.position import Position
 from p2p.training.recorder import Recorder
 from p2p.training.run_folder import RunFolder
+from p2p.training.task import TrainTask
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,7 @@ def recorder_of(tmp_path, pairs):
         RunFolder(config.output).start(config.to_dict())
         crop = CropSettings(64, seed=0, flip=False, swap=False)
         stream = PairStream(pairs, pairs if validated else None, crop, batch_size=1)
+        data = DataRecord(pairs.uri, 0, None, None)
         return Recorder(TrainTask(config, stream, data), Pix2Pix(config.model("fp32")), last_step=0)
 
     return make
