@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import glob
+import logging
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +32,9 @@ from p2p.errors import (
     redact,
 )
 from p2p.storage.bounded import read_limited, require_regular_file
-from p2p.storage.error_mapping import LOCAL_SCHEMES, storage_errors
+from p2p.storage.error_mapping import LOCAL_SCHEMES, http_status, storage_errors
+
+log = logging.getLogger("p2p")
 
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
@@ -161,13 +165,18 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
         return bytes(filesystem.cat_file(path))
 
 
-def write_bytes(uri: str, data: bytes) -> None:
-    """Write one file so that a reader sees either all of it or what was there before."""
+def write_bytes(uri: str, data: bytes, *, only_new: bool = False) -> bool:
+    """Write one file so that a reader sees either all of it or what was there before. Returns whether it was written.
+
+    only_new: write nothing where a file is already; of several processes that try at a time one succeeds.
+    """
     with storage_errors(uri):
         filesystem, path = open_filesystem(uri)
-        if is_remote(uri):
-            filesystem.pipe_file(path, data)  # an object store shows an object only when it is whole
-            return
+        if is_remote(uri):  # an object store shows an object only when it is whole
+            if only_new:
+                return _create_object(filesystem, path, data)
+            filesystem.pipe_file(path, data)
+            return True
         folder = os.path.dirname(path)
         os.makedirs(folder, exist_ok=True)
         # The name stays short: the target's own may be as long as the file system allows.
@@ -177,11 +186,50 @@ def write_bytes(uri: str, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
+            return move_in_place(temporary, path, only_new=only_new)
+        finally:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def move_in_place(temporary: str, path: str, *, only_new: bool = False) -> bool:
+    """Show a local file under its name, as `write_bytes` says."""
+    if not only_new:
+        os.replace(temporary, path)
+        return True
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    os.unlink(temporary)
+    return True
+
+
+def _create_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
+    try:
+        filesystem.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return False
+    except (OSError, TypeError, NotImplementedError) as error:
+        status = http_status(error)
+        if status in (409, 412):  # something is there, or written by somebody else at this moment
+            return False
+        if isinstance(error, OSError) and status != 501:
             raise
+        _log_missing_conditions(str(filesystem.protocol))
+        if filesystem.exists(path):
+            return False
+        filesystem.pipe_file(path, data)
+    return True
+
+
+@functools.cache
+def _log_missing_conditions(store: str) -> None:
+    log.warning(
+        "%s: this store has no conditional writes, so two jobs that start on one output within a second may not notice "
+        "each other",
+        store,
+    )
 
 
 def sweep_temporaries(uri: str) -> None:
@@ -218,11 +266,18 @@ def write_json(uri: str, document: Any) -> None:
     write_bytes(uri, (to_json(document, indent=2) + "\n").encode())
 
 
-def write_table(uri: str, table: pa.Table, row_group_size: int | None = None, compression: str = "NONE") -> None:
-    """Publish one Parquet file. Images are compressed already, so by default nothing is compressed twice."""
+def write_table(
+    uri: str,
+    table: pa.Table,
+    row_group_size: int | None = None,
+    compression: str = "NONE",
+    *,
+    only_new: bool = False,
+) -> bool:
+    """Publish one Parquet file, as `write_bytes` does. Images are compressed already, so by default nothing is."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=row_group_size, compression=compression, use_dictionary=False)
-    write_bytes(uri, sink.getvalue().to_pybytes())
+    return write_bytes(uri, sink.getvalue().to_pybytes(), only_new=only_new)
 
 
 def remove(uri: str) -> None:

@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
+import math
 import os
 import signal
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from p2p.documents import build, to_json
 from p2p.errors import ConfigError, DamagedFileError, LeaseLostError, NotFoundError, StorageError
-from p2p.storage.error_mapping import http_status, storage_errors
 from p2p.storage.filesystems import (
     TEMPORARY_PREFIX,
-    is_remote,
     join,
-    open_filesystem,
     read_json_object,
     remove_file,
+    write_bytes,
     write_json,
 )
 
@@ -62,19 +59,26 @@ class Lease:
         return f"{self.job} on {self.host}, process {self.pid}, attempt {self.attempt}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Fence:
-    """What a worker of a job needs in order to know that the job still holds its output's lease. Can be pickled."""
+    """By which the processes of a job know that it still holds its output's lease. Can be pickled."""
 
     output: str
     lease: Lease
+    _checked: float = field(default=-math.inf, init=False, compare=False)
 
-    def check(self) -> None:
-        """Raise LeaseLostError if another job has taken over. Called before anything is published."""
+    def check(self, seconds: float = 0.0) -> None:
+        """Raise LeaseLostError if another job has taken over. Called before anything is published.
+
+        Does not look again where it has looked within so many `seconds`.
+        """
+        if time.monotonic() - self._checked < seconds:
+            return
         found = read_lease(self.output)
         if not self.lease.is_same_as(found):
             by = f"is written by {found} now" if found else "has no lease any more"
             raise LeaseLostError(f"{self.output} {by}, since this job ({self.lease}) gave no sign of life for a while")
+        self._checked = time.monotonic()
 
 
 def read_lease(output: str) -> Lease | None:
@@ -169,7 +173,7 @@ def _acquire(output: str, field: str, job: str) -> Lease:
 
 
 def _create(uri: str, lease: Lease) -> bool:
-    return create_bytes(uri, to_json(vars(lease)).encode())
+    return write_bytes(uri, to_json(vars(lease)).encode(), only_new=True)
 
 
 def _wait_until_dead(output: str, other: Lease, field: str) -> None:
@@ -207,60 +211,3 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def create_bytes(uri: str, data: bytes) -> bool:
-    """Write a file where nothing is yet: of several processes one succeeds. Returns whether it was this one.
-
-    A store without conditional writes is asked whether anything is there, and told so once in the log.
-    """
-    with storage_errors(uri):
-        filesystem, path = open_filesystem(uri)
-        if not is_remote(uri):
-            folder = os.path.dirname(path)
-            os.makedirs(folder, exist_ok=True)
-            temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-            try:
-                with open(temporary, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.link(temporary, path)
-            except FileExistsError:
-                return False
-            finally:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-            return True
-        try:
-            filesystem.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
-        except (OSError, TypeError, NotImplementedError) as error:
-            if _is_conflict(error):
-                return False
-            if not _knows_no_conditions(error):
-                raise
-            _say_that_conditions_are_missing(uri.partition("://")[0])
-            if filesystem.exists(path):
-                return False
-            filesystem.pipe_file(path, data)
-        return True
-
-
-def _is_conflict(error: BaseException) -> bool:
-    """412: something is there. 409: somebody else is writing it at this moment."""
-    return http_status(error) in (409, 412)
-
-
-def _knows_no_conditions(error: BaseException) -> bool:
-    return isinstance(error, (TypeError, NotImplementedError)) or http_status(error) == 501
-
-
-@functools.cache
-def _say_that_conditions_are_missing(scheme: str) -> None:
-    log.warning(
-        "this %s store knows no conditional writes: two jobs that start on one output within a second may not notice "
-        "each other",
-        scheme,
-    )

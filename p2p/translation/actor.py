@@ -18,6 +18,7 @@ from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, choose_precision
 from p2p.storage.deadline import DECODE_SECONDS, Deadline
 from p2p.storage.filesystems import is_remote
+from p2p.storage.lease import Fence
 from p2p.translation.config import Settings
 from p2p.translation.corpus.addresses import LOCAL
 from p2p.translation.corpus.manifest import ManifestCorpus
@@ -42,6 +43,8 @@ class Work:
 
     settings: Settings
     generator_uri: str
+    fence: Fence | None = None
+    """Of the output's lease."""
     manifest: ManifestCorpus | None = None
     """The source, where it is a manifest: it holds the addresses with a signature."""
     batch_size: int = 1
@@ -135,7 +138,7 @@ class ShardTranslator:
             if self._pipeline is None:
                 settings = self._work.settings
                 self._pipeline = make_pipeline(
-                    self._work, open_sink(settings).open_shard, OutputJournal(settings.output)
+                    self._work, open_sink(settings).open_shard, OutputJournal(settings.output, self._work.fence)
                 )
                 yield {}
             for report in self._translate(self._pipeline, shards):

@@ -108,6 +108,12 @@ class _SampleJournal:
     def start_shard(self, shard: Shard) -> StartedShard:
         return StartedShard(self.shards[shard.index], CrashRecord(""))
 
+    def check_lease(self) -> None:
+        pass
+
+    def may_publish(self, shard: int) -> bool:
+        return True
+
     def finish_shard(self, shard: int, rows: Sequence[LedgerRow], record: CrashRecord) -> None:
         pass
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from p2p.storage.filesystems import (
     sweep_temporaries,
     write_json,
 )
+from p2p.storage.lease import hold_lease
 from p2p.storage.outputs import require_output
 from p2p.translation.actor import Work
 from p2p.translation.config import PACKED, Settings, TranslateConfig
@@ -92,26 +94,29 @@ def run(config: TranslateConfig, workforce: Workforce | None = None) -> dict[str
         from p2p.translation.estimate import dry_run
 
         return dry_run(config, corpus, work)
-    require_same_settings(settings)
     require_output(output, "output", "a translation")
     sink = open_sink(settings)
-    with (workforce or _choose_workforce(config, corpus, settings))(config) as work_through:
-        # From here on nothing is wrong with the options, so what an earlier attempt left may go.
-        if config.resume == "never" and exists_translation(output):
-            require_unique(corpus, sink, config.limit)
-            remove_translation(output)
-        start_output(settings)
-        if config.only_failed:
-            shards = ledger.shards_of_ledger(config.only_failed, output)
-            if shards and not ledger.reopen_failed(output, shards) and shards <= ledger.done_shards(output):
-                log.warning("--only-failed %s: it lists no failure", config.only_failed)
-        left = remaining(output, _planned(output, corpus, sink, config.limit), config.limit)
-        if config.limit and left.images > config.limit:
-            log.warning("--limit %d: an earlier attempt planned more, in shards; %d images", config.limit, left.images)
-        if left.done:
-            log.info("%d of %d images were done by an earlier attempt", left.images_done, left.images)
-        outcome = work_through(work.reading_from(left.hosts), left) if left.shards else Outcome()
-        return _finish(work, left, outcome, started)
+    with hold_lease(output, "output", "translate") as fence:
+        require_same_settings(settings)
+        work = dataclasses.replace(work, fence=fence)
+        with (workforce or _choose_workforce(config, corpus, settings))(config) as work_through:
+            # From here on nothing is wrong with the options, so what an earlier attempt left may go.
+            if config.resume == "never" and exists_translation(output):
+                require_unique(corpus, sink, config.limit)
+                remove_translation(output)
+            start_output(settings)
+            if config.only_failed:
+                shards = ledger.shards_of_ledger(config.only_failed, output)
+                if shards and not ledger.reopen_failed(output, shards) and shards <= ledger.done_shards(output):
+                    log.warning("--only-failed %s: it lists no failure", config.only_failed)
+            left = remaining(output, _planned(output, corpus, sink, config.limit), config.limit)
+            if config.limit and left.images > config.limit:
+                planned = "--limit %d: an earlier attempt planned more, in shards; %d images"
+                log.warning(planned, config.limit, left.images)
+            if left.done:
+                log.info("%d of %d images were done by an earlier attempt", left.images_done, left.images)
+            outcome = work_through(work.reading_from(left.hosts), left) if left.shards else Outcome()
+            return _finish(work, left, outcome, started)
 
 
 def _choose_workforce(config: TranslateConfig, corpus: Corpus, settings: Settings) -> Workforce:

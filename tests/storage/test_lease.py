@@ -14,8 +14,8 @@ import pytest
 
 from p2p.errors import ConfigError, LeaseLostError
 from p2p.storage import lease
-from p2p.storage.filesystems import exists, join, write_bytes
-from p2p.storage.lease import Lease, create_bytes, hold_lease, read_lease
+from p2p.storage.filesystems import exists, join, list_names, read_bytes, write_bytes
+from p2p.storage.lease import Lease, hold_lease, read_lease
 
 # Holds the lease until its stdin is closed; the seconds of the module are shortened.
 HOLDER = """
@@ -146,4 +146,7 @@ def test_what_is_no_lease_is_not_taken_for_one(tmp_path: Path) -> None:
 
 
 def test_a_file_is_created_once(output: str) -> None:
-    assert create_bytes(join(output, "x"), b"1") and not create_bytes(join(output, "x"), b"2")
+    uri = join(output, "x")
+    assert write_bytes(uri, b"1", only_new=True) and not write_bytes(uri, b"2", only_new=True)
+    assert read_bytes(uri) == b"1" and write_bytes(uri, b"3") and read_bytes(uri) == b"3"
+    assert list_names(output) == ["x"]

@@ -44,6 +44,12 @@ class FakeJournal(InputFetcher, CrashRecord):
         self.started_at_fetch.append(len(self.started))
         return super().fetch(unit, start_row)
 
+    def check_lease(self) -> None:
+        pass
+
+    def may_publish(self, shard: int) -> bool:
+        return True
+
     def finish_shard(self, shard: int, rows: object, record: CrashRecord) -> None:
         self.events.append(("publish", self.in_hand))
 

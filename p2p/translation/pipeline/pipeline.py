@@ -228,6 +228,7 @@ class Pipeline:
             yield future.result()
 
     def _record(self, task: ImageTask) -> None:
+        self._journal.check_lease()
         report, writer, rows = task.shard.report, task.shard.writer, task.shard.rows
         item = task.item
         report.images += 1
@@ -249,6 +250,9 @@ class Pipeline:
 
     def _finish(self, shard: OpenShard) -> ShardReport:
         started = time.perf_counter()
+        if not self._journal.may_publish(shard.report.shard):
+            shard.writer.discard()
+            return shard.report
         shard.report.output_bytes = shard.writer.publish()
         rows = [row for row in shard.rows if row is not None]
         self._journal.finish_shard(shard.report.shard, rows, shard.record)

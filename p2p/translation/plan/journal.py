@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from p2p.storage.filesystems import exists
+from p2p.storage.lease import Fence
 from p2p.translation.corpus.inputs import Input
 from p2p.translation.plan.crash_records import CrashRecord, open_record
 from p2p.translation.plan.ledger import LedgerRow, ledger_uri, read_kept, write_ledger
 from p2p.translation.plan.plan import Shard, read_inputs
+
+_SECONDS_BETWEEN_CHECKS = 2.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,15 @@ class ShardJournal(Protocol):
     def start_shard(self, shard: Shard) -> StartedShard | None:
         """Called, in a thread, before any image of `shard` is read. None if it is done already."""
 
+    def check_lease(self) -> None:
+        """Called for each image before anything of it is written. Raises LeaseLostError as `may_publish` does."""
+
+    def may_publish(self, shard: int) -> bool:
+        """Called before outputs of `shard` are put in place. False if another process has finished it meanwhile.
+
+        Raises LeaseLostError where another job writes the output now.
+        """
+
     def finish_shard(self, shard: int, rows: Sequence[LedgerRow], record: CrashRecord) -> None:
         """Called, in a thread, with the rows of all inputs when every output of the shard is in place."""
 
@@ -38,6 +50,7 @@ class OutputJournal:
     """The journal of a translation: the crash records and the ledger in its output."""
 
     output: str
+    fence: Fence | None = None
 
     def start_shard(self, shard: Shard) -> StartedShard | None:
         """Read the inputs and open the crash record. Raises P2PError, StorageError."""
@@ -46,6 +59,17 @@ class OutputJournal:
         inputs = read_inputs(shard)
         record = open_record(self.output, shard.index)
         return StartedShard(inputs, record, read_kept(self.output, shard.index))
+
+    def check_lease(self) -> None:
+        """Look at the lease now and then."""
+        if self.fence:
+            self.fence.check(_SECONDS_BETWEEN_CHECKS)
+
+    def may_publish(self, shard: int) -> bool:
+        """Look at the lease and the ledger."""
+        if self.fence:
+            self.fence.check()
+        return not exists(ledger_uri(self.output, shard))
 
     def finish_shard(self, shard: int, rows: Sequence[LedgerRow], record: CrashRecord) -> None:
         """Write the ledger: from now on the shard is done."""

@@ -61,10 +61,11 @@ def done_shards(output: str) -> set[int]:
     return shards_in(join(output, FOLDER))
 
 
-def write_ledger(output: str, shard: int, rows: Sequence[LedgerRow]) -> None:
-    """Declare a shard done. The last thing that is written of it."""
+def write_ledger(output: str, shard: int, rows: Sequence[LedgerRow]) -> bool:
+    """Declare a shard done. The last thing that is written of it. Returns whether it was not done already."""
     columns = list(zip(*rows, strict=True))
-    write_table(ledger_uri(output, shard), pa.table([list(values) for values in columns], schema=LEDGER_SCHEMA))
+    table = pa.table([list(values) for values in columns], schema=LEDGER_SCHEMA)
+    return write_table(ledger_uri(output, shard), table, only_new=True)
 
 
 def _read(uri: str) -> pa.Table:

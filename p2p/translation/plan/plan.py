@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from p2p.errors import ConfigError
+from p2p.errors import ConfigError, LeaseLostError
 from p2p.storage.filesystems import join, list_names, remove, write_bytes
 from p2p.storage.names import printable
 from p2p.storage.parquet import open_parquet, read_parquet
@@ -124,7 +124,8 @@ def _write_part(uri: str, first_shard: int, groups: Sequence[Sequence[Input]], s
             columns["id_hash"] = [hash_id(image_id) for image_id in ids]
             columns["name_hash"] = [hash_id(sink.name_of(image_id)) for image_id in ids]
             writer.write_table(pa.table(columns, MANIFEST_SCHEMA), row_group_size=len(inputs))
-    write_bytes(uri, buffer.getvalue().to_pybytes())
+    if not write_bytes(uri, buffer.getvalue().to_pybytes(), only_new=True):
+        raise LeaseLostError(f"{uri}: another job has written it meanwhile; the same command continues")
 
 
 def load_plan(output: str) -> Plan:

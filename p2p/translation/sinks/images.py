@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from p2p.storage.filesystems import join, remove_file, write_bytes
 from p2p.storage.images import SUFFIXES
@@ -76,7 +76,7 @@ class ImagesShardWriter:
     def __init__(self, output: str, extension: str) -> None:
         self._output, self._extension = output, extension
         self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
-        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._waiting: deque[tuple[Future[Any], int]] = deque()
         self._waiting_bytes = self._written = 0
 
     def _uri(self, image_id: str) -> str:
