@@ -38,6 +38,11 @@ TRAINER, TRAINER_JSON, META = "trainer.safetensors", "trainer.json", "meta.json"
 BEST, LATEST = "best.json", "latest.json"
 """Files of a run that name a checkpoint: {"checkpoint": "checkpoints/epoch_0010", ...}."""
 
+_FREE_TO_CHANGE = {
+    *("gan_mode", "lambda_l1", "label_smoothing", "lr", "beta1"),
+    *("crop_size", "direction", "precision"),
+}
+"""What of a model shapes neither its networks nor its average."""
 _META_FIELDS = {"checkpoint_id": str, "model": dict, "metrics": dict, "data": dict}
 _MODEL_KEY = "p2p.model"
 _FRAGMENT = re.compile(rf"(.+)#(latest|best|{CHECKPOINT_NAME})")
@@ -89,56 +94,36 @@ def load_trainer(folder_uri: str, pix2pix: Pix2Pix) -> dict[str, Any]:
 
     Raises CheckpointError if the folder is incomplete or damaged, or if its model has other networks.
     """
-    meta = _read_meta(folder_uri)
-    saved = _config_of(meta["model"], folder_uri)
+    meta, state, trainer = read_checkpoint(folder_uri)
+    saved, present = _config_of(meta["model"], folder_uri).to_dict(), pix2pix.config.to_dict()
     different = [
-        f"{name} is {getattr(saved, name)} there and {getattr(pix2pix.config, name)} here"
-        for name in _ARCHITECTURE
-        if getattr(saved, name) != getattr(pix2pix.config, name)
+        f"{name} is {value} there and {present[name]} here"
+        for name, value in saved.items()
+        if value != present[name] and name not in _FREE_TO_CHANGE
     ]
     if different:
         raise CheckpointError(f"{folder_uri}: of another model: {'; '.join(different)}")
-    data = _read(join(folder_uri, GENERATOR))
-    _check_id(data, meta, folder_uri)
-    average: dict[str, Tensor] = {}
-    generator = _from_safetensors(data, join(folder_uri, GENERATOR))
-    if pix2pix.average is not None:
-        average, generator = generator, _tensors(folder_uri, WITHOUT_EMA)
-    state = State(generator, _tensors(folder_uri, DISCRIMINATOR), _tensors(folder_uri, TRAINER), average)
     try:
         pix2pix.load_state(state)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder_uri}: its tensors do not fit the model: {error}") from None
-    return _read_object(join(folder_uri, TRAINER_JSON))
+    return trainer
 
 
-def read_whole(folder_uri: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`meta` and `trainer` of a checkpoint folder, after reading every file in it completely.
+def read_checkpoint(folder_uri: str) -> tuple[dict[str, Any], State, dict[str, Any]]:
+    """`meta`, tensors and `trainer` of a checkpoint folder, every file of which is read completely.
 
     Raises CheckpointError, NotFoundError or DamagedFileError if training cannot continue from it.
     """
     meta = _read_meta(folder_uri)
-    _check_id(_read(join(folder_uri, GENERATOR)), meta, folder_uri)
-    averaged = _config_of(meta["model"], folder_uri).ema_images > 0
-    for name in (DISCRIMINATOR, TRAINER, WITHOUT_EMA)[: 3 if averaged else 2]:
-        _tensors(folder_uri, name)
-    return meta, _read_object(join(folder_uri, TRAINER_JSON))
-
-
-_ARCHITECTURE = (
-    "generator",
-    "discriminator",
-    "input_channels",
-    "output_channels",
-    "bits",
-    "input_encoding",
-    "input_palette",
-    "ngf",
-    "ndf",
-    "norm",
-    "dropout",
-    "ema_images",
-)
+    data = _read(join(folder_uri, GENERATOR))
+    _check_id(data, meta, folder_uri)
+    average: dict[str, Tensor] = {}
+    generator = _from_safetensors(data, join(folder_uri, GENERATOR))
+    if _config_of(meta["model"], folder_uri).ema_images:
+        average, generator = generator, _tensors(folder_uri, WITHOUT_EMA)
+    state = State(generator, _tensors(folder_uri, DISCRIMINATOR), _tensors(folder_uri, TRAINER), average)
+    return meta, state, _read_object(join(folder_uri, TRAINER_JSON))
 
 
 def _tensors(folder_uri: str, name: str) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from p2p.errors import CheckpointError, ConfigError, DamagedFileError, NotFoundError
-from p2p.model.checkpoint import read_whole
+from p2p.model.checkpoint import read_checkpoint
 from p2p.training.position import Position
 from p2p.training.run_folder import RunFolder, check_row
 from p2p.training.selection import is_best
@@ -47,7 +47,7 @@ def _whole(folder: RunFolder, name: str) -> _Entry | None:
     """What latest.json would say of a checkpoint; None, with a line in the log, if training cannot go on from it."""
     address = folder.address(name)
     try:
-        meta, trainer = read_whole(address)
+        meta, _, trainer = read_checkpoint(address)
         Position.from_dict(trainer)
         return {"checkpoint": name, "metrics": check_row(meta.get("metrics"), address)}
     except (CheckpointError, NotFoundError, DamagedFileError) as error:
