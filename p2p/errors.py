@@ -3,7 +3,7 @@
 P2PError                          exit status 1
 ├── UsageError                    exit status 2: wrong options, found before any work starts
 │   └── ConfigError               one field of a configuration
-├── StorageError                  a file system, bucket or disk said no
+├── StorageError                  a file system, bucket or disk refused
 │   ├── NotFoundError             nothing lies at that address
 │   ├── DamagedFileError          a file is not what was written there
 │   │   └── UnsafeFileError       reading it could run code that its author chose
@@ -108,7 +108,7 @@ def quote_controls(text: str, keep: str = "") -> str:
 
 
 class P2PError(Exception):
-    """Something went wrong in a way a person can be told about in one line."""
+    """An error whose message, of one line, is meant for the user."""
 
     exit_status = 1
     retryable = False
@@ -216,7 +216,7 @@ class ChildEndedError(P2PError):
 
 
 class TrainingStoppedError(P2PError):
-    """Training cannot go on; what was saved before is intact. `finding`, if any, is what the report says about it."""
+    """Training cannot go on; what was saved before is intact. `finding`, if any, is for the report."""
 
     def __init__(self, message: str, finding: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)

@@ -167,7 +167,7 @@ class _TrainJob:
 
 
 def _repeated(folder: Path, wanted: int) -> Path:
-    """A data set of at least `wanted` pairs: those at hand, again and again."""
+    """A data set of at least `wanted` pairs: the prepared ones, repeated."""
     pairs, data = folder / _PAIRS, folder / "repeated"
     parts = sorted(pairs.glob("train/*.parquet"))
     (data / "train").mkdir(parents=True)

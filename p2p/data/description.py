@@ -1,4 +1,4 @@
-"""What a prepared data set says of itself in `dataset.json`, and what a model can read of it."""
+"""The description of a prepared data set, `dataset.json`, and what a model can read of it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SideDescription:
 
 @dataclass(frozen=True)
 class Description:
-    """Both sides; a raw folder, which says nothing, is read as RGB."""
+    """Both sides; a raw folder, which has none, is read as RGB."""
 
     uri: str
     a: SideDescription = field(default_factory=SideDescription)
@@ -86,18 +86,18 @@ class DataRecord:
 
 
 def read_description(uri: str) -> Description:
-    """What the data set at `uri` says. Raises UsageError if its file is not as jobs/prepare.py writes it."""
+    """The description of the data set at `uri`. Raises UsageError if its file is not as jobs/prepare.py writes it."""
     address = join(uri, DESCRIPTION)
     try:
-        said = read_json_object(address)
+        document = read_json_object(address)
         try:
-            check_fields(said, _FIELDS)
+            check_fields(document, _FIELDS)
         except ValueError as error:
             raise UsageError(f"{address}: {error}") from None
         sides = [
             SideDescription(
-                parse_format(said.get(f"pixels_{name}", str(RGB)), f"{address}: pixels_{name}"),
-                as_palette(said.get(f"palette_{name}")),
+                parse_format(document.get(f"pixels_{name}", str(RGB)), f"{address}: pixels_{name}"),
+                as_palette(document.get(f"palette_{name}")),
             )
             for name in ("a", "b")
         ]
@@ -105,7 +105,7 @@ def read_description(uri: str) -> Description:
         return Description(uri)
     except (StorageError, UsageError, ValueError) as error:
         raise ConfigError("data", f"{error}; prepare the data set again") from None
-    return Description(uri, sides[0], sides[1], said.get("load_size"))
+    return Description(uri, sides[0], sides[1], document.get("load_size"))
 
 
 def write_description(description: Description, **more: str) -> None:
@@ -119,6 +119,6 @@ def write_description(description: Description, **more: str) -> None:
 
 
 def formats_for(model: ModelConfig, swap: bool) -> tuple[PixelFormat, PixelFormat]:
-    """How `model` wants sides A and B to be read; `swap` says that B is the input."""
+    """The formats in which `model` needs sides A and B; `swap`: B is the input."""
     wanted = (PixelFormat(model.input_image_channels, model.bits), PixelFormat(model.output_channels, model.bits))
     return wanted[::-1] if swap else wanted

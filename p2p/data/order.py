@@ -41,7 +41,7 @@ class PairBlock:
 
 
 def pairs_per_worker(pairs: int, workers: int) -> int:
-    """How many pairs each worker sees in an epoch: equal counts, so that nobody waits for another's last step."""
+    """How many pairs each worker sees in an epoch: equal counts, so that no worker waits for another's last step."""
     return pairs // workers
 
 

@@ -1,8 +1,8 @@
 """One Ray Data stream for a whole training, which Ray Train splits over its workers.
 
 Ray's own shuffles cannot be repeated after a restart, so the order is made by `order`. A row of the stream is a block
-of pairs, decoded and cropped, that one worker takes at a time: Ray's split deals rows out in turn. Validations come
-between the epochs, so they too are read while the training goes on.
+of pairs, decoded and cropped, that one worker takes at a time: Ray's split hands rows out in turn. Validations come
+between the epochs, so that they too are read ahead.
 """
 
 from __future__ import annotations
@@ -141,13 +141,13 @@ class BlockReader:
             row = self._first or next(self._rows, None)
             self._first = None
             if row is None or any(row[name][0] != value for name, value in asdict(block).items()):
-                # The stream was begun where latest.json said a moment before this worker asked it too.
+                # latest.json has changed between the start of the stream and that of this worker.
                 raise StorageError(f"the stream of pairs does not begin at {block}, where the training does")
             values = row["pairs"][0]
             yield values.reshape(len(block), -1) if len(block) else values[:0, None]
 
     def close(self) -> None:
-        """Let go of the stream."""
+        """End the stream."""
         self._rows.close()
 
 

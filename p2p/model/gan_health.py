@@ -30,7 +30,7 @@ class GanThresholds:
     """Losses this close to those count as guessing."""
 
     def describe_chance(self) -> str:
-        """What guessing costs, for a person: `log 2 = 0.693`."""
+        """The loss of guessing, as text: `log 2 = 0.693`."""
         if self.chance_d_real != self.chance_d_fake:
             return f"{self.chance_d_real:.3f} and {self.chance_d_fake:.3f}"
         return "log 2 = 0.693" if self.chance_d_real == math.log(2.0) else f"{self.chance_d_real:g}"

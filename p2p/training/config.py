@@ -47,7 +47,7 @@ class RunOptions:
     split: str = "train"
     """Sub-folder of --data to train on."""
     val_split: str = "val"
-    """Sub-folder of --data to validate on after each epoch; where it is missing, training goes on without."""
+    """Sub-folder of --data to validate on after each epoch; where it is missing, nothing is validated."""
 
 
 @dataclass(frozen=True, kw_only=True)

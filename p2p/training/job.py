@@ -1,4 +1,4 @@
-"""From options to a finished run: check everything, start Ray, let the workers train, sum up."""
+"""The training job: check everything, start Ray, let the workers train, summarise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept of a run, and when: the decisions, the same on every rank, of which the first one carries them out."""
+"""Decides what is saved of a run, and when: every rank decides the same, the first one writes."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class RunKeeper(ExitStack):
         return ends
 
     def _keep(self, recorder: Recorder, row: MetricsRow, known: list[str], *, draw: bool, save: bool) -> None:
-        """Log how the epoch went, with what is new about the run's health, and keep it."""
+        """Log and write an epoch's metrics, with new findings about the run's health."""
         if draw:
             varieties = recorder.draw(row["epoch"], row["step"])
             if self._task.stream.val is None:  # else validation has measured them on more than a few

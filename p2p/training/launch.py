@@ -1,4 +1,4 @@
-"""Ray Train around the workers: resources, the stream of pairs, what its user sees and asks, and why it ended."""
+"""Runs the workers with Ray Train: resources, the stream of pairs, progress, interruption, and why it ended."""
 
 from __future__ import annotations
 
@@ -60,17 +60,16 @@ def remaining_stream(task: TrainTask) -> ray.data.Dataset:
     """What is left to train on. Ray Train calls this each time it starts the workers."""
     try:
         position = Position.of_run(RunFolder(task.config.output))
-    except P2PError:  # of the workers, which read it too, a person gets to know why
+    except P2PError:  # the workers, which read it too, report it
         position = Position()
-    nothing = [EpochRange(1, 0, 0)]  # Ray Data wants a stream
+    nothing = [EpochRange(1, 0, 0)]  # Ray Data needs at least one item
     return task.stream.dataset(list(remaining_epochs(task.config, len(task.stream.train), position)) or nothing)
 
 
 def launch(task: TrainTask, position: Position, scaling: ScalingConfig) -> None:
     """Train from `position` to the end. Needs Ray. Raises what stopped it."""
     config, pairs = task.config, len(task.stream.train)
-    # Beside this process, so that no other node's end takes it away. Should it die by itself, a new one has what is
-    # reported from then on.
+    # On this node, so that it survives the loss of others. If it dies, its successor has what is reported from then on.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     reporter = RunReporter.options(  # type: ignore[attr-defined]
         scheduling_strategy=here, max_restarts=-1, max_task_retries=-1
@@ -83,8 +82,8 @@ def launch(task: TrainTask, position: Position, scaling: ScalingConfig) -> None:
         config.workers,
     )
     total = position.images_seen + remaining_images(config, pairs, position)
-    # RUN says by itself where it stands and can be read without Ray, whose own record of a training does not outlive
-    # another version of Ray or a checkpoint that is gone: it gets a folder for the time of this job.
+    # RUN alone decides where training continues, so that it can be read without Ray and by other versions of it. What
+    # Ray Train itself records is deleted at the end of the job.
     with tempfile.TemporaryDirectory(prefix="p2p-ray-train-") as bookkeeping, Display(reporter, total) as display:
         trainer = TorchTrainer(
             train_worker,
@@ -106,7 +105,7 @@ def launch(task: TrainTask, position: Position, scaling: ScalingConfig) -> None:
         try:
             _show(display, fit)
         except KeyboardInterrupt:
-            _let_save(reporter, display, fit)
+            _stop_and_save(reporter, display, fit)
             raise
     _raise_failure(config, ray.get(reporter.failure.remote()), fit.exception())
 
@@ -127,15 +126,15 @@ def _start(trainer: TorchTrainer) -> Future[None]:
 
 
 def _show(display: Display, fit: Future[None], seconds: float = float("inf")) -> None:
-    """Let the user see how it goes until it ends, or for some `seconds`."""
+    """Show progress until training ends, or for so many `seconds`."""
     until = time.monotonic() + seconds
     while not wait([fit], timeout=_SECONDS_BETWEEN_LOOKS).done and time.monotonic() < until:
         display.refresh()
     display.refresh()
 
 
-def _let_save(reporter: Any, display: Display, fit: Future[None]) -> None:
-    """Have the workers save where they are and end; nothing has to be saved if they have not begun."""
+def _stop_and_save(reporter: Any, display: Display, fit: Future[None]) -> None:
+    """Ask the workers to save a checkpoint and end, and wait for it if they have begun."""
     reporter.request_stop.remote()
     if display.has_begun:
         log.info("interrupted: saving a checkpoint, %g s at most; interrupt once more to end at once", _SECONDS_TO_SAVE)

@@ -1,4 +1,4 @@
-"""What the first worker keeps of a run: sample sheets, numbers, checkpoints and the page that shows them."""
+"""What the first worker writes of a run: sample sheets, metrics, checkpoints and the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from p2p.training.task import TrainTask
 from p2p.training.validation import ValidationSamples
 
 _MAX_REPORTS_SHARE = 0.02
-"""Of the time, for keeping the page up to date."""
+"""Of the time, for writing the report."""
 
 
 class Recorder:
@@ -42,7 +42,7 @@ class Recorder:
         self._scalars.close()
 
     def draw(self, epoch: int, step: int, *, inside_epoch: bool = False) -> dict[str, float]:
-        """Keep a sample sheet; returns how much its outputs and targets differ among themselves."""
+        """Write a sample sheet; returns how much its outputs and targets differ among themselves."""
         sheet = self._samples.draw(self._pix2pix)
         self._run.write_sample(checkpoint_name(epoch, step if inside_epoch else None), sheet.png)
         self._scalars.draw(step, sheet.image)
@@ -51,13 +51,13 @@ class Recorder:
         return sheet.varieties
 
     def write(self, rows: Sequence[MetricsRow]) -> None:
-        """Keep the numbers of all epochs; the last row is new."""
+        """Write the metrics of all epochs; the last row is new."""
         self._scalars.write(rows[-1])
         self._scalars.publish()
         self._run.write_rows(rows)
 
     def save(self, row: MetricsRow, position: Position, *, inside_epoch: bool = False) -> None:
-        """Keep a checkpoint, which becomes the latest and perhaps the best."""
+        """Write a checkpoint, which becomes the latest and perhaps the best."""
         name = self._run.new_checkpoint(row["epoch"], row["step"], inside_epoch=inside_epoch)
         known = {name: row[name] for name in ("epoch", "step", "images_seen")}
         meta = {**known, "metrics": row, "data": dataclasses.asdict(self._data)}
@@ -69,7 +69,7 @@ class Recorder:
         self._run.publish(name, row, is_best=improved, keep=self._config.keep_checkpoints)
 
     def refresh_report(self, health: Sequence[HealthFinding]) -> None:
-        """Let RUN/report.html show the run so far, unless that was done a moment ago."""
+        """Write RUN/report.html, unless that was done a short time ago."""
         started = time.monotonic()
         if started < self._report_due:
             return

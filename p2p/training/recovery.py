@@ -1,4 +1,4 @@
-"""A run whose latest checkpoint cannot be read any more: which one to go on from instead."""
+"""Recovers a run whose latest checkpoint cannot be read any more."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _Entry = dict[str, Any]
 
 
 def recover_latest_checkpoint(folder: RunFolder, metric: str) -> None:
-    """Where the latest checkpoint is gone or damaged, publish the newest whole one in its place, and say so.
+    """Where the latest checkpoint is gone or damaged, publish the newest whole one in its place, with a warning.
 
-    If it was the best by `metric` too, the best of those that are left takes that place. A storage that does not answer
-    is no damage. Raises ConfigError if there is nothing left to go on from.
+    If it was the best by `metric` too, the best of the others is published as the best. A storage that does not answer
+    is not taken for damage. Raises ConfigError if no checkpoint is left.
     """
     latest, best = folder.latest(), folder.best()
     if latest is None or _whole(folder, latest["checkpoint"]):
@@ -44,7 +44,7 @@ def recover_latest_checkpoint(folder: RunFolder, metric: str) -> None:
 
 
 def _whole(folder: RunFolder, name: str) -> _Entry | None:
-    """What latest.json would say of a checkpoint; None, with a line in the log, if training cannot go on from it."""
+    """What latest.json would say of a checkpoint; None, with a line in the log, if training cannot continue from it."""
     address = folder.address(name)
     try:
         meta, _, trainer = read_checkpoint(address)

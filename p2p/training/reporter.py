@@ -1,4 +1,4 @@
-"""What a training's workers say to its user, and its user to them: a small actor beside the job that both ask."""
+"""An actor through which workers report to the job that started them, and the job asks them to stop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GAUGES = {
     "images_seen": "pairs trained on so far",
     "step": "optimiser steps taken, at the end of the last epoch",
     "images_per_second": "pairs per second, in the last epoch",
-    "data_wait": "share of the last epoch in which a worker stood still for data",
+    "data_wait": "share of the last epoch in which a worker waited for data",
 }
 
 
@@ -76,7 +76,7 @@ class RunReporter:
 
 
 def last_line(error: BaseException) -> str:
-    """The line of Ray's long messages that says what happened."""
+    """The last line of an error's message: of Ray's long ones the reason."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].split(". ")[0][:300]
 
 

@@ -1,4 +1,4 @@
-"""The files of a run, by name: who writes what when, so that a run killed at any moment can be continued."""
+"""The files of a run, written in such an order that a run killed at any time can be continued."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class RunFolder:
             return None
 
     def config(self) -> Any:
-        """What config.json says; None where there is no run. Other programs have files of that name."""
+        """The content of config.json, perhaps of another program; None where there is none."""
         try:
             return read_json(join(self.uri, "config.json"))
         except NotFoundError:
@@ -129,9 +129,9 @@ class RunFolder:
         """Replace metrics.jsonl."""
         write_bytes(join(self.uri, "metrics.jsonl"), "".join(to_json(row) + "\n" for row in rows).encode())
 
-    def write_sample(self, moment: str, png: bytes) -> None:
-        """Keep the sample sheet drawn at a moment, such as `epoch_0010`."""
-        write_bytes(join(self.uri, "samples", f"{moment}.png"), png)
+    def write_sample(self, name: str, png: bytes) -> None:
+        """Write the sample sheet of a step, such as `epoch_0010`."""
+        write_bytes(join(self.uri, "samples", f"{name}.png"), png)
 
     def address(self, checkpoint: str) -> str:
         """The URI of a checkpoint that best.json or latest.json names."""
@@ -162,9 +162,9 @@ class RunFolder:
 
     def checkpoints(self) -> list[str]:
         """Every place a checkpoint was ever begun at, oldest first, as latest.json would name it."""
-        present = {name: parse_checkpoint_name(name) for name in list_names(join(self.uri, "checkpoints"))}
-        own = sorted((moment, name) for name, moment in present.items() if moment is not None)
-        return [f"checkpoints/{name}" for _, name in own]
+        parsed = {name: parse_checkpoint_name(name) for name in list_names(join(self.uri, "checkpoints"))}
+        ascending = sorted((step, name) for name, step in parsed.items() if step is not None)
+        return [f"checkpoints/{name}" for _, name in ascending]
 
     def _prune(self, keep: int) -> None:
         kept = self._named()

@@ -27,7 +27,7 @@ class Scalars:
             self._writer = SummaryWriter(self._folder, purge_step=last_step + 1 if last_step else None)
 
     def close(self) -> None:
-        """Write the rest, and let go of the file."""
+        """Write the rest and close the file."""
         with storage_errors(self._target):
             self._writer.close()
         if self._temporary is not None:

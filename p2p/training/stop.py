@@ -1,4 +1,4 @@
-"""When to save because the end is near: somebody has asked the job to stop, or a node is about to be taken away."""
+"""Stopping in the middle of an epoch: on request, or because a node is about to be preempted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StopSignal:
         self._saved_before_preemption = False
 
     def check(self, keeper: RunKeeper) -> None:
-        """Raise StopRequestedError if training is to end (all ranks); save if a node is about to be taken away."""
+        """Raise StopRequestedError if training is to end (all ranks); save if a node is about to be preempted."""
         self._calls += 1
         if self._calls < self._calls_between_looks:
             return

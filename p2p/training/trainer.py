@@ -1,4 +1,4 @@
-"""The optimiser's steps on one rank, and where they stand: torch and batches, no Ray, no file but in a message."""
+"""The optimiser's steps on one rank, and the position they have reached. Without Ray."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STEPS_BETWEEN_CHECKS = 100
 
 
 class Trainer:
-    """Trains `pix2pix` from `position` on, and knows where it stands.
+    """Trains `pix2pix` from `position` on, and keeps that position up to date.
 
     Methods marked (all ranks) talk to the other ranks, so every rank calls them at the same step.
     """
@@ -42,7 +42,7 @@ class Trainer:
     # Steps
 
     def start_epoch(self, epoch: int) -> None:
-        """Make ready for the steps of an epoch, or for what is left of them."""
+        """Prepare for the steps of an epoch, or for those that are left of it."""
         self.epoch = epoch
         self._seen_before, self._waited, self._updating = self.position.images_seen, 0.0, 0.0
         self._sums.zero_()
@@ -90,7 +90,7 @@ class Trainer:
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         torch.manual_seed(int.from_bytes(digest, "big") >> 1)
 
-    # What the steps came to
+    # Metrics and position
 
     def metrics(self) -> MetricsRow:
         """Where training stands, with the present epoch's mean losses (all ranks). Raises as `check_losses` does."""
@@ -120,7 +120,7 @@ class Trainer:
         return time.monotonic() - self._epoch_started
 
     def start_clock(self) -> None:
-        """What comes from here on counts into the present epoch's time."""
+        """Time from here on counts for the present epoch."""
         self._epoch_started = time.monotonic() - self.position.seconds
 
     def finish_epoch(self) -> None:
@@ -128,7 +128,7 @@ class Trainer:
         self.position = replace(self.position, epoch=self.epoch, pairs_in_epoch=0, loss_sums=(), seconds=0.0)
 
     def position_inside_epoch(self) -> Position:
-        """The position, with all that a later attempt needs to go on within this epoch (all ranks)."""
+        """The position, with all that is needed to continue within this epoch (all ranks)."""
         sums = tuple(float(value) for value in sum_over_ranks(self._sums.clone()))
         return replace(self.position, loss_sums=sums, seconds=self.epoch_seconds)
 

@@ -39,7 +39,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     """Ray Train calls this on each worker: `settings["task"]` is a `TrainTask`."""
     task: TrainTask = settings["task"]
     if ray.get(task.reporter.failure.remote()) is not None:
-        return  # started again after something that a restart cannot mend
+        return  # restarted after an error that a restart does not help against
     try:
         _train(task)
     except Exception as error:
@@ -84,7 +84,7 @@ def _train(task: TrainTask) -> None:
                     batches = _batches(task.stream, held_out, validation_batch, pix2pix.device)
                     row |= validate(pix2pix, batches, task.data.target_palette)
                 ends = keeper.after_epoch(row, part, is_last=part is epochs[-1])
-                ray.train.report(row)  # a barrier: nobody starts the next epoch before this one is kept
+                ray.train.report(row)  # a barrier: no rank starts the next epoch before this one is saved
                 if ends:
                     return
         except StopRequestedError:
