@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,23 +50,26 @@ class TranslatedPair:
     target: Pixels
 
 
-def _engine(task: EvaluationTask, generator: Generator) -> Engine:
-    precision = choose_precision(task.precision, task.device, generator.config.bits)
-    return Engine(
-        generator, tile_size=task.crop.crop_size, batch_size=_BATCH_PAIRS, device=task.device, precision=precision
-    )
-
-
 class Evaluator:
     """Loads the generator once; each call measures the rows of one batch."""
 
     def __init__(self, task: EvaluationTask) -> None:
         torch.set_num_threads(task.threads)
         self._task = task
-        generator = load_generator(task.checkpoint)
-        self._engines = {"": _engine(task, generator)}
-        if task.compare_untrained:
-            self._engines[UNTRAINED] = _engine(task, build_generator(generator.config, seed=0))
+
+    @functools.cached_property
+    def _engines(self) -> dict[str, Engine]:
+        """By prefix. Not in the constructor: of what an actor's constructor raises, Ray keeps only the text."""
+        generator = load_generator(self._task.checkpoint)
+        engines = {"": self._engine(generator)}
+        if self._task.compare_untrained:
+            engines[UNTRAINED] = self._engine(build_generator(generator.config, seed=0))
+        return engines
+
+    def _engine(self, generator: Generator) -> Engine:
+        device, size = self._task.device, self._task.crop.crop_size
+        precision = choose_precision(self._task.precision, device, generator.config.bits)
+        return Engine(generator, tile_size=size, batch_size=_BATCH_PAIRS, device=device, precision=precision)
 
     def _cropped(self, rows: Sequence[Row]) -> tuple[list[str], Pixels, Pixels]:
         """Pair ids, inputs and targets; BadInputError names a pair that is smaller than the crop."""
