@@ -190,7 +190,7 @@ def _pair_drawings(config: PrepareConfig, source: str) -> Pairing:
         pair_id = f"city-{asked.seed}-{index:06d}"
         split = choose_split("", pair_id, config.val_fraction)
         drawing = Drawing(asked.seed, index, height, width)
-        pairing.pairs.append(PairRef(pair_id, split, drawing, None, 3 * height * width))
+        pairing.add(PairRef(pair_id, split, drawing, None, 3 * height * width))
     return pairing
 
 

@@ -37,12 +37,22 @@ class PairRef:
 
 @dataclass
 class Pairing:
-    """The pairs found, those that could not be made, and how the names were understood."""
+    """The pairs found, what became no pair, and how the names were understood."""
 
-    pairs: list[PairRef] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     layout: Literal["combined", "folders"] = "combined"
     note: str = ""
+    _found: dict[tuple[str, str], PairRef] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> list[PairRef]:
+        """In the order in which they were added."""
+        return list(self._found.values())
+
+    def add(self, pair: PairRef) -> None:
+        """Add a pair; another of the same split and id is a bad row."""
+        if self._found.setdefault((pair.split, pair.pair_id), pair) is not pair:
+            self.bad.append(_duplicate(pair.pair_id, pair.a))
 
 
 @dataclass(frozen=True)
@@ -133,14 +143,9 @@ def pair_one_source(listing: Listing, layout: str, val_fraction: float, is_archi
                 f"{', '.join(tops[:6]) or 'none'}; or name side B's folder with --source-b",
             )
     pairing = Pairing(bad=list(listing.bad), note="A is the left half, B the right half")
-    seen: set[tuple[str, str]] = set()
     for item in (_parse_path(member, 1) for member in members):
-        key = (choose_split(item.split, item.pair_id, val_fraction), item.pair_id)
-        if key in seen:
-            pairing.bad.append(_duplicate(item))
-            continue
-        seen.add(key)
-        pairing.pairs.append(PairRef(item.pair_id, key[0], item.member.location, None, item.member.size))
+        split = choose_split(item.split, item.pair_id, val_fraction)
+        pairing.add(PairRef(item.pair_id, split, item.member.location, None, item.member.size))
     return pairing
 
 
@@ -154,16 +159,16 @@ def pair_two_sources(a: Listing, b: Listing, archives: tuple[bool, bool], val_fr
     return _join(sides[0], sides[1], (a.uri, b.uri), val_fraction, pairing)
 
 
-def _duplicate(item: _NamedMember) -> BadRow:
-    message = f"pair {item.pair_id!r} has more than one image with that name; rename it, or remove one of them"
-    return BadRow(item.member.location.uri, "DuplicateName", message)
+def _duplicate(pair_id: str, where: Location) -> BadRow:
+    message = f"pair {pair_id!r} is there more than once; give each file or row a name of its own, or remove one"
+    return BadRow(where.uri, "DuplicateName", message)
 
 
 def _by_key(items: Iterable[_NamedMember], bad: list[BadRow]) -> dict[tuple[str, str], _NamedMember]:
     found: dict[tuple[str, str], _NamedMember] = {}
     for item in items:
         if found.setdefault((item.split, item.pair_id), item) is not item:
-            bad.append(_duplicate(item))
+            bad.append(_duplicate(item.pair_id, item.member.location))
     return found
 
 
@@ -183,7 +188,7 @@ def _join(
             continue
         split = choose_split(item.split, item.pair_id, val_fraction)
         weight = item.member.size + partner.member.size
-        pairing.pairs.append(PairRef(item.pair_id, split, item.member.location, partner.member.location, weight))
+        pairing.add(PairRef(item.pair_id, split, item.member.location, partner.member.location, weight))
     pairing.bad += [_unmatched(item, "a", names[0]) for key, item in found_b.items() if key not in found_a]
     if not pairing.pairs:
         first = [next(iter(items)).member.path if items else "(no image)" for items in (side_a, side_b)]

@@ -54,18 +54,20 @@ class Listing:
     example: str = ""
     max_bytes: int = DEFAULT_MAX_BYTES
 
-    def add(self, path: str, size: int, locate: Callable[[], Location]) -> None:
-        """Add the file at `path` if it is an image of acceptable size."""
+    def add(self, path: str, size: int, locate: Callable[[], Location]) -> bool:
+        """Add the file at `path` if it is an image of acceptable size. Returns whether it is."""
         if not path.lower().endswith(SUFFIXES):
             self.others += 1
             self.parquet += path.lower().endswith(".parquet")
             self.example = self.example or printable(path)
-            return
+            return False
         try:
             check_bytes(size, self.max_bytes)
             self.members.append(Member(printable(path), locate(), size))
         except BadInputError as error:
             self.refuse(path, error.kind, str(error))
+            return False
+        return True
 
     def refuse(self, path: str, error: str, message: str) -> None:
         """Record an image that will not be read."""
@@ -117,10 +119,6 @@ def list_source(uri: str, field: str, max_bytes: int = DEFAULT_MAX_BYTES) -> Lis
     return listing
 
 
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith((".", "_")) for part in path.split("/"))
-
-
 def _safe_path(name: str) -> str:
     """A member's name without `./`. Raises BadInputError for one that points outside the archive."""
     parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
@@ -145,14 +143,7 @@ def _list_zip(listing: Listing, field: str) -> Listing:
         for number, info in enumerate(archive.infolist()):
             if info.is_dir():
                 continue
-            try:
-                path = _safe_path(info.filename)
-                if stat.S_ISLNK(info.external_attr >> 16):
-                    raise BadInputError("LinkMember", f"{info.filename} is a link; links in archives are not followed")
-            except BadInputError as error:
-                listing.refuse(info.filename, error.kind, str(error))
-                continue
-            if not _is_hidden(path):
+            if path := _image_path(info.filename, stat.S_ISLNK(info.external_attr >> 16), listing):
                 listing.add(path, info.file_size, functools.partial(_zip_member, uri, number, info))
     return listing
 
@@ -162,19 +153,26 @@ def _zip_member(uri: str, number: int, info: zipfile.ZipInfo) -> ZipMember:
     return ZipMember(uri, info.filename, number)
 
 
+def _image_path(name: str, is_link: bool, listing: Listing) -> str:
+    """A member's safe path; empty for one that is hidden, or refused as a link or for pointing outside."""
+    try:
+        path = _safe_path(name)
+        if is_link:
+            raise BadInputError("LinkMember", f"{name} is a link; links in archives are not followed")
+    except BadInputError as error:
+        listing.refuse(name, error.kind, str(error))
+        return ""
+    is_hidden = any(part.startswith((".", "_")) for part in path.split("/"))
+    return "" if is_hidden else path
+
+
 def _tar_files(members: Iterator[TarMember], listing: Listing) -> Iterator[tuple[str, TarMember]]:
-    """Yield the regular files of a tar with their safe paths; links and unsafe names are refused."""
+    """Yield the regular files of a tar with their safe paths."""
     for member in members:
         if member.kind == "folder":
             continue
-        try:
-            path = _safe_path(member.name)
-            if member.kind == "link":
-                raise BadInputError("LinkMember", f"{member.name} is a link; links in archives are not followed")
-        except BadInputError as error:
-            listing.refuse(member.name, error.kind, str(error))
-            continue
-        if member.kind == "file" and not _is_hidden(path):
+        path = _image_path(member.name, member.kind == "link", listing)
+        if path and member.kind == "file":
             yield path, member
 
 
@@ -215,10 +213,8 @@ def read_stream(
     with _open_archive(uri, field) as raw:
         file = DecompressedFile(raw, uri)
         for path, member in _tar_files(_count_members(file, uri), listing):
-            known = len(listing.members)
             locate = functools.partial(Chunk, uri, member.name, number, len(chunk), member.size)
-            listing.add(path, member.size, locate)
-            if len(listing.members) == known:
+            if not listing.add(path, member.size, locate):
                 continue
             left = member.size
             while left and (piece := file.read(min(left, _PIECE_BYTES))):  # where it is cut off, the next header raises

@@ -58,7 +58,8 @@ def _rows_of(file: FileInfo, layout: str, pairing: Pairing, val_fraction: float)
                 chosen = choose_split(split, pair_id, val_fraction)
                 pairs.append(PairRef(pair_id, chosen, cells[0], cells[1] if cells[1:] else None, weight))
             first += facts.num_rows
-    pairing.pairs += pairs
+    for pair in pairs:
+        pairing.add(pair)
     pairing.layout = "folders" if len(columns) == 2 else "combined"
     pairing.note = f"A is column {columns[0]}, B is column {columns[1]}" if columns[1:] else f"halves of {columns[0]}"
 
@@ -86,19 +87,4 @@ def pair_tables(uri: str, layout: str, val_fraction: float) -> Pairing:
         if pairing.bad:
             raise ConfigError("source", f"{uri}: no Parquet file can be used; the first: {pairing.bad[0].message}")
         raise ConfigError("source", f"{uri}: its {len(files)} Parquet files hold no rows")
-    return _without_duplicates(pairing)
-
-
-def _without_duplicates(pairing: Pairing) -> Pairing:
-    seen: set[tuple[str, str]] = set()
-    kept = []
-    for pair in pairing.pairs:
-        key = (pair.split, pair.pair_id)
-        if key in seen:
-            message = f"pair {pair.pair_id!r} is in more than one row; give each row an id of its own"
-            pairing.bad.append(BadRow(pair.a.uri, "DuplicateName", message))
-        else:
-            seen.add(key)
-            kept.append(pair)
-    pairing.pairs = kept
     return pairing

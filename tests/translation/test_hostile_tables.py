@@ -19,7 +19,7 @@ MB = 1_000_000
 _READER = """
 import json, sys
 from p2p.errors import BadInputError, UsageError
-from p2p.preparation.locations import SourceReader as PairFetcher
+from p2p.preparation.locations import SourceReader
 from p2p.preparation.tables import pair_tables
 from p2p.translation.corpus.corpus import open_corpus
 from p2p.translation.pipeline.fetching import InputFetcher
@@ -37,7 +37,7 @@ for max_bytes in map(int, sys.argv[3:]):
             for unit in fetcher.units(list(corpus.items())):
                 found += [data.kind if isinstance(data, BadInputError) else "read" for data in fetcher.fetch(unit)]
         else:
-            pairing, fetch = pair_tables(uri, "auto", 0.0), PairFetcher(max_bytes=max_bytes)
+            pairing, fetch = pair_tables(uri, "auto", 0.0), SourceReader(max_bytes=max_bytes)
             found = [row.error for row in pairing.bad]
             for pair in pairing.pairs:
                 try:
