@@ -35,7 +35,7 @@ def check_duplicates(features: Records, splits: npt.NDArray[np.int64]) -> list[C
     """
     exact = _groups(len(features), _same(features["content"]))
     near = [group for group in _groups(len(features), _alike(features)) if len(_distinct(group, features)) > 1]
-    # Of exact copies, the first of each stands for all of them among the near ones.
+    # Of exact copies, near ones list the first only.
     distinct = [part[_distinct(part, features)] for group in near for part in _by_split(group, splits)]
     exact_copies = Finding(
         "exact_duplicates",

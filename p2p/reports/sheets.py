@@ -17,7 +17,7 @@ _FONT_SHARE, _MIN_FONT, _MAX_FONT = 0.075, 11, 22
 def as_rgb(image: Pixels) -> Array:
     """(H, W) or (H, W, C) uint8 or uint16 -> (H, W, 3) uint8, to look at.
 
-    Gray is repeated (and what stands beside it in two channels left out), of more than three channels the first are
+    Gray is repeated (and the second of two channels left out), of more than three channels the first are
     shown, of 16 bits the upper eight: black is 0 and white 65535.
     """
     planes = image if image.ndim == 3 else image[:, :, None]

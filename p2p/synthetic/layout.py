@@ -74,7 +74,7 @@ class Tree(NamedTuple):
 
 
 class Car(NamedTuple):
-    """A car that stands along u or along v."""
+    """A car, parallel to u or to v."""
 
     u: float
     v: float
@@ -109,7 +109,7 @@ class River(NamedTuple):
         return np.abs(across - self.swing * np.sin(self.wave * s + self.phase)) / np.sqrt(1 + slope**2)
 
 
-class Block(NamedTuple):
+class CityBlock(NamedTuple):
     """The land between four streets, pavements excluded, in (u, v)."""
 
     u0: float

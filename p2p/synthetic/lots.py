@@ -1,4 +1,4 @@
-"""What stands on a block: houses with gardens, flats around a court, a shop with its car park, or a park."""
+"""What is built on a block: houses with gardens, flats around a court, a shop with its car park, or a park."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from p2p.synthetic.layout import Block, Building, Car, City, Patch, Roof, Tree, Use
+from p2p.synthetic.layout import Building, Car, City, CityBlock, Patch, Roof, Tree, Use
 
-_NARROWEST_LOT = 13.0
-_NARROWEST_FLATS = 9.0
+_MIN_LOT_WIDTH = 13.0
+_MIN_FLATS_WIDTH = 9.0
 _BAY = 2.7  # width of a parking bay
 
 
@@ -24,11 +24,11 @@ def _widths(start: float, stop: float, narrowest: float, spread: float, rng: np.
     return cuts
 
 
-def _houses(city: City, block: Block, rng: np.random.Generator) -> None:
+def _houses(city: City, block: CityBlock, rng: np.random.Generator) -> None:
     """Two rows of lots, back to back."""
     depth = block.half[1]
     for inwards, front in ((1, block.v0), (-1, block.v1)):
-        cuts = _widths(block.u0, block.u1, _NARROWEST_LOT, 8, rng)
+        cuts = _widths(block.u0, block.u1, _MIN_LOT_WIDTH, 8, rng)
         for u0, u1 in pairwise(cuts):
             _house(city, _Lot(u0, u1, front, inwards, depth), rng)
 
@@ -74,12 +74,12 @@ def _house(city: City, lot: _Lot, rng: np.random.Generator) -> None:
         city.trees.append(Tree(u, front + inwards * v, radius))
 
 
-def _flats(city: City, block: Block, rng: np.random.Generator) -> None:
+def _flats(city: City, block: CityBlock, rng: np.random.Generator) -> None:
     """Blocks of flats along both long sides, a court between them."""
     (mid_u, mid_v), (half_u, half_v) = block.middle, block.half
     city.patches.append(Patch(mid_u, mid_v, half_u, half_v, "court" if rng.random() < 0.6 else "yard1"))
     for inwards, front in ((1, block.v0), (-1, block.v1)):
-        cuts = _widths(block.u0 + 1.5, block.u1 - 1.5, _NARROWEST_FLATS, 24, rng)
+        cuts = _widths(block.u0 + 1.5, block.u1 - 1.5, _MIN_FLATS_WIDTH, 24, rng)
         for u0, u1 in pairwise(cuts):
             r = rng.random(5).tolist()
             depth = min(11 + 5 * r[0], half_v - 3)
@@ -94,7 +94,7 @@ def _flats(city: City, block: Block, rng: np.random.Generator) -> None:
             city.trees.append(Tree(u, v, 1.8 + 2 * size))
 
 
-def _shops(city: City, block: Block, rng: np.random.Generator) -> None:
+def _shops(city: City, block: CityBlock, rng: np.random.Generator) -> None:
     """One large hall at one end, its car park at the other."""
     (mid_u, mid_v), (half_u, half_v) = block.middle, block.half
     r = rng.random(4).tolist()
@@ -111,7 +111,7 @@ def _shops(city: City, block: Block, rng: np.random.Generator) -> None:
                 city.cars.append(Car(u + _BAY / 2, v, True, tone))
 
 
-def _park(city: City, block: Block, rng: np.random.Generator) -> None:
+def _park(city: City, block: CityBlock, rng: np.random.Generator) -> None:
     """Lawn with paths, groups of trees, at times a pond or a playing field."""
     (mid_u, mid_v), (half_u, half_v) = block.middle, block.half
     r = rng.random(6).tolist()
@@ -139,7 +139,7 @@ def _park(city: City, block: Block, rng: np.random.Generator) -> None:
     ]
 
 
-FILL: dict[Use, Callable[[City, Block, np.random.Generator], None]] = {
+FILL: dict[Use, Callable[[City, CityBlock, np.random.Generator], None]] = {
     "houses": _houses,
     "flats": _flats,
     "shops": _shops,

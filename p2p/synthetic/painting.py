@@ -89,6 +89,11 @@ def paint(canvas: Canvas, city: City, light: Light, rng: np.random.Generator) ->
     _paint_trees(canvas, trees, light, rng)
 
 
+def _choose(colours: Floats, tones: Floats) -> Floats:
+    """(K, 3) colours and (N,) tones, 0..1 -> (N, 3)."""
+    return np.asarray(colours[(tones * 0.999 * len(colours)).astype(int)])
+
+
 def _paint_patches(canvas: Canvas, city: City, light: Light, rng: np.random.Generator) -> None:
     if not city.patches:
         return
@@ -143,9 +148,8 @@ def _ribbons(lines: Floats, low: Floats, high: Floats) -> Floats:
     along = np.gradient(lines, axis=1)
     normals = np.stack([-along[..., 1], along[..., 0]], axis=-1)
     normals /= np.linalg.norm(along, axis=-1, keepdims=True) + 1e-9
-    return np.concatenate(
-        [lines + low[:, None, None] * normals, (lines + high[:, None, None] * normals)[:, ::-1]], axis=1
-    )
+    edges = [lines + side[:, None, None] * normals for side in (low, high)]
+    return np.concatenate([edges[0], edges[1][:, ::-1]], axis=1)
 
 
 def _paint_streets(canvas: Canvas, city: City, pieces: list[Piece], ink: list[int], map_class: int) -> None:
@@ -231,7 +235,7 @@ def _paint_cars(canvas: Canvas, city: City) -> None:
     bodies = places[:, None, :2] + _CORNERS * np.where(along_v, (0.95, 2.2), (2.2, 0.95))[:, None]
     middle = places[:, :2] + np.where(along_v, (0, 0.55), (0.55, 0))
     windows = middle[:, None] + _CORNERS * np.where(along_v, (0.8, 0.5), (0.5, 0.8))[:, None]
-    canvas.polygons(city.bend(bodies), inks(_CARS[(places[:, 3] * 0.999 * len(_CARS)).astype(int)], 4))
+    canvas.polygons(city.bend(bodies), inks(_choose(_CARS, places[:, 3]), 4))
     canvas.polygons(city.bend(windows), _GLASS)
 
 
@@ -240,7 +244,7 @@ def _paint_flat_roofs(canvas: Canvas, city: City, corners: Floats, light: Light,
     flat = np.array([building.roof == "flat" for building in city.buildings], bool)
     corners = corners[flat]
     tones = np.array([building.tone for building in city.buildings])[flat]
-    colours = _FLAT_ROOFS[(tones * 0.999 * len(_FLAT_ROOFS)).astype(int)] * rng.uniform(0.9, 1.1, (len(corners), 1))
+    colours = _choose(_FLAT_ROOFS, tones) * rng.uniform(0.9, 1.1, (len(corners), 1))
     middle = corners.mean(axis=1, keepdims=True)
     canvas.polygons(corners, inks(colours * 1.14, 10), BUILDING)
     canvas.polygons(middle + (corners - middle) * 0.93, inks(colours * 0.97, 14))
@@ -278,19 +282,12 @@ def _paint_pitched_roofs(
     ends = (corners[:, 3] + corners[:, 0]) / 2, (corners[:, 1] + corners[:, 2]) / 2
     ridge = ends[0] + (ends[1] - ends[0]) * inset, ends[1] + (ends[0] - ends[1]) * inset
     tones = np.array([building.tone for building in buildings])
-    colours = _PITCHED_ROOFS[(tones * 0.999 * len(_PITCHED_ROOFS)).astype(int)]
-    colours = colours * rng.uniform(0.9, 1.1, (len(corners), 1))
+    colours = _choose(_PITCHED_ROOFS, tones) * rng.uniform(0.9, 1.1, (len(corners), 1))
     canvas.polygons(corners, inks(colours, 22), BUILDING)
     c0, c1, c2, c3 = corners.transpose(1, 0, 2)
-    faces = np.stack(
-        [
-            np.stack([c0, c1, ridge[1], ridge[0]], axis=1),
-            np.stack([c2, c3, ridge[0], ridge[1]], axis=1),
-            np.stack([c3, c0, ridge[0], ridge[0]], axis=1),
-            np.stack([c1, c2, ridge[1], ridge[1]], axis=1),
-        ],
-        axis=1,
-    )
+    r0, r1 = ridge
+    corners_of_faces = [(c0, c1, r1, r0), (c2, c3, r0, r1), (c3, c0, r0, r0), (c1, c2, r1, r1)]
+    faces = np.stack([np.stack(points, axis=1) for points in corners_of_faces], axis=1)
     lit = np.stack([-(across @ light.to_sun), across @ light.to_sun, -(along @ light.to_sun), along @ light.to_sun], 1)
     shades = colours[:, None] * (0.96 + 0.22 * lit)[..., None]
     canvas.polygons(faces.reshape(-1, 4, 2), inks(shades, 22))
@@ -302,15 +299,9 @@ def _paint_trees(canvas: Canvas, trees: Floats, light: Light, rng: np.random.Gen
     centres, radii = trees[:, :2], trees[:, 2:]
     wobble = rng.uniform(-0.35, 0.35, (len(trees), 2, 2)) * radii[:, None]
     lit = centres + light.to_sun * radii * 0.22
-    discs = np.stack(
-        [
-            np.concatenate([centres, radii], axis=1),
-            np.concatenate([centres + wobble[:, 0], radii * 0.66], axis=1),
-            np.concatenate([lit + wobble[:, 1] * 0.8, radii * 0.6], axis=1),
-            np.concatenate([lit + wobble[:, 0] * 0.3, radii * 0.34], axis=1),
-        ],
-        axis=1,
-    )
+    middles = [centres, centres + wobble[:, 0], lit + wobble[:, 1] * 0.8, lit + wobble[:, 0] * 0.3]
+    sizes = [radii, radii * 0.66, radii * 0.6, radii * 0.34]
+    discs = np.concatenate([np.stack(middles, axis=1), np.stack(sizes, axis=1)], axis=2)
     tone, hue = rng.uniform(-1, 1, (2, len(trees), 1))
     leaves = _LEAF * (1 + 0.14 * tone) + hue * (10, 3, 4) + light.dryness * np.array([14, 4, 0])
     shades = leaves[:, None] * np.array([0.72, 0.92, 1.13, 1.3])[:, None]

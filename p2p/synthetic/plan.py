@@ -12,10 +12,10 @@ import numpy as np
 from p2p.synthetic.layout import (
     SIDEWALK,
     Bend,
-    Block,
     Building,
     Car,
     City,
+    CityBlock,
     Floats,
     Piece,
     River,
@@ -68,29 +68,15 @@ def _streets(rng: np.random.Generator, reach: float, spacing: tuple[float, float
 
 
 def _rivers(rng: np.random.Generator, reach: float, height: float, width: float) -> list[River]:
-    return [
-        River(
-            x=rng.uniform(0, width),
-            y=rng.uniform(0, height),
-            angle=rng.uniform(0, math.pi),
-            swing=rng.uniform(5, 30),
-            wave=rng.uniform(0.008, 0.02),
-            phase=rng.uniform(0, 2 * math.pi),
-            width=rng.uniform(24, 52),
-        )
-        for _ in range(rng.poisson(_RIVERS_PER_METRE * reach * 2))
-    ]
+    # As River's fields: x, y, angle, swing, wave, phase, width.
+    low, high = (0, 0, 0, 5, 0.008, 0, 24), (width, height, math.pi, 30, 0.02, 2 * math.pi, 52)
+    return [River(*rng.uniform(low, high).tolist()) for _ in range(rng.poisson(_RIVERS_PER_METRE * reach * 2))]
 
 
 def _in_view(points: Floats, extent: tuple[float, float]) -> bool:
     """Whether the box around the points (..., 2) reaches into the picture of (height, width), or its margin."""
-    x, y = points[..., 0], points[..., 1]
-    return bool(
-        x.min() - _MARGIN < extent[1]
-        and y.min() - _MARGIN < extent[0]
-        and x.max() + _MARGIN > 0
-        and y.max() + _MARGIN > 0
-    )
+    low, high = points.reshape(-1, 2).min(0) - _MARGIN, points.reshape(-1, 2).max(0) + _MARGIN
+    return bool((low < extent[::-1]).all() and (high > 0).all())
 
 
 def _lay_out(
@@ -111,7 +97,7 @@ def _lay_out(
             if _in_view(crossings[row : row + 2, left : right + 1], (height, width)):
                 u0 = columns[left].at + columns[left].width / 2 + SIDEWALK
                 u1 = columns[right].at - columns[right].width / 2 - SIDEWALK
-                FILL[use](city, Block(u0, u1, v0, v1), rng)
+                FILL[use](city, CityBlock(u0, u1, v0, v1), rng)
             left = right
     for row, street in enumerate(rows):
         for left, (start, stop) in enumerate(pairwise(columns)):
