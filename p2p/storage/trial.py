@@ -34,13 +34,17 @@ def process_ended(what: str = "") -> BadInputError:
 def find_fatal_item(work: Callable[..., Iterable[Any]], *args: Any) -> int | None:
     """Go through `work(*args)` in another process, which is started for it and imports no more than that.
 
-    Returns how many items it had yielded when the process ended or memory ran out; None if it came to its end, or to
-    another exception, which the caller will meet too. Args:
-
-        work: a module's function, whose items are thrown away.
+        Args:
+            work: a module's function, whose items are thrown away.
         args: can be pickled.
 
-    Raises P2PError if no process can be started.
+    Returns:
+        How many items it had yielded when the process ended; None if it finished, or raised an exception other than
+        MemoryError, which the caller will meet too.
+
+    Raises:
+        P2PError: no process can be started.
+
     """
     count = 0
     with ChildProcess({"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}) as child:
