@@ -356,10 +356,8 @@ def test_a_network_that_runs_slower_than_it_could_is_reported(
     monkeypatch.setattr(packing._PackedConvolution, "__init__", refuse)
     with caplog.at_level("WARNING", "p2p"):
         summary = translate(checkpoint, source, tmp_path / "slow", precision="bf16")
-    reason = (
-        "weights are not packed for this processor, the network runs slower: bf16 path needs a processor with avx512"
-    )
-    assert summary["fallbacks"] == [reason] and reason in caplog.messages
+    why = "weights are not packed for this processor, the network runs slower: bf16 path needs a processor with avx512"
+    assert summary["fallbacks"] == [why] and why in caplog.messages
 
 
 def test_inputs_that_cannot_be_read_are_bad_however_many_stand_in_a_row(

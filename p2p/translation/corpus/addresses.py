@@ -62,7 +62,12 @@ class AddressRules:
             raise BadInputError("BadAddress", f"not the address of an object: {scheme}://BUCKET/KEY")
         whole = f"{scheme}://{below}"
         if carries_secret(whole):
-            self._require_signed(scheme, below)
+            if scheme not in _WEB_SCHEMES or "@" in below.partition("/")[0]:
+                reason = "the address holds a password or key; give it in the environment instead"
+                raise BadInputError("SignedAddress", reason)
+            if not self.allow_signed:
+                reason = "the address holds a signature or key; pass --allow-signed-addresses if it is meant"
+                raise BadInputError("SignedAddress", reason)
         return whole
 
     def _relative(self, address: str) -> str:
@@ -84,16 +89,6 @@ class AddressRules:
         if not any(f"{whole}/".startswith(f"{root.rstrip('/')}/") for root in roots):
             raise BadInputError("AddressRefused", f"it is outside of {' and '.join(roots)}; see --allow-local")
         return whole
-
-    def _require_signed(self, scheme: str, below: str) -> None:
-        if "@" in below.partition("/")[0] or scheme not in _WEB_SCHEMES:
-            raise BadInputError(
-                "SignedAddress", "the address holds a password or key; give it in the environment instead"
-            )
-        if not self.allow_signed:
-            raise BadInputError(
-                "SignedAddress", "the address holds a signature or key; pass --allow-signed-addresses if it is meant"
-            )
 
 
 def is_web(uri: str) -> bool:

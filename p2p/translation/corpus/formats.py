@@ -94,9 +94,7 @@ def list_format(uri: str, format: FileFormat) -> Iterator[FileInfo | Input]:
 
 
 def _image_check() -> Callable[[FileInfo], bool | None]:
-    """Returns a function that says whether a Parquet file holds images: the first readable one of each folder is looked
-    at, the others are like it. It returns None where that cannot be known.
-    """
+    """As `holds_images`, which it asks about the first readable file of each folder: the others are like it."""
     by_folder: dict[str, bool] = {}
 
     def check(file: FileInfo) -> bool | None:

@@ -65,9 +65,7 @@ def read_schema(file: str) -> pa.Schema:
 
 
 def holds_images(file: str) -> bool | None:
-    """Whether a Parquet file has a column of bytes; None if that cannot be known: it is damaged, or not safe to
-    read.
-    """
+    """Whether a Parquet file has a column of bytes; None if that is unknown: it is damaged, or not safe to read."""
     footer = _read_footer(file)
     return None if isinstance(footer, DamagedFileError) else bool(footer.image_columns)
 
@@ -158,9 +156,7 @@ class ParquetCorpus:
             yield unreadable_parquet(file, self.uri, error)
 
     def _ids(self, file: str) -> Iterator[str]:
-        """The id of each row; where the column has none, the file's path and the row's number. Raises
-        DamagedFileError.
-        """
+        """The id of each row, or the file's path and the row's number. Raises DamagedFileError."""
         name = _relative(file, self.uri)
         if not self.id_column:
             return (f"{name}#{number}" for number in count())

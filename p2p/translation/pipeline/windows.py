@@ -41,9 +41,7 @@ class Windows(Protocol):
 
 
 class _TileWindows:
-    """Overlapping tiles, blended as they come back: the same size out as in. Raises BadInputError for too many of
-    them.
-    """
+    """Overlapping tiles, blended as they come back: the same size out as in. Raises BadInputError for too many."""
 
     def __init__(self, image: Array, tile_size: int, overlap: int) -> None:
         height, width = image.shape[:2]
@@ -96,9 +94,7 @@ class _WholeWindow:
 
 @dataclass(frozen=True)
 class SizePolicy:
-    """`--size-mode` with its numbers. Calling it on an (H, W, C) uint8 image gives its windows. Raises
-    BadInputError.
-    """
+    """`--size-mode` with its numbers. Called with an image, it returns its windows, or raises BadInputError."""
 
     size_mode: SizeMode
     tile_size: int

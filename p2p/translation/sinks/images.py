@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from p2p.storage.filesystems import join, remove_file, write_bytes
 from p2p.storage.images import SUFFIXES
-from p2p.translation.sinks.records import Record
+from p2p.translation.sinks.records import Record, ShardWriter
 
 FOLDER = "images"
 _MAX_COMPONENT_BYTES = 255  # what file systems allow
@@ -57,9 +57,9 @@ class ImagesSink:
     extension: str
     is_tree: ClassVar[bool] = True
 
-    def open_shard(self, shard: int) -> ImagesShardWriter:
+    def open_shard(self, shard: int) -> ShardWriter:
         """A writer that is free to write at once: an image's name never depends on its shard."""
-        return ImagesShardWriter(self.output, self.extension)
+        return _ImagesWriter(self.output, self.extension)
 
     def output_names(self, shard: int, image_ids: list[str]) -> list[str]:
         """One file per input."""
@@ -70,7 +70,7 @@ class ImagesSink:
         return image_name(image_id, self.extension)
 
 
-class ImagesShardWriter:
+class _ImagesWriter:
     """Writes on a few threads, with at most 64 MB waiting."""
 
     def __init__(self, output: str, extension: str) -> None:
@@ -92,15 +92,12 @@ class ImagesShardWriter:
         return uri
 
     def keep(self, image_ids: Collection[str]) -> set[str]:
-        """Files of their own stay where they are."""
-        return set(image_ids)
+        return set(image_ids)  # their files stay where they are
 
     def fail(self, image_id: str) -> None:
-        """Remove the file that an interrupted attempt may have written."""
         self._waiting.append((self._pool.submit(remove_file, self._uri(image_id)), 0))
 
     def publish(self) -> int:
-        """Wait for every file."""
         while self._waiting:
             self._take_first()
         self._pool.shutdown()

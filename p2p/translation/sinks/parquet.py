@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,20 +32,19 @@ _ROWS_AT_ONCE = 16
 _ROW_GROUP_BYTES = 16 * 2**20  # one request for a reader, and all that is buffered in memory
 
 
-class ParquetShardWriter(PackedShardWriter):
+class _ParquetWriter(PackedShardWriter):
     """Writes row groups; buffers one."""
 
     def __init__(self, uri: str, settings: Settings) -> None:
         super().__init__(uri, settings)
         metadata = {"p2p.checkpoint_id": settings.checkpoint_id, "p2p.settings": json.dumps(settings.to_dict())}
         self._schema = DATA_SCHEMA.with_metadata(metadata)
-        self._rows: list[Record] = []
+        self._rows: list[dict[str, Any]] = []
         self._buffered = 0
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, record: Record) -> str:
-        """Buffer the row until a row group is full."""
-        self._rows.append(record)
+        self._rows.append({**record._asdict(), "checkpoint_id": self._checkpoint_id})
         self._buffered += len(record.image)
         if self._buffered >= _ROW_GROUP_BYTES:
             self._flush()
@@ -63,7 +63,6 @@ class ParquetShardWriter(PackedShardWriter):
                 self._writer.close()
 
     def discard(self) -> None:
-        """Drop the file if it was never published."""
         if self._writer is not None:
             with contextlib.suppress(Exception):  # it writes a footer, which is not needed
                 self._writer.close()
@@ -78,11 +77,8 @@ class ParquetShardWriter(PackedShardWriter):
             self._writer = pq.ParquetWriter(
                 self._file.file, self._schema, compression="NONE", use_dictionary=False, write_statistics=False
             )
-        columns = dict(zip(Record._fields, map(list, zip(*self._rows, strict=True)), strict=True))
-        columns["checkpoint_id"] = [self._checkpoint_id] * len(self._rows)
-        arrays = [pa.array(columns[field.name], field.type) for field in self._schema]
         with storage_errors(self._uri):
-            self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=len(self._rows))
+            self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema), row_group_size=len(self._rows))
         self._rows, self._buffered = [], 0
 
 
@@ -90,7 +86,7 @@ class ParquetSink(PackedSink):
     """Writes encoded images into Parquet whose metadata names checkpoint and settings."""
 
     extension = "parquet"
-    writer = ParquetShardWriter
+    writer = _ParquetWriter
 
     def name_of(self, image_id: str) -> str:
         """Rows have whole ids, so only equal ids collide."""

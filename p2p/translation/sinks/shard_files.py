@@ -10,7 +10,7 @@ from typing import ClassVar
 from p2p.storage.filesystems import exists, join, remove_file
 from p2p.storage.staging import StagedFile
 from p2p.translation.config import Settings
-from p2p.translation.sinks.records import Record
+from p2p.translation.sinks.records import Record, ShardWriter
 
 FOLDER = "data"
 
@@ -24,7 +24,7 @@ class PackedShardWriter(ABC):
 
     @abstractmethod
     def add(self, record: Record) -> str:
-        """Write one image, perhaps later; returns the file's address."""
+        """As in ShardWriter; returns the file's address."""
 
     @abstractmethod
     def _read(self) -> Iterator[Record]:
@@ -70,7 +70,7 @@ class PackedSink:
     writer: ClassVar[type[PackedShardWriter]]
     is_tree: ClassVar[bool] = False
 
-    def open_shard(self, shard: int) -> PackedShardWriter:
+    def open_shard(self, shard: int) -> ShardWriter:
         """A writer of `data/part-XXXXX.<extension>`."""
         return self.writer(join(self.settings.output, *self.output_names(shard, [])), self.settings)
 

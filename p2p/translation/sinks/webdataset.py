@@ -50,7 +50,7 @@ def read_records(uri: str) -> Iterator[Record]:
                     image = data
 
 
-class WebDatasetShardWriter(PackedShardWriter):
+class _TarWriter(PackedShardWriter):
     """Writes member by member. Equal images make equal tars."""
 
     def __init__(self, uri: str, settings: Settings) -> None:
@@ -59,7 +59,6 @@ class WebDatasetShardWriter(PackedShardWriter):
         self._tar: tarfile.TarFile | None = None
 
     def add(self, record: Record) -> str:
-        """Append the image and what is known of it."""
         if self._tar is None:
             self._file = StagedFile(self._uri)
             self._tar = tarfile.open(fileobj=self._file.file, mode="w")  # noqa: SIM115 - closed by publish
@@ -88,7 +87,7 @@ class WebDatasetSink(PackedSink):
     """Writes encoded images into tars, each beside a JSON that names its input and the checkpoint."""
 
     extension = "tar"
-    writer = WebDatasetShardWriter
+    writer = _TarWriter
 
     def name_of(self, image_id: str) -> str:
         """Two inputs that differ only by their ending would share a key."""
