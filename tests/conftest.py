@@ -66,10 +66,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class OneRay(LoadScopeScheduling):
-    """Gives one test process everything that needs Ray, so that it is started once, and shares out the rest singly."""
+    """Gives one test process all tests that share a Ray, another those that start clusters, and shares out the rest."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "ray" if "/on_ray/" in nodeid else nodeid
+        if "/on_ray/" not in nodeid:
+            return nodeid
+        return "clusters" if "/test_cluster.py" in nodeid else "ray"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:

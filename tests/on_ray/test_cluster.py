@@ -180,10 +180,9 @@ def moments_of_a_step_alone(data: str, options: TrainConfig) -> dict[str, np.nda
     """The optimisers' first moments after one step with both workers' first batches of two, taken in this process."""
     crop = CropSettings(64, options.seed, options.flip, swap=False)
     stream = PairStream(open_pairs(data, "train", raw_load_size=raw_load_size(64)), None, crop, 2, workers=2)
-    part = EpochRange(1, 0, 2, finishes_epoch=False)
-    dataset = stream.dataset([part])
-    blocks = [row["pairs"][0] for row in dataset.iter_batches(batch_size=None, batch_format="numpy")]
-    batch = np.concatenate([block.reshape(2, -1) for block in blocks])
+    listed = stream._list_blocks(vars(EpochRange(1, 0, 2, finishes_epoch=False)))
+    blocks = [stream._read_block({name: np.array([value]) for name, value in row.items()}) for row in listed]
+    batch = np.concatenate([block["pairs"][0].reshape(2, -1) for block in blocks])
     trainer = Trainer(options, Pix2Pix(options.model("fp32"), seed=options.seed), Position())
     trainer.start_epoch(1)
     trainer.update(*crop.sides(torch.from_numpy(batch)))
@@ -198,7 +197,7 @@ def nodes_of(cluster: Cluster, kind: str, field: str, value: str) -> set[str]:
 
 
 def test_a_training_on_two_nodes_takes_the_steps_of_one_process_and_outlives_a_node(
-    cluster: Cluster, ray_cluster: None, make_pairs: Callable[..., Path], tmp_path: Path
+    cluster: Cluster, make_pairs: Callable[..., Path], tmp_path: Path
 ) -> None:
     data = str(make_pairs(tmp_path / "pairs" / "train", 8, size=72).parent)
     options: dict[str, Any] = {"generator": "unet_64", "ngf": 4, "discriminator": "patch_16", "ndf": 4}

@@ -21,17 +21,11 @@ from PIL import Image
 from safetensors.torch import load
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 
-from p2p.data.augment import CropSettings
-from p2p.data.description import DataRecord
-from p2p.data.pairs import open_pairs, raw_load_size
-from p2p.data.stream import PairStream
 from p2p.errors import UsageError
 from p2p.model.checkpoint import load_generator
 from p2p.storage.filesystems import list_names, read_bytes, read_json
 from p2p.training import TrainConfig, launch, train
 from p2p.training.config import TrainConfig as Config
-from p2p.training.position import Position
-from p2p.training.task import TrainTask
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -63,9 +57,22 @@ def config(data: str, output, **options) -> Config:
 
 @pytest.fixture(scope="module")
 def finished(raw_pairs, tmp_path_factory):
-    """A run that went through in one piece."""
+    """A run that went through in one piece. Its worker has first counted page faults, for one of the tests."""
     output = tmp_path_factory.mktemp("whole") / "run"
-    summary = train(config(raw_pairs, output))
+    train_worker, report = launch.train_worker, output.parent / "faults.json"
+
+    def count_page_faults_and_train(settings):
+        counts = []
+        for megabytes in (100, 90):  # more than a thread's arena of glibc's may hold
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.empty(megabytes * 2**20, dtype=torch.uint8).fill_(1)
+            counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        report.write_text(json.dumps({"faults": counts, "spin count": os.environ["GOMP_SPINCOUNT"]}))
+        train_worker(settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "train_worker", count_page_faults_and_train)
+        summary = train(config(raw_pairs, output))
     return output, summary
 
 
@@ -144,22 +151,8 @@ def test_a_run_is_not_deleted_for_options_that_the_cluster_cannot_serve(finished
     assert rows(run) == rows(finished[0])
 
 
-def test_a_worker_keeps_the_memory_it_frees_though_its_loop_runs_in_a_thread(raw_pairs, tmp_path, monkeypatch):
-    def count_page_faults(settings):
-        counts = []
-        for megabytes in (100, 90):  # more than a thread's arena of glibc's may hold
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            torch.empty(megabytes * 2**20, dtype=torch.uint8).fill_(1)
-            counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-        report.write_text(json.dumps({"faults": counts, "spin count": os.environ["GOMP_SPINCOUNT"]}))
-
-    report, options = tmp_path / "faults.json", config(raw_pairs, tmp_path)
-    monkeypatch.setattr(launch, "train_worker", count_page_faults)
-    pairs = open_pairs(raw_pairs, "train", raw_load_size=raw_load_size(64))
-    stream = PairStream(pairs, None, CropSettings(64, 0, True, swap=False), 2)
-    task = TrainTask(options, stream, DataRecord(raw_pairs, 0, None, None))
-    launch.launch(task, Position(), launch.resources(options))
-    found = json.loads(report.read_text())
+def test_a_worker_keeps_the_memory_it_frees_though_its_loop_runs_in_a_thread(finished):
+    found = json.loads((finished[0].parent / "faults.json").read_text())
     first, second = found["faults"]
     assert second < first / 10
     assert found["spin count"] == "1000"
