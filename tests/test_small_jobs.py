@@ -14,12 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import descendants, read_process
 
+from p2p.storage.filesystems import exists, join, list_files, list_names
+from p2p.storage.parquet import read_parquet
+
 ROOT = Path(__file__).parents[1]
 DEFECTS = ROOT / "tests" / "fatal"
 """Decoders that end the process at inputs which hold KILLS, HANGS or TOO-LARGE, and files called fatal-N-…"""
 WITHOUT_RAY = """
 import runpy, sys
 sys.modules["ray"] = None
+from p2p.storage import lease
+lease.RENEWAL_SECONDS, lease._WATCH_SECONDS, lease.EXPIRY_SECONDS = 0.5, 2.0, 6.0
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -111,14 +116,9 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_job_that_is_ended_leaves_no_process_and_the_same_command_does_the_rest(
-    tmp_path: Path, make_image: Callable[..., bytes], checkpoint_of_64: str, end: signal.Signals
+    tmp_path: Path, slow_corpus: Path, checkpoint_of_64: str, end: signal.Signals
 ) -> None:
-    source = tmp_path / "in"
-    source.mkdir()
-    for number in range(24):
-        (source / f"{number:02d}.png").write_bytes(make_image(64, 64, seed=number))
-    add(source / "20.png", b"HANGS")  # for two seconds, then its process ends
-    words = ("--checkpoint", checkpoint_of_64, "--source", source, "--output", tmp_path / "out", "--format", "png")
+    words = ("--checkpoint", checkpoint_of_64, "--source", slow_corpus, "--output", tmp_path / "out", "--format", "png")
     job = start("translate", *words)
     while not list((tmp_path / "out/ledger").glob("*.parquet")):  # until two of the three shards are done
         assert job.poll() is None, job.communicate()
@@ -132,3 +132,62 @@ def test_a_job_that_is_ended_leaves_no_process_and_the_same_command_does_the_res
     finish(start("translate", *words), 3)
     assert {path: path.stat().st_mtime_ns for path in done} == done, "finished work was done again"
     assert len(list((tmp_path / "out/images").iterdir())) == 23
+
+
+@pytest.fixture(params=["disk", "s3"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "disk":
+        return str(tmp_path / "out")
+    uri: str = request.getfixturevalue("s3").uri("out")
+    return uri
+
+
+@pytest.fixture
+def slow_corpus(tmp_path: Path, make_image: Callable[..., bytes]) -> Path:
+    """24 images in three shards; the last shard takes some seconds, since one of its images ends the process."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for number in range(24):
+        (source / f"{number:02d}.png").write_bytes(make_image(64, 64, seed=number))
+    add(source / "20.png", b"HANGS")
+    return source
+
+
+def ids_in(output: str) -> list[str]:
+    ids = [read_parquet(file.uri, ["image_id"])["image_id"].to_pylist() for file in list_files(join(output, "data"))]
+    return sorted(image_id for of_file in ids for image_id in of_file)
+
+
+EXPECTED = [f"{number:02d}.png" for number in range(24) if number != 20]
+
+
+def test_of_two_jobs_on_one_output_one_works(slow_corpus: Path, output: str, checkpoint_of_64: str) -> None:
+    words = ("--checkpoint", checkpoint_of_64, "--source", slow_corpus, "--output", output)
+    jobs = [start("translate", *words) for _ in range(2)]
+    said = {job.pid: job.communicate(timeout=200)[1] for job in jobs}
+    refused, worked = sorted(jobs, key=lambda job: job.returncode)
+    assert (refused.returncode, worked.returncode) == (2, 3), said
+    assert f"error: --output {output}: translate on " in said[refused.pid]
+    assert f"process {worked.pid}, attempt 1 writes there" in said[refused.pid]
+    assert ids_in(output) == EXPECTED and not exists(join(output, "lease.json"))
+
+
+def test_a_job_that_stood_still_while_another_took_over_publishes_nothing(
+    slow_corpus: Path, output: str, checkpoint_of_64: str
+) -> None:
+    words = ("--checkpoint", checkpoint_of_64, "--source", slow_corpus, "--output", output)
+    first = start("translate", *words)
+    while not list_names(join(output, "ledger")):
+        assert first.poll() is None, first.communicate()
+    stopped = [first.pid, *children(first.pid)]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    said = finish(start("translate", *words), 3)
+    assert "taken over from translate on" in said
+    before = {file.uri: file.modified for folder in ("data", "ledger") for file in list_files(join(output, folder))}
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    said = finish(first, 1)
+    assert f"error: {output} " in said and "gave no sign of life" in said
+    after = {file.uri: file.modified for folder in ("data", "ledger") for file in list_files(join(output, folder))}
+    assert after == before and ids_in(output) == EXPECTED

@@ -37,6 +37,7 @@ from p2p.storage.filesystems import (
     write_json,
     write_table,
 )
+from p2p.storage.lease import hold_lease
 from p2p.storage.outputs import require_output
 from p2p.storage.pixels import RGB
 
@@ -241,6 +242,13 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     started = time.monotonic()
     task, checkpoint_id = _plan(config)
     output = absolute(config.output)
+    with hold_lease(output, "output", "evaluate"):
+        return _measure_all(config, task, checkpoint_id, output, started)
+
+
+def _measure_all(
+    config: EvaluateConfig, task: EvaluationTask, checkpoint_id: str, output: str, started: float
+) -> dict[str, Any]:
     rows = task.pairs.rows(config.limit or None)
     with session(small=not wants_ray() and len(rows) <= _SMALL_PAIRS) as worker:
         results = _evaluate_locally(worker, config, task, rows) if worker else _evaluate_on_ray(config, task, rows)

@@ -52,6 +52,8 @@ from p2p.storage.filesystems import (
     write_table,
 )
 from p2p.storage.images import SUFFIXES
+from p2p.storage.lease import NAME as LEASE
+from p2p.storage.lease import Fence, hold_lease
 from p2p.storage.outputs import require_output
 from p2p.synthetic.pairs import PALETTE
 
@@ -90,7 +92,10 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     require_output(output, "output", "a prepared data set")
 
     chunks = ChunkStore()
-    with session(small=pairing is not None and not wants_ray() and _is_small(pairing)) as worker:
+    with (
+        hold_lease(output, "output", "prepare") as fence,
+        session(small=pairing is not None and not wants_ray() and _is_small(pairing)) as worker,
+    ):
         if worker:
             log.info("working in one process, without starting Ray: there are few pairs")
         if pairing is None:
@@ -98,7 +103,14 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         _log_pairing(pairing, config)
         _clear(output)
         summary = _write(
-            pairing, config, source=source, output=output, chunks=chunks.references, worker=worker, started=started
+            pairing,
+            config,
+            source=source,
+            output=output,
+            chunks=chunks.references,
+            worker=worker,
+            fence=fence,
+            started=started,
         )
     check_bad_fraction(
         summary["bad"],
@@ -120,7 +132,7 @@ def _is_small(pairing: Pairing) -> bool:
 def _require_replaceable(output: str, config: PrepareConfig) -> None:
     """Raise ConfigError if `output` holds anything that this job, with or without --check, did not write."""
     own, folders = (_CHECK_FILES, (_ERRORS,)) if config.check else (_OWN_FILES, _OWN_FOLDERS)
-    foreign = [name for name in list_names(output) if name not in (*own, *folders)]
+    foreign = [name for name in list_names(output) if name not in (*own, *folders, LEASE)]
     for folder in folders:
         names = list_names(join(output, folder)) if not foreign else []
         foreign += [f"{folder}/{name}" for name in names if not _PART.fullmatch(name)]
@@ -224,6 +236,7 @@ class _PartWriter:
     config: PrepareConfig
     detailed_share: float
     chunks: list[Any]
+    fence: Fence
 
     def __call__(self, part: Part) -> PartReport:
         fatal: list[BadRow] = []
@@ -233,6 +246,8 @@ class _PartWriter:
             if is_repeat(some):
                 fetch = _fetcher(self.chunks, config.max_bytes, row_by_row=True)
                 part, fatal = drop_fatal_pairs(part, config.load_size, fetch, config.formats)
+            if self.output is not None:
+                self.fence.check()
             report = write_part(
                 part, self.output, config.load_size, fetch, formats=config.formats, detailed_share=self.detailed_share
             )
@@ -279,6 +294,7 @@ def _write(
     output: str,
     chunks: list[Any],
     worker: LocalWorker | None,
+    fence: Fence,
     started: float,
 ) -> dict[str, Any]:
     counts = dict.fromkeys(SPLITS, 0)
@@ -288,7 +304,7 @@ def _write(
     doctor = Doctor()
     parts = cut_into_parts(pairing.pairs)
     detailed_share = min(1.0, MAX_DETAILED / max(1, len(pairing.pairs)))
-    writer = _PartWriter(None if config.check else output, config, detailed_share, chunks)
+    writer = _PartWriter(None if config.check else output, config, detailed_share, chunks, fence)
     with Progress("checking" if config.check else "preparing", total=len(pairing.pairs), unit="pairs") as progress:
         for report in _reports(parts, writer, worker):
             counts[report.split] += report.pairs
@@ -297,6 +313,7 @@ def _write(
             colours_a = merge_colours(colours_a, report.colours_a)
             colours_b = merge_colours(colours_b, report.colours_b)
             progress.advance(report.pairs + len(report.bad), f"{len(bad)} bad" if bad else "")
+    fence.check()
     _write_errors(output, bad)
     if not config.check:
         fixed = as_palette(list(PALETTE.values())) if source.startswith(SYNTHETIC) else None

@@ -34,8 +34,8 @@ def process_ended(what: str = "") -> BadInputError:
 def find_fatal_item(work: Callable[..., Iterable[Any]], *args: Any) -> int | None:
     """Go through `work(*args)` in another process, which is started for it and imports no more than that.
 
-        Args:
-            work: a module's function, whose items are thrown away.
+    Args:
+        work: a module's function, whose items are thrown away.
         args: can be pickled.
 
     Returns:

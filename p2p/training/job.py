@@ -12,6 +12,7 @@ from p2p.data.pairs import Pairs, open_pairs, raw_load_size
 from p2p.errors import CheckpointError, ConfigError, DamagedFileError, NotFoundError, StorageError, TrainingStoppedError
 from p2p.model.config import class_planes
 from p2p.storage.filesystems import absolute, exists, join, read_json_object, require_readable
+from p2p.storage.lease import Fence, hold_lease
 from p2p.storage.outputs import require_output
 from p2p.training.config import TrainConfig
 from p2p.training.position import Position, remaining_images
@@ -31,6 +32,11 @@ def run(config: TrainConfig) -> dict[str, Any]:
     require_readable(config.data, "data")
     config, data = _settle_pixels(config)
     require_output(config.output, "output", "a run")
+    with hold_lease(config.output, "output", "train") as fence:
+        return _train(config, data, fence)
+
+
+def _train(config: TrainConfig, data: DataRecord, fence: Fence) -> dict[str, Any]:
     train, val = _open(config)
     data = dataclasses.replace(data, pairs=len(train))
     folder = RunFolder(config.output)
@@ -53,7 +59,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             folder.delete()
         folder.start(config.to_dict())
         try:
-            launch(_task(config, train, val, data), Position.of_run(folder), scaling)
+            launch(_task(config, train, val, data, fence), Position.of_run(folder), scaling)
         except TrainingStoppedError as stopped:
             if stopped.finding is not None:
                 _conclude(folder, config, stopped)
@@ -61,7 +67,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     return _conclude(folder, config)
 
 
-def _task(config: TrainConfig, train: Pairs, val: Pairs | None, data: DataRecord) -> TrainTask:
+def _task(config: TrainConfig, train: Pairs, val: Pairs | None, data: DataRecord, fence: Fence) -> TrainTask:
     from p2p.data.augment import CropSettings
     from p2p.data.stream import PairStream
     from p2p.training.task import TrainTask
@@ -69,7 +75,7 @@ def _task(config: TrainConfig, train: Pairs, val: Pairs | None, data: DataRecord
     swap = config.direction == "BtoA"
     formats = formats_for(config.model("fp32", data.bits, data.input_palette), swap)
     crop = CropSettings(config.crop_size, config.seed, config.flip, swap, formats)
-    return TrainTask(config, PairStream(train, val, crop, config.batch_size, config.workers), data)
+    return TrainTask(config, PairStream(train, val, crop, config.batch_size, config.workers), data, fence)
 
 
 def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:

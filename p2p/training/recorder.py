@@ -31,6 +31,7 @@ class Recorder:
 
     def __init__(self, task: TrainTask, pix2pix: Pix2Pix, last_step: int) -> None:
         self._config, self._pix2pix, self._data = task.config, pix2pix, task.data
+        self._fence = task.fence
         self._validates = task.stream.val is not None
         self._run = RunFolder(task.config.output)
         self._samples = ValidationSamples(task.stream.val or task.stream.train, task.stream.crop)
@@ -51,13 +52,15 @@ class Recorder:
         return sheet.varieties
 
     def write(self, rows: Sequence[MetricsRow]) -> None:
-        """Write the metrics of all epochs; the last row is new."""
+        """Write the metrics of all epochs; the last row is new. Raises LeaseLostError if another job writes RUN now."""
+        self._check_lease()
         self._scalars.write(rows[-1])
         self._scalars.publish()
         self._run.write_rows(rows)
 
     def save(self, row: MetricsRow, position: Position, *, inside_epoch: bool = False) -> None:
-        """Write a checkpoint, which becomes the latest and perhaps the best."""
+        """Write a checkpoint, which becomes the latest and perhaps the best. Raises as `write` does."""
+        self._check_lease()
         name = self._run.new_checkpoint(row["epoch"], row["step"], inside_epoch=inside_epoch)
         known = {name: row[name] for name in ("epoch", "step", "images_seen")}
         meta = {**known, "metrics": row, "data": dataclasses.asdict(self._data)}
@@ -66,7 +69,12 @@ class Recorder:
         # Within an epoch nothing is validated, so a checkpoint there cannot be the best of a run that validates.
         is_comparable = metric in row or not self._validates
         improved = is_comparable and is_best(row, best["metrics"] if best else None, metric)
+        self._check_lease()  # writing it has taken a while
         self._run.publish(name, row, is_best=improved, keep=self._config.keep_checkpoints)
+
+    def _check_lease(self) -> None:
+        if self._fence:
+            self._fence.check()
 
     def refresh_report(self, health: Sequence[HealthFinding]) -> None:
         """Write RUN/report.html, unless that was done a short time ago."""

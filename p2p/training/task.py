@@ -7,6 +7,7 @@ from typing import Any
 
 from p2p.data.description import DataRecord
 from p2p.data.stream import PairStream
+from p2p.storage.lease import Fence
 from p2p.training.config import TrainConfig
 
 
@@ -18,5 +19,7 @@ class TrainTask:
     stream: PairStream
     """Pairs to train on and to validate on."""
     data: DataRecord
+    fence: Fence | None = None
+    """Of the lease of RUN."""
     reporter: Any = None
     """Handle of the `RunReporter` actor."""

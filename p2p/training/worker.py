@@ -16,6 +16,7 @@ from p2p.data.machine import available_cpus
 from p2p.data.stream import BlockReader, PairStream
 from p2p.errors import P2PError, TrainingStoppedError, root_cause
 from p2p.model.checkpoint import load_trainer
+from p2p.model.cuda_graphs import is_out_of_memory
 from p2p.model.distributed import data_parallel, synchronise_batch_norm
 from p2p.model.engine import choose_precision
 from p2p.model.pix2pix import Pix2Pix
@@ -44,8 +45,8 @@ def train_worker(settings: dict[str, Any]) -> None:
         _train(task)
     except Exception as error:
         cause = root_cause(error)  # an error of a reading task comes wrapped by Ray
-        if isinstance(error, torch.OutOfMemoryError):
-            reason = str(error).split(". ")[0]
+        if is_out_of_memory(cause):
+            reason = str(cause).split(". ")[0] or "out of memory"
             cause = TrainingStoppedError(f"{reason}; lower batch_size or crop_size")
         if isinstance(cause, P2PError) and not cause.retryable:
             ray.get(task.reporter.fail.remote(cause))
@@ -104,6 +105,7 @@ def _build_networks(task: TrainTask, context: Any) -> Pix2Pix:
         return data_parallel(module, [device] if device.type == "cuda" else None)
 
     model = config.model(choose_precision(config.precision, device, bits), bits, task.data.input_palette)
+    torch.backends.cudnn.allow_tf32 = model.precision != "fp32"  # else float32 products are rounded to 10 bits
     return Pix2Pix(model, seed=config.seed, device=device, wrap=wrap if context.get_world_size() > 1 else None)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import torch
 
 from p2p.errors import CheckpointError, P2PError
 from p2p.model.checkpoint import load_generator
+from p2p.model.cuda_graphs import is_device_lost, is_out_of_memory
 from p2p.model.engine import Engine, choose_precision
 from p2p.storage.deadline import DECODE_SECONDS, Deadline
 from p2p.storage.filesystems import is_remote
@@ -31,6 +34,8 @@ from p2p.translation.plan.crash_records import started_shards
 from p2p.translation.plan.journal import OutputJournal, ShardJournal
 from p2p.translation.plan.plan import Shard
 from p2p.translation.sinks import ShardWriter, open_sink
+
+log = logging.getLogger("p2p")
 
 _LOCAL_IO_THREADS, _REMOTE_IO_THREADS = 4, 16
 _SECONDS_BETWEEN_REPORTS = 2.0
@@ -147,7 +152,12 @@ class ShardTranslator:
                 yield {"fallbacks": self._pipeline.network.fallbacks}
         except P2PError as error:
             yield {"stopped": str(error)}
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except Exception as error:
+            if is_device_lost(error):  # another process can go on; this one leaves a crash record, as any that ends
+                log.error("%s", error)
+                os._exit(1)
+            if not is_out_of_memory(error):
+                raise
             reason = str(error).split(". ")[0] or "out of memory"
             smaller = f"--batch-size (now {self._work.batch_size}), a smaller " if self._work.device != "cpu" else ""
             advice = f"{reason}; pass a smaller {smaller}--tile-size or fewer --workers"

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import tyro
@@ -13,6 +14,7 @@ import tyro
 from p2p.errors import ConfigError, UsageError
 from p2p.progress import format_duration
 from p2p.storage.filesystems import absolute, join, list_files, require_readable
+from p2p.storage.lease import EXPIRY_SECONDS, read_lease
 from p2p.translation.plan import ledger
 from p2p.translation.plan.plan import load_plan
 from p2p.translation.plan.resume import exists_translation
@@ -21,8 +23,6 @@ from p2p.translation.plan.shards import shard_of
 log = logging.getLogger("p2p")
 _RATE_SECONDS = 600.0
 """The rate is that of the shards finished in this time before the last one."""
-_MAX_GAPS, _MIN_SILENCE_SECONDS = 5.0, 60.0
-"""A job counts as stopped when no shard was finished for so many times the usual gap, and at least a minute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,13 @@ def status(config: StatusConfig) -> dict[str, Any]:
     finished = _finished(output, shards)
     totals = ledger.read_totals(output, (index for _, index in finished))
     images, done = sum(shards.values()), sum(shards[index] for _, index in finished)
-    rate, gap = _pace([(moment, shards[index]) for moment, index in finished])
+    rate = _rate([(moment, shards[index]) for moment, index in finished])
     silence = time.time() - finished[-1][0] if finished else None
-    state = "finished" if images and done == images else "waiting"
-    if silence is not None and done < images:
-        state = "working" if silence < max(_MIN_SILENCE_SECONDS, _MAX_GAPS * gap) else "stopped"
+    lease = read_lease(output)
+    state = "working" if lease and time.time() - lease.renewed < EXPIRY_SECONDS else "stopped"
+    if images and done == images:
+        state = "finished"
+    signs = [moment for moment, _ in finished[-1:]] + ([lease.renewed] if lease else [])
     summary = {
         "output": output,
         "state": state,
@@ -65,6 +67,9 @@ def status(config: StatusConfig) -> dict[str, Any]:
         "left": images - done,
         "images_per_second": None if rate is None else round(rate, 2),
         "eta_seconds": round((images - done) / rate) if rate and state == "working" else None,
+        "stopped_since": datetime.fromtimestamp(max(signs), UTC).isoformat(timespec="seconds")
+        if state == "stopped" and signs
+        else None,
         "seconds_since_last_shard": None if silence is None else round(max(0.0, silence)),
     }
     log.info("%s", _describe(summary))
@@ -77,13 +82,12 @@ def _finished(output: str, shards: dict[int, int]) -> list[tuple[float, int]]:
     return sorted((moment, index) for moment, index in found if index is not None and index in shards)
 
 
-def _pace(finished: Sequence[tuple[float, int]]) -> tuple[float | None, float]:
-    """Images per second over the last minutes of work, and the usual gap between two shards in seconds."""
+def _rate(finished: Sequence[tuple[float, int]]) -> float | None:
+    """Images per second over the last minutes of work."""
     recent = [entry for entry in finished if entry[0] >= finished[-1][0] - _RATE_SECONDS]
     if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
-        return None, 0.0
-    seconds = recent[-1][0] - recent[0][0]
-    return sum(rows for _, rows in recent[1:]) / seconds, seconds / (len(recent) - 1)
+        return None
+    return sum(rows for _, rows in recent[1:]) / (recent[-1][0] - recent[0][0])
 
 
 def _describe(summary: dict[str, Any]) -> str:
@@ -97,5 +101,6 @@ def _describe(summary: dict[str, Any]) -> str:
     if summary["seconds_since_last_shard"] is not None:
         line += f"; last shard finished {format_duration(summary['seconds_since_last_shard'])} ago"
     if summary["state"] == "stopped":
-        line += "; if its job has ended, the same command does the rest"
+        since = f" since {summary['stopped_since']}" if summary["stopped_since"] else ""
+        line += f"; nobody works on it{since}, and the same command does the rest"
     return line

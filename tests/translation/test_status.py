@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import time
 from contextlib import nullcontext
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import in_this_process
 
+from p2p.storage.lease import hold_lease
 from p2p.translation import TranslateConfig
 from p2p.translation.job import run
 from p2p.translation.status import StatusConfig, status
@@ -53,22 +55,29 @@ def test_it_is_read_from_a_bucket(output: str) -> None:
 def test_work_that_goes_on_has_an_eta_and_work_that_ended_has_none(output: str) -> None:
     ledgers = sorted(Path(output, "ledger").iterdir())
     ledgers[-1].unlink()
-    found = status(StatusConfig(output=output))
-    assert (found["state"], found["done"], found["left"]) == ("working", 16, 8)
-    assert found["eta_seconds"] == pytest.approx(10, abs=1)
-    for path in ledgers[:-1]:
-        os.utime(path, (0, path.stat().st_mtime - 3600))
+    with hold_lease(output, "output", "translate"):
+        found = status(StatusConfig(output=output))
+        assert (found["state"], found["done"], found["left"]) == ("working", 16, 8)
+        assert found["eta_seconds"] == pytest.approx(10, abs=1)
+        assert found["stopped_since"] is None
     found = status(StatusConfig(output=output))
     assert (found["state"], found["eta_seconds"]) == ("stopped", None)
-    assert found["seconds_since_last_shard"] >= 3600
+    finished = datetime.fromisoformat(found["stopped_since"]).timestamp()
+    assert finished == pytest.approx(ledgers[-2].stat().st_mtime, abs=1.5)
 
 
-def test_before_the_first_shard_it_waits(output: str) -> None:
+def test_a_job_that_was_killed_is_stopped_since_its_last_sign_of_life(
+    output: str, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for path in Path(output, "ledger").iterdir():
         path.unlink()
-    found = status(StatusConfig(output=output))
-    assert (found["state"], found["done"], found["left"]) == ("waiting", 0, 24)
-    assert found["seconds_since_last_shard"] is None
+    with hold_lease(output, "output", "translate") as fence:
+        monkeypatch.setattr("p2p.translation.status.EXPIRY_SECONDS", 0.0)  # as if it had not renewed it for a minute
+        outcome = run_cli(StatusConfig, status, output)
+    found = outcome.summary
+    assert (found["state"], found["done"], found["left"]) == ("stopped", 0, 24)
+    assert datetime.fromisoformat(found["stopped_since"]).timestamp() == pytest.approx(fence.lease.renewed, abs=10)
+    assert f"nobody works on it since {found['stopped_since']}" in outcome.stderr
 
 
 def test_the_job_prints_a_line_for_a_person_and_one_for_a_program(output: str, run_cli: Any, tmp_path: Path) -> None:
