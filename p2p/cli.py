@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import difflib
@@ -137,20 +138,13 @@ def _config_file_words(config_class: type, path: str) -> list[str]:
 
 
 def _split_config_option(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    paths: list[str] = []
-    rest: list[str] = []
-    remaining = iter(words)
-    for word in remaining:
-        if word == "--config":
-            path = next(remaining, None)
-            if path is None:
-                raise UsageError("--config needs a file")
-            paths.append(path)
-        elif word.startswith("--config="):
-            paths.append(word.partition("=")[2])
-        else:
-            rest.append(word)
-    return paths, rest
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action="append", default=[])
+    try:
+        found, rest = parser.parse_known_args(words)
+    except argparse.ArgumentError:
+        raise UsageError("--config needs a file") from None
+    return found.config, rest
 
 
 def parse(config_class: type[Config], words: Sequence[str]) -> Config:

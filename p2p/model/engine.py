@@ -7,7 +7,7 @@ import hashlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -197,21 +197,16 @@ class Engine:
         """(B, T, T, C_in), any B -> (B, T, T, C_out) of the same depth. `keys`, one a tile, are needed with dropout."""
         self._check(tiles, keys)
         outputs = np.empty((*tiles.shape[:3], self.output_channels), self.dtype)
-        for start, batch in self._batches(tiles, keys):
-            outputs[start : start + len(batch)] = batch
-        return outputs
-
-    def _batches(self, tiles: Pixels, keys: Sequence[str] | None) -> Iterator[tuple[int, Pixels]]:
-        """Yield (index of its first tile, outputs) of every batch, keeping `in_flight` batches pending."""
-        pending: deque[tuple[int, PendingBatch]] = deque()
+        pending: deque[tuple[slice, PendingBatch]] = deque()
         for start in range(0, len(tiles), self.batch_size):
             if len(pending) == self.in_flight:
-                first, take = pending.popleft()
-                yield first, take()
+                part, take = pending.popleft()
+                outputs[part] = take()
             part = slice(start, start + self.batch_size)
-            pending.append((start, self.start(tiles[part], keys[part] if keys else None)))
-        for first, take in pending:
-            yield first, take()
+            pending.append((part, self.start(tiles[part], keys[part] if keys else None)))
+        for part, take in pending:
+            outputs[part] = take()
+        return outputs
 
     def _run(self, tiles: Pixels, keys: Sequence[str]) -> Pixels:
         count = len(tiles)

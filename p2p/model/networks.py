@@ -8,19 +8,17 @@ Every generator maps (B, C_in, H, W) float in [-1, 1] to (B, C_out, H, W) float 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p2p.errors import ConfigError
-from p2p.model.config import PATCH_LAYERS, RESNET_BLOCKS, UNET_DOWNS, ModelConfig
+from p2p.model.config import PATCH_LAYERS, RESNET_BLOCKS, UNET_DOWNS, ModelConfig, NormName
 from p2p.model.convolutions import Conv2d, ConvTranspose2d
 from p2p.model.tensors import InputEncoder
 from p2p.storage.images import Pixels
-
-Norm = Literal["batch", "instance", "none"]
 
 _MAX_WIDTH_FACTOR = 8  # channels grow to eight times the first layer's
 _MIN_DOWNS = 5
@@ -28,7 +26,7 @@ _NEGATIVE_SLOPE = 0.2  # of LeakyReLU
 _INIT_STD = 0.02
 
 
-def _norm_layer(norm: Norm, channels: int) -> nn.Module:
+def _norm_layer(norm: NormName, channels: int) -> nn.Module:
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     if norm == "instance":
@@ -164,7 +162,7 @@ class UNetGenerator(Generator):
         *,
         num_downs: int = 8,
         ngf: int = 64,
-        norm: Norm = "batch",
+        norm: NormName = "batch",
         dropout: bool = True,
     ) -> None:
         super().__init__()
@@ -202,7 +200,7 @@ class UNetGenerator(Generator):
 
 
 class _ResidualBlock(nn.Module):
-    def __init__(self, channels: int, norm: Norm, dropout: bool) -> None:
+    def __init__(self, channels: int, norm: NormName, dropout: bool) -> None:
         super().__init__()
         bias = norm == "instance"
         layers: list[nn.Module] = [nn.ReflectionPad2d(1), Conv2d(channels, channels, 3, bias=bias)]
@@ -228,7 +226,7 @@ class ResnetGenerator(Generator):
         *,
         num_blocks: int = 9,
         ngf: int = 64,
-        norm: Norm = "batch",
+        norm: NormName = "batch",
         dropout: bool = True,
     ) -> None:
         super().__init__()
@@ -264,7 +262,7 @@ class PatchDiscriminator(Discriminator):
 
     """
 
-    def __init__(self, input_channels: int = 6, ndf: int = 64, num_layers: int = 3, norm: Norm = "batch") -> None:
+    def __init__(self, input_channels: int = 6, ndf: int = 64, num_layers: int = 3, norm: NormName = "batch") -> None:
         super().__init__()
         bias = norm == "instance"
         widths = [ndf * min(2**layer, _MAX_WIDTH_FACTOR) for layer in range(num_layers + 1)]
@@ -285,7 +283,7 @@ class PatchDiscriminator(Discriminator):
 class PixelDiscriminator(Discriminator):
     """One logit for each pixel, from 1x1 convolutions."""
 
-    def __init__(self, input_channels: int = 6, ndf: int = 64, norm: Norm = "batch") -> None:
+    def __init__(self, input_channels: int = 6, ndf: int = 64, norm: NormName = "batch") -> None:
         super().__init__()
         bias = norm == "instance"
         self.net = nn.Sequential(
