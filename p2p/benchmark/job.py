@@ -11,11 +11,12 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
@@ -101,12 +102,9 @@ def _images(config: BenchmarkConfig, folder: Path) -> Path:
         return target
     distinct = min(16, config.images)
     for index in range(distinct):
-        aerial, drawn = city_pair(0, index, _MADE_HEIGHT, _MADE_WIDTH // 2)
-        combined = Image.new("RGB", (_MADE_WIDTH, _MADE_HEIGHT))
-        combined.paste(Image.fromarray(aerial), (0, 0))
-        combined.paste(Image.fromarray(drawn), (_MADE_WIDTH // 2, 0))
         buffer = io.BytesIO()
-        combined.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+        combined = np.hstack(city_pair(0, index, _MADE_HEIGHT, _MADE_WIDTH // 2))
+        Image.fromarray(combined).save(buffer, "JPEG", quality=_JPEG_QUALITY)
         for copy in range(index, config.images, distinct):
             (target / f"{copy:05d}.jpg").write_bytes(buffer.getvalue())
     return target
@@ -134,10 +132,7 @@ def _train_rows(config: BenchmarkConfig, device: str, precision: Precision, fold
     )
     what = f"training job, {precision}, batch {batch}"
     rates, inside = [job.rate for job in jobs], [job.inside for job in jobs]
-
-    def middle(values: Iterable[float]) -> float:
-        return statistics.median(values)
-
+    middle = statistics.median
     return [
         *rows,
         _row(f"{what}, epochs of {jobs[0].pairs} pairs", middle(rates), "pairs/s", bare, _ratio(rates, limits)),

@@ -15,8 +15,8 @@ from p2p.storage.tiff import MAX_CHANNELS
 BestMetric = Literal["val_l1", "val_psnr", "val_ssim", "val_pixel_accuracy", "val_palette_accuracy", "val_palette_iou"]
 """What validation measures; those with `palette` need a data set with a palette of its targets."""
 
-_FREE_TO_CHANGE = frozenset(
-    (
+_FREE_TO_CHANGE = {
+    *(
         "output",
         "epochs",
         "epochs_decay",
@@ -24,16 +24,13 @@ _FREE_TO_CHANGE = frozenset(
         "workers",
         "gpu",
         "precision",
-        "checkpoint_every",
-        "checkpoint_every_steps",
-        "samples_every",
-        "samples_every_steps",
-        "keep_checkpoints",
         "best_metric",
         "patience",
         "resume",
-    )
-)
+    ),
+    *("checkpoint_every", "checkpoint_every_steps", "samples_every", "samples_every_steps", "keep_checkpoints"),
+}
+"""What the same run may have otherwise when it is continued."""
 
 
 @dataclass(frozen=True, kw_only=True)
