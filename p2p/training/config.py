@@ -29,6 +29,7 @@ _FREE_TO_CHANGE = {
         "resume",
     ),
     *("checkpoint_every", "checkpoint_every_steps", "samples_every", "samples_every_steps", "keep_checkpoints"),
+    *("best_metric", "patience", "resume"),
 }
 """What the same run may have otherwise when it is continued."""
 
