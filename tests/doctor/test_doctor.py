@@ -240,7 +240,7 @@ def test_channels_and_depth_do_not_matter(sound: dict[Key, Pair]) -> None:
     assert (features["small"][0] == features["small"][1]).all()
 
 
-def test_the_order_in_which_shards_arrive_does_not_matter(sound: dict[Key, Pair]) -> None:
+def test_the_order_in_which_parts_arrive_does_not_matter(sound: dict[Key, Pair]) -> None:
     pairs = dict(sound)
     exchange(pairs, ["03", "20"])
     pairs["val", "same"] = sound["train", "02"]

@@ -163,7 +163,7 @@ def test_files_have_the_schema_and_row_groups_that_readers_expect(tmp_path: Path
     st.lists(st.tuples(st.sampled_from(["train", "val"]), st.sampled_from([1, 10**6, 2 * 10**8])), max_size=300),
     st.sampled_from([1, 300]),
 )
-def test_shards_hold_every_pair_once_in_order_within_their_limits(kinds: list[tuple[str, int]], copies: int) -> None:
+def test_parts_hold_every_pair_once_in_order_within_their_limits(kinds: list[tuple[str, int]], copies: int) -> None:
     pairs = [PairRef(str(i), split, File("x"), None, size) for i, (split, size) in enumerate(kinds * copies)]
     parts = cut_into_parts(pairs)
     for split in ("train", "val"):
