@@ -34,6 +34,8 @@ from p2p.translation.plan.plan import Plan, extend_plan, load_plan, require_uniq
 from p2p.translation.plan.resume import (
     RemainingWork,
     exists_translation,
+    find_pinned_weights,
+    pin_weights,
     remaining,
     remove_translation,
     remove_work_files,
@@ -59,6 +61,8 @@ Workforce = Callable[[TranslateConfig], AbstractContextManager[WorkThrough]]
 @dataclass(frozen=True)
 class _Model:
     generator_uri: str
+    of_run: bool
+    """Whether the address names a run, whose best or latest checkpoint changes."""
     checkpoint_id: str
     crop_size: int
     stride: int
@@ -73,7 +77,7 @@ def run(config: TranslateConfig, workforce: Workforce | None = None) -> dict[str
     """
     started = time.monotonic()
     source, output = absolute(config.source), absolute(config.output)
-    model = _read_model(absolute(config.checkpoint))
+    model = _choose_model(config, output)
     require_readable(source, "source")
     require_apart(source, output)
     corpus = open_corpus(
@@ -105,6 +109,7 @@ def run(config: TranslateConfig, workforce: Workforce | None = None) -> dict[str
                 require_unique(corpus, sink, config.limit)
                 remove_translation(output)
             start_output(settings)
+            work = dataclasses.replace(work, generator_uri=pin_weights(output, model.generator_uri))
             if config.only_failed:
                 shards = ledger.shards_of_ledger(config.only_failed, output)
                 if shards and not ledger.reopen_failed(output, shards) and shards <= ledger.done_shards(output):
@@ -136,6 +141,25 @@ def _planned(output: str, corpus: Corpus, sink: Sink, limit: int) -> Plan:
         raise
 
 
+def _choose_model(config: TranslateConfig, output: str) -> _Model:
+    """The generator of `checkpoint`. An unfinished translation goes on with the one it began with where the checkpoint
+    is a run whose best has changed since, or is gone.
+    """
+    pinned = find_pinned_weights(output) if config.resume == "auto" else None
+    if pinned is None:
+        return _read_model(absolute(config.checkpoint))
+    began = _read_model(pinned)
+    try:
+        now = _read_model(absolute(config.checkpoint))
+    except ConfigError as error:
+        log.warning("continuing with the weights that %s began with: %s", output, error.problem)
+        return began
+    if now.checkpoint_id == began.checkpoint_id or not now.of_run:
+        return now
+    log.info("%s has changed; continuing with the checkpoint that %s began with", config.checkpoint, output)
+    return began
+
+
 def _read_model(uri: str) -> _Model:
     """Load the checkpoint once, to know that it is whole and what it wants. Raises ConfigError."""
     from p2p.model.checkpoint import load_generator, resolve_checkpoint
@@ -152,10 +176,11 @@ def _read_model(uri: str) -> _Model:
             f"{uri}: a generator from {config.input_image_channels} to {config.output_channels} channels of "
             f"{config.bits} bits; this job translates images of 1 or 3 of 8 bits, p2p.Translator any",
         )
-    # The folder rather than the run: what is `best` may change while actors start.
-    pinned = resolved.folder_uri or resolved.generator_uri
+    of_run = resolved.folder_uri is not None and resolved.folder_uri != uri.rstrip("/")
     side = "a" if config.direction == "AtoB" else "b"
-    return _Model(pinned, str(generator.checkpoint_id), config.crop_size, generator.stride, side)
+    return _Model(
+        resolved.generator_uri, of_run, str(generator.checkpoint_id), config.crop_size, generator.stride, side
+    )
 
 
 def _settings(config: TranslateConfig, source: str, output: str, corpus: Corpus, model: _Model) -> Settings:

@@ -7,6 +7,7 @@ import http.server
 import io
 import json
 import os
+import shutil
 import sys
 import tarfile
 import threading
@@ -279,6 +280,41 @@ def test_an_interrupted_translation_ends_with_every_input_once(
     assert temporaries(tmp_path / "out") == []
     again = run(config, lambda _: nullcontext(in_this_process))
     assert (again["translated"], again["skipped"]) == (0, 41)
+
+
+@pytest.mark.parametrize("change", ["another best", "pruned", "gone"])
+def test_whatever_happens_to_its_run_a_translation_ends_with_the_weights_it_began_with(
+    tmp_path: Path, make_image: Callable[..., bytes], change: str
+) -> None:
+    source = write(tmp_path / "in", {f"{number:02d}.png": make_image(64, 64, seed=number) for number in range(24)})
+    model = ModelConfig(generator="unet_64", discriminator="patch_16", ngf=4, ndf=4, crop_size=64)
+    run_folder = tmp_path / "run"
+
+    def save(epoch: int) -> None:
+        name = f"checkpoints/epoch_{epoch:04d}"
+        save_checkpoint(str(run_folder / name), Pix2Pix(model, seed=epoch), {"epoch": epoch}, {})
+        (run_folder / "best.json").write_text(json.dumps({"checkpoint": name}))
+
+    def changes_half_way(work: Work, left: RemainingWork) -> Outcome:
+        in_this_process(work, RemainingWork(left.shards[:1], left.done))
+        if change != "gone":
+            save(2)
+        if change != "another best":
+            shutil.rmtree(run_folder / "checkpoints/epoch_0001" if change == "pruned" else run_folder)
+        in_this_process(work, RemainingWork(left.shards[1:2], left.done))  # as an actor that starts later
+        raise KeyboardInterrupt
+
+    save(1)
+    expected, out = tmp_path / "expected", tmp_path / "out"
+    translate(str(run_folder), source, expected, precision="fp32")
+    config = TranslateConfig(checkpoint=str(run_folder), source=str(source), output=str(out), precision="fp32")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, lambda _: nullcontext(changes_half_way))
+    summary = run(config, lambda _: nullcontext(in_this_process))
+    assert (summary["translated"], summary["skipped"]) == (8, 16)
+    found, wanted = outputs(out), outputs(expected)
+    assert found.keys() == wanted.keys() and all(np.array_equal(found[name], wanted[name]) for name in found)
+    assert not (out / "weights").exists()
 
 
 def test_another_checkpoint_or_option_needs_another_output(

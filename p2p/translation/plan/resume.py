@@ -15,10 +15,12 @@ from p2p.storage.filesystems import (
     join,
     list_names,
     open_filesystem,
+    read_bytes,
     read_json_object,
     remove,
     remove_file,
     sweep_temporaries,
+    write_bytes,
     write_json,
 )
 from p2p.translation.config import Settings, TranslateConfig
@@ -30,7 +32,8 @@ from p2p.translation.sinks import images, open_sink, shard_files
 
 SETTINGS = "settings.json"
 _FOLDERS = (shard_files.FOLDER, images.FOLDER, ledger.FOLDER, plan.FOLDER)
-_WORK_FOLDERS = (crash_records.FOLDER, ledger.RETRY_FOLDER)  # there only while work is going on
+_WEIGHTS_FOLDER = "weights"
+_WORK_FOLDERS = (crash_records.FOLDER, ledger.RETRY_FOLDER, _WEIGHTS_FOLDER)  # there only while work is going on
 _FILES = (SETTINGS, "summary.json", "report.html")
 _REMOVERS = 16
 
@@ -110,6 +113,30 @@ def start_output(settings: Settings) -> None:
     sweep_temporaries(settings.output)
     crash_records.clear(settings.output)
     write_json(join(settings.output, SETTINGS), settings.to_dict())
+
+
+def pin_weights(output: str, generator_uri: str) -> str:
+    """Keep the generator's file in `output` until the translation is finished, whatever happens to its run meanwhile.
+
+    Returns its new address. On one disk it is a link, which takes no time and no room.
+    """
+    pinned = join(output, _WEIGHTS_FOLDER, generator_uri.rpartition("/")[2])
+    if exists(pinned):
+        return pinned
+    try:
+        if is_remote(output) or is_remote(generator_uri):
+            raise OSError
+        os.makedirs(os.path.dirname(pinned), exist_ok=True)
+        os.link(generator_uri, pinned)
+    except OSError:  # another disk, or one without links
+        write_bytes(pinned, read_bytes(generator_uri))
+    return pinned
+
+
+def find_pinned_weights(output: str) -> str | None:
+    """The generator's file that an unfinished translation began with, if it is there."""
+    names = list_names(join(output, _WEIGHTS_FOLDER))
+    return join(output, _WEIGHTS_FOLDER, names[0]) if names else None
 
 
 def select_failed(corpus: Corpus, config: TranslateConfig, output: str) -> Corpus:
