@@ -139,18 +139,14 @@ class _Axis:
     high: float
     start: float
     end: float
-    log: bool
     ticks: list[float]
     labels: list[str]
 
     def place(self, value: float) -> float:
-        low, high = self.low, self.high
-        if self.log:
-            value, low, high = math.log10(value), math.log10(low), math.log10(high)
-        return self.start + (value - low) / (high - low) * (self.end - self.start)
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def _linear_ticks(low: float, high: float, count: int, whole: bool) -> tuple[list[float], list[str]]:
+def _ticks(low: float, high: float, count: int, whole: bool) -> tuple[list[float], list[str]]:
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
@@ -165,18 +161,8 @@ def _linear_ticks(low: float, high: float, count: int, whole: bool) -> tuple[lis
     return ticks, labels
 
 
-def _log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
-    factors = (1, 2, 5) if high / low < 1000 else (1,)
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    powers = range(first, last + 1, max(1, (last - first) // _Y_TICKS))
-    ticks = [factor * 10.0**power for power in powers for factor in factors if low <= factor * 10.0**power <= high]
-    return ticks, [f"{tick:g}" for tick in ticks]
-
-
-def _y_range(values: Sequence[float], log: bool) -> tuple[float, float]:
+def _y_range(values: Sequence[float]) -> tuple[float, float]:
     low, high = (min(values), max(values)) if values else (1.0, 2.0)
-    if log:
-        return (low / 1.3, max(high * 1.3, low * 2))  # the smallest numbers there are do not grow by 1.3
     if high - low < _MIN_RELATIVE_SPAN * abs(high):  # a line that hardly moves should look like one
         middle, half = (low + high) / 2, _MIN_RELATIVE_SPAN * abs(high) / 2
         low, high = max(0.0, middle - half) if low >= 0 else middle - half, middle + half
@@ -187,25 +173,16 @@ def _y_range(values: Sequence[float], log: bool) -> tuple[float, float]:
     return (0.0 if near_zero else low - margin), high + margin
 
 
-def _points(series: Series, log: bool) -> list[tuple[float, float | None]]:
-    def shown(value: float | None) -> bool:
-        return value is not None and math.isfinite(value) and (value > 0 or not log)
-
-    return [(x, y if shown(y) else None) for x, y in zip(series.x, series.y, strict=True)]
-
-
-def _axes(
-    lines: Sequence[Sequence[tuple[float, float | None]]], marked: Sequence[float], log: bool
-) -> tuple[_Axis, _Axis]:
+def _axes(lines: Sequence[Sequence[tuple[float, float | None]]], marked: Sequence[float]) -> tuple[_Axis, _Axis]:
     values = [y for line in lines for _, y in line if y is not None] + list(marked)
-    low, high = _y_range(values, log)
-    ticks, labels = _log_ticks(low, high) if log else _linear_ticks(low, high, _Y_TICKS, whole=False)
-    vertical = _Axis(low, high, _HEIGHT - _BOTTOM, _TOP, log, ticks, labels)
+    low, high = _y_range(values)
+    ticks, labels = _ticks(low, high, _Y_TICKS, whole=False)
+    vertical = _Axis(low, high, _HEIGHT - _BOTTOM, _TOP, ticks, labels)
     left = 12 + _LETTER * max((len(label) for label in labels), default=1)
     xs = [x for line in lines for x, _ in line] or [0.0]
     low, high = (min(xs), max(xs)) if min(xs) < max(xs) else (xs[0] - 0.5, xs[0] + 0.5)
-    ticks, labels = _linear_ticks(low, high, _X_TICKS, whole=all(float(x).is_integer() for x in xs))
-    return _Axis(low, high, left, _WIDTH - _RIGHT, False, ticks, labels), vertical
+    ticks, labels = _ticks(low, high, _X_TICKS, whole=all(float(x).is_integer() for x in xs))
+    return _Axis(low, high, left, _WIDTH - _RIGHT, ticks, labels), vertical
 
 
 def _frame(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[str]:
@@ -248,20 +225,17 @@ def _draw_line(
 
 
 def line_chart(
-    series: Sequence[Series],
-    *,
-    x_label: str,
-    y_label: str,
-    marks: Sequence[tuple[float, str]] = (),
-    log_y: bool = False,
+    series: Sequence[Series], *, x_label: str, y_label: str, marks: Sequence[tuple[float, str]] = ()
 ) -> Markup:
     """Lines over a common x axis as SVG in the page's own colours, with a legend where there are several.
 
-    `marks` are horizontal lines (value, label). A series of one point is a dot. With `log_y`, values <= 0 are gaps.
+    `marks` are horizontal lines (value, label). A series of one point is a dot.
     """
-    lines = [_points(one, log_y) for one in series]
-    marks = [(value, label) for value, label in marks if value > 0 or not log_y]
-    x_axis, y_axis = _axes(lines, [value for value, _ in marks], log_y)
+    lines = [
+        [(x, None if y is None or not math.isfinite(y) else y) for x, y in zip(one.x, one.y, strict=True)]
+        for one in series
+    ]
+    x_axis, y_axis = _axes(lines, [value for value, _ in marks])
     parts = _frame(x_axis, y_axis, x_label, y_label)
     for value, label in marks:
         y = y_axis.place(value)
