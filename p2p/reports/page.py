@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from p2p.errors import redact
 from p2p.storage.filesystems import write_bytes
-from p2p.storage.images import Array, ImageFormat, encode
+from p2p.storage.images import Array, encode
 
 _NO_VALUE = "–"
 _THIN_SPACE = "\u202f"
@@ -77,9 +77,9 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
-def data_uri(image: Array, format: ImageFormat = "jpeg", quality: int = 85) -> Markup:
-    """(H, W, 3) uint8 RGB -> an address that holds the image itself; `quality` 1..100 is for JPEG and WebP."""
-    return Markup(f"data:image/{format};base64,{base64.b64encode(encode(image, format, quality)).decode()}")
+def data_uri(image: Array, quality: int = 85) -> Markup:
+    """(H, W, 3) uint8 RGB -> an address that holds the image itself, as a JPEG of that quality, 1..100."""
+    return Markup(f"data:image/jpeg;base64,{base64.b64encode(encode(image, 'jpeg', quality)).decode()}")
 
 
 # The page

@@ -77,7 +77,7 @@ def load_sheets(run_uri: str, best_checkpoint: Mapping[str, Any] | None) -> tupl
     ]
     images: list[Markup] = []
     for side, quality in _SIZES_AND_QUALITIES:
-        images = [data_uri(shrink(sheet, side), "jpeg", quality) for _, sheet in loaded]
+        images = [data_uri(shrink(sheet, side), quality) for _, sheet in loaded]
         if sum(map(len, images)) <= _MAX_CHARACTERS:
             break
     sheets = [

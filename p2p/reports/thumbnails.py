@@ -30,11 +30,11 @@ def shrink(image: Array, max_side: int) -> Array:
     return resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
 
 
-def thumbnail(image: Pixels, max_side: int = MAX_SIDE) -> Array:
-    """(H, W) or (H, W, C) uint8 or uint16 -> (h, w, 3) uint8 of the same shape, no side above `max_side` pixels."""
-    return shrink(as_rgb(image), max_side)
+def thumbnail(image: Pixels) -> Array:
+    """(H, W) or (H, W, C) uint8 or uint16 -> (h, w, 3) uint8 of the same shape, no side above `MAX_SIDE`."""
+    return shrink(as_rgb(image), MAX_SIDE)
 
 
 def show(label: str, image: Pixels, quality: int = 85) -> Picture:
     """A picture for a page, as a JPEG of that quality, 1..100."""
-    return Picture(label, data_uri(thumbnail(image), quality=quality), max(image.shape[:2]) < _MIN_SMOOTH)
+    return Picture(label, data_uri(thumbnail(image), quality), max(image.shape[:2]) < _MIN_SMOOTH)

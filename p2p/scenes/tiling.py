@@ -5,7 +5,7 @@ An image smaller than a tile is padded by reflection; its tile is cropped afterw
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -142,14 +142,11 @@ class TilePlan:
         window = image[y : y + self.tile_size, x : x + self.tile_size]
         return reflect_to(window, self.tile_size, self.tile_size)
 
-    def tiles(self, image: Array) -> Iterator[Array]:
-        """Yield the tiles in order, one at a time."""
-        self._check(image)
-        return (self.tile(image, index) for index in range(len(self)))
-
     def split(self, image: Array) -> Array:
         """(height, width, C) -> (N, T, T, C)."""
-        return np.stack(list(self.tiles(image)))
+        if image.ndim != 3 or image.shape[:2] != (self.height, self.width):
+            raise ValueError(f"the plan is for ({self.height}, {self.width}, C), the image is {image.shape}")
+        return np.stack([self.tile(image, index) for index in range(len(self))])
 
     def join(self, tiles: Iterable[Array]) -> Array:
         """(N, T, T, C) or an iterator of tiles, in order -> (height, width, C), blended where tiles overlap."""
@@ -157,10 +154,6 @@ class TilePlan:
         for index, tile in enumerate(tiles):
             stitcher.add(index, tile)
         return stitcher.result()
-
-    def _check(self, image: Array) -> None:
-        if image.ndim != 3 or image.shape[:2] != (self.height, self.width):
-            raise ValueError(f"the plan is for ({self.height}, {self.width}, C), the image is {image.shape}")
 
 
 class Stitcher:
