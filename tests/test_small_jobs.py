@@ -24,7 +24,7 @@ WITHOUT_RAY = """
 import runpy, sys
 sys.modules["ray"] = None
 from p2p.storage import lease
-lease.RENEWAL_SECONDS, lease._WATCH_SECONDS, lease.EXPIRY_SECONDS = 0.5, 2.0, 6.0
+lease.RENEWAL_SECONDS, lease._WATCH_SECONDS, lease.EXPIRY_SECONDS = 0.5, 4.0, 12.0
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -8,8 +8,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,7 @@ from p2p.model.checkpoint import load_generator
 from p2p.model.cuda_graphs import is_device_lost, is_out_of_memory
 from p2p.model.engine import Engine, choose_precision
 from p2p.storage.deadline import DECODE_SECONDS, Deadline
-from p2p.storage.filesystems import is_remote
-from p2p.storage.lease import Fence
-from p2p.translation.config import Settings
-from p2p.translation.corpus.addresses import LOCAL
-from p2p.translation.corpus.manifest import ManifestCorpus
 from p2p.translation.pipeline.codec import Codec
-from p2p.translation.pipeline.fetching import InputFetcher
 from p2p.translation.pipeline.pipeline import Pipeline
 from p2p.translation.pipeline.tasks import ShardReport
 from p2p.translation.pipeline.windows import SizePolicy
@@ -34,47 +27,12 @@ from p2p.translation.plan.crash_records import started_shards
 from p2p.translation.plan.journal import OutputJournal, ShardJournal
 from p2p.translation.plan.plan import Shard
 from p2p.translation.sinks import ShardWriter, open_sink
+from p2p.translation.work import Work, open_fetcher
 
 log = logging.getLogger("p2p")
 
-_LOCAL_IO_THREADS, _REMOTE_IO_THREADS = 4, 16
 _SECONDS_BETWEEN_REPORTS = 2.0
 _SHARD_FIELDS = dataclasses.fields(Shard)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """Everything a process needs to know to translate shards. Small and picklable: settings and addresses."""
-
-    settings: Settings
-    generator_uri: str
-    fence: Fence | None = None
-    """Of the output's lease."""
-    manifest: ManifestCorpus | None = None
-    """The source, where it is a manifest: it holds the addresses with a signature."""
-    batch_size: int = 1
-    device: str = "cpu"
-    threads: int = 1
-    """Of a CPU's network; each computes a batch by itself."""
-    codec_threads: int = 0
-    io_threads: int = 1
-    hosts: int = 1
-    """The number of servers that hold the corpus."""
-
-    def reading_from(self, hosts: Collection[str]) -> Work:
-        """The same for a corpus on `hosts`."""
-        far = is_remote(self.settings.output) or any(host != LOCAL for host in hosts)
-        return dataclasses.replace(self, hosts=len(hosts), io_threads=_REMOTE_IO_THREADS if far else _LOCAL_IO_THREADS)
-
-
-def open_fetcher(work: Work) -> InputFetcher:
-    """What reads the inputs of `work`."""
-    return InputFetcher(
-        work.settings.image_column,
-        max_bytes=work.settings.max_bytes,
-        allow_private=work.settings.allow_private_addresses or work.manifest is None,
-        manifest=work.manifest,
-    )
 
 
 def make_pipeline(work: Work, open_writer: Callable[[int], ShardWriter], journal: ShardJournal) -> Pipeline:

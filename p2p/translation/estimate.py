@@ -16,7 +16,7 @@ from p2p.data.tasks import run_as_task
 from p2p.errors import ConfigError
 from p2p.model.engine import choose_device
 from p2p.progress import format_duration
-from p2p.translation.actor import Work, make_pipeline
+from p2p.translation.actor import make_pipeline
 from p2p.translation.config import TranslateConfig
 from p2p.translation.corpus.addresses import host_of
 from p2p.translation.corpus.corpus import Corpus
@@ -27,6 +27,7 @@ from p2p.translation.plan.ledger import LedgerRow
 from p2p.translation.plan.plan import Shard
 from p2p.translation.pool import ACTORS_PER_GPU, on_gpu
 from p2p.translation.sinks import Record
+from p2p.translation.work import Work
 
 log = logging.getLogger("p2p")
 

@@ -15,7 +15,6 @@ from p2p.reports.translation import Example
 from p2p.storage.filesystems import absolute, read_bytes
 from p2p.storage.images import decode
 from p2p.storage.parquet import read_parquet
-from p2p.translation.actor import Work, open_fetcher
 from p2p.translation.config import OutputFormat, Settings
 from p2p.translation.corpus.parquet_corpus import ParquetCorpus
 from p2p.translation.pipeline.codec import Codec
@@ -24,6 +23,7 @@ from p2p.translation.plan.ledger import ledger_uri
 from p2p.translation.plan.plan import Shard, read_inputs
 from p2p.translation.seams import Seams, measure_seams
 from p2p.translation.sinks.webdataset import read_records
+from p2p.translation.work import Work, open_fetcher
 
 _MAX_OUTPUT_BYTES = 2**31  # more than the largest image has without any compression
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from p2p.data.local import wants_ray
+from p2p.data.local import current_worker, session, wants_ray
 from p2p.data.tasks import run_as_task
 from p2p.errors import CheckpointError, ConfigError, P2PError, StorageError, UsageError, check_bad_fraction
 from p2p.model.sizing import default_overlap
@@ -24,7 +24,6 @@ from p2p.storage.filesystems import (
 )
 from p2p.storage.lease import hold_lease
 from p2p.storage.outputs import require_output
-from p2p.translation.actor import Work
 from p2p.translation.config import PACKED, Settings, TranslateConfig
 from p2p.translation.corpus.corpus import Corpus, open_corpus
 from p2p.translation.corpus.manifest import ManifestCorpus
@@ -47,6 +46,7 @@ from p2p.translation.plan.resume import (
 from p2p.translation.pool import Outcome, is_small, local_workforce, on_cores
 from p2p.translation.seams import Seams
 from p2p.translation.sinks import Sink, open_sink
+from p2p.translation.work import Work
 
 log = logging.getLogger("p2p")
 
@@ -75,6 +75,13 @@ def run(config: TranslateConfig, workforce: Workforce | None = None) -> dict[str
     `workforce` does the shards that remain, each to its end, and reports on them. By default it is one process of this
     machine for small work, and Ray's actors for other.
     """
+    if workforce is not None or wants_ray(config.workers):
+        return _run(config, workforce)
+    with session(small=True):  # its child process does whatever needs torch
+        return _run(config, None)
+
+
+def _run(config: TranslateConfig, workforce: Workforce | None) -> dict[str, Any]:
     started = time.monotonic()
     source, output = absolute(config.source), absolute(config.output)
     model = _choose_model(config, output)
@@ -125,8 +132,10 @@ def run(config: TranslateConfig, workforce: Workforce | None = None) -> dict[str
 
 
 def _choose_workforce(config: TranslateConfig, corpus: Corpus, settings: Settings) -> Workforce:
-    if not wants_ray(config.workers) and is_small(config, corpus, settings.tile_size):
-        return local_workforce
+    if worker := current_worker():
+        if is_small(config, corpus, settings.tile_size):
+            return local_workforce
+        worker.close()
     from p2p.translation.ray_pool import ray_workforce
 
     return ray_workforce
@@ -147,10 +156,10 @@ def _choose_model(config: TranslateConfig, output: str) -> _Model:
     """
     pinned = find_pinned_weights(output) if config.resume == "auto" else None
     if pinned is None:
-        return _read_model(absolute(config.checkpoint))
-    began = _read_model(pinned)
+        return run_as_task(_read_model, absolute(config.checkpoint))
+    began = run_as_task(_read_model, pinned)
     try:
-        now = _read_model(absolute(config.checkpoint))
+        now = run_as_task(_read_model, absolute(config.checkpoint))
     except ConfigError as error:
         log.warning("continuing with the weights that %s began with: %s", output, error.problem)
         return began

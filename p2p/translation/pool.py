@@ -16,17 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from p2p.data.local import LocalWorker, session
+from p2p.data.local import LocalWorker, current_worker
 from p2p.data.machine import available_cpus
 from p2p.errors import P2PError
-from p2p.model.engine import choose_device
 from p2p.progress import Progress
-from p2p.translation.actor import ShardTranslator, Work
 from p2p.translation.config import TranslateConfig
 from p2p.translation.corpus.corpus import Corpus
 from p2p.translation.corpus.inputs import Input
 from p2p.translation.plan.plan import Shard
 from p2p.translation.plan.resume import RemainingWork
+from p2p.translation.work import Work
 
 log = logging.getLogger("p2p")
 
@@ -104,10 +103,24 @@ def is_small(config: TranslateConfig, corpus: Corpus, tile_size: int) -> bool:
 @contextlib.contextmanager
 def local_workforce(config: TranslateConfig) -> Iterator[Callable[[Work, RemainingWork], Outcome]]:
     """One process of this machine does the work. Raises UsageError if the machine lacks what was asked for."""
-    device = choose_device(config.gpu).type
-    with session(small=True) as worker:
-        assert worker is not None
-        yield functools.partial(_translate_locally, worker, config, device)
+    worker = current_worker()
+    assert worker is not None
+    yield functools.partial(_translate_locally, worker, config, worker.call(_device_of, config.gpu))
+
+
+# What follows runs in the process, which loads torch; the job itself does not.
+
+
+def _device_of(gpu: str) -> str:
+    from p2p.model.engine import choose_device
+
+    return choose_device(gpu).type
+
+
+def _open_translator(work: Work) -> Callable[[Mapping[str, Any]], Iterator[dict[str, list[str]]]]:
+    from p2p.translation.actor import ShardTranslator
+
+    return ShardTranslator(work)
 
 
 def _translate_locally(
@@ -125,7 +138,7 @@ def _translate_locally(
         {name: np.array([getattr(shard, name) for shard in chain]) for name in SHARD_COLUMNS}
         for chain in chains_of(left.shards, 1, MAX_CHAIN)
     ]
-    reports = worker.map(ShardTranslator, (work,), batches)
+    reports = worker.map(_open_translator, (work,), batches)
     return follow(({"report": report} for batch in reports for report in batch["report"]), left)
 
 

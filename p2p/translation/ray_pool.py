@@ -16,11 +16,11 @@ from p2p.data.cluster import await_gpu, cluster_cpus, cluster_gpus, is_private, 
 from p2p.data.machine import available_cpus, worker_environment
 from p2p.data.session import ray, ray_session
 from p2p.errors import UsageError
-from p2p.translation.actor import Work
 from p2p.translation.config import TranslateConfig
 from p2p.translation.pipeline.metering import MeteredShardTranslator
 from p2p.translation.plan.resume import RemainingWork
 from p2p.translation.pool import ACTORS_PER_GPU, MAX_CHAIN, SHARD_COLUMNS, Outcome, chains_of, follow, on_cores, on_gpu
+from p2p.translation.work import Work
 
 log = logging.getLogger("p2p")
 

@@ -19,12 +19,12 @@ import pytest
 
 from p2p.errors import BadInputError, P2PError
 from p2p.translation import TranslateConfig, actor
-from p2p.translation.actor import Work
 from p2p.translation.job import run
 from p2p.translation.pipeline import codec
 from p2p.translation.plan.crash_records import FOLDER, CrashRecord, clear, open_record, started_shards
 from p2p.translation.plan.resume import RemainingWork
 from p2p.translation.pool import Outcome
+from p2p.translation.work import Work
 
 MAX_CRASHES = 20
 

@@ -10,7 +10,7 @@ import pytest
 from p2p.errors import UsageError
 from p2p.translation import TranslateConfig
 from p2p.translation import ray_pool as pool
-from p2p.translation.actor import Work
+from p2p.translation.work import Work
 
 
 def sized(monkeypatch: pytest.MonkeyPatch, *, private: bool, cores: int, gpus: int, shards: int, **options: Any) -> Any:

@@ -34,12 +34,12 @@ from p2p.model.pix2pix import Pix2Pix
 from p2p.model.translator import Translator
 from p2p.storage.images import decode, encode
 from p2p.translation import TranslateConfig, estimate
-from p2p.translation.actor import Work
 from p2p.translation.job import run
 from p2p.translation.pipeline import fetching
 from p2p.translation.plan.resume import RemainingWork
 from p2p.translation.pool import Outcome
 from p2p.translation.sinks.webdataset import read_records
+from p2p.translation.work import Work
 
 
 def translate(checkpoint: str, source: Path | str, output: Path | str, **options: Any) -> dict[str, Any]:
