@@ -6,7 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -114,24 +117,77 @@ def children(pid: int) -> list[int]:
     return [child for child in descendants(pid) if "p2p.storage.child" in read_process(child, "cmdline")]
 
 
+class Source:
+    """Images on a web server that answers for the last of three shards only once it is released."""
+
+    def __init__(self, images: list[bytes], folder: Path) -> None:
+        released = self.released = threading.Event()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                number = int(self.path[1:3])
+                if number >= len(images) - 8:
+                    released.wait(100)
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(images[number])))
+                self.end_headers()
+                self.wfile.write(images[number])
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a reader was killed
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{self.server.server_port}"
+        self.manifest = folder / "list.csv"
+        lines = "".join(f"{name},{url}/{name}\n" for name in NAMES)
+        self.manifest.write_text("image_id,uri\n" + lines)
+
+
+NAMES = [f"{number:02d}.png" for number in range(24)]
+
+
+@pytest.fixture
+def source(tmp_path: Path, make_image: Callable[..., bytes]) -> Iterator[Source]:
+    source = Source([make_image(64, 64, seed=number) for number in range(len(NAMES))], tmp_path)
+    yield source
+    source.released.set()
+    source.server.shutdown()
+    source.server.server_close()
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_job_that_is_ended_leaves_no_process_and_the_same_command_does_the_rest(
-    tmp_path: Path, slow_corpus: Path, checkpoint_of_64: str, end: signal.Signals
+    tmp_path: Path, source: Source, checkpoint_of_64: str, end: signal.Signals
 ) -> None:
-    words = ("--checkpoint", checkpoint_of_64, "--source", slow_corpus, "--output", tmp_path / "out", "--format", "png")
+    output = str(tmp_path / "out")
+    words = translation(source, checkpoint_of_64, output)
     job = start("translate", *words)
-    while not list((tmp_path / "out/ledger").glob("*.parquet")):  # until two of the three shards are done
-        assert job.poll() is None, job.communicate()
+    wait_for_two_shards(job, output)
     (child,) = children(job.pid)
     job.send_signal(end)
     _, said = job.communicate(timeout=60)
     assert job.returncode == (-end if end == signal.SIGKILL else 1) and "Traceback" not in said
-    while children(child) or "p2p.storage.child" in read_process(child, "cmdline"):
-        pass
-    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/ledger").glob("*.parquet")}
-    finish(start("translate", *words), 3)
-    assert {path: path.stat().st_mtime_ns for path in done} == done, "finished work was done again"
-    assert len(list((tmp_path / "out/images").iterdir())) == 23
+    while "p2p.storage.child" in read_process(child, "cmdline"):
+        time.sleep(0.05)
+    done = files_of(output)
+    source.released.set()
+    finish(start("translate", *words), 0)
+    assert done.items() <= files_of(output).items(), "finished work was done again"
+    assert ids_in(output) == NAMES
+
+
+def translation(source: Source, checkpoint: str, output: str) -> tuple[object, ...]:
+    where = ("--checkpoint", checkpoint, "--source", source.manifest, "--output", output)
+    return (*where, "--allow-private-addresses")
+
+
+def wait_for_two_shards(job: subprocess.Popen[str], output: str) -> None:
+    while len(list_names(join(output, "ledger"))) < 2:
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.05)
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -142,15 +198,9 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return uri
 
 
-@pytest.fixture
-def slow_corpus(tmp_path: Path, make_image: Callable[..., bytes]) -> Path:
-    """24 images in three shards; the last shard takes some seconds, since one of its images ends the process."""
-    source = tmp_path / "in"
-    source.mkdir()
-    for number in range(24):
-        (source / f"{number:02d}.png").write_bytes(make_image(64, 64, seed=number))
-    add(source / "20.png", b"HANGS")
-    return source
+def files_of(output: str) -> dict[str, float]:
+    """When each file of data and ledger was written."""
+    return {file.uri: file.modified for folder in ("data", "ledger") for file in list_files(join(output, folder))}
 
 
 def ids_in(output: str) -> list[str]:
@@ -158,36 +208,33 @@ def ids_in(output: str) -> list[str]:
     return sorted(image_id for of_file in ids for image_id in of_file)
 
 
-EXPECTED = [f"{number:02d}.png" for number in range(24) if number != 20]
-
-
-def test_of_two_jobs_on_one_output_one_works(slow_corpus: Path, output: str, checkpoint_of_64: str) -> None:
-    words = ("--checkpoint", checkpoint_of_64, "--source", slow_corpus, "--output", output)
-    jobs = [start("translate", *words) for _ in range(2)]
-    said = {job.pid: job.communicate(timeout=200)[1] for job in jobs}
-    refused, worked = sorted(jobs, key=lambda job: job.returncode)
-    assert (refused.returncode, worked.returncode) == (2, 3), said
-    assert f"error: --output {output}: translate on " in said[refused.pid]
-    assert f"process {worked.pid}, attempt 1 writes there" in said[refused.pid]
-    assert ids_in(output) == EXPECTED and not exists(join(output, "lease.json"))
+def test_of_two_jobs_on_one_output_one_works(source: Source, output: str, checkpoint_of_64: str) -> None:
+    jobs = [start("translate", *translation(source, checkpoint_of_64, output)) for _ in range(2)]
+    while (refused := next((job for job in jobs if job.poll() is not None), None)) is None:
+        time.sleep(0.05)
+    source.released.set()
+    (worked,) = [job for job in jobs if job is not refused]
+    said = finish(refused, 2)
+    assert f"error: --output {output}: translate on " in said
+    assert f"process {worked.pid}, attempt 1 writes there" in said
+    finish(worked, 0)
+    assert ids_in(output) == NAMES and not exists(join(output, "lease.json"))
 
 
 def test_a_job_that_stood_still_while_another_took_over_publishes_nothing(
-    slow_corpus: Path, output: str, checkpoint_of_64: str
+    source: Source, output: str, checkpoint_of_64: str
 ) -> None:
-    words = ("--checkpoint", checkpoint_of_64, "--source", slow_corpus, "--output", output)
+    words = translation(source, checkpoint_of_64, output)
     first = start("translate", *words)
-    while not list_names(join(output, "ledger")):
-        assert first.poll() is None, first.communicate()
+    wait_for_two_shards(first, output)
     stopped = [first.pid, *children(first.pid)]
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
-    said = finish(start("translate", *words), 3)
-    assert "taken over from translate on" in said
-    before = {file.uri: file.modified for folder in ("data", "ledger") for file in list_files(join(output, folder))}
+    source.released.set()
+    assert "taken over from translate on" in finish(start("translate", *words), 0)
+    before = files_of(output)
     for pid in stopped:
         os.kill(pid, signal.SIGCONT)
     said = finish(first, 1)
     assert f"error: {output} " in said and "gave no sign of life" in said
-    after = {file.uri: file.modified for folder in ("data", "ledger") for file in list_files(join(output, folder))}
-    assert after == before and ids_in(output) == EXPECTED
+    assert files_of(output) == before and ids_in(output) == NAMES
