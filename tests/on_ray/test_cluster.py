@@ -49,7 +49,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
 KEY, TOLD = secrets.token_hex(20), secrets.token_hex(20)  # of the cluster's environment, and of one job alone
-PATIENCE = 120.0  # seconds until a test that waits for another process gives up
+PATIENCE = 240.0  # seconds until a test that waits for another process gives up
 IMAGES = 480
 NODES = ("node1", "node2", "node3")
 
