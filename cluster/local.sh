@@ -27,6 +27,15 @@ fail() {
   exit "${status:-1}"
 }
 
+# Ends unless the folder is absent or this user's alone: its content is evaluated, and says which processes to stop. Below
+# /tmp anybody can make a folder of that name first.
+require_own_home() {
+  [ -e "$home" ] || [ -L "$home" ] || return 0
+  if [ -L "$home" ] || [ ! -d "$home" ] || [ ! -O "$home" ] || [ -n "$(find "$home" -maxdepth 0 -perm /022)" ]; then
+    status=2 fail "$home is not a folder that you alone can write to; remove it, or set P2P_CLUSTER_HOME to another"
+  fi
+}
+
 # Prints one free loopback port for each preferred one, that one itself where it is free.
 free_ports() {
   "$bin/python" - "$@" <<'PY'
@@ -92,6 +101,7 @@ with_descendants() {
 environment() {
   local head_port dashboard_port
   read -r head_port dashboard_port <"$home/ports"
+  [[ $head_port$dashboard_port =~ ^[0-9]+$ ]] || fail "$home/ports does not hold two ports; $0 down removes it"
   cat <<TEXT
 export RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH='$home/token'
@@ -120,6 +130,7 @@ up() {
 
 start_head() {
   (umask 077 && mkdir -p "$home/tmp")
+  require_own_home
   (umask 077 && "$bin/python" -c 'import secrets; print(secrets.token_hex(32))' >"$home/token")
   local ports cpus
   read -ra ports < <(free_ports 6390 8275 52390 52391 52392)
@@ -236,6 +247,7 @@ down() {
   echo "stopped"
 }
 
+require_own_home
 case ${1:-} in
   up) up "${2:-}" ;;
   status) show_status ;;

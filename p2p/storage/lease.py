@@ -22,6 +22,7 @@ from p2p.documents import build, to_json
 from p2p.errors import ConfigError, DamagedFileError, LeaseLostError, NotFoundError, StorageError
 from p2p.storage.filesystems import (
     TEMPORARY_PREFIX,
+    is_remote,
     join,
     read_json_object,
     remove_file,
@@ -126,6 +127,9 @@ def hold_lease(output: str, field: str, job: str) -> Iterator[Fence]:
         with contextlib.suppress(StorageError):
             if lease.is_same_as(read_lease(output)):
                 remove_file(join(output, NAME))
+                if not is_remote(output):
+                    with contextlib.suppress(OSError):  # a job that was refused leaves no folder; one with files stays
+                        os.rmdir(output)
 
 
 def _renew(fence: Fence, stop: threading.Event, lost: threading.Event) -> None:

@@ -151,9 +151,9 @@ class RunFolder:
     def publish(self, checkpoint: str, row: MetricsRow, *, is_best: bool, keep: int) -> None:
         """Make a whole checkpoint the latest, and perhaps the best; then prune to the newest `keep` (0: all)."""
         entry = {"checkpoint": checkpoint, "epoch": row["epoch"], "step": row["step"], "metrics": row}
-        write_json(join(self.uri, "latest.json"), entry)
-        if is_best:
+        if is_best:  # first: after a kill in between, training goes on from the one before, and this one stays the best
             write_json(join(self.uri, "best.json"), entry)
+        write_json(join(self.uri, "latest.json"), entry)
         if keep:
             self._prune(keep)
 

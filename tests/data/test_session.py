@@ -107,13 +107,13 @@ def test_a_token_is_made_only_where_there_is_none(
 def test_a_container_has_the_cores_that_its_limit_comes_to(
     limit: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from p2p.data import session
+    from p2p.data import machine
 
     if limit is not None:
         (tmp_path / "cpu.max").write_text(limit)
-    monkeypatch.setattr(session, "_CPU_LIMIT", str(tmp_path / "cpu.max"))
+    monkeypatch.setattr(machine, "_CPU_LIMIT", str(tmp_path / "cpu.max"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    assert session.available_cpus() == cores
+    assert machine.available_cpus() == cores
 
 
 @pytest.mark.parametrize(
@@ -140,3 +140,35 @@ def test_a_dashboard_that_asks_for_a_token_takes_no_jobs_of_anybody(status: int,
         assert takes_jobs_of_anybody(f"127.0.0.1:{server.server_port}") is expected
         thread.join()
     assert not takes_jobs_of_anybody(f"127.0.0.1:{server.server_port}"), "nobody answers"
+
+
+_LINGERS = """
+import os, signal
+from p2p.data import session
+from p2p.data.session import ray, ray_session
+
+session._SECONDS_TO_EXIT = 1.0
+
+@ray.remote
+class Stuck:
+    def stop(self):
+        os.kill(os.getpid(), signal.SIGSTOP)  # ends by nothing but SIGKILL, as one that hangs in Ray's own exit
+
+    def pid(self):
+        return os.getpid()
+
+with ray_session():
+    stuck = Stuck.remote()
+    pid = ray.get(stuck.pid.remote())
+    print(pid)
+    stuck.stop.remote()
+    while open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "T":
+        pass
+"""
+
+
+@pytest.mark.ray
+def test_no_process_of_a_private_ray_is_left(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _LINGERS], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not Path(f"/proc/{done.stdout.strip()}").exists()

@@ -6,6 +6,7 @@ from p2p.errors import StorageError
 from p2p.model.checkpoint import load_generator, load_trainer, save_checkpoint
 from p2p.model.config import ModelConfig
 from p2p.model.pix2pix import Pix2Pix
+from p2p.storage.filesystems import exists, write_json
 from p2p.training.position import Position
 from p2p.training.run_folder import RunFolder
 
@@ -126,3 +127,23 @@ def test_a_save_that_the_disk_cuts_short_leaves_the_checkpoint_before_it(tmp_pat
     assert load_trainer(folder.address("checkpoints/epoch_0001"), model)["epoch"] == 1
     save_epoch(2)
     assert checkpoints(tmp_path) == ["epoch_0002"] and not list(tmp_path.rglob(".p2p-*"))
+
+
+def test_a_kill_between_the_two_names_loses_no_best_checkpoint(tmp_path, monkeypatch):
+    folder = RunFolder(str(tmp_path))
+    save(folder, tmp_path, 1, best=True, keep=1)
+
+    def killed_before_latest(uri, document):
+        if uri.endswith("latest.json"):
+            raise KeyboardInterrupt
+        write_json(uri, document)
+
+    monkeypatch.setattr("p2p.training.run_folder.write_json", killed_before_latest)
+    with pytest.raises(KeyboardInterrupt):
+        save(folder, tmp_path, 2, best=True, keep=1)
+    monkeypatch.undo()
+    assert (folder.best()["epoch"], folder.latest()["epoch"]) == (2, 1)
+    again = save(folder, tmp_path, 2, best=False, keep=1)  # as good as the one that was saved, so no better
+    save(folder, tmp_path, 3, best=False, keep=1)
+    assert folder.best()["epoch"] == 2 and folder.best()["checkpoint"] != again
+    assert exists(folder.address(folder.best()["checkpoint"])), "pruning leaves the best"
