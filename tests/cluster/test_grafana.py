@@ -100,4 +100,4 @@ def test_panels_lie_side_by_side() -> None:
 def test_its_stages_are_those_that_translation_tells_of() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "p2p" / "translation").rglob("*.py"))
     for stage in set(re.findall(r'stage="(\w+)"', " ".join(expressions()))):
-        assert f'_stages.add("{stage}"' in sources
+        assert f'seconds["{stage}"]' in sources
