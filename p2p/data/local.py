@@ -82,15 +82,24 @@ class LocalWorker:
                     ) from None
                 log.info("%s; another goes on", error)
 
-    def call(self, function: Callable[..., Result], *args: Any, seconds: float | None = None) -> Result:
-        """`function(*args)` in the process. Raises TaskFailedError if it ends, or takes more than `seconds`."""
-        try:
-            result: Result
-            (result,) = self._start(0).run(_call, function, args, seconds=seconds)
-        except ChildEndedError as error:
-            self.close()
-            raise TaskFailedError(str(error)) from None
-        return result
+    def call(
+        self, function: Callable[..., Result], *args: Any, seconds: float | None = None, retries: int = 1
+    ) -> Result:
+        """`function(*args)` in the process. Raises TaskFailedError if that ends, or takes more than `seconds`.
+
+        It is tried again `retries` times, each in a new process.
+        """
+        for left in range(retries, -1, -1):
+            try:
+                result: Result
+                (result,) = self._start(0).run(_call, function, args, seconds=seconds)
+            except ChildEndedError as error:
+                self.close()
+                if not left:
+                    raise TaskFailedError(str(error)) from None
+            else:
+                return result
+        raise AssertionError
 
     def _start(self, attempts: int) -> ChildProcess:
         if self._child is None:
@@ -112,17 +121,14 @@ def _work(
 ) -> Iterator[tuple[bool, Any]]:
     """Yield (True, result) for each result, and (False, None) after the last one of each batch."""
     call = make(*args)
-    if threads == 1:
-        for batch in batches:
-            for result in call(batch):
-                yield True, result
-            yield False, None
-        return
     with ThreadPoolExecutor(threads) as pool:
-        for results in pool.map(lambda batch: list(call(batch)), batches):
+        found = map(call, batches) if threads == 1 else pool.map(lambda batch: list(call(batch)), batches)
+        for number, results in enumerate(found, 1):
             for result in results:
                 yield True, result
             yield False, None
+            if number >= threads:  # those that were worked on when an earlier process ended are through
+                os.environ[EARLIER_ATTEMPTS] = "0"
 
 
 def _call(function: Callable[..., Result], args: Sequence[Any]) -> Iterator[Result]:
@@ -130,6 +136,13 @@ def _call(function: Callable[..., Result], args: Sequence[Any]) -> Iterator[Resu
 
 
 _CURRENT: ContextVar[LocalWorker | None] = ContextVar("local worker", default=None)
+
+
+def leave_local_worker() -> None:
+    """End the worker of the session around this call: its work goes to Ray."""
+    if worker := _CURRENT.get():
+        worker.close()
+        _CURRENT.set(None)
 
 
 def current_worker() -> LocalWorker | None:

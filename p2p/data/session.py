@@ -55,27 +55,28 @@ def ray_session() -> Iterator[None]:
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
-    others = _descendants()
+    own: dict[int, str] = {}  # of a private Ray: those that start with it, and what they start
     try:
         if os.environ.get("RAY_ADDRESS"):
             _join_cluster(os.environ["RAY_ADDRESS"])
         else:
+            others = _descendants([os.getpid()])
             with _interrupted_afterwards():
                 _start_private()
+            own = dict(_descendants([os.getpid()]).items() - others.items())
         _take_termination_for_an_interrupt()
         yield
     finally:
-        own = {} if os.environ.get("RAY_ADDRESS") else dict(_descendants().items() - others.items())
+        own |= _descendants(list(own))
         ray.shutdown()
         _end_rest(own)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
 
 
-def _descendants() -> dict[int, str]:
-    """The processes below this one, and when each was started: an id may be given to another process later."""
+def _descendants(parents: list[int]) -> dict[int, str]:
+    """The processes below `parents`, and when each was started: an id may be given to another process later."""
     found: dict[int, str] = {}
-    parents = [os.getpid()]
     while parents:
         with contextlib.suppress(OSError):
             for task in Path(f"/proc/{parents.pop()}/task").iterdir():

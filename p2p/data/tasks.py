@@ -85,7 +85,7 @@ def run_as_task(
     name = getattr(call, "__name__", str(call)).strip("_")
     if worker := current_worker():
         with memory_reported(name):
-            return worker.call(call, *args, seconds=seconds)
+            return worker.call(call, *args, seconds=seconds, retries=retries)
     ray = sys.modules.get("ray")
 
     def work(*args: Any) -> Result:

@@ -37,7 +37,7 @@ from p2p.storage.filesystems import (
     write_json,
     write_table,
 )
-from p2p.storage.lease import hold_lease
+from p2p.storage.lease import Fence, hold_lease
 from p2p.storage.outputs import require_output
 from p2p.storage.pixels import RGB
 
@@ -242,17 +242,19 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     started = time.monotonic()
     task, checkpoint_id = _plan(config)
     output = absolute(config.output)
-    with hold_lease(output, "output", "evaluate"):
-        return _measure_all(config, task, checkpoint_id, output, started)
+    with hold_lease(output, "output", "evaluate") as fence:
+        return _measure_all(config, task, checkpoint_id, fence, started)
 
 
 def _measure_all(
-    config: EvaluateConfig, task: EvaluationTask, checkpoint_id: str, output: str, started: float
+    config: EvaluateConfig, task: EvaluationTask, checkpoint_id: str, fence: Fence, started: float
 ) -> dict[str, Any]:
     rows = task.pairs.rows(config.limit or None)
     with session(small=not wants_ray() and len(rows) <= _SMALL_PAIRS) as worker:
         results = _evaluate_locally(worker, config, task, rows) if worker else _evaluate_on_ray(config, task, rows)
         examples = _examples(task, results)
+    fence.check()
+    output = fence.output
     prefixes = ["", UNTRAINED] if config.compare_untrained else [""]
     metrics: dict[str, Any] = {"n": len(results)}
     for prefix in prefixes:

@@ -26,7 +26,7 @@ _Ordered = TypeVar("_Ordered", int, tuple[int, float])
 
 
 @dataclass(frozen=True)
-class SampleSheet:
+class LoadedSheet:
     """A sample sheet, ready for a page."""
 
     label: str
@@ -64,7 +64,7 @@ def _label(moment: tuple[int, float], best: tuple[int, float] | None) -> str:
     return words + (" · best" if moment == best else "")
 
 
-def load_sheets(run_uri: str, best_checkpoint: Mapping[str, Any] | None) -> tuple[list[SampleSheet], int]:
+def load_sheets(run_uri: str, best_checkpoint: Mapping[str, Any] | None) -> tuple[list[LoadedSheet], int]:
     """The sheets of RUN/samples to show, and how many there are."""
     folder = join(run_uri, "samples")
     stems = [name.removesuffix(".png") for name in list_names(folder) if name.endswith(".png")]
@@ -81,7 +81,7 @@ def load_sheets(run_uri: str, best_checkpoint: Mapping[str, Any] | None) -> tupl
         if sum(map(len, images)) <= _MAX_CHARACTERS:
             break
     sheets = [
-        SampleSheet(
+        LoadedSheet(
             _label(moment, best), image, sheet.shape[1], sheet.shape[0], small=sheet.shape[1] < _MIN_SMOOTH_WIDTH
         )
         for (moment, sheet), image in zip(loaded, images, strict=True)

@@ -13,15 +13,21 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
 
-from p2p.errors import ChildEndedError
+from p2p.errors import ChildEndedError, P2PError
 
 Item = TypeVar("Item")
 _ITEM, _ERROR, _DONE = "item", "error", "done"
 _PR_SET_PDEATHSIG = 1
+_SECONDS_TO_END = 5.0
+
+
+class _NoAnswerError(Exception):
+    """What came from a child process is no answer of its `main`."""
 
 
 class ChildProcess:
@@ -69,7 +75,7 @@ class ChildProcess:
             pickle.dump((work, args), self._process.stdin)
             self._process.stdin.flush()
             while True:
-                kind, value = pickle.load(self._process.stdout)  # written by `main` below
+                kind, value = self._read()
                 self._started = True
                 if kind == _ITEM:
                     yield value
@@ -78,7 +84,7 @@ class ChildProcess:
                 if kind == _ERROR:
                     raise value
                 return
-        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+        except (_NoAnswerError, BrokenPipeError):
             done = True
             raise ChildEndedError(self._how_it_ended(), self._started) from None
         finally:
@@ -87,8 +93,20 @@ class ChildProcess:
             if not done:  # nobody reads the rest
                 self.close()
 
+    def _read(self) -> tuple[str, Any]:
+        assert self._process.stdout is not None
+        try:
+            kind, value = pickle.load(self._process.stdout)  # written by `main` below
+        except Exception as error:  # it has ended, or something else has written there
+            raise _NoAnswerError from error
+        return kind, value
+
     def _how_it_ended(self) -> str:
-        status = self._process.wait()
+        try:
+            status = self._process.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
         self._log.seek(0)
         printed = self._log.read().decode(errors="replace").strip()
@@ -118,6 +136,18 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _portable(error: Exception) -> Exception:
+    """The same error, with its traceback as a note; where it cannot be pickled, one that says as much."""
+    text = traceback.format_exc()
+    if not isinstance(error, P2PError):
+        error.add_note(text)
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(text)
+    return error
+
+
 def main() -> None:
     """The process: calls come in on stdin, what they yield or raise goes out on stdout."""
     _end_with_parent()
@@ -143,7 +173,7 @@ def main() -> None:
             except BrokenPipeError:
                 return
             except Exception as error:
-                send(_ERROR, error)
+                send(_ERROR, _portable(error))
             else:
                 send(_DONE)
 

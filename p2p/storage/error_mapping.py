@@ -12,7 +12,7 @@ LOCAL_SCHEMES = ("file://", "local://")
 _S3 = ("s3://", "s3a://")
 _GOOGLE = ("gs://", "gcs://")
 _WEB = ("http://", "https://")
-_STORAGE_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "fsspec", "pyarrow", "asyncio")
+_STORAGE_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "google", "fsspec", "pyarrow", "asyncio")
 # Codes of S3's answers. An answer to HEAD has no body, and then its status is the code: 400 for an expired token.
 _CREDENTIAL_CODES = frozenset(
     [
@@ -94,7 +94,7 @@ def _to_storage_error(error: BaseException, uri: str) -> StorageError:
         return CredentialsError(
             f"{uri}: access denied; check {_keys_of(uri)}: the credentials are missing, wrong or expired ({refused[0]})"
         )
-    if codes & _DENIED_CODES or isinstance(error, PermissionError):
+    if codes & _DENIED_CODES or isinstance(error, PermissionError) or _is_googles_denial(error, uri):
         is_local = "://" not in uri or uri.startswith(LOCAL_SCHEMES)
         what = "check its mode" if is_local else f"check {_keys_of(uri)} and their rights"
         return RefusedError(f"{uri}: access denied; {what}")
@@ -112,6 +112,12 @@ def _to_storage_error(error: BaseException, uri: str) -> StorageError:
         return StorageError(f"{uri}: larger than a file may be there (ulimit -f, or the file system's own limit)")
     kind = RefusedError if _is_refusal(error) else StorageError
     return kind(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _is_googles_denial(error: BaseException, uri: str) -> bool:
+    """Whether it is the plain OSError that gcsfs makes of 401 and 403, which its first word alone tells."""
+    words = ("Forbidden:", "Unauthorized")
+    return uri.startswith(_GOOGLE) and isinstance(error, OSError) and str(error).startswith(words)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -156,5 +162,6 @@ def http_status(error: BaseException) -> int | None:
     """The HTTP status behind what a file system raised, if a server answered."""
     answer = getattr(error.__cause__, "response", None)  # botocore's, below the OSError that s3fs makes of it
     metadata = answer.get("ResponseMetadata", {}) if isinstance(answer, dict) else {}
-    status = metadata.get("HTTPStatusCode") or getattr(error, "status", None)  # aiohttp's
+    # Of botocore, aiohttp and gcsfs.
+    status = metadata.get("HTTPStatusCode") or getattr(error, "status", None) or getattr(error, "code", None)
     return status if isinstance(status, int) else None

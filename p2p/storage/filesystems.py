@@ -201,18 +201,26 @@ def move_in_place(temporary: str, path: str, *, only_new: bool = False) -> bool:
         os.link(temporary, path)
     except FileExistsError:
         return False
-    os.unlink(temporary)
+    except OSError:  # exFAT, many network mounts and FUSE have no links
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            return False
+        os.replace(temporary, path)
+    else:
+        os.unlink(temporary)
     return True
 
 
 def _create_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
     try:
         filesystem.pipe_file(path, data, mode="create")
-    except FileExistsError:
-        return False
     except (OSError, TypeError, NotImplementedError) as error:
         status = http_status(error)
-        if status in (409, 412):  # something is there, or written by somebody else at this moment
+        if isinstance(error, FileExistsError) or status in (409, 412):
+            # Something is there, or written by somebody else at this moment; or this very request has been sent twice.
+            with contextlib.suppress(FileNotFoundError):
+                return bool(filesystem.cat_file(path) == data)
             return False
         if isinstance(error, OSError) and status != 501:
             raise

@@ -15,8 +15,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from p2p.documents import build, to_json
 from p2p.errors import ConfigError, DamagedFileError, LeaseLostError, NotFoundError, StorageError
@@ -51,6 +52,12 @@ class Lease:
     attempt: int
     started: float
     renewed: float
+    system: str = ""
+    """Which running system `pid` belongs to: hosts of one name may be several machines or containers."""
+
+    def is_newer_than(self, other: Lease) -> bool:
+        """Whether it was taken after `other`, by a job that found that one dead."""
+        return (self.attempt, self.started) > (other.attempt, other.started)
 
     def is_same_as(self, other: Lease | None) -> bool:
         """Whether both were written by one job."""
@@ -75,20 +82,31 @@ class Fence:
         """
         if time.monotonic() - self._checked < seconds:
             return
-        found = read_lease(self.output)
-        if not self.lease.is_same_as(found):
-            by = f"is written by {found} now" if found else "has no lease any more"
-            raise LeaseLostError(f"{self.output} {by}, since this job ({self.lease}) gave no sign of life for a while")
+        silent = f"this job ({self.lease}) gave no sign of life for a while"
+        try:
+            found = _read(self.output)
+        except NotFoundError as error:
+            raise LeaseLostError(f"{error}: its lease is gone, perhaps since {silent}") from None
+        if found.is_newer_than(self.lease):
+            raise LeaseLostError(f"{self.output} is written by {found} now, since {silent}")
         self._checked = time.monotonic()
+
+    def __reduce__(self) -> tuple[type[Fence], tuple[str, Lease]]:
+        return Fence, (self.output, self.lease)  # another machine's clock began at another time
 
 
 def read_lease(output: str) -> Lease | None:
     """The lease of `output`; None if nobody writes there. Raises StorageError, DamagedFileError for another file."""
+    try:
+        return _read(output)
+    except NotFoundError:
+        return None
+
+
+def _read(output: str) -> Lease:
     uri = join(output, NAME)
     try:
         return build(Lease, read_json_object(uri))
-    except NotFoundError:
-        return None
     except (DamagedFileError, ValueError) as error:
         raise DamagedFileError(f"{uri}: no lease ({error}); remove the file if no job writes there") from None
 
@@ -107,41 +125,57 @@ def hold_lease(output: str, field: str, job: str) -> Iterator[Fence]:
         LeaseLostError: another job has taken over meanwhile, since this process stood still.
 
     """
+    is_new = not is_remote(output) and not os.path.exists(output)
     try:
         lease = _acquire(output, field, job)
     except DamagedFileError as error:
         raise ConfigError(field, str(error)) from None
-    fence = Fence(output, lease)
-    stop, lost = threading.Event(), threading.Event()
-    renewal = threading.Thread(target=_renew, args=(fence, stop, lost), name="lease", daemon=True)
-    renewal.start()
-    try:
-        yield fence
-    except KeyboardInterrupt:
-        if lost.is_set():
+    fence, stop = Fence(output, lease), threading.Event()
+    with _interruptible(fence) as interrupt:
+        renewal = threading.Thread(target=_renew, args=(fence, stop, interrupt), name="lease", daemon=True)
+        renewal.start()
+        try:
+            yield fence
             fence.check()
-        raise
+        finally:
+            stop.set()
+            renewal.join()
+    with contextlib.suppress(StorageError):
+        if lease.is_same_as(read_lease(output)):
+            remove_file(join(output, NAME))
+            if is_new:
+                with contextlib.suppress(OSError):  # a job that was refused leaves no folder; one with files stays
+                    os.rmdir(output)
+
+
+@contextlib.contextmanager
+def _interruptible(fence: Fence) -> Iterator[Callable[[], None]]:
+    """Yield what interrupts the main thread, whatever it waits for, with a LeaseLostError.
+
+    Elsewhere than in the main thread the block is left to its end, and what it publishes is refused.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    # Not SIGINT, which may be ignored (`job &` in a script) or blocked (drivers that Ray starts).
+    before = signal.signal(signal.SIGUSR2, lambda *_: fence.check())
+    try:
+        yield lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
     finally:
-        stop.set()
-        renewal.join()
-        with contextlib.suppress(StorageError):
-            if lease.is_same_as(read_lease(output)):
-                remove_file(join(output, NAME))
-                if not is_remote(output):
-                    with contextlib.suppress(OSError):  # a job that was refused leaves no folder; one with files stays
-                        os.rmdir(output)
+        signal.signal(signal.SIGUSR2, before)
 
 
-def _renew(fence: Fence, stop: threading.Event, lost: threading.Event) -> None:
+def _renew(fence: Fence, stop: threading.Event, interrupt: Callable[[], None]) -> None:
     while not stop.wait(RENEWAL_SECONDS):
         try:
             fence.check()
-            if not stop.is_set():
-                write_json(join(fence.output, NAME), vars(dataclasses.replace(fence.lease, renewed=time.time())))
+            write_json(join(fence.output, NAME), vars(dataclasses.replace(fence.lease, renewed=time.time())))
         except LeaseLostError:
-            lost.set()
-            os.kill(os.getpid(), signal.SIGINT)  # ends what the main thread waits for
+            if not stop.is_set():
+                interrupt()
             return
+        except NotFoundError:  # its temporary file was swept up
+            continue
         except StorageError as error:
             log.warning("the lease could not be renewed: %s", error)
 
@@ -150,7 +184,15 @@ def _acquire(output: str, field: str, job: str) -> Lease:
     attempt = 1
     while True:
         now = time.time()
-        mine = Lease(job=job, host=socket.gethostname(), pid=os.getpid(), attempt=attempt, started=now, renewed=now)
+        mine = Lease(
+            job=job,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            attempt=attempt,
+            started=now,
+            renewed=now,
+            system=_running_system(),
+        )
         if attempt == 1 and _create(join(output, NAME), mine):
             return mine
         other = read_lease(output)
@@ -163,7 +205,7 @@ def _acquire(output: str, field: str, job: str) -> Lease:
         claim = join(output, f"{TEMPORARY_PREFIX}lease-{attempt}-{int(other.started)}")
         if not _create(claim, mine):  # somebody else is taking over at this moment, or has died of it
             with contextlib.suppress(NotFoundError):
-                if time.time() - build(Lease, read_json_object(claim)).started > EXPIRY_SECONDS:
+                if _age_of_claim(claim) > EXPIRY_SECONDS:
                     remove_file(claim)
             time.sleep(_POLL_SECONDS)
             continue
@@ -176,6 +218,21 @@ def _acquire(output: str, field: str, job: str) -> Lease:
             remove_file(claim)
 
 
+def _age_of_claim(uri: str) -> float:
+    try:
+        return time.time() - build(Lease, read_json_object(uri)).started
+    except (DamagedFileError, ValueError):
+        return math.inf
+
+
+def _running_system() -> str:
+    """The boot of this machine, and the namespace of its process ids. Empty where the system does not say."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return ""
+
+
 def _create(uri: str, lease: Lease) -> bool:
     return write_bytes(uri, to_json(vars(lease)).encode(), only_new=True)
 
@@ -184,7 +241,8 @@ def _wait_until_dead(output: str, other: Lease, field: str) -> None:
     """Return when nobody renews the lease `other` any more; raise ConfigError when somebody does."""
     started = time.monotonic()
     age = max(0.0, time.time() - other.renewed)
-    if other.host == socket.gethostname() and not _is_running(other.pid):
+    same_system = other.host == socket.gethostname() and other.system and other.system == _running_system()
+    if same_system and not _is_running(other.pid):
         return
     said = False
     while True:

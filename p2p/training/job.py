@@ -61,6 +61,7 @@ def _train(config: TrainConfig, data: DataRecord, fence: Fence) -> dict[str, Any
         try:
             launch(_task(config, train, val, data, fence), Position.of_run(folder), scaling)
         except TrainingStoppedError as stopped:
+            fence.check()
             if stopped.finding is not None:
                 _conclude(folder, config, stopped)
             raise

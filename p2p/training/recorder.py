@@ -44,6 +44,7 @@ class Recorder:
 
     def draw(self, epoch: int, step: int, *, inside_epoch: bool = False) -> dict[str, float]:
         """Write a sample sheet; returns how much its outputs and targets differ among themselves."""
+        self._check_lease()
         sheet = self._samples.draw(self._pix2pix)
         self._run.write_sample(checkpoint_name(epoch, step if inside_epoch else None), sheet.png)
         self._scalars.draw(step, sheet.image)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from p2p.data.local import current_worker, session, wants_ray
+from p2p.data.local import current_worker, leave_local_worker, session, wants_ray
 from p2p.data.tasks import run_as_task
 from p2p.errors import CheckpointError, ConfigError, P2PError, StorageError, UsageError, check_bad_fraction
 from p2p.model.sizing import default_overlap
@@ -84,6 +84,8 @@ def run(config: TranslateConfig, workforce: Workforce | None = None) -> dict[str
 def _run(config: TranslateConfig, workforce: Workforce | None) -> dict[str, Any]:
     started = time.monotonic()
     source, output = absolute(config.source), absolute(config.output)
+    if not config.dry_run:
+        require_output(output, "output", "a translation")
     model = _choose_model(config, output)
     require_readable(source, "source")
     require_apart(source, output)
@@ -105,7 +107,6 @@ def _run(config: TranslateConfig, workforce: Workforce | None) -> dict[str, Any]
         from p2p.translation.estimate import dry_run
 
         return dry_run(config, corpus, work)
-    require_output(output, "output", "a translation")
     sink = open_sink(settings)
     with hold_lease(output, "output", "translate") as fence:
         require_same_settings(settings)
@@ -132,10 +133,9 @@ def _run(config: TranslateConfig, workforce: Workforce | None) -> dict[str, Any]
 
 
 def _choose_workforce(config: TranslateConfig, corpus: Corpus, settings: Settings) -> Workforce:
-    if worker := current_worker():
-        if is_small(config, corpus, settings.tile_size):
-            return local_workforce
-        worker.close()
+    if current_worker() and is_small(config, corpus, settings.tile_size):
+        return local_workforce
+    leave_local_worker()
     from p2p.translation.ray_pool import ray_workforce
 
     return ray_workforce
@@ -157,7 +157,11 @@ def _choose_model(config: TranslateConfig, output: str) -> _Model:
     pinned = find_pinned_weights(output) if config.resume == "auto" else None
     if pinned is None:
         return run_as_task(_read_model, absolute(config.checkpoint))
-    began = run_as_task(_read_model, pinned)
+    try:
+        began = run_as_task(_read_model, pinned)
+    except ConfigError as error:
+        log.warning("the weights that %s began with cannot be read: %s", output, error.problem)
+        return run_as_task(_read_model, absolute(config.checkpoint))
     try:
         now = run_as_task(_read_model, absolute(config.checkpoint))
     except ConfigError as error:
@@ -226,7 +230,9 @@ def _finish(work: Work, left: RemainingWork, outcome: Outcome, started: float) -
     for part in (late, ledger.read_totals(output, outcome.with_failures)):
         totals.add(part)
     sweep_temporaries(output)
-    remove_work_files(output)
+    remove_work_files(output, keep_weights=bool(settings.limit))
+    if work.fence:
+        work.fence.check()
     rate = translated / outcome.seconds if outcome.seconds else 0.0
     busy = sum(outcome.stages.values()) or 1.0
     seconds = time.monotonic() - started

@@ -124,6 +124,12 @@ def test_errors_of_a_disk_whatever_its_folders_are_called(error: OSError, kind: 
     assert "credentials" not in str(found).removeprefix(path) and "bucket" not in str(found).removeprefix(path)
 
 
+def test_google_denies_by_a_plain_error() -> None:
+    uri = "gs://bucket/Forbidden: x.png"
+    assert type(mapped(OSError("Forbidden: https://storage.googleapis.com/…"), uri)) is RefusedError
+    assert type(mapped(OSError("Reset by peer"), uri)) is StorageError
+
+
 def test_memory_that_runs_out_is_no_error_of_storage() -> None:
     with pytest.raises(MemoryError), storage_errors("s3://bucket/x"):
         raise MemoryError

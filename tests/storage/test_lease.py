@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -133,10 +136,51 @@ def test_a_lease_says_who_holds_it_and_is_gone_afterwards(output: str) -> None:
         found = read_lease(output)
         assert isinstance(found, Lease) and (found.job, found.pid, found.attempt) == ("train", os.getpid(), 1)
         fence.check()
-        write_bytes(join(output, lease.NAME), json.dumps({**vars(found), "pid": 1}).encode())
-        with pytest.raises(LeaseLostError, match="process 1"):
-            fence.check()
-    assert read_lease(output) is not None, "somebody else's is left alone"
+    assert read_lease(output) is None
+
+
+def test_a_lease_of_a_later_attempt_is_the_end_of_this_one(output: str) -> None:
+    with (
+        pytest.raises(LeaseLostError, match="process 1, attempt 2 now"),
+        hold_lease(output, "output", "train") as fence,
+    ):
+        later = dataclasses.replace(fence.lease, pid=1, attempt=2)
+        write_bytes(join(output, lease.NAME), json.dumps(vars(later)).encode())
+    assert read_lease(output) == later, "somebody else's is left alone"
+
+
+def test_a_fence_looks_again_on_a_machine_that_started_later(tmp_path: Path) -> None:
+    with hold_lease(str(tmp_path), "output", "train") as fence:
+        fence.check()
+        fence._checked += 10_000  # as the clock of a machine that has been up for longer
+        elsewhere = pickle.loads(pickle.dumps(fence))
+        elsewhere.check(seconds=5)
+    with pytest.raises(LeaseLostError, match="its lease is gone"):
+        elsewhere.check()
+
+
+def test_hosts_of_one_name_are_no_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process id of another container says nothing here."""
+    with hold_lease(str(tmp_path), "output", "train") as fence:
+        elsewhere = dataclasses.replace(fence.lease, pid=2**22 + 1, system="another", renewed=fence.lease.renewed)
+        (tmp_path / lease.NAME).write_text(json.dumps(vars(elsewhere)))
+        watched: list[float] = []
+        monkeypatch.setattr(lease, "_POLL_SECONDS", 0.0)
+        monkeypatch.setattr(lease.time, "monotonic", lambda: watched.append(0) or 100.0 * len(watched))
+        lease._wait_until_dead(str(tmp_path), elsewhere, "output")
+        assert len(watched) > 1, "watched, not taken for dead at once"
+        monkeypatch.undo()
+        (tmp_path / lease.NAME).write_text(json.dumps(vars(fence.lease)))
+
+
+def test_a_disk_without_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    uri = str(tmp_path / "x")
+    assert write_bytes(uri, b"1", only_new=True) and not write_bytes(uri, b"2", only_new=True)
+    assert read_bytes(uri) == b"1" and list_names(str(tmp_path)) == ["x"]
 
 
 def test_what_is_no_lease_is_not_taken_for_one(tmp_path: Path) -> None:

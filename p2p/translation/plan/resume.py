@@ -183,10 +183,12 @@ def remove_translation(output: str) -> None:
         remove_file(join(output, name))
 
 
-def remove_work_files(output: str) -> None:
-    """Remove what is there only while work is going on, if it no longer is."""
+def remove_work_files(output: str, *, keep_weights: bool) -> None:
+    """Remove what is there only while work is going on, if it no longer is. With a limit the rest is still to come."""
     finished = ledger.done_shards(output)
     for folder in _WORK_FOLDERS:
+        if folder == _WEIGHTS_FOLDER and keep_weights:
+            continue
         if finished.issuperset(shards_in(join(output, folder))):
             remove(join(output, folder))
 
