@@ -131,21 +131,23 @@ def hold_lease(output: str, field: str, job: str) -> Iterator[Fence]:
     except DamagedFileError as error:
         raise ConfigError(field, str(error)) from None
     fence, stop = Fence(output, lease), threading.Event()
-    with _interruptible(fence) as interrupt:
-        renewal = threading.Thread(target=_renew, args=(fence, stop, interrupt), name="lease", daemon=True)
-        renewal.start()
-        try:
-            yield fence
-            fence.check()
-        finally:
-            stop.set()
-            renewal.join()
-    with contextlib.suppress(StorageError):
-        if lease.is_same_as(read_lease(output)):
-            remove_file(join(output, NAME))
-            if is_new:
-                with contextlib.suppress(OSError):  # a job that was refused leaves no folder; one with files stays
-                    os.rmdir(output)
+    try:
+        with _interruptible(fence) as interrupt:
+            renewal = threading.Thread(target=_renew, args=(fence, stop, interrupt), name="lease", daemon=True)
+            renewal.start()
+            try:
+                yield fence
+                fence.check()
+            finally:
+                stop.set()
+                renewal.join()
+    finally:
+        with contextlib.suppress(StorageError):
+            if lease.is_same_as(read_lease(output)):
+                remove_file(join(output, NAME))
+                if is_new:
+                    with contextlib.suppress(OSError):  # a job that was refused leaves no folder; one with files stays
+                        os.rmdir(output)
 
 
 @contextlib.contextmanager

@@ -137,6 +137,9 @@ def test_a_lease_says_who_holds_it_and_is_gone_afterwards(output: str) -> None:
         assert isinstance(found, Lease) and (found.job, found.pid, found.attempt) == ("train", os.getpid(), 1)
         fence.check()
     assert read_lease(output) is None
+    with pytest.raises(KeyboardInterrupt), hold_lease(output, "output", "train"):
+        raise KeyboardInterrupt
+    assert read_lease(output) is None
 
 
 def test_a_lease_of_a_later_attempt_is_the_end_of_this_one(output: str) -> None:
