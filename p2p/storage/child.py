@@ -97,6 +97,8 @@ class ChildProcess:
         assert self._process.stdout is not None
         try:
             kind, value = pickle.load(self._process.stdout)  # written by `main` below
+        except P2PError:  # raised by a signal's handler
+            raise
         except Exception as error:  # it has ended, or something else has written there
             raise _NoAnswerError from error
         return kind, value
