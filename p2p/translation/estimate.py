@@ -135,7 +135,7 @@ def _measure(work: Work, chosen: Sequence[Input]) -> tuple[float, int, int]:
 def estimate(config: TranslateConfig, corpus: Corpus, work: Work, processes: int, undisturbed: int) -> dict[str, Any]:
     """Time a sample in one process, by itself, and scale it. Returns and logs the estimate.
 
-    That process is a worker of the cluster where Ray runs, and this one elsewhere.
+    That process is a worker of the cluster where Ray runs, and a child of this one elsewhere.
 
     undisturbed: the number of processes of that speed that do as much as all `processes`, which share cores and GPUs.
     """
