@@ -107,7 +107,7 @@ def test_every_link_leads_somewhere(page: str) -> None:
 
 
 PATH = r"`((?:[\w.-]+/)+(?:[\w-]+\.(?:py|yaml|sh|md))?)`"
-OF_OUTPUTS = re.compile(r"(data|images|ledger|manifest|checkpoints|samples|tensorboard|errors|train|val|test)/")
+OF_OUTPUTS = re.compile(r"(data|images|ledger|manifest|weights|checkpoints|samples|tensorboard|errors|train|val|test)/")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "cluster/README.md"])  # which has its own test

@@ -2,9 +2,9 @@
 
 `OUTPUT/manifest/part-*.parquet` holds the inputs, one row group per shard. Every output file is named after its shard
 or its input, so a shard that is done again after a kill writes the same files again. One job at a time writes an output
-(`p2p.storage.lease`), and a ledger is written once: whoever comes late publishes nothing. Ray Data's own job checkpointing is not used: it keeps every id in
-memory, cannot name one file per image, and its filter actor takes 15 s to start and can leave two cores waiting for
-each other.
+(`p2p.storage.lease`), and a ledger is written once: whoever comes late publishes nothing. Ray Data's own job
+checkpointing is not used: it keeps every id in memory, cannot name one file per image, and its filter actor takes 15 s
+to start and can leave two cores waiting for each other.
 """
 
 from __future__ import annotations
