@@ -49,6 +49,7 @@ class LocalWorker:
         args: Sequence[Any],
         batches: Sequence[Batch],
         threads: int = 1,
+        max_attempts: float = MAX_ATTEMPTS,
     ) -> Iterator[Result]:
         """Yield what `make(*args)(batch)` yields for each batch, in order.
 
@@ -59,6 +60,7 @@ class LocalWorker:
             args: for it; can be pickled.
             batches: likewise.
             threads: batches that are worked on at once.
+            max_attempts: processes that may end over one batch; infinite where the work itself counts them.
 
         Raises:
             TaskFailedError: processes ended over the same batch again and again.
@@ -76,7 +78,7 @@ class LocalWorker:
             except ChildEndedError as error:
                 self.close()
                 attempts += 1
-                if attempts > MAX_ATTEMPTS or (not error.started and attempts > 1):
+                if attempts > max_attempts or (not error.started and attempts > 1):
                     raise TaskFailedError(
                         f"{error}; if memory is short, free some and run the same command again"
                     ) from None

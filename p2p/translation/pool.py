@@ -138,7 +138,8 @@ def _translate_locally(
         {name: np.array([getattr(shard, name) for shard in chain]) for name in SHARD_COLUMNS}
         for chain in chains_of(left.shards, 1, MAX_CHAIN)
     ]
-    reports = worker.map(_open_translator, (work,), batches)
+    # Crash records count the processes that end, image by image.
+    reports = worker.map(_open_translator, (work,), batches, max_attempts=math.inf)
     return follow(({"report": report} for batch in reports for report in batch["report"]), left)
 
 
