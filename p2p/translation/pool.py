@@ -37,7 +37,7 @@ SHARD_COLUMNS = tuple(field.name for field in dataclasses.fields(Shard))
 MAX_CHAIN = 64
 """Shards that a process gets at once; batches fill up across them."""
 _SMALL_TILES_PER_CORE, _SMALL_CORES = 400, 4  # about half a minute; a single process makes little use of more cores
-_PIXELS_PER_BYTE = 8  # of a usual JPEG; others have fewer
+_PIXELS_PER_BYTE = 2  # of a JPEG of high quality; a PNG has fewer
 _TILES_OF_UNKNOWN = 4  # of an image whose size the listing does not tell
 
 
