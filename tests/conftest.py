@@ -246,6 +246,15 @@ def make_image() -> Callable[..., bytes]:
     return make
 
 
+@pytest.fixture(params=["disk", "s3"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a job writes: a local folder, and a prefix of a bucket."""
+    if request.param == "disk":
+        return str(tmp_path / "out")
+    uri: str = request.getfixturevalue("s3").uri("out")
+    return uri
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a job's process leaves: its exit status, the JSON in its last stdout line (if any), and its output."""

@@ -191,14 +191,6 @@ def wait_for_two_shards(job: subprocess.Popen[str], output: str) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture(params=["disk", "s3"])
-def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "disk":
-        return str(tmp_path / "out")
-    uri: str = request.getfixturevalue("s3").uri("out")
-    return uri
-
-
 def files_of(output: str) -> dict[str, float]:
     """When each file of data and ledger was written."""
     return {file.uri: file.modified for folder in ("data", "ledger") for file in list_files(join(output, folder))}

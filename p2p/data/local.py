@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -89,19 +90,20 @@ class LocalWorker:
     ) -> Result:
         """`function(*args)` in the process. Raises TaskFailedError if that ends, or takes more than `seconds`.
 
-        It is tried again `retries` times, each in a new process.
+        Where a process ends before that time, the call is made again in a new one, up to `retries` times.
         """
-        for left in range(retries, -1, -1):
+        started = time.monotonic()
+        while True:
             try:
                 result: Result
                 (result,) = self._start(0).run(_call, function, args, seconds=seconds)
             except ChildEndedError as error:
                 self.close()
-                if not left:
+                if not retries or (seconds is not None and time.monotonic() - started >= seconds):
                     raise TaskFailedError(str(error)) from None
+                retries -= 1
             else:
                 return result
-        raise AssertionError
 
     def _start(self, attempts: int) -> ChildProcess:
         if self._child is None:

@@ -50,6 +50,12 @@ def refuses() -> Callable[[int], list[int]]:
     return call
 
 
+def naps(log: str) -> None:
+    with open(log, "a") as file:
+        file.write("once ")
+    time.sleep(60)
+
+
 def environment() -> dict[str, str]:
     return dict(os.environ)
 
@@ -91,9 +97,11 @@ def test_an_error_comes_back_as_it_was_raised(worker: LocalWorker) -> None:
     assert found.value.kind == "Kind"
 
 
-def test_a_call_that_takes_too_long_or_ends_its_process_is_given_up(worker: LocalWorker) -> None:
+def test_a_call_that_takes_too_long_or_ends_its_process_is_given_up(worker: LocalWorker, tmp_path: Path) -> None:
+    log = tmp_path / "log"
     with pytest.raises(TaskFailedError, match="SIGKILL"):
-        worker.call(time.sleep, 60, seconds=0.2)
+        worker.call(naps, str(log), seconds=1.5)
+    assert log.read_text() == "once ", "what took too long is not begun again"
     with pytest.raises(TaskFailedError, match="SIGSEGV"):
         worker.call(ctypes.string_at, 0)
     assert worker.call(abs, -3) == 3, "the next call has a process again"

@@ -69,14 +69,6 @@ def hold() -> Iterator[Callable[[str], Holder]]:
         holder.process.wait()
 
 
-@pytest.fixture(params=["disk", "s3"])
-def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "disk":
-        return str(tmp_path / "out")
-    uri: str = request.getfixturevalue("s3").uri("out")
-    return uri
-
-
 def test_of_processes_that_start_together_one_holds_the_lease(output: str, hold: Callable[[str], Holder]) -> None:
     for _ in range(3):
         holders = [hold(output) for _ in range(4)]
