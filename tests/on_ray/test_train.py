@@ -265,19 +265,20 @@ def wait_for(condition, job: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-def find_process(parent: int, name: str) -> int | None:
-    """The process with that in its command line among those that `parent` has started; None if there is none yet."""
-    found = [pid for pid in descendants(parent) if name in read_process(pid, "cmdline")]
-    assert len(found) < 2, name
-    return found[0] if found else None
+def find_processes(parent: int, name: str) -> set[int]:
+    """The processes with that in their command lines among those that `parent` has started."""
+    return {pid for pid in descendants(parent) if name in read_process(pid, "cmdline")}
 
 
 def kill_reporter_and_controller(stop: threading.Event, run: Path, killed: list[str]) -> None:
     """kill -9 of the one as training begins, of the other some steps later."""
-    for name, step in (("ray::RunReporter", 1), ("ray::TrainController", 7)):
+    actors = {"ray::RunReporter": 1, "ray::TrainController": 7}
+    before = {name: find_processes(os.getpid(), name) for name in actors}  # of the test before, about to end
+    for name, step in actors.items():
         while not stop.wait(0.01):
             if (run / "latest.json").exists() and read_json(f"{run}/latest.json")["step"] >= step:
-                os.kill(find_process(os.getpid(), name), signal.SIGKILL)
+                (pid,) = find_processes(os.getpid(), name) - before[name]
+                os.kill(pid, signal.SIGKILL)
                 killed.append(name)
                 break
 
@@ -341,7 +342,8 @@ def test_a_second_control_c_does_not_wait_for_a_checkpoint(raw_pairs, tmp_path):
     run = tmp_path / "run"
     with a_job(raw_pairs, run, epochs=100_000) as job:
         wait_for((run / "latest.json").exists, job)
-        os.kill(find_process(job.pid, "RayTrainWorker"), signal.SIGSTOP)  # it cannot save any more
+        (worker,) = find_processes(job.pid, "RayTrainWorker")
+        os.kill(worker, signal.SIGSTOP)  # it cannot save any more
         before = read_json(f"{run}/latest.json")
         job.send_signal(signal.SIGINT)
         line = "-"
