@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import glob
+import hashlib
 import logging
 import os
 import uuid
@@ -48,14 +49,23 @@ TEMPORARY_PREFIX = ".p2p-"
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A file below a listed address: its path relative to that address, its own address, its size in bytes, and when
-    it was written (seconds since 1970; 0 where the store does not say).
+    """A file below a listed address: its path relative to that address, its own address, its size in bytes, when
+    it was written (seconds since 1970; 0 where the store does not say), and an object store's tag of its content.
     """
 
     path: str
     uri: str
     size: int
     modified: float = dataclasses.field(default=0.0, compare=False)
+    etag: str = dataclasses.field(default="", compare=False)
+
+    @property
+    def version(self) -> int:
+        """64 bits that change when the file is written anew; 0 where the store does not say when it was."""
+        written = self.etag or self.modified
+        if not written:
+            return 0
+        return int.from_bytes(hashlib.blake2b(f"{self.size} {written}".encode(), digest_size=8).digest(), "little")
 
 
 def _file(path: str, uri: str, details: Mapping[str, Any]) -> FileInfo:
@@ -63,7 +73,8 @@ def _file(path: str, uri: str, details: Mapping[str, Any]) -> FileInfo:
     if isinstance(modified, str):
         modified = datetime.fromisoformat(modified)
     seconds = modified.timestamp() if isinstance(modified, datetime) else float(modified)
-    return FileInfo(path, uri, int(details.get("size") or 0), seconds)
+    etag = str(details.get("ETag") or details.get("etag") or "")
+    return FileInfo(path, uri, int(details.get("size") or 0), seconds, etag)
 
 
 def is_remote(uri: str) -> bool:

@@ -24,8 +24,8 @@ from p2p.translation.pipeline.pipeline import Pipeline
 from p2p.translation.pipeline.tasks import ShardReport
 from p2p.translation.pipeline.windows import SizePolicy
 from p2p.translation.plan.crash_records import started_shards
+from p2p.translation.plan.files import Shard
 from p2p.translation.plan.journal import OutputJournal, ShardJournal
-from p2p.translation.plan.plan import Shard
 from p2p.translation.sinks import ShardWriter, open_sink
 from p2p.translation.work import Work, open_fetcher
 

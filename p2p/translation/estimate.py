@@ -22,9 +22,9 @@ from p2p.translation.corpus.addresses import host_of
 from p2p.translation.corpus.corpus import Corpus
 from p2p.translation.corpus.inputs import Input
 from p2p.translation.plan.crash_records import CrashRecord
+from p2p.translation.plan.files import Shard
 from p2p.translation.plan.journal import StartedShard
 from p2p.translation.plan.ledger import LedgerRow
-from p2p.translation.plan.plan import Shard
 from p2p.translation.pool import ACTORS_PER_GPU, on_gpu
 from p2p.translation.sinks import Record
 from p2p.translation.work import Work

@@ -12,15 +12,15 @@ import pyarrow.compute as pc
 from p2p.errors import P2PError
 from p2p.reports.thumbnails import thumbnail
 from p2p.reports.translation import Example
-from p2p.storage.filesystems import absolute, read_bytes
+from p2p.storage.filesystems import absolute, list_files, read_bytes
 from p2p.storage.images import decode
 from p2p.storage.parquet import read_parquet
 from p2p.translation.config import OutputFormat, Settings
 from p2p.translation.corpus.parquet_corpus import ParquetCorpus
 from p2p.translation.pipeline.codec import Codec
 from p2p.translation.pipeline.fetching import InputFetcher
+from p2p.translation.plan.files import Shard, read_inputs
 from p2p.translation.plan.ledger import ledger_uri
-from p2p.translation.plan.plan import Shard, read_inputs
 from p2p.translation.seams import Seams, measure_seams
 from p2p.translation.sinks.webdataset import read_records
 from p2p.translation.work import Work, open_fetcher
@@ -80,7 +80,7 @@ def _read_output(uri: str, image_id: str, format: OutputFormat) -> bytes | None:
         return next((record.image for record in read_records(uri) if record.image_id == image_id), None)
     if format != "parquet":
         return read_bytes(uri, _MAX_OUTPUT_BYTES)
-    rows = ParquetCorpus.open(uri, [uri], "image", "image_id").items()
+    rows = ParquetCorpus.open(uri, list(list_files(uri)), "image", "image_id").items()
     row = next((item for item in rows if item.image_id == image_id), None)
     (found,) = InputFetcher("image", max_bytes=_MAX_OUTPUT_BYTES).fetch([row]) if row else (None,)
     return found if isinstance(found, bytes) else None

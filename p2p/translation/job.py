@@ -22,7 +22,7 @@ from p2p.storage.filesystems import (
     sweep_temporaries,
     write_json,
 )
-from p2p.storage.lease import hold_lease
+from p2p.storage.lease import Fence, hold_lease
 from p2p.storage.outputs import require_output
 from p2p.translation.config import PACKED, Settings, TranslateConfig
 from p2p.translation.corpus.corpus import Corpus, open_corpus
@@ -122,7 +122,9 @@ def _run(config: TranslateConfig, workforce: Workforce | None) -> dict[str, Any]
                 shards = ledger.shards_of_ledger(config.only_failed, output)
                 if shards and not ledger.reopen_failed(output, shards) and shards <= ledger.done_shards(output):
                     log.warning("--only-failed %s: it lists no failure", config.only_failed)
-            left = remaining(output, _planned(output, corpus, sink, config.limit), config.limit)
+            left = remaining(output, _planned(config, output, corpus, sink, fence), config.limit)
+            if left.changed:
+                log.warning("%d inputs have changed since they were planned; they are translated anew", left.changed)
             if config.limit and left.images > config.limit:
                 planned = "--limit %d: an earlier attempt planned more, in shards; %d images"
                 log.warning(planned, config.limit, left.images)
@@ -141,9 +143,9 @@ def _choose_workforce(config: TranslateConfig, corpus: Corpus, settings: Setting
     return ray_workforce
 
 
-def _planned(output: str, corpus: Corpus, sink: Sink, limit: int) -> Plan:
+def _planned(config: TranslateConfig, output: str, corpus: Corpus, sink: Sink, fence: Fence) -> Plan:
     try:
-        return extend_plan(output, corpus, sink, limit)
+        return extend_plan(output, corpus, sink, config.limit, fence, only_failed=bool(config.only_failed))
     except UsageError:
         if not load_plan(output).shards:  # nothing was started, so other settings may follow
             remove_translation(output)
@@ -241,6 +243,7 @@ def _finish(work: Work, left: RemainingWork, outcome: Outcome, started: float) -
         "translated": translated,
         "failed": totals.failed,
         "skipped": skipped,
+        "changed": left.changed,
         "seconds": round(seconds, 2),
         "images_per_second": round(rate, 2),
         "megapixels_per_second": round(outcome.pixels / 1e6 / outcome.seconds if outcome.seconds else 0.0, 3),

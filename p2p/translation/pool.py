@@ -23,7 +23,7 @@ from p2p.progress import Progress
 from p2p.translation.config import TranslateConfig
 from p2p.translation.corpus.corpus import Corpus
 from p2p.translation.corpus.inputs import Input
-from p2p.translation.plan.plan import Shard
+from p2p.translation.plan.files import Shard
 from p2p.translation.plan.resume import RemainingWork
 from p2p.translation.work import Work
 

@@ -15,8 +15,8 @@ from p2p.translation.pipeline.fetching import Fetched, InputFetcher, StartRow
 from p2p.translation.pipeline.pipeline import Pipeline
 from p2p.translation.pipeline.windows import SizePolicy
 from p2p.translation.plan.crash_records import CrashRecord
+from p2p.translation.plan.files import Shard
 from p2p.translation.plan.journal import StartedShard
-from p2p.translation.plan.plan import Shard
 from p2p.translation.sinks import ImagesSink
 
 IMAGES = 30

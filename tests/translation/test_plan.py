@@ -10,7 +10,8 @@ import pytest
 
 from p2p.errors import UsageError
 from p2p.translation.corpus.inputs import Input
-from p2p.translation.plan.plan import extend_plan, load_plan, read_inputs
+from p2p.translation.plan.files import read_inputs
+from p2p.translation.plan.plan import extend_plan, load_plan
 from p2p.translation.sinks.images import ImagesSink
 
 

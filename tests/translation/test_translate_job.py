@@ -12,7 +12,7 @@ import sys
 import tarfile
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,14 @@ def outputs(output: Path) -> dict[str, np.ndarray]:
 
 def temporaries(output: Path) -> list[Path]:
     return [path for path in output.rglob("*") if path.name.startswith(".p2p-")]
+
+
+def spoil(folder: Path, names: Iterable[str]) -> None:
+    """Damage files as a disk might: no listing shows it."""
+    for name in names:
+        before = (folder / name).stat()
+        (folder / name).write_bytes(bytes(before.st_size))
+        os.utime(folder / name, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def write(folder: Path, images: dict[str, bytes]) -> Path:
@@ -495,8 +503,8 @@ def test_only_what_failed_is_tried_again(
     options = {"format": format, "max_bad_fraction": 1.0}
     assert translate(checkpoint, source, out, **options)["failed"] == 2
     before = outputs(out)
-    for name in set(good) - {"03.png"}:  # whoever read these again would fail
-        (source / name).write_bytes(b"")
+    spoil(source, set(good) - {"03.png", "11.png"})  # whoever read these again would fail
+    (source / "11.png").write_bytes(b"")
     (source / "03.png").write_bytes(good["03.png"])
     summary = translate(checkpoint, source, out, only_failed=str(out / "ledger"), **options)
     assert (summary["images"], summary["translated"], summary["failed"], summary["skipped"]) == (20, 1, 1, 18)
@@ -523,8 +531,7 @@ def test_an_interrupted_retry_is_ended_by_either_command(
     out = tmp_path / "out"
     options = {"max_bad_fraction": 1.0, "precision": "fp32"}
     translate(checkpoint, source, out, **options)
-    for name in set(good) - {"01.png", "11.png", "19.png"}:
-        (source / name).write_bytes(b"")
+    spoil(source, set(good) - {"01.png", "11.png", "19.png"})
     for name in ("01.png", "11.png"):
         (source / name).write_bytes(good[name])
 

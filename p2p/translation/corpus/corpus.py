@@ -47,7 +47,7 @@ class FolderCorpus:
     def items(self) -> Iterator[Input]:
         """One input per file with an image's ending; its id is its path below the folder."""
         for file in list_format(self.uri, FileFormat.IMAGE):
-            yield file if isinstance(file, Input) else Input(file.path, file.uri, file.size)
+            yield file if isinstance(file, Input) else Input(file.path, file.uri, file.size, version=file.version)
 
 
 def open_corpus(
@@ -74,7 +74,7 @@ def open_corpus(
         format = _format_of_source(uri, is_alone, means_parquet)
         if format is FileFormat.PARQUET:
             found = list_files(uri, (".parquet",)) if means_parquet else list_format(uri, format)
-            files = [file.uri for file in found if isinstance(file, FileInfo)]
+            files = [file for file in found if isinstance(file, FileInfo)]
             corpus = ParquetCorpus.open(uri, files, image_column, id_column, input_side)
         else:
             corpus = TarCorpus(uri) if format is FileFormat.TAR else FolderCorpus(uri)

@@ -88,7 +88,7 @@ def list_format(uri: str, format: FileFormat) -> Iterator[FileInfo | Input]:
             yield file
         elif found is FileFormat.PARQUET and (holds := holds_images(file)) is not True:
             if holds is None:
-                yield unreadable_parquet(file.uri, uri)
+                yield unreadable_parquet(file, uri)
         elif found is not None and (found is not FileFormat.COMPRESSED_TAR or format is FileFormat.TAR):
             raise _several_formats(uri, {format: count, found: 1})
 

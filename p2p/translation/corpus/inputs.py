@@ -32,6 +32,8 @@ class Input(NamedTuple):
     """Row inside that row group."""
     reason: str = ""
     """`Kind: message` of what made it unreadable when it was listed; empty for an image."""
+    version: int = 0
+    """64 bits that change when the file is written anew; 0 where the listing does not know."""
 
 
 def on_disk(name: str) -> str:

@@ -18,6 +18,7 @@ from itertools import chain, count
 import pyarrow as pa
 
 from p2p.errors import ConfigError, DamagedFileError
+from p2p.storage.filesystems import FileInfo
 from p2p.storage.parquet import MIN_IMAGE_BYTES, check_row_count, find_bytes, open_parquet, read_text
 from p2p.translation.corpus.inputs import DAMAGED, Input
 
@@ -103,17 +104,22 @@ class ParquetCorpus:
     """A Parquet data set with a column of encoded images."""
 
     uri: str
-    files: tuple[str, ...]
+    files: tuple[FileInfo, ...]
     image_column: str
     id_column: str | None
     min_shard_rows: int
 
     @classmethod
     def open(
-        cls, uri: str, files: Sequence[str], image_column: str = "auto", id_column: str = "auto", input_side: str = "a"
+        cls,
+        uri: str,
+        files: Sequence[FileInfo],
+        image_column: str = "auto",
+        id_column: str = "auto",
+        input_side: str = "a",
     ) -> ParquetCorpus:
         """Read the first footer with images to choose columns. Raises ConfigError where there is no image column."""
-        file, footer = _first_with_images(files)
+        file, footer = _first_with_images([file.uri for file in files])
         column = _choose_image_column(footer, image_column, input_side, file)
         max_rows = max((rows for rows, _ in footer.row_groups), default=0)
         ids = _choose_id_column(footer.schema, id_column, file)
@@ -128,30 +134,31 @@ class ParquetCorpus:
         with ThreadPoolExecutor(_FOOTERS_AHEAD) as pool:
             for start in range(0, len(self.files), _FOOTERS_AHEAD):
                 files = self.files[start : start + _FOOTERS_AHEAD]
-                for file, footer in zip(files, pool.map(_read_footer, files), strict=True):
+                for file, footer in zip(files, pool.map(_read_footer, (file.uri for file in files)), strict=True):
                     if isinstance(footer, DamagedFileError):
                         yield unreadable_parquet(file, self.uri, footer)
                     elif footer.image_columns:
                         yield from self._rows(file, footer)
                     else:
-                        tables.append(file)
+                        tables.append(file.uri)
         if tables:
             log.warning("%d Parquet files without images are left out, such as %s", len(tables), tables[0])
 
-    def _rows(self, file: str, footer: _Footer) -> Iterator[Input]:
-        ids = self._ids(file)
+    def _rows(self, file: FileInfo, footer: _Footer) -> Iterator[Input]:
+        version = file.version
+        ids = self._ids(file.uri)
         try:
             if self.image_column not in footer.image_columns.values():
                 raise DamagedFileError(
-                    f"{file}: has no column {self.image_column} of bytes, which other files of the data set have"
+                    f"{file.uri}: has no column {self.image_column} of bytes, which other files of the data set have"
                 )
             if self.id_column and self.id_column not in footer.schema.names:
                 raise DamagedFileError(
-                    f"{file}: has no column {self.id_column}, which other files of the data set have"
+                    f"{file.uri}: has no column {self.id_column}, which other files of the data set have"
                 )
             for index, (rows, size) in enumerate(footer.row_groups):
                 for row, image_id in zip(range(rows), ids, strict=False):
-                    yield Input(image_id, file, size // rows, row_group=index, row=row)
+                    yield Input(image_id, file.uri, size // rows, row_group=index, row=row, version=version)
         except DamagedFileError as error:
             yield unreadable_parquet(file, self.uri, error)
 
@@ -164,13 +171,13 @@ class ParquetCorpus:
         return (value or f"{name}#{number}" for number, value in enumerate(values))
 
 
-def unreadable_parquet(file: str, root: str, error: DamagedFileError | None = None) -> Input:
+def unreadable_parquet(file: FileInfo, root: str, error: DamagedFileError | None = None) -> Input:
     """The input in place of all that a Parquet file below `root`, which cannot be read, may hold."""
-    found = error or _read_footer(file)
+    found = error or _read_footer(file.uri)
     reason = "DamagedFile: its Parquet could not be read"
     if isinstance(found, DamagedFileError):
         reason = f"{found.kind}: {found}"
-    return Input(_relative(file, root), file, row=DAMAGED, reason=reason)
+    return Input(_relative(file.uri, root), file.uri, row=DAMAGED, reason=reason, version=file.version)
 
 
 def _first_with_images(files: Sequence[str]) -> tuple[str, _Footer]:

@@ -56,7 +56,8 @@ def _members(file: FileInfo, is_alone: bool) -> Iterator[Input]:
                     if is_image and begins and not is_hidden_file:
                         # One byte more than there is shows that it is cut off; what a header claims may be anything.
                         size = min(member.size, file.size - member.start + 1) if is_cut else member.size
-                        yield Input(prefix + member.name.removeprefix("./"), file.uri, size, offset=member.start)
+                        image_id = prefix + member.name.removeprefix("./")
+                        yield Input(image_id, file.uri, size, offset=member.start, version=file.version)
     except (BadInputError, DamagedFileError) as error:
         if is_alone and not position:
             raise ConfigError("source", f"{file.uri}: not a readable tar: {error}") from None
@@ -65,4 +66,4 @@ def _members(file: FileInfo, is_alone: bool) -> Iterator[Input]:
             f"DamagedFile: when it was listed, this was cut off or damaged at byte {position} ({why}); what could be "
             f"read before is translated, what follows is not"
         )
-        yield Input(file.path, file.uri, offset=position, row=DAMAGED, reason=reason)
+        yield Input(file.path, file.uri, offset=position, row=DAMAGED, reason=reason, version=file.version)

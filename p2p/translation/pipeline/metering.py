@@ -10,7 +10,7 @@ from ray.util.metrics import Counter
 
 from p2p.cli import log_to_stderr
 from p2p.translation.actor import ShardTranslator
-from p2p.translation.plan.plan import Shard
+from p2p.translation.plan.files import Shard
 from p2p.translation.work import Work
 
 log = logging.getLogger("p2p")

@@ -25,9 +25,9 @@ from p2p.translation.pipeline.fetching import FETCH_FAILED, InputFetcher
 from p2p.translation.pipeline.prefetch import prefetch
 from p2p.translation.pipeline.tasks import ImageTask, OpenShard, ShardReport
 from p2p.translation.pipeline.windows import SizePolicy
+from p2p.translation.plan.files import Shard
 from p2p.translation.plan.journal import ShardJournal, StartedShard
 from p2p.translation.plan.ledger import LedgerRow
-from p2p.translation.plan.plan import Shard
 from p2p.translation.sinks import Record, ShardWriter
 
 Array = npt.NDArray[np.uint8]

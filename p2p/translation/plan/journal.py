@@ -10,8 +10,8 @@ from p2p.storage.filesystems import exists
 from p2p.storage.lease import Fence
 from p2p.translation.corpus.inputs import Input
 from p2p.translation.plan.crash_records import CrashRecord, open_record
+from p2p.translation.plan.files import Shard, read_inputs
 from p2p.translation.plan.ledger import LedgerRow, ledger_uri, read_kept, write_ledger
-from p2p.translation.plan.plan import Shard, read_inputs
 
 _SECONDS_BETWEEN_CHECKS = 2.0
 

@@ -127,6 +127,17 @@ def reopen_failed(output: str, shards: Collection[int]) -> int:
         return sum(pool.map(reopen, sorted(done_shards(output).intersection(shards))))
 
 
+def reopen_changed(output: str, shard: int, image_ids: Collection[str]) -> None:
+    """Let a shard count as not done, and keep what it translated except `image_ids`. Without ids, nothing is done."""
+    uris = [uri for uri in (ledger_uri(output, shard), _retry_uri(output, shard)) if exists(uri)] if image_ids else []
+    if not uris:
+        return
+    table = _read(uris[0])
+    changed = pc.is_in(table["image_id"], pa.array(image_ids, pa.string()))
+    write_table(_retry_uri(output, shard), table.filter(pc.invert(changed)))
+    remove(ledger_uri(output, shard))
+
+
 def shards_of_ledger(uri: str, output: str) -> set[int] | None:
     """The shards whose ledger is at `uri`, if that is `output`, its ledger or one file of it; None elsewhere.
 

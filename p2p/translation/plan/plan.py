@@ -1,4 +1,4 @@
-"""The work plan: every input belongs to one shard, written down before work starts and never changed.
+"""The work plan: every input belongs to one shard for ever, written down before work starts.
 
 `OUTPUT/manifest/part-*.parquet` holds the inputs, one row group per shard. Every output file is named after its shard
 or its input, so a shard that is done again after a kill writes the same files again. One job at a time writes an output
@@ -9,63 +9,48 @@ to start and can leave two cores waiting for each other.
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import posixpath
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from p2p.errors import ConfigError, LeaseLostError
-from p2p.storage.filesystems import join, list_names, remove, write_bytes
+from p2p.storage.filesystems import remove
+from p2p.storage.lease import Fence
 from p2p.storage.names import printable
-from p2p.storage.parquet import open_parquet, read_parquet
+from p2p.storage.parquet import read_parquet
 from p2p.translation.corpus.addresses import host_of
-from p2p.translation.corpus.corpus import Corpus
+from p2p.translation.corpus.corpus import Corpus, Selection
 from p2p.translation.corpus.inputs import WHOLE_FILE, Input
+from p2p.translation.plan.changes import redo_changed
+from p2p.translation.plan.files import (
+    INPUT_COLUMNS,
+    Hashes,
+    PlanFile,
+    Shard,
+    hash_id,
+    plan_uri,
+    plan_uris,
+    read_plan_file,
+    write_plan_file,
+)
 from p2p.translation.sinks.records import Sink
 
-FOLDER = "manifest"
-MANIFEST_SCHEMA = pa.schema(
-    [
-        ("shard", pa.int32()),
-        ("image_id", pa.string()),
-        ("source_uri", pa.string()),
-        ("size", pa.int64()),
-        ("offset", pa.int64()),
-        ("row_group", pa.int32()),
-        ("row", pa.int64()),
-        ("reason", pa.string()),
-        ("id_hash", pa.uint64()),
-        ("name_hash", pa.uint64()),
-    ]
-)
-_INPUT_COLUMNS = list(Input._fields)
+log = logging.getLogger("p2p")
+
 _MAX_SHARD_ROWS = 256
 _MAX_SHARD_BYTES = 64 * 2**20
 _MIN_SHARD_ROWS = 8
 _SMALL_CORPUS_SHARDS = 64  # enough that no actor idles for long at the end
 _SHARDS_PER_PART = 64
 _CHUNK_ROWS = _MAX_SHARD_ROWS * _SMALL_CORPUS_SHARDS
-
-Hashes = npt.NDArray[np.uint64]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Up to 256 inputs, or about 64 MB of them, that are done together. Picklable and small."""
-
-    index: int
-    manifest_uri: str
-    row_group: int
-    rows: int
+_MAX_CHANGED = 500_000  # they are kept in memory
 
 
 @dataclass(frozen=True)
@@ -75,83 +60,39 @@ class Plan:
     shards: tuple[Shard, ...]
     hosts: frozenset[str] = field(default=frozenset(), compare=False)
     """The servers that hold the corpus; known where it was listed."""
-
-
-def hash_id(text: str) -> int:
-    """64 bits of `text`. Two of ten million ids agree with a probability below 1 in 100,000."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
-def read_inputs(shard: Shard) -> list[Input]:
-    """The inputs of one shard, in their order."""
-    with open_parquet(shard.manifest_uri) as file:
-        columns = file.read_row_group(shard.row_group, columns=_INPUT_COLUMNS).to_pydict()
-    columns.setdefault("reason", [""] * shard.rows)  # plans of earlier versions have none
-    return [Input(*values) for values in zip(*(columns[name] for name in _INPUT_COLUMNS), strict=True)]
-
-
-def _part_uris(output: str) -> list[str]:
-    folder = join(output, FOLDER)
-    return [join(folder, name) for name in list_names(folder) if name.endswith(".parquet")]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A file of the manifest."""
-
-    shards: list[Shard]
-    ids: Hashes
-    names: Hashes
-
-
-def _read_part(uri: str) -> _Part:
-    with open_parquet(uri) as file:
-        table = file.read(columns=["shard", "id_hash", "name_hash"])
-        rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    firsts = table["shard"].take(pa.array(np.cumsum([0, *rows[:-1]]))).to_pylist()
-    shards = [Shard(index, uri, group, rows[group]) for group, index in enumerate(firsts)]
-    return _Part(shards, table["id_hash"].to_numpy(), table["name_hash"].to_numpy())
-
-
-def _write_part(uri: str, first_shard: int, groups: Sequence[Sequence[Input]], sink: Sink) -> None:
-    """Publish a file with one shard for each of `groups`."""
-    buffer = pa.BufferOutputStream()
-    with pq.ParquetWriter(buffer, MANIFEST_SCHEMA, compression="zstd") as writer:
-        for shard, inputs in enumerate(groups, first_shard):
-            columns: dict[str, list[Any]] = dict(zip(_INPUT_COLUMNS, map(list, zip(*inputs, strict=True)), strict=True))
-            ids = columns["image_id"]
-            columns["shard"] = [shard] * len(inputs)
-            columns["id_hash"] = [hash_id(image_id) for image_id in ids]
-            columns["name_hash"] = [hash_id(sink.name_of(image_id)) for image_id in ids]
-            writer.write_table(pa.table(columns, MANIFEST_SCHEMA), row_group_size=len(inputs))
-    if not write_bytes(uri, buffer.getvalue().to_pybytes(), only_new=True):
-        raise LeaseLostError(f"{uri}: another job has written it meanwhile; the same command continues")
+    changed: int = field(default=0, compare=False)
+    """Inputs planned earlier whose sources have been written anew since."""
 
 
 def load_plan(output: str) -> Plan:
     """The plan in `output`; empty where there is none."""
-    return Plan(tuple(shard for uri in _part_uris(output) for shard in _read_part(uri).shards))
+    return Plan(tuple(shard for uri in plan_uris(output) for shard in read_plan_file(uri).shards))
 
 
-def extend_plan(output: str, corpus: Corpus, sink: Sink, limit: int = 0) -> Plan:
+def extend_plan(
+    output: str, corpus: Corpus, sink: Sink, limit: int = 0, fence: Fence | None = None, *, only_failed: bool = False
+) -> Plan:
     """List `corpus` and append shards for the inputs the plan in `output` does not have yet.
 
-    Raises ConfigError, and leaves the plan as it was, if two inputs have one id, would be written under one name, or
-    one would be written where another needs a folder.
+    Those whose source has been written anew since count as not done; with `only_failed`, if they have failed. Raises
+    ConfigError, and leaves the plan as it was, if two inputs have one id, would be written under one name, or one would
+    be written where another needs a folder.
     """
-    parts = [_read_part(uri) for uri in _part_uris(output)]
+    files = [read_plan_file(uri) for uri in plan_uris(output)]
     listing = _Listing(corpus, limit)
+    changed: list[Input] = []
     written: list[str] = []
     try:
-        groups = _groups(_unplanned(listing, _joined([part.ids for part in parts])), corpus.min_shard_rows)
+        groups = _groups(_unplanned(listing, files, changed), corpus.min_shard_rows)
         while some := list(islice(groups, _SHARDS_PER_PART)):
-            uri = join(output, FOLDER, f"part-{len(parts):05d}.parquet")
-            _write_part(uri, parts[-1].shards[-1].index + 1 if parts else 0, some, sink)
+            uri = plan_uri(output, len(files))
+            if not write_plan_file(uri, files[-1].shards[-1].index + 1 if files else 0, some, sink):
+                raise LeaseLostError(f"{uri}: another job has written it meanwhile; the same command continues")
             written.append(uri)
-            parts.append(_read_part(uri))
+            files.append(read_plan_file(uri))
         if written:
-            names = _joined([part.names for part in parts])
-            _require_unique(output, "id_hash", _joined([part.ids for part in parts]), lambda id: id, _repeated_id)
+            names = _joined([file.names for file in files])
+            _require_unique(output, "id_hash", _joined([file.ids for file in files]), lambda id: id, _repeated_id)
             _require_unique(output, "name_hash", names, sink.name_of, _repeated_name)
             if sink.is_tree:
                 _require_no_file_is_a_folder(output, names, sink)
@@ -159,7 +100,12 @@ def extend_plan(output: str, corpus: Corpus, sink: Sink, limit: int = 0) -> Plan
         for uri in written:
             remove(uri)
         raise
-    return Plan(tuple(shard for part in parts for shard in part.shards), frozenset(listing.hosts))
+    count = 0
+    if changed:
+        is_whole = not limit and not isinstance(corpus, Selection)
+        count = redo_changed(output, changed, sink, fence, is_whole=is_whole, only_failed=only_failed)
+    shards = tuple(shard for file in files for shard in file.shards)
+    return Plan(shards, frozenset(listing.hosts), count)
 
 
 def _joined(hashes: Sequence[Hashes]) -> Hashes:
@@ -186,11 +132,16 @@ class _Listing:
             yield item._replace(image_id=printable(item.image_id), source_uri=printable(item.source_uri))
 
 
-def _unplanned(listing: _Listing, known: Hashes) -> Iterator[Input]:
-    """List what the plan does not have already. Raises ConfigError for an id of the plan that is listed twice.
+def _unplanned(listing: _Listing, files: Sequence[PlanFile], changed: list[Input]) -> Iterator[Input]:
+    """List what the plan does not have already; add to `changed` what it has in another version.
 
-    Hashes are looked up a chunk at a time, since NumPy is quick only on many.
+    Raises ConfigError for an id of the plan that is listed twice. Hashes are looked up a chunk at a time, since NumPy
+    is quick only on many.
     """
+    ids = np.concatenate([np.empty(0, np.uint64), *(file.ids for file in files)])
+    order = np.argsort(ids)
+    known = ids[order]
+    versions = np.concatenate([np.empty(0, np.uint64), *(file.versions for file in files)])[order]
     times_listed = np.zeros(len(known), np.int64)
     for chunk in _chunks(iter(listing)):
         if not len(known):
@@ -205,6 +156,16 @@ def _unplanned(listing: _Listing, known: Hashes) -> Iterator[Input]:
             repeated = known[found[times_listed[found].argmax()]]
             first, second = islice((item for item in listing if hash_id(item.image_id) == repeated), 2)
             raise _repeated_id(first, second, second.image_id)
+        listed = np.fromiter((item.version for item in chunk), np.uint64, len(chunk))
+        planned = versions[places]
+        is_changed = is_known & (listed != planned) & (listed != 0) & (planned != 0)
+        changed += [chunk[place] for place in np.flatnonzero(is_changed)]
+        if len(changed) > _MAX_CHANGED:
+            raise ConfigError(
+                "resume",
+                f"auto: more than {_MAX_CHANGED} inputs have changed since they were planned; choose another "
+                "--output, or --resume never to translate all of them again",
+            )
         yield from (item for item, hit in zip(chunk, is_known, strict=True) if not hit)
 
 
@@ -243,8 +204,8 @@ def _folders(name: str) -> Iterator[str]:
 
 def _planned(output: str, column: str, hashes: Hashes) -> Iterator[Input]:
     """The inputs of the plan with one of `hashes` in `column`."""
-    for uri in _part_uris(output) if len(hashes) else ():
-        table = read_parquet(uri, [*_INPUT_COLUMNS, column])
+    for uri in plan_uris(output) if len(hashes) else ():
+        table = read_parquet(uri, [*INPUT_COLUMNS, column])
         hit = table.filter(pc.is_in(table[column], value_set=pa.array(hashes, pa.uint64())))
         for row in hit.drop_columns([column]).to_pylist():
             yield Input(**row)
@@ -289,7 +250,7 @@ def _repeated_name(first: Input, second: Input, name: str) -> ConfigError:
 
 def _require_no_file_is_a_folder(output: str, names: Hashes, sink: Sink) -> None:
     folders: dict[str, str] = {}  # each with an image id that needs it
-    for uri in _part_uris(output):
+    for uri in plan_uris(output):
         ids = read_parquet(uri, ["image_id"])["image_id"]
         for image_id in ids.filter(pc.match_substring_regex(ids, r"\.[^/]*/")).to_pylist():
             folders.update(dict.fromkeys(_folders(sink.name_of(image_id)), image_id))

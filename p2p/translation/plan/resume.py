@@ -25,13 +25,14 @@ from p2p.storage.filesystems import (
 )
 from p2p.translation.config import Settings, TranslateConfig
 from p2p.translation.corpus.corpus import Corpus, Selection
-from p2p.translation.plan import crash_records, ledger, plan
-from p2p.translation.plan.plan import Plan, Shard
+from p2p.translation.plan import crash_records, files, ledger
+from p2p.translation.plan.files import Shard, read_inputs
+from p2p.translation.plan.plan import Plan, load_plan
 from p2p.translation.plan.shards import shards_in
 from p2p.translation.sinks import images, open_sink, shard_files
 
 SETTINGS = "settings.json"
-_FOLDERS = (shard_files.FOLDER, images.FOLDER, ledger.FOLDER, plan.FOLDER)
+_FOLDERS = (shard_files.FOLDER, images.FOLDER, ledger.FOLDER, files.FOLDER)
 _WEIGHTS_FOLDER = "weights"
 _WORK_FOLDERS = (crash_records.FOLDER, ledger.RETRY_FOLDER, _WEIGHTS_FOLDER)  # there only while work is going on
 _FILES = (SETTINGS, "summary.json", "report.html")
@@ -46,6 +47,8 @@ class RemainingWork:
     done: tuple[Shard, ...]
     hosts: frozenset[str] = frozenset()
     """The servers that hold the corpus."""
+    changed: int = 0
+    """Inputs whose sources have been written anew since an earlier attempt planned them."""
 
     @property
     def images_done(self) -> int:
@@ -168,10 +171,10 @@ def remove_translation(output: str) -> None:
     earlier = open_sink(_read_settings(output))
     remove(join(output, ledger.FOLDER))  # first: no shard may count as done whose outputs are going
     with ThreadPoolExecutor(_REMOVERS) as pool:
-        for shard in plan.load_plan(output).shards:
-            names = earlier.output_names(shard.index, [item.image_id for item in plan.read_inputs(shard)])
+        for shard in load_plan(output).shards:
+            names = earlier.output_names(shard.index, [item.image_id for item in read_inputs(shard)])
             list(pool.map(remove_file, (join(output, name) for name in names)))
-    for folder in (*_WORK_FOLDERS, plan.FOLDER):
+    for folder in (*_WORK_FOLDERS, files.FOLDER):
         remove(join(output, folder))
     if not is_remote(output):
         root = open_filesystem(output)[1]
@@ -202,4 +205,5 @@ def remaining(output: str, whole: Plan, limit: int) -> RemainingWork:
         tuple(shard for shard in within if shard.index not in finished),
         tuple(shard for shard in within if shard.index in finished),
         whole.hosts,
+        whole.changed,
     )
