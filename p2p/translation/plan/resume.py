@@ -19,7 +19,6 @@ from p2p.storage.filesystems import (
     read_json_object,
     remove,
     remove_file,
-    sweep_temporaries,
     write_bytes,
     write_json,
 )
@@ -112,8 +111,7 @@ def exists_translation(output: str) -> bool:
 
 
 def start_output(settings: Settings) -> None:
-    """Make `output` ready: remove what killed writers left, write the settings."""
-    sweep_temporaries(settings.output)
+    """Make `output` ready: forget earlier crashes, write the settings."""
     crash_records.clear(settings.output)
     write_json(join(settings.output, SETTINGS), settings.to_dict())
 
