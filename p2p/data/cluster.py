@@ -29,6 +29,26 @@ def cluster_gpus() -> int:
     return int(_cluster_resources().get("GPU", 0))
 
 
+def cpus_per_gpu() -> int:
+    """Cores beside each of the cluster's GPUs, on the node that has the fewest; nodes without a GPU do not count."""
+    if is_private():
+        return max(1, available_cpus() // cluster_gpus())
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return max(1, min((int(node.get("CPU", 0) / node["GPU"]) for node in nodes if node.get("GPU")), default=1))
+
+
+def spread_over_gpus(processes: int, gpus: int) -> tuple[int, int]:
+    """How many of `processes` to start on `gpus` GPUs, and how many on each.
+
+    Ray fills one GPU before it takes the next, so where they share GPUs each must get the same number.
+
+    >>> spread_over_gpus(12, 8), spread_over_gpus(17, 8), spread_over_gpus(3, 8)
+    ((8, 1), (16, 2), (3, 1))
+    """
+    each = max(1, processes // gpus)
+    return min(processes, each * gpus), each
+
+
 def await_gpu(seconds: float) -> bool:
     """Ask the cluster for a GPU and wait for one to be up, so that a cluster may start from none."""
     wanted = ray.util.placement_group([{"GPU": 1}])

@@ -15,12 +15,14 @@ from p2p.data.order import Row
 from p2p.data.pairs import Pairs, read_rows_in_task
 from p2p.data.tasks import memory_reported
 from p2p.model.checkpoint import load_generator
-from p2p.model.engine import Engine, choose_precision
+from p2p.model.engine import Engine, choose_engine_precision
 from p2p.model.metrics import Palette, measure
 from p2p.model.networks import Generator, build_generator
 from p2p.storage.images import Pixels
 
-_BATCH_PAIRS = 8
+_CPU_BATCH = 8
+CHUNK_PAIRS = 32
+"""Pairs that a process gets at once, and a GPU's batch."""
 UNTRAINED = "untrained."
 """Prefix of the figures of an untrained generator."""
 
@@ -68,8 +70,9 @@ class Evaluator:
 
     def _engine(self, generator: Generator) -> Engine:
         device, size = self._task.device, self._task.crop.crop_size
-        precision = choose_precision(self._task.precision, device, generator.config.bits)
-        return Engine(generator, tile_size=size, batch_size=_BATCH_PAIRS, device=device, precision=precision)
+        precision = choose_engine_precision(self._task.precision, device, generator.config.bits)
+        batch = _CPU_BATCH if device == "cpu" else CHUNK_PAIRS
+        return Engine(generator, tile_size=size, batch_size=batch, device=device, precision=precision)
 
     def _cropped(self, rows: Sequence[Row]) -> tuple[list[str], Pixels, Pixels]:
         """Pair ids, inputs and targets; BadInputError names a pair that is smaller than the crop."""
@@ -95,14 +98,14 @@ class Evaluator:
         rows = list(zip(batch["group"].tolist(), batch["row"].tolist(), strict=True))
         ids, inputs, targets = self._cropped(rows)
         columns: dict[str, Any] = {**batch, "pair_id": ids}
-        wanted = torch.from_numpy(targets)
+        wanted = torch.from_numpy(targets).to(self._task.device)
         for prefix, engine in self._engines.items():
-            outputs = torch.from_numpy(engine(inputs))
+            outputs = torch.from_numpy(engine(inputs)).to(self._task.device)
             measured = measure(outputs, wanted, self._task.metrics, self._task.palette)
             for name, values in measured.values.items():
-                columns[prefix + name] = values.numpy()
+                columns[prefix + name] = values.cpu().numpy()
             if measured.confusion is not None:
-                columns[prefix + "confusion"] = measured.confusion.flatten(1).numpy()
+                columns[prefix + "confusion"] = measured.confusion.flatten(1).cpu().numpy()
         return columns
 
 

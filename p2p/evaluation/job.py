@@ -22,7 +22,7 @@ from p2p.data.pairs import Pairs, open_pairs, raw_load_size
 from p2p.data.tasks import run_as_task
 from p2p.errors import CheckpointError, ConfigError, NotFoundError, P2PError, StorageError, UsageError
 from p2p.evaluation.config import EvaluateConfig
-from p2p.evaluation.evaluator import UNTRAINED, EvaluationTask, Evaluator, TranslatedPair, evaluate_rows
+from p2p.evaluation.evaluator import CHUNK_PAIRS, UNTRAINED, EvaluationTask, Evaluator, TranslatedPair, evaluate_rows
 from p2p.model.checkpoint import load_generator
 from p2p.model.config import Direction, ModelConfig
 from p2p.model.engine import choose_device
@@ -43,9 +43,9 @@ from p2p.storage.pixels import RGB
 
 log = logging.getLogger("p2p")
 
-_CHUNK_PAIRS = 32
 _SMALL_PAIRS = 500  # which one process evaluates in less time than it takes to start Ray, or in little more
 _EXAMPLES = 3
+_MAX_ACTORS_PER_GPU, _CORES_PER_ACTOR = 8, 2
 _SECONDS = 600.0  # for drawing them
 _RANKING = ("palette_accuracy", "ssim", "l1")
 """The first of these that was measured sorts the examples."""
@@ -140,19 +140,30 @@ def _evaluate_locally(
 
 
 def _chunks(rows: Sequence[Row]) -> list[Sequence[Row]]:
-    return [rows[start : start + _CHUNK_PAIRS] for start in range(0, len(rows), _CHUNK_PAIRS)]
+    return [rows[start : start + CHUNK_PAIRS] for start in range(0, len(rows), CHUNK_PAIRS)]
+
+
+def _size_pool(gpus: int, chunks: int) -> tuple[int, int, float]:
+    """How many processes, the threads of each, and its share of a GPU (0 without)."""
+    from p2p.data.cluster import cluster_cpus, cpus_per_gpu, spread_over_gpus
+
+    if gpus:  # each decodes in one thread, so it takes several to keep a GPU busy
+        each = min(_MAX_ACTORS_PER_GPU, max(1, cpus_per_gpu() // _CORES_PER_ACTOR))
+        actors, per_gpu = spread_over_gpus(min(each * gpus, chunks), gpus)
+        return actors, 1, 1 / per_gpu
+    actors = min(cluster_cpus(), chunks)
+    return actors, max(1, min(cluster_cpus() // actors, available_cpus())), 0
 
 
 def _evaluate_on_ray(config: EvaluateConfig, task: EvaluationTask, rows: Sequence[Row]) -> Results:
     import ray.data
 
-    from p2p.data.cluster import cluster_cpus, cluster_gpus, quiet_data_context
+    from p2p.data.cluster import cluster_gpus, quiet_data_context
 
     gpus = cluster_gpus() if config.gpu != "false" else 0
     if config.gpu == "true" and not gpus:
         raise ConfigError("gpu", "true: the cluster has no GPU; use auto or false")
-    actors = min(gpus or cluster_cpus(), len(_chunks(rows)))
-    threads = max(1, min(cluster_cpus() // actors, available_cpus()))
+    actors, threads, gpu_share = _size_pool(gpus, len(_chunks(rows)))
     sized = dataclasses.replace(task, device="cuda" if gpus else "cpu", threads=threads)
     quiet_data_context()
     blocks = [
@@ -161,10 +172,10 @@ def _evaluate_on_ray(config: EvaluateConfig, task: EvaluationTask, rows: Sequenc
     dataset = ray.data.from_arrow(blocks).map_batches(
         Evaluator,
         fn_constructor_kwargs={"task": sized},
-        batch_size=_CHUNK_PAIRS,
+        batch_size=CHUNK_PAIRS,
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1,
-        num_gpus=1 if gpus else 0,
+        num_gpus=gpu_share,
         runtime_env={"env_vars": worker_environment()},
     )
     return _collect(dataset.iter_rows(), len(rows))

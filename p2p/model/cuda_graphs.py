@@ -8,12 +8,13 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from p2p.model.tensors import as_tensor
 
 Array = npt.NDArray[np.uint8]
 _WARM_UP_CALLS = 3  # before a graph is recorded, as in torch's documentation
+_FLOAT16_HEADROOM = 16.0
 _MEMORY_ERRORS = ("out of memory", "ALLOC_FAILED", "NOT_ENOUGH_WORKSPACE", "CUDNN_STATUS_NOT_INITIALIZED")
 
 
@@ -47,6 +48,25 @@ def is_device_lost(error: BaseException) -> bool:
     return isinstance(error, getattr(torch, "AcceleratorError", ())) and not is_out_of_memory(error)
 
 
+@torch.inference_mode()
+def fits_float16(network: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Whether `network`, in float32 on the CPU, computes numbers well within float16's range for (C, H, W) inputs.
+
+    The inputs tried are noise and stripes of -1 and 1; others may give values sixteen times as large.
+    """
+    largest = [float(parameter.abs().max()) for parameter in network.parameters()]
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        largest.append(float(output.abs().max()))
+
+    hooks = [module.register_forward_hook(note) for module in network.modules()]
+    noise = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    network(torch.cat([noise, noise.sign(), torch.ones_like(noise)]))
+    for hook in hooks:
+        hook.remove()
+    return max(largest) * _FLOAT16_HEADROOM <= torch.finfo(torch.float16).max  # false for NaN too
+
+
 class CudaGraphStream:
     """Computes one batch at a time on a CUDA stream of its own, beside which the copies of another stream may run.
 
@@ -60,7 +80,9 @@ class CudaGraphStream:
     ) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._finished = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._host_in = _pinned(shape)
+        # The current device is a thread's own, and pinned memory belongs to the current device.
+        self._device = device
+        self._host_in = self._pinned(shape)
         self._device_in = torch.zeros(shape, dtype=torch.uint8, device=device)
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream), convolution_kernels(benchmark=True, exact=exact):
@@ -87,7 +109,7 @@ class CudaGraphStream:
             self.fallback = f"the network is not recorded as a CUDA graph, it runs slower: {reason}"
             self._graph = None
         self._device_out = outputs
-        self._host_out = _pinned(outputs.shape)
+        self._host_out = self._pinned(outputs.shape)
         self._count = 0
 
     def start(self, tiles: Array) -> None:
@@ -110,7 +132,7 @@ class CudaGraphStream:
         self._finished.synchronize()
         return self._host_out[: self._count].numpy().copy()
 
-
-def _pinned(shape: tuple[int, ...]) -> Tensor:
-    """Memory of the host from which, and to which, a device copies by itself."""
-    return torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
+    def _pinned(self, shape: tuple[int, ...]) -> Tensor:
+        """Memory of the host from which, and to which, the device copies by itself."""
+        with torch.cuda.device(self._device):
+            return torch.zeros(shape, dtype=torch.uint8, pin_memory=True)

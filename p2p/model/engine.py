@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from p2p.errors import ConfigError
 from p2p.model.config import Precision
-from p2p.model.cuda_graphs import CudaGraphStream, convolution_kernels
+from p2p.model.cuda_graphs import CudaGraphStream, convolution_kernels, fits_float16
 from p2p.model.networks import Generator, replace_modules
 from p2p.model.packing import pack_weights
 from p2p.model.tensors import InputEncoder, as_tensor, to_pixels
@@ -32,7 +33,9 @@ NormMode = Literal["running", "batch"]
 PendingBatch = Callable[[], npt.NDArray[Any]]
 """Waits for a batch that was started and returns it: (B, H, W, C_out)."""
 _CUDA_STREAMS = 2  # one computes while the other's tiles are copied
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+EnginePrecision = Literal["fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_TRIAL_SIDE = 256
 
 
 def choose_device(gpu: str) -> torch.device:
@@ -56,6 +59,13 @@ def choose_precision(precision: str, device: str | torch.device, bits: int = 8) 
     return "bf16" if _cpu_has_bf16() else "fp32"
 
 
+def choose_engine_precision(precision: str, device: str | torch.device, bits: int = 8) -> EnginePrecision:
+    """As `choose_precision`, for translation alone: `auto` is fp16 on GPUs that compute in it, but not in bf16."""
+    chosen = choose_precision(precision, device, bits)
+    slow = precision == "auto" and chosen == "fp32" and bits == 8 and torch.device(device).type == "cuda"
+    return "fp16" if slow else chosen
+
+
 def _cpu_has_bf16() -> bool:
     # torch names these checks privately; a version without them runs in float32.
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -65,10 +75,12 @@ def _cpu_has_bf16() -> bool:
 class Engine:
     """Runs a generator on tiles, uint8 or uint16 as its model's `bits` say, in batches of one fixed size.
 
+    precision "fp16" is float32 where that would exceed float16's range.
     norm_mode "running": batch norm uses its running statistics and is folded into the convolutions.
     norm_mode "batch": each tile is normalised by its own statistics (what the paper does at test time with batches of
     one). In both modes a tile's output depends on the tile alone: not on its place in the batch, on its neighbours or
-    on how full the batch is. On a CPU that holds bit for bit.
+    on how full the batch is. On a CPU that holds bit for bit; on a GPU for one place in the batch and one engine, whose
+    kernels are deterministic ones, but chosen by measuring them.
     dropout: the paper's test-time noise, drawn for each tile from `seed` and the tile's key alone.
     tile_size: side of the tiles in pixels; None takes any shape whose sides are multiples of the generator's stride.
     A fixed tile size is quicker: bfloat16 weights are packed for the CPU, a GPU replays a recorded graph.
@@ -85,7 +97,7 @@ class Engine:
         tile_size: int | None,
         batch_size: int,
         device: str | torch.device = "cpu",
-        precision: Precision = "fp32",
+        precision: EnginePrecision = "fp32",
         norm_mode: NormMode = "running",
         dropout: bool = False,
         seed: int = 0,
@@ -107,8 +119,6 @@ class Engine:
         self.device = torch.device(device)
         self._encode = InputEncoder(generator.config, self.device)
         self._bits = generator.config.bits
-        self._dtype = _DTYPES[precision]
-        self._exact = precision == "fp32"
         self._seed = seed
         network = copy.deepcopy(generator).cpu().eval().requires_grad_(False)
         if norm_mode == "batch":
@@ -119,6 +129,14 @@ class Engine:
         if dropout:
             replace_modules(network, lambda layer: _KeyedDropout(layer) if isinstance(layer, nn.Dropout) else None)
             self._noise = [module for module in network.modules() if isinstance(module, _KeyedDropout)]
+        self._precision_fallback: str | None = None
+        if precision == "fp16":
+            side = tile_size or math.lcm(self.stride, _TRIAL_SIDE)
+            if not fits_float16(network, (generator.config.input_channels, side, side)):
+                precision = "fp32"
+                self._precision_fallback = "the network's values are too large for float16, it runs slower in float32"
+        self._dtype = _DTYPES[precision]
+        self._exact = precision == "fp32"
         if self.device.type == "cpu" and precision == "bf16":
             replace_modules(network, lambda layer: _SignBitReLU(layer) if isinstance(layer, nn.ReLU) else None)
         network.to(device=self.device, dtype=self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -163,7 +181,7 @@ class Engine:
     @property
     def fallbacks(self) -> list[str]:
         """Why the network runs slower than it could, in sentences for the log. Complete once a batch was taken."""
-        found = [self._packing_fallback, *(stream.fallback for stream in self._streams)]
+        found = [self._precision_fallback, self._packing_fallback, *(stream.fallback for stream in self._streams)]
         return [reason for reason in dict.fromkeys(found) if reason]
 
     @property

@@ -9,7 +9,7 @@ from PIL import Image
 
 from p2p.errors import BadInputError, ConfigError, UsageError
 from p2p.model.checkpoint import load_generator
-from p2p.model.engine import Engine, NormMode, choose_device, choose_precision
+from p2p.model.engine import Engine, NormMode, choose_device, choose_engine_precision
 from p2p.model.sizing import SizeMode, default_overlap, plan_image
 from p2p.storage.images import Pixels
 from p2p.storage.pixels import PixelFormat, to_format
@@ -72,7 +72,7 @@ class Translator:
             tile_size=None if size_mode == "pad" else self.tile_size,
             batch_size=_BATCH_SIZE,
             device=chosen,
-            precision=choose_precision(precision, chosen, self.generator.config.bits),
+            precision=choose_engine_precision(precision, chosen, self.generator.config.bits),
             norm_mode=norm_mode,
             dropout=dropout,
             seed=seed,

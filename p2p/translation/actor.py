@@ -17,7 +17,7 @@ import torch
 from p2p.errors import CheckpointError, P2PError
 from p2p.model.checkpoint import load_generator
 from p2p.model.cuda_graphs import is_device_lost, is_out_of_memory
-from p2p.model.engine import Engine, choose_precision
+from p2p.model.engine import Engine, choose_engine_precision
 from p2p.storage.deadline import DECODE_SECONDS, Deadline
 from p2p.translation.pipeline.codec import Codec
 from p2p.translation.pipeline.pipeline import Pipeline
@@ -46,7 +46,7 @@ def make_pipeline(work: Work, open_writer: Callable[[int], ShardWriter], journal
         tile_size=None if settings.size_mode == "pad" else settings.tile_size,
         batch_size=work.batch_size,
         device=work.device,
-        precision=choose_precision(settings.precision, work.device),
+        precision=choose_engine_precision(settings.precision, work.device),
         norm_mode=settings.norm_mode,
         dropout=settings.dropout,
         seed=settings.seed,
@@ -111,9 +111,12 @@ class ShardTranslator:
         except P2PError as error:
             yield {"stopped": str(error)}
         except Exception as error:
-            if is_device_lost(error):  # another process can go on; this one leaves a crash record, as any that ends
-                log.error("%s", error)
-                os._exit(1)
+            if is_device_lost(error):
+                if self._pipeline is not None:  # another process can go on; this one leaves crash records, as any does
+                    log.error("%s", error)
+                    os._exit(1)
+                yield {"stopped": f"the GPU cannot be used: {str(error).splitlines()[0]}; pass --gpu false"}
+                return
             if not is_out_of_memory(error):
                 raise
             reason = str(error).split(". ")[0] or "out of memory"

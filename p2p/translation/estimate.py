@@ -42,8 +42,9 @@ def dry_run(config: TranslateConfig, corpus: Corpus, work: Work) -> dict[str, An
     """
     if not os.environ.get("RAY_ADDRESS"):
         gpus = torch.cuda.device_count() if choose_device(config.gpu).type == "cuda" else 0
-        return _estimate(config, corpus, work, available_cpus(), gpus)
-    from p2p.data.cluster import cluster_cpus, cluster_gpus
+        cores = available_cpus()
+        return _estimate(config, corpus, work, cores // max(1, gpus), gpus)
+    from p2p.data.cluster import cluster_cpus, cluster_gpus, cpus_per_gpu
     from p2p.data.session import ray_session
 
     with ray_session():
@@ -52,13 +53,14 @@ def dry_run(config: TranslateConfig, corpus: Corpus, work: Work) -> dict[str, An
             raise ConfigError("gpu", "true: the cluster has no GPU that is up; pass --gpu auto or false")
         cores = cluster_cpus()
         log.info("measuring one process on the cluster, which has %d CPUs and %d GPUs now", cores, gpus)
-        return _estimate(config, corpus, work, cores, gpus)
+        return _estimate(config, corpus, work, cpus_per_gpu() if gpus else cores, gpus)
 
 
 def _estimate(config: TranslateConfig, corpus: Corpus, work: Work, cores: int, gpus: int) -> dict[str, Any]:
+    """`cores` are those beside each GPU, where there are GPUs."""
     if gpus:
         processes = config.workers or ACTORS_PER_GPU * gpus
-        return estimate(config, corpus, on_gpu(work, config.batch_size, cores // gpus), processes, min(processes, gpus))
+        return estimate(config, corpus, on_gpu(work, config.batch_size, cores), processes, min(processes, gpus))
     processes = config.workers or cores
     return estimate(config, corpus, work, processes, min(cores, processes * max(1, cores // processes)))
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from p2p.data.cluster import await_gpu, cluster_cpus, cluster_gpus, is_private, quiet_data_context
+from p2p.data.cluster import (
+    await_gpu,
+    cluster_cpus,
+    cluster_gpus,
+    cpus_per_gpu,
+    is_private,
+    quiet_data_context,
+    spread_over_gpus,
+)
 from p2p.data.machine import available_cpus, worker_environment
 from p2p.data.session import ray, ray_session
 from p2p.errors import UsageError
@@ -55,14 +62,15 @@ def _size_pool(config: TranslateConfig, work: Work, shards: int) -> _Pool:
     if not is_private():
         max_actors = min(config.workers or max(room, _MAX_DEFAULT_WORKERS), shards)
         actors = min(max_actors, room)
+    if use_gpu:
+        actors, per_gpu = spread_over_gpus(actors, gpus)
+        max_actors = actors if is_private() else max_actors
     initial_actors = (
         max_actors if config.workers else actors
     )  # what was asked for is known to the autoscaler from the beginning
     if use_gpu:
-        work = on_gpu(work, config.batch_size, cores // actors)
-        return _Pool(
-            work, actors, initial_actors, max_actors, {"num_cpus": 1, "num_gpus": 1 / math.ceil(actors / gpus)}
-        )
+        work = on_gpu(work, config.batch_size, cpus_per_gpu() // per_gpu)
+        return _Pool(work, actors, initial_actors, max_actors, {"num_cpus": 1, "num_gpus": 1 / per_gpu})
     # One more than a process has cores: while one pauses between two chains, another computes on its core too.
     threads = min(max(1, cores // actors), available_cpus()) + 1
     if config.batch_size not in (0, work.batch_size):

@@ -12,9 +12,14 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from p2p.model import cuda_graphs
 from p2p.model.config import ModelConfig
-from p2p.model.cuda_graphs import CudaGraphStream, convolution_kernels, is_device_lost, is_out_of_memory
+from p2p.model.cuda_graphs import (
+    CudaGraphStream,
+    convolution_kernels,
+    fits_float16,
+    is_device_lost,
+    is_out_of_memory,
+)
 from p2p.model.networks import build_generator
 
 CUDNN = {torch._C._ConvBackend.Cudnn, torch._C._ConvBackend.CudnnTranspose}
@@ -113,7 +118,20 @@ def card(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         "graph": graph,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(cuda_graphs, "_pinned", lambda shape: torch.zeros(shape, dtype=torch.uint8))
+    current = [torch.device("meta")]
+
+    @contextlib.contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    def zeros(*shape: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        assert not pin_memory or current[-1] == torch.device("cpu"), "pinned for another device"
+        return torch.empty(*shape, **options).zero_()
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch, "zeros", zeros)
     return recordings
 
 
@@ -164,3 +182,16 @@ def test_a_full_card_is_no_reason_to_run_slower(card: list[dict[str, Any]], cont
     with pytest.raises(RuntimeError) as found:
         CudaGraphStream(compute, (2, 4, 4, 3), torch.device("cpu"))
     assert is_out_of_memory(found.value)
+
+
+def test_a_network_with_large_values_does_not_fit_float16() -> None:
+    network = build_generator(ModelConfig(generator="unet_64", ngf=4)).eval()
+    assert fits_float16(network, (3, 64, 64))
+    first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    with torch.no_grad():
+        first.weight.mul_(1e6)
+    assert not fits_float16(network, (3, 64, 64))
+    with torch.no_grad():
+        first.weight.fill_(torch.nan)
+    assert not fits_float16(network, (3, 64, 64))
+    assert not any(layer._forward_hooks for layer in network.modules())

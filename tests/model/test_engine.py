@@ -5,7 +5,14 @@ from formula_weights import fill
 
 from p2p.errors import UsageError
 from p2p.model.config import ModelConfig
-from p2p.model.engine import Engine, _KeyedDropout, _SignBitReLU, choose_device, choose_precision
+from p2p.model.engine import (
+    Engine,
+    _KeyedDropout,
+    _SignBitReLU,
+    choose_device,
+    choose_engine_precision,
+    choose_precision,
+)
 from p2p.model.networks import build_generator
 from p2p.model.tensors import to_model_range, to_pixels
 
@@ -150,6 +157,26 @@ def test_devices_and_precisions_are_chosen_by_what_is_there(monkeypatch):
     assert choose_precision("auto", "cpu") == "fp32"
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
     assert choose_precision("auto", "cpu") == "bf16"
+
+
+def test_cards_without_bfloat16_translate_in_float16_and_train_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert choose_engine_precision("auto", "cuda") == "fp16"
+    assert choose_precision("auto", "cuda") == choose_engine_precision("fp32", "cuda") == "fp32"
+    assert choose_engine_precision("auto", "cuda", bits=16) == "fp32"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert choose_engine_precision("auto", "cuda:1") == "bf16"
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e6])
+def test_float16_is_used_where_its_range_suffices(scale):
+    generator = small_generator(norm="none")
+    with torch.no_grad():
+        next(generator.parameters()).mul_(scale)
+    half, exact = engine(generator, precision="fp16"), engine(generator)
+    assert steps(half(TILES), exact(TILES)).max() <= (1 if scale == 1 else 0)
+    assert len(half.fallbacks) == (scale > 1)
+    assert half._exact is (scale > 1)
 
 
 def test_every_uint8_value_survives_the_model_range():

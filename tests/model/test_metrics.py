@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from p2p.errors import UsageError
 from p2p.model.metrics import METRICS, PSNR_CAP, MetricTotals, default_metrics, find_metric, measure
@@ -106,3 +107,13 @@ def test_unknown_and_unavailable_metrics_are_usage_errors():
 def test_improvement_knows_the_direction_and_distrusts_nan():
     assert METRICS["l1"].improves(0.1, 0.2) and not METRICS["psnr"].improves(10, 20)
     assert METRICS["l1"].improves(0.1, None) and not METRICS["l1"].improves(math.nan, 0.2)
+
+
+def test_measuring_reads_nothing_back_from_a_gpu():
+    """Asked with tensors on a GPU that need not be there: an operator whose result depends on values would raise."""
+    with FakeTensorMode():
+        images = torch.zeros(2, 16, 16, 3, dtype=torch.uint8, device="cuda")
+        totals = MetricTotals()
+        totals.add(measure(images, images, list(METRICS), [(0, 0, 0), (255, 255, 255)]))
+        totals.add(measure(images, images, list(METRICS), [(0, 0, 0), (255, 255, 255)]))
+    assert totals.count == 4
