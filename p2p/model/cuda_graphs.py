@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from p2p.model.tensors import as_tensor
 
 Array = npt.NDArray[np.uint8]
+Result = TypeVar("Result")
 _WARM_UP_CALLS = 3  # before a graph is recorded, as in torch's documentation
 _FLOAT16_HEADROOM = 16.0
 _MEMORY_ERRORS = ("out of memory", "ALLOC_FAILED", "NOT_ENOUGH_WORKSPACE", "CUDNN_STATUS_NOT_INITIALIZED")
@@ -67,6 +70,67 @@ def fits_float16(network: nn.Module, shape: tuple[int, int, int]) -> bool:
     return max(largest) * _FLOAT16_HEADROOM <= torch.finfo(torch.float16).max  # false for NaN too
 
 
+class _NotRecordedError(Exception):
+    """A graph could not be recorded; says why. Nothing of it was computed."""
+
+
+@contextlib.contextmanager
+def _recording(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream | None = None) -> Iterator[None]:
+    """Record in `graph` what is computed inside. Raises _NotRecordedError, or what a full or lost device raises."""
+    try:
+        # In the default mode what other threads ask of CUDA meanwhile, such as pinned memory, breaks it.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            yield
+    except RuntimeError as error:
+        if is_out_of_memory(error) or is_device_lost(error):
+            raise
+        if error.__context__ is not None and is_out_of_memory(error.__context__):  # ending the recording failed too
+            raise error.__context__ from None
+        raise _NotRecordedError(str(error).split("\n")[0]) from error
+
+
+class RecordedCall(Generic[Result]):
+    """`compute`, which on a CUDA device is recorded as a graph at its fourth call with inputs of the same shapes.
+
+    From then on such a call is a single start of the graph. Calls with other shapes compute as before, and so do all on
+    other devices. `compute` must read nothing back, and what it changes it must change in place, in tensors that stay
+    where they are: a graph knows addresses only. Noise follows `torch.manual_seed` in a graph too.
+    """
+
+    def __init__(self, compute: Callable[..., Result], device: torch.device) -> None:
+        self._compute, self._device = compute, device
+        self._calls: Counter[tuple[torch.Size, ...]] = Counter()
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: list[Tensor] = []
+        self.fallback: str | None = None
+        """Why it runs slower than it could, for the log."""
+
+    def __call__(self, *inputs: Tensor) -> Result:
+        """What `compute(*inputs)` returns; on a CUDA device its tensors are overwritten by the next call."""
+        if self._device.type != "cuda" or self.fallback:
+            return self._compute(*inputs)
+        shapes = tuple(tensor.shape for tensor in inputs)
+        self._calls[shapes] += 1
+        if self._graph is None and self._calls[shapes] > _WARM_UP_CALLS:
+            self._record(inputs)
+        if self._graph is None or shapes != tuple(tensor.shape for tensor in self._inputs):
+            return self._compute(*inputs)
+        for own, tensor in zip(self._inputs, inputs, strict=True):
+            own.copy_(tensor, non_blocking=True)
+        self._graph.replay()
+        return self._outputs
+
+    def _record(self, inputs: Sequence[Tensor]) -> None:
+        self._inputs = [tensor.clone() for tensor in inputs]
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with _recording(graph):
+                self._outputs = self._compute(*self._inputs)
+            self._graph = graph
+        except _NotRecordedError as error:
+            self.fallback = f"not recorded as a CUDA graph, it runs slower: {error}"
+
+
 class CudaGraphStream:
     """Computes one batch at a time on a CUDA stream of its own, beside which the copies of another stream may run.
 
@@ -94,19 +158,10 @@ class CudaGraphStream:
         """Why the network runs slower than it could, for the log."""
         self._compute, self._exact = compute, exact
         try:
-            with (
-                # In the default mode what other threads ask of CUDA meanwhile, such as pinned memory, breaks it.
-                torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"),
-                convolution_kernels(benchmark=True, exact=exact),
-            ):
+            with _recording(self._graph, self._stream), convolution_kernels(benchmark=True, exact=exact):
                 outputs = compute(self._device_in)
-        except RuntimeError as error:
-            if is_out_of_memory(error) or is_device_lost(error):
-                raise
-            if error.__context__ is not None and is_out_of_memory(error.__context__):  # ending the recording failed too
-                raise error.__context__ from None
-            reason = str(error).split("\n")[0]
-            self.fallback = f"the network is not recorded as a CUDA graph, it runs slower: {reason}"
+        except _NotRecordedError as error:
+            self.fallback = f"the network is not recorded as a CUDA graph, it runs slower: {error}"
             self._graph = None
         self._device_out = outputs
         self._host_out = self._pinned(outputs.shape)

@@ -121,7 +121,11 @@ class Pix2Pix:
     def _adam(self, network: nn.Module) -> torch.optim.Adam:
         betas = (self.config.beta1, _BETA2)
         fused = self.device.type in _FUSED_ADAM
-        return _Adam(network.parameters(), lr=self.config.lr, betas=betas, fused=fused)
+        if self.device.type != "cuda":
+            return _Adam(network.parameters(), lr=self.config.lr, betas=betas, fused=fused)
+        # A step that is recorded as a graph reads its learning rate, like all else, from the device.
+        lr = torch.tensor(self.config.lr, device=self.device)
+        return _Adam(network.parameters(), lr=lr, betas=betas, fused=fused, capturable=True)
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         # One context for each pass: autocast caches the weights it has cast until the context ends.
@@ -173,7 +177,10 @@ class Pix2Pix:
         """Use `lr` in both optimisers from the next step on."""
         for adam in (self._generator_adam, self._discriminator_adam):
             for group in adam.param_groups:
-                group["lr"] = lr
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(lr)
+                else:
+                    group["lr"] = lr
 
     def train(self, mode: bool = True) -> None:
         """Switch both networks to training mode, or with False to evaluation mode."""

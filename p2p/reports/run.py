@@ -17,6 +17,7 @@ from p2p.reports.samples import load_sheets
 from p2p.storage.filesystems import join, read_bytes, read_json_object
 
 _SHARE = "share"
+_SHARES = ("data_wait", "gpu_busy")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _value(name: str, value: float | None) -> str:
     metric = _metric(name)
     if name == "seconds":
         return duration(value)
-    if name == "data_wait":
+    if name in _SHARES:
         return percent(value)
     if name == "lr" and value is not None:
         return f"{value:.4g}"
@@ -142,7 +143,7 @@ def _checkpoint_rows(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, li
 
 def _chart(run: _Run, names: Sequence[str], title: str, y_label: str, caption: str, **options: Any) -> list[_Chart]:
     """A chart of those of the values that the run has; none where it has none."""
-    series = [run.series(name, in_percent=name == "data_wait") for name in names if run.has(name)]
+    series = [run.series(name, in_percent=name in _SHARES) for name in names if run.has(name)]
     return [_Chart(title, line_chart(series, x_label="epoch", y_label=y_label, **options), caption)] if series else []
 
 
@@ -188,6 +189,8 @@ def _sections(run: _Run) -> dict[str, list[_Chart]]:
         *_chart(run, ("lr",), "Learning rate", "lr", "Of both networks' optimisers."),
         *_chart(run, ("images_per_second",), "Throughput", "images per second", speed),
         *_chart(run, ("data_wait",), "Waiting for data", "% of training time", waiting),
+        *_chart(run, ("gpu_busy",), "GPU busy", "% of training time", "Time in which a GPU was at a step (mean)."),
+        *_chart(run, ("gpu_memory",), "GPU memory", "GiB", "Most that tensors took at a time, on any GPU."),
     ]
     validation = [_metric_chart(run, name) for name in measured if run.has(name)]
     sections = {"Losses": _loss_charts(run), "Validation": validation, "Pace": pace}

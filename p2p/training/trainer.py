@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Iterable, Iterator
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from p2p.errors import TrainingStoppedError
+from p2p.model.cuda_graphs import RecordedCall
 from p2p.model.distributed import max_over_ranks, sum_over_ranks
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.tensors import to_model_range
 from p2p.training.config import TrainConfig
+from p2p.training.gpu_meter import GpuMeter
 from p2p.training.health import broken, not_finite
 from p2p.training.position import Position
 from p2p.training.run_folder import MetricsRow, RunFolder
@@ -37,6 +40,9 @@ class Trainer:
         self.epoch = position.epoch + 1
         self._run = RunFolder(config.output)
         self._sums = torch.zeros(len(LOSSES), dtype=torch.float64, device=pix2pix.device)
+        # The gradients of several ranks are averaged by hooks, which are not recorded.
+        self._step = RecordedCall(self._add_step, pix2pix.device) if world == 1 else self._add_step
+        self._gpu = GpuMeter(pix2pix.device) if pix2pix.device.type == "cuda" else None
         self.start_clock()
 
     # Steps
@@ -46,6 +52,8 @@ class Trainer:
         self.epoch = epoch
         self._seen_before, self._waited, self._updating = self.position.images_seen, 0.0, 0.0
         self._sums.zero_()
+        if self._gpu is not None:
+            self._gpu.start_epoch()
         if self.position.loss_sums and self.rank == 0:
             self._sums += torch.tensor(self.position.loss_sums, dtype=torch.float64, device=self._sums.device)
         self.pix2pix.train()
@@ -70,8 +78,8 @@ class Trainer:
         """
         started = time.monotonic()
         self._seed_noise()
-        losses = self.pix2pix.update(self.pix2pix.encode(inputs), to_model_range(targets))
-        self._sums += torch.stack([losses[name] for name in LOSSES]) * len(inputs)
+        with self._gpu.step() if self._gpu is not None else contextlib.nullcontext():
+            self._step(inputs, targets)
         seen = len(inputs) * self.world
         self.pix2pix.update_average(seen, self.position.images_seen)
         self.position = replace(
@@ -84,11 +92,21 @@ class Trainer:
             self.check_losses()
         self._updating += time.monotonic() - started
 
+    def _add_step(self, inputs: Tensor, targets: Tensor) -> None:
+        """All of a step that happens on the device alone."""
+        losses = self.pix2pix.update(self.pix2pix.encode(inputs), to_model_range(targets))
+        self._sums += torch.stack([losses[name] for name in LOSSES]) * len(inputs)
+
     def _seed_noise(self) -> None:
         """Make dropout a function of (seed, step, rank), so that no generator's state has to be saved."""
         text = f"{self.config.seed}/{self.position.step}/{self.rank}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         torch.manual_seed(int.from_bytes(digest, "big") >> 1)
+
+    @property
+    def fallback(self) -> str | None:
+        """Why steps run slower than they could, for the log."""
+        return self._step.fallback if isinstance(self._step, RecordedCall) else None
 
     # Metrics and position
 
@@ -112,6 +130,7 @@ class Trainer:
             **row,
             "images_per_second": (self.position.images_seen - self._seen_before) / seconds,
             "data_wait": float(max_over_ranks(waiting)),
+            **(self._gpu.measured(seconds) if self._gpu is not None else {}),
         }
 
     @property
@@ -138,6 +157,8 @@ class Trainer:
         """
         sums, pairs = sum_over_ranks(self._sums.clone()), self.position.pairs_in_epoch
         losses = {name: float(value) / pairs for name, value in zip(LOSSES, sums, strict=True)}
+        if self._gpu is not None:
+            self._gpu.add_up()
         if names := not_finite(losses):
             raise self._stopped(names)
         return losses

@@ -79,6 +79,8 @@ def _train(task: TrainTask) -> None:
                     stop.check(keeper)
                 average_statistics(pix2pix)
                 row = trainer.epoch_metrics()
+                if trainer.fallback and part is epochs[0]:
+                    task.reporter.log.remote(f"the step is {trainer.fallback}")
                 if task.stream.val is not None:
                     held_out = stop.checked(blocks.validation(), keeper)
                     validation_batch = max(config.batch_size, _MIN_VALIDATION_BATCH)

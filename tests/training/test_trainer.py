@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from p2p.errors import TrainingStoppedError
+from p2p.model.cuda_graphs import RecordedCall
 from p2p.model.pix2pix import Pix2Pix
 from p2p.training import TrainConfig
 from p2p.training import trainer as trainer_module
+from p2p.training.gpu_meter import GpuMeter
 from p2p.training.position import Position
 from p2p.training.run_folder import RunFolder
 from p2p.training.trainer import Trainer
@@ -119,3 +122,93 @@ def test_numbers_that_are_not_finite_stop_training_with_a_finding(tmp_path):
     assert stopped.value.finding["numbers"]["step"] == 3
     with pytest.raises(TrainingStoppedError, match="weights no longer finite"):
         trained.check_weights()
+
+
+class FakeCard:
+    """torch.cuda's graphs and events on the CPU. What is recorded is computed when it is replayed."""
+
+    def __init__(self, monkeypatch, trained: Trainer) -> None:
+        self.trained, self.replays = trained, 0
+        trained._step = RecordedCall(trained._add_step, torch.device("cuda"))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
+        monkeypatch.setattr(torch.cuda, "graph", self.record)
+
+    @contextlib.contextmanager
+    def record(self, graph, *, stream, capture_error_mode):
+        assert graph is self and capture_error_mode == "thread_local"
+        tensors = [tensor for part in self.trained.pix2pix.state() for tensor in part.values()]
+        kept = [tensor.clone() for tensor in (*tensors, self.trained._sums)]
+        noise = torch.get_rng_state()
+        yield
+        torch.set_rng_state(noise)
+        with torch.no_grad():
+            for tensor, before in zip((*tensors, self.trained._sums), kept, strict=True):
+                tensor.copy_(before)
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.trained._add_step(*self.trained._step._inputs)
+
+
+@pytest.mark.parametrize("options", [{}, {"gan_mode": "wgangp", "ema_images": 100, "lr": 0.01}])
+def test_a_recorded_step_is_the_step_to_the_bit(tmp_path, monkeypatch, options):
+    plain, recorded = (trainer_of(config(tmp_path, epochs=1, epochs_decay=3, **options)) for _ in range(2))
+    card = FakeCard(monkeypatch, recorded)
+    for epoch in (1, 2):
+        for trained in (plain, recorded):
+            # The last batch of an epoch is smaller, and is no reason to record another graph.
+            found = run(trained, epoch, [*batches(5, 2, first=10 * epoch), *batches(1, 1)])
+            assert found["step"] == 6 * epoch
+    assert card.replays == 2 + 5
+    assert recorded.check_losses() == plain.check_losses()
+    for a, b in zip(plain.pix2pix.state(), recorded.pix2pix.state(), strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_step_that_cannot_be_recorded_is_computed_all_the_same(tmp_path, monkeypatch):
+    plain, recorded = (trainer_of(config(tmp_path)) for _ in range(2))
+    card = FakeCard(monkeypatch, recorded)
+
+    @contextlib.contextmanager
+    def fail(*_, **__):
+        with card.record(card, stream=None, capture_error_mode="thread_local"):
+            yield
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(torch.cuda, "graph", fail)
+    for trained in (plain, recorded):
+        run(trained, 1, batches(6))
+    assert recorded.fallback == (
+        "not recorded as a CUDA graph, it runs slower: operation not permitted when stream is capturing"
+    )
+    assert card.replays == 0
+    assert recorded.check_losses() == plain.check_losses()
+
+
+def test_how_busy_a_gpu_was_is_told_where_there_is_one(tmp_path, monkeypatch):
+    clock = [0.0]
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = clock[0] = clock[0] + 1.0
+
+        def elapsed_time(self, end: Event) -> float:
+            return 1000.0 * (end.at - self.at)
+
+    trained = trainer_of(config(tmp_path))
+    assert not {"gpu_busy", "gpu_memory"} & set(run(trained, 1, batches(2)))
+    resets = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", resets.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 3 * 2**30)
+    monkeypatch.setattr("p2p.training.trainer.time.monotonic", lambda: clock[0])
+    trained._gpu = GpuMeter(trained.pix2pix.device)
+    row = run(trained, 2, batches(4))
+    assert (row["gpu_busy"], row["gpu_memory"]) == (0.5, 3.0), (
+        "a second between two events, of which half are in a step"
+    )
+    assert len(resets) == 2
+    assert run(trained, 3, batches(1))["gpu_busy"] == 0.5
