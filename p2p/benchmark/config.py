@@ -14,10 +14,11 @@ class BenchmarkConfig:
 
     output: str
     """Folder or prefix for benchmark.json and summary.json."""
-    what: Literal["train", "translate", "data", "all"] = "all"
-    """Which part to measure."""
+    what: Literal["train", "translate", "data", "gpu", "all"] = "all"
+    """Which part to measure; gpu: whether a CUDA GPU computes what a CPU does, and all of its rates, in six minutes."""
     seconds: float = 30.0
-    """Seconds each single measurement lasts, after its warm-up."""
+    """Seconds each single measurement lasts, after its warm-up, and about as long as each job has work; with --what gpu
+    at most 4."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks run; auto takes a GPU if there is one."""
     batch_size: int | None = None
@@ -25,7 +26,7 @@ class BenchmarkConfig:
     source: str | None = None
     """Combined pair images to measure on. Default: made pairs of 1200x600 from the embedded synthetic city."""
     images: int = 200
-    """Images of the translation measurement."""
+    """Images to measure on, repeated as often as --seconds take."""
 
     def __post_init__(self) -> None:
         if self.seconds <= 0:

@@ -17,14 +17,17 @@ from torch import nn
 
 from p2p.data.machine import worker_environment
 from p2p.model.config import ModelConfig, Precision
-from p2p.model.engine import Engine
-from p2p.model.networks import build_discriminator, build_generator
+from p2p.model.cuda_graphs import RecordedCall
+from p2p.model.engine import Engine, EnginePrecision
+from p2p.model.networks import Generator, build_discriminator, build_generator
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.tensors import to_model_range, to_pixels
-from p2p.storage.images import decode, resize, split_halves
+from p2p.storage.images import Pixels, decode, resize, split_halves
 
 SIZE = 256
 _COMPARED = 8
+_WARM_UP_CALLS = 4  # the last of which records a graph
+_GPU_BATCHES = 16  # per call, so that copies and computing overlap as in the job
 Result = TypeVar("Result")
 
 
@@ -41,13 +44,13 @@ def alone(measure: Callable[..., Result], *arguments: object) -> Result:
 
 
 def rate(step: Callable[[], object], per_call: int, seconds: float, device: str) -> float:
-    """Call `step` for `seconds` after three warm-up calls; returns `per_call` x calls per second."""
+    """Call `step` for `seconds` after some warm-up calls; returns `per_call` x calls per second."""
 
     def synchronise() -> None:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    for _ in range(3):
+    for _ in range(_WARM_UP_CALLS):
         step()
     synchronise()
     started = time.perf_counter()
@@ -66,8 +69,17 @@ def random_images(count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
     return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
 
 
+def choose_kernels(*, exact: bool) -> None:
+    """CuDNN's settings as training has them, and as the original implementation has them where not `exact`."""
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = not exact
+
+
 def plain_update(batch: int, seconds: float, device: str) -> float:
-    """Pairs per second of the textbook step: float32, NCHW, Adam as it comes, the C library's own allocator."""
+    """Pairs per second of the textbook step: float32 (on a GPU TF32, as torch has it), NCHW, Adam as it comes, the C
+    library's own allocator.
+    """
+    choose_kernels(exact=False)
     config = ModelConfig()
     generator = build_generator(config, seed=0).to(device)
     discriminator = build_discriminator(config, seed=1).to(device)
@@ -96,46 +108,57 @@ def plain_update(batch: int, seconds: float, device: str) -> float:
 
 def bare_update(batch: int, seconds: float, device: str, precision: Precision) -> float:
     """Pairs per second of `Pix2Pix.update` as the training job runs it, on tensors in memory."""
+    choose_kernels(exact=precision == "fp32")
     pix2pix = Pix2Pix(ModelConfig(precision=precision), device=device)
     inputs, targets = (to_model_range(random_images(batch)).to(device) for _ in range(2))
-    return rate(lambda: pix2pix.update(inputs, targets), batch, seconds, device)
+    update = RecordedCall(pix2pix.update, pix2pix.device)
+    return rate(lambda: update(inputs, targets), batch, seconds, device)
 
 
 @torch.inference_mode()
 def plain_forward(batch: int, seconds: float, device: str) -> float:
-    """Images per second of the textbook forward pass: float32, NCHW, nothing folded, evaluation mode."""
+    """Images per second of the textbook forward pass: as `plain_update`, nothing folded, evaluation mode."""
+    choose_kernels(exact=False)
     generator = build_generator(ModelConfig(), seed=0).to(device).eval()
     inputs = to_model_range(random_images(batch)).contiguous().to(device)
     return rate(lambda: generator(inputs), batch, seconds, device)
 
 
-def engine_rate(batch: int, seconds: float, device: str, precision: Precision, threads: int) -> float:
+def engine_rate(batch: int, seconds: float, device: str, precision: EnginePrecision, threads: int) -> float:
     """Images per second of the engine, uint8 in and out; `threads` 0 leaves torch's own choice."""
     if threads:
         torch.set_num_threads(threads)
     engine = Engine(
         build_generator(ModelConfig(), seed=0), tile_size=SIZE, batch_size=batch, device=device, precision=precision
     )
-    images = random_images(batch)
-    return rate(lambda: engine(images), batch, seconds, device)
+    images = random_images(batch * (_GPU_BATCHES if device == "cuda" else 1))
+    return rate(lambda: engine(images), len(images), seconds, device)
 
 
 @torch.inference_mode()
-def fast_path_difference(folder: str, device: str, precision: Precision) -> float:
-    """Mean absolute difference, in levels of 255, of the engine's outputs from the unfolded float32 network's.
-
-    On the left halves of the images in `folder`. The network is drawn at random, its outputs stretched over the whole
-    range as a trained one's are: near the middle gray of fresh weights any precision would look exact.
+def stretched_generator(config: ModelConfig, images: Pixels) -> Generator:
+    """A U-Net drawn at random, its outputs for `images` stretched over the whole range as a trained one's are: near the
+    middle gray of fresh weights any precision would look exact.
     """
-    generator = build_generator(ModelConfig(), seed=0).eval()
-    paths = sorted(Path(folder).iterdir())[:_COMPARED]
-    images = np.stack([resize(split_halves(decode(path.read_bytes()))[0], SIZE, SIZE) for path in paths])
+    generator = build_generator(config, seed=0).eval()
     last = next(layer for layer in reversed(list(generator.modules())) if isinstance(layer, nn.ConvTranspose2d))
     logits: list[torch.Tensor] = []
     hook = last.register_forward_hook(lambda layer, inputs, output: logits.append(output))
     generator(to_model_range(images))
     hook.remove()
     last.weight.mul_(1.0 / logits[0].std())
+    return generator
+
+
+@torch.inference_mode()
+def fast_path_difference(folder: str, device: str, precision: EnginePrecision) -> float:
+    """Mean absolute difference, in levels of 255, of the engine's outputs from the unfolded float32 network's.
+
+    On the left halves of the images in `folder`.
+    """
+    paths = sorted(Path(folder).iterdir())[:_COMPARED]
+    images = np.stack([resize(split_halves(decode(path.read_bytes()))[0], SIZE, SIZE) for path in paths])
+    generator = stretched_generator(ModelConfig(), images)
     exact = to_pixels(generator(to_model_range(images))).numpy()
     engine = Engine(generator, tile_size=SIZE, batch_size=_COMPARED, device=device, precision=precision)
     return float(np.abs(exact.astype(np.int16) - engine(images)).mean())

@@ -1,0 +1,186 @@
+"""Whether p2p computes on a CUDA GPU what it computes on a CPU. Without Ray; tests/on_cuda runs the same checks."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from p2p.benchmark.networks import stretched_generator
+from p2p.model.config import ModelConfig
+from p2p.model.cuda_graphs import RecordedCall, convolution_kernels
+from p2p.model.engine import Engine, choose_engine_precision
+from p2p.model.metrics import METRICS, measure
+from p2p.model.pix2pix import Pix2Pix
+from p2p.model.tensors import to_model_range
+from p2p.storage.images import Pixels
+
+log = logging.getLogger("p2p")
+
+_SMALL: dict[str, Any] = {"generator": "unet_64", "ngf": 8, "ndf": 8, "crop_size": 64}
+_UPDATES: dict[str, dict[str, Any]] = {
+    "vanilla": {},
+    "lsgan, instance norm": {"gan_mode": "lsgan", "norm": "instance"},
+    "hinge, pixel": {"gan_mode": "hinge", "discriminator": "pixel"},
+    "resnet_6": {"generator": "resnet_6"},
+}
+_PALETTE = ((0, 0, 0), (255, 255, 255), (200, 30, 60))
+
+
+@dataclass(frozen=True)
+class Check:
+    """A figure that must not be above its limit."""
+
+    what: str
+    found: float
+    limit: float
+    unit: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """False for NaN too."""
+        return self.found <= self.limit
+
+
+def check_updates(device: str) -> Iterator[Check]:
+    """One update from the same weights: losses, and Adam's first moments, which are the gradients but for a factor."""
+    for name, options in _UPDATES.items():
+        exact = _updated("cpu", **options)
+        for precision, limits in (("fp32", (1e-3, 1e-3)), ("bf16", (1e-2, 0.2))):
+            found = _updated(device, precision=precision, **options)
+            for what, ours, wanted, limit in zip(("losses", "gradients"), found, exact, limits, strict=True):
+                yield Check(f"update, {name}, {precision}: {what}", _apart(ours, wanted), limit, "relative error")
+
+
+def check_recorded_updates(device: str) -> Iterator[Check]:
+    """A recorded update against one that is not: weights, noise by seed, and a learning rate that changes."""
+    config = ModelConfig(**_SMALL, precision="bf16")
+    recorded, plain = Pix2Pix(config, device=device), Pix2Pix(config, device=device)
+    step, pair = RecordedCall(recorded.update, recorded.device), _pair(device, 4)
+    with convolution_kernels(benchmark=False, exact=False):
+        for seed in range(5):
+            torch.manual_seed(seed)
+            step(*pair)
+        apart = []
+        for seed in (5, 6):  # as the recorded one's, then another one
+            plain.load_state(recorded.state())
+            torch.manual_seed(5)
+            step(*pair)
+            torch.manual_seed(seed)
+            plain.update(*pair)
+            apart.append(_apart(_moments(recorded), _moments(plain)))
+        before = [parameter.detach().clone() for parameter in recorded.generator.parameters()]
+        recorded.set_learning_rate(0.0)
+        step(*pair)
+    yield Check("recorded update: could not be recorded", float(step.fallback is not None), 0)
+    yield Check("recorded update: gradients", apart[0], 1e-2, "relative error")
+    yield Check("recorded update: of that, with another seed's noise", apart[0] / apart[1], 0.1)
+    after = recorded.generator.parameters()
+    moved = sum(int(not torch.equal(new, old)) for new, old in zip(after, before, strict=True))
+    yield Check("recorded update: weights that a learning rate of 0 moves", moved, 0)
+
+
+def check_waiting(device: str) -> Iterator[Check]:
+    """An update, its sums and its average never wait for the device."""
+    pix2pix = Pix2Pix(ModelConfig(**_SMALL, precision="bf16", ema_images=1000), device=device)
+    pair, sums = _pair(device, 2), torch.zeros(4, dtype=torch.float64, device=device)
+    pix2pix.update(*pair)
+    waits = 0
+    try:
+        with _waiting_refused() if device == "cuda" else contextlib.nullcontext():
+            torch.manual_seed(3)
+            sums += torch.stack(list(pix2pix.update(*pair).values()))
+            pix2pix.update_average(2, 4)
+    except RuntimeError as error:
+        log.warning("%s", error)
+        waits = 1
+    yield Check("update: waits for the device", waits, 0)
+
+
+def check_engine(device: str) -> Iterator[Check]:
+    """Levels of 255 by which the engine's pixels differ from the CPU's, and from its own."""
+    generator, tiles = stretched_generator(ModelConfig(**_SMALL), _images(6)), _images(6, seed=3)
+    keys = [f"tile {index}" for index in range(len(tiles))]
+
+    def engine(where: str, **options: Any) -> Engine:
+        return Engine(generator, **{"tile_size": 64, "batch_size": 4, "device": where, **options})
+
+    precisions = {"fp32": 0.05, "bf16": 2.0, choose_engine_precision("auto", device): 2.0}
+    for norm_mode in ("running", "batch"):
+        exact = engine("cpu", norm_mode=norm_mode)(tiles)
+        for precision, limit in precisions.items():
+            name = f"engine, {norm_mode} statistics, {precision}"
+            run = engine(device, norm_mode=norm_mode, precision=precision)
+            outputs = run(tiles)
+            yield Check(f"{name}: mean difference", _levels(outputs, exact).mean(), limit, "levels")
+            yield Check(f"{name}: the same again", _levels(outputs, run(tiles)).max(), 0, "levels")
+            yield Check(f"{name}: elsewhere in the batch", _levels(outputs, run(tiles[::-1])[::-1]).max(), 1, "levels")
+            yield Check(f"{name}: slower than it could be", len(run.fallbacks), 0)
+    for name, options in (("noise", {"dropout": True, "seed": 1}), ("any size", {"tile_size": None})):
+        apart = _levels(engine(device, **options)(tiles, keys), engine("cpu", **options)(tiles, keys))
+        yield Check(f"engine, {name}: mean difference", apart.mean(), 0.05, "levels")
+    deep = stretched_generator(ModelConfig(**_SMALL, bits=16), _images(6, dtype=np.uint16))
+    sixteen = _images(4, seed=5, dtype=np.uint16)
+    outputs, exact = (Engine(deep, tile_size=64, batch_size=4, device=where)(sixteen) for where in (device, "cpu"))
+    yield Check("engine, 16 bits: mean difference", _levels(outputs, exact).mean(), 4, "levels of 65535")
+
+
+def check_metrics(device: str) -> Iterator[Check]:
+    """Metrics of the same images."""
+    outputs, targets = (torch.from_numpy(_images(3, seed)) for seed in (1, 2))
+    ours = measure(outputs.to(device), targets.to(device), list(METRICS), _PALETTE).values
+    for name, values in measure(outputs, targets, list(METRICS), _PALETTE).values.items():
+        yield Check(f"metric {name}", float((ours[name].cpu() - values).abs().max()), 1e-9)
+
+
+CHECKS: tuple[Callable[[str], Iterator[Check]], ...] = (
+    check_updates,
+    check_recorded_updates,
+    check_waiting,
+    check_engine,
+    check_metrics,
+)
+
+
+@contextlib.contextmanager
+def _waiting_refused() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def _images(count: int, seed: int = 0, dtype: type[np.uint8] | type[np.uint16] = np.uint8) -> Pixels:
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, (count, 64, 64, 3), dtype=dtype)
+
+
+def _pair(device: str, count: int) -> list[Tensor]:
+    return [to_model_range(torch.from_numpy(_images(count, seed)).to(device)) for seed in (1, 2)]
+
+
+def _updated(device: str, **options: Any) -> tuple[Tensor, Tensor]:
+    config = ModelConfig(**{**_SMALL, "dropout": False, **options})
+    pix2pix = Pix2Pix(config, device=device)
+    with convolution_kernels(benchmark=False, exact=config.precision == "fp32"):
+        losses = pix2pix.update(*_pair(device, 4))
+    return torch.stack([losses[name] for name in sorted(losses)]).cpu(), _moments(pix2pix)
+
+
+def _moments(pix2pix: Pix2Pix) -> Tensor:
+    tensors = sorted(pix2pix.state().trainer.items())
+    return torch.cat([tensor.float().cpu().flatten() for name, tensor in tensors if name.endswith("exp_avg")])
+
+
+def _apart(ours: Tensor, wanted: Tensor) -> float:
+    return float((ours - wanted).norm() / wanted.norm())
+
+
+def _levels(a: Pixels, b: Pixels) -> Any:
+    return np.abs(a.astype(np.int32) - b.astype(np.int32))

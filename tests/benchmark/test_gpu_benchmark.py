@@ -1,0 +1,89 @@
+"""The parts of a GPU's benchmark that need no GPU: its checks, its limits, and how it is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from p2p.benchmark import BenchmarkConfig, benchmark, networks, translate_rows
+from p2p.benchmark.gpu import FORWARD, UPDATE, speed_of_card
+from p2p.benchmark.gpu_checks import Check, check_engine, check_metrics, check_recorded_updates, check_waiting
+from p2p.benchmark.images import Codecs
+from p2p.benchmark.rows import Setting, row
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA GPU is visible here")
+def test_without_a_card_it_is_a_mistake_of_the_options(run_cli: Any, tmp_path: Path) -> None:
+    outcome = run_cli(BenchmarkConfig, benchmark, "--what", "gpu", "--output", tmp_path / "out")
+    assert outcome.status == 2
+    assert "--what gpu: no CUDA GPU is visible here" in outcome.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("checks", [check_recorded_updates, check_waiting, check_engine, check_metrics])
+def test_a_cpu_computes_what_a_cpu_does(checks: Any) -> None:
+    found = list(checks("cpu"))
+    assert [check for check in found if not check.passed] == []
+    assert len({check.what for check in found}) == len(found)
+
+
+def test_a_check_fails_above_its_limit_and_for_nan() -> None:
+    assert Check("loss", 1.0, 1.0).passed
+    assert not Check("loss", 1.1, 1.0).passed and not Check("loss", float("nan"), 1.0).passed
+
+
+def test_a_small_batch_is_bound_by_weights_and_a_large_one_by_arithmetic() -> None:
+    h200 = {"flops": 788e12, "bandwidth": 4.3e12}
+    assert FORWARD.roofline(1, **h200) == pytest.approx(33_200, rel=0.01)
+    assert FORWARD.roofline(64, **h200) == pytest.approx(65_100, rel=0.01)
+    assert UPDATE.roofline(1, **h200) == pytest.approx(1_760, rel=0.01)
+    assert UPDATE.roofline(64, **h200) == pytest.approx(9_060, rel=0.01)
+
+
+def test_the_card_is_measured_by_itself() -> None:
+    assert min(speed_of_card("cpu", 0.01, side=64)) > 0
+
+
+@pytest.mark.parametrize("device, batches", [("cpu", 1), ("cuda", 16)])
+def test_a_gpu_gets_many_batches_at_once(monkeypatch: pytest.MonkeyPatch, device: str, batches: int) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(networks, "Engine", lambda *_, **__: lambda images: calls.append(len(images)))
+    monkeypatch.setattr(networks, "build_generator", lambda *_, **__: None)
+    monkeypatch.setattr(networks, "rate", lambda step, per_call, *_: (step(), float(per_call))[1])
+    assert networks.engine_rate(4, 1.0, device, "bf16", 0) == 4 * batches
+    assert calls == [4 * batches]
+
+
+@pytest.mark.parametrize("device, limit", [("cpu", 1 / (1 / 100 + 0.02 / 2)), ("cuda", 100.0)])
+def test_on_a_gpu_the_slowest_part_is_the_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, limit: float
+) -> None:
+    def alone(measure: Any, *_: object) -> object:
+        return 100.0 if measure is networks.engine_rate else Codecs(0.005, 0.005, 0.01)
+
+    translated: list[int] = []
+    monkeypatch.setattr(translate_rows, "alone", alone)
+    monkeypatch.setattr(translate_rows, "available_cpus", lambda: 2)
+    monkeypatch.setattr(
+        translate_rows, "_translate_job", lambda at, corpus: translated.append(len(list(corpus.iterdir()))) or 40.0
+    )
+    (tmp_path / "images").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "images" / name).write_bytes(b"")
+    at = Setting(
+        device=device,
+        precision="bf16",
+        seconds=0.1,
+        batch=1,
+        rounds=1,
+        images=tmp_path / "images",
+        folder=tmp_path,
+    )
+    rows = translate_rows.translate_job_rows(at, row("bare", 100.0, "images/s"))
+    assert [line["value"] for line in rows if "of the parts" in line["what"]] == [pytest.approx(limit)]
+    assert [line["ratio"] for line in rows if line["what"] == "translation job"] == [pytest.approx(40 / limit), 0.4]
+    assert translated == [np.ceil(limit * 0.1 / 2) * 2], "work for so many seconds"
