@@ -14,6 +14,7 @@ from p2p.data.augment import CropSettings
 from p2p.data.order import Row
 from p2p.data.pairs import Pairs, read_rows_in_task
 from p2p.data.tasks import memory_reported
+from p2p.evaluation.protocol import pixels_digest
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, choose_engine_precision
 from p2p.model.metrics import Palette, measure
@@ -94,10 +95,13 @@ class Evaluator:
         ]
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
-        """Rows of (group, row) -> the same with `pair_id`, each metric, and each confusion matrix, flattened."""
+        """Rows of (group, row) -> the same with `pair_id`, `target_sha256`, `precision`, each metric, and each
+        confusion matrix, flattened.
+        """
         rows = list(zip(batch["group"].tolist(), batch["row"].tolist(), strict=True))
         ids, inputs, targets = self._cropped(rows)
-        columns: dict[str, Any] = {**batch, "pair_id": ids}
+        columns: dict[str, Any] = {**batch, "pair_id": ids, "target_sha256": [pixels_digest(one) for one in targets]}
+        columns["precision"] = [self._engines[""].precision] * len(ids)
         wanted = torch.from_numpy(targets).to(self._task.device)
         for prefix, engine in self._engines.items():
             outputs = torch.from_numpy(engine(inputs)).to(self._task.device)

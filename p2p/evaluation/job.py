@@ -23,6 +23,8 @@ from p2p.data.tasks import run_as_task
 from p2p.errors import CheckpointError, ConfigError, NotFoundError, P2PError, StorageError, UsageError
 from p2p.evaluation.config import EvaluateConfig
 from p2p.evaluation.evaluator import CHUNK_PAIRS, UNTRAINED, EvaluationTask, Evaluator, TranslatedPair, evaluate_rows
+from p2p.evaluation.protocol import data_digest, package_version, signature
+from p2p.evaluation.statistics import class_table, metric_intervals
 from p2p.model.checkpoint import load_generator
 from p2p.model.config import Direction, ModelConfig
 from p2p.model.engine import choose_device
@@ -234,7 +236,62 @@ def _draw(task: EvaluationTask, rows: Sequence[Row]) -> list[TranslatedPair]:
 def _write_table(output: str, columns: Sequence[str], results: Results) -> None:
     table: dict[str, Any] = {"pair_id": [str(row["pair_id"]) for row in results]}
     table |= {name: [float(row[name]) for row in results] for name in columns}
+    if "confusion" in results[0]:
+        counts = [[int(count) for count in row["confusion"]] for row in results]
+        table["confusion"] = pa.array(counts, pa.list_(pa.int64()))
+    table["target_sha256"] = [str(row["target_sha256"]) for row in results]
     write_table(join(output, "per_image.parquet"), pa.table(table))
+
+
+def _protocol(config: EvaluateConfig, task: EvaluationTask, checkpoint_id: str, results: Results) -> dict[str, Any]:
+    """All that the figures depend on, by name."""
+    return {
+        "version": package_version(),
+        "n": len(results),
+        "data": config.data,
+        "data_digest": data_digest(
+            [str(row["pair_id"]) for row in results], [str(row["target_sha256"]) for row in results]
+        ),
+        "split": config.split,
+        "direction": "BtoA" if task.crop.swap else "AtoB",
+        "region": "crop",
+        "size": task.crop.crop_size,
+        "norm_mode": "running",
+        "dropout": False,
+        "seed": 0,
+        "precision": "+".join(sorted({str(row["precision"]) for row in results})),
+        "outputs": "memory",
+        "palette": [list(colour) for colour in task.palette] if task.palette else None,
+        "inception": None,
+        "lpips": None,
+        "checkpoint_id": checkpoint_id,
+        "checkpoint": config.checkpoint,
+    }
+
+
+def _evaluation(
+    task: EvaluationTask, protocol: dict[str, Any], metrics: dict[str, Any], results: Results
+) -> dict[str, Any]:
+    """The content of evaluation.json."""
+    confusion = _confusions(task, results)
+    per_image = {name: [float(row[name]) for row in results] for name in task.metrics}
+    untrained = {name.removeprefix(UNTRAINED): metrics[name] for name in metrics if name.startswith(UNTRAINED)}
+    return {
+        "signature": signature(protocol),
+        "protocol": protocol,
+        "metrics": metrics,
+        "intervals": metric_intervals(per_image, confusion),
+        "classes": [] if confusion is None else class_table(task.palette or (), confusion),
+        "baselines": {"untrained": untrained} if untrained else {},
+    }
+
+
+def _confusions(task: EvaluationTask, results: Results) -> np.ndarray[Any, Any] | None:
+    """(n, K, K) pixel counts, where a palette metric was measured."""
+    if "confusion" not in results[0]:
+        return None
+    side = len(task.palette or ())
+    return np.array([row["confusion"] for row in results], np.int64).reshape(-1, side, side)
 
 
 def _details(config: EvaluateConfig, task: EvaluationTask, checkpoint_id: str) -> Mapping[str, Any]:
@@ -270,7 +327,9 @@ def _measure_all(
     metrics: dict[str, Any] = {"n": len(results)}
     for prefix in prefixes:
         metrics |= _totals(task, results, prefix)
+    protocol = _protocol(config, task, checkpoint_id, results)
     write_json(join(output, "metrics.json"), metrics)
+    write_json(join(output, "evaluation.json"), _evaluation(task, protocol, metrics, results))
     _write_table(output, [prefix + name for prefix in prefixes for name in task.metrics], results)
     per_image = {name: [float(row[name]) for row in results] for name in task.metrics}
     details = dict(_details(config, task, checkpoint_id))

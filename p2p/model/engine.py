@@ -118,6 +118,7 @@ class Engine:
         self.batch_size = batch_size
         self.device = torch.device(device)
         self._encode = InputEncoder(generator.config, self.device)
+        self.precision = precision
         self._bits = generator.config.bits
         self._seed = seed
         network = copy.deepcopy(generator).cpu().eval().requires_grad_(False)

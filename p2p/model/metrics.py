@@ -225,10 +225,11 @@ _IMAGE_METRICS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ssim": ssim,
     "pixel_accuracy": pixel_accuracy,
 }
-_CONFUSION_METRICS: Mapping[str, Callable[[Tensor], Tensor]] = {
+CONFUSION_METRICS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "palette_accuracy": palette_accuracy,
     "palette_iou": palette_iou,
 }
+"""What makes (..., K, K) counts (...) values of a metric."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +263,7 @@ def measure(outputs: Tensor, targets: Tensor, names: Sequence[str], palette: Pal
             values[name] = _IMAGE_METRICS[name](outputs, targets)
         else:
             assert counts is not None
-            values[name] = _CONFUSION_METRICS[name](counts)
+            values[name] = CONFUSION_METRICS[name](counts)
     return Measured(values, counts)
 
 
@@ -297,8 +298,8 @@ class MetricTotals:
         """Metric name -> value over everything added; empty if nothing was added. Waits for the device."""
         values = {}
         for name in self._sums:
-            if name in _CONFUSION_METRICS and self._confusion is not None:
-                values[name] = float(_CONFUSION_METRICS[name](self._confusion))
+            if name in CONFUSION_METRICS and self._confusion is not None:
+                values[name] = float(CONFUSION_METRICS[name](self._confusion))
             else:
                 values[name] = float(self._sums[name]) / self.count
         return values

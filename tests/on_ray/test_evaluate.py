@@ -82,6 +82,25 @@ def test_figures_of_a_generator_that_paints_white(ray_cluster, run_cli, data, ch
     table = pq.read_table(tmp_path / "per_image.parquet").to_pydict()
     assert table["pair_id"] == [f"{index:04d}" for index in range(PAIRS)]
     assert np.mean(table["l1"]) == pytest.approx(metrics["l1"])
+    counts = np.array(table["confusion"]).reshape(PAIRS, 4, 4)
+    assert counts.sum(axis=0)[:, 3].sum() == counts.sum() == PAIRS * SIDE * SIDE  # all outputs are white
+    assert len(set(table["target_sha256"])) == PAIRS
+
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    assert evaluation["metrics"] == metrics
+    assert evaluation["baselines"]["untrained"]["l1"] == metrics["untrained.l1"]
+    assert [row["accuracy"] for row in evaluation["classes"]] == [0, 0, 0, 1]
+    assert evaluation["classes"][3]["share"] == pytest.approx(metrics["palette_accuracy"])
+    protocol = evaluation["protocol"]
+    assert (protocol["n"], protocol["size"], protocol["precision"], protocol["palette"]) == (
+        PAIRS,
+        SIDE,
+        "fp32",
+        PALETTE,
+    )
+    assert evaluation["signature"].startswith(f"p2p{protocol['version']}|n{PAIRS}|pairs/val:")
+    assert f"|AtoB|crop{SIDE}|norm:running|dropout:false|fp32|memory|palette4:" in evaluation["signature"]
+    assert all(low <= metrics[name] <= high for name, (low, high) in evaluation["intervals"].items())
     assert "<html" in (tmp_path / "report.html").read_text()
 
 
