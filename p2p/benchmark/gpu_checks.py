@@ -34,7 +34,7 @@ _PALETTE = ((0, 0, 0), (255, 255, 255), (200, 30, 60))
 
 
 @dataclass(frozen=True)
-class Check:
+class GpuCheck:
     """A figure that must not be above its limit."""
 
     what: str
@@ -48,17 +48,17 @@ class Check:
         return self.found <= self.limit
 
 
-def check_updates(device: str) -> Iterator[Check]:
+def check_updates(device: str) -> Iterator[GpuCheck]:
     """One update from the same weights: losses, and Adam's first moments, which are the gradients but for a factor."""
     for name, options in _UPDATES.items():
         exact = _updated("cpu", **options)
         for precision, limits in (("fp32", (1e-3, 1e-3)), ("bf16", (1e-2, 0.2))):
             found = _updated(device, precision=precision, **options)
             for what, ours, wanted, limit in zip(("losses", "gradients"), found, exact, limits, strict=True):
-                yield Check(f"update, {name}, {precision}: {what}", _apart(ours, wanted), limit, "relative error")
+                yield GpuCheck(f"update, {name}, {precision}: {what}", _apart(ours, wanted), limit, "relative error")
 
 
-def check_recorded_updates(device: str) -> Iterator[Check]:
+def check_recorded_updates(device: str) -> Iterator[GpuCheck]:
     """A recorded update against one that is not: weights, noise by seed, and a learning rate that changes."""
     config = ModelConfig(**_SMALL, precision="bf16")
     recorded, plain = Pix2Pix(config, device=device), Pix2Pix(config, device=device)
@@ -78,15 +78,15 @@ def check_recorded_updates(device: str) -> Iterator[Check]:
         before = [parameter.detach().clone() for parameter in recorded.generator.parameters()]
         recorded.set_learning_rate(0.0)
         step(*pair)
-    yield Check("recorded update: could not be recorded", float(step.fallback is not None), 0)
-    yield Check("recorded update: gradients", apart[0], 1e-2, "relative error")
-    yield Check("recorded update: of that, with another seed's noise", apart[0] / apart[1], 0.1)
+    yield GpuCheck("recorded update: could not be recorded", float(step.fallback is not None), 0)
+    yield GpuCheck("recorded update: gradients", apart[0], 1e-2, "relative error")
+    yield GpuCheck("recorded update: of that, with another seed's noise", apart[0] / apart[1], 0.1)
     after = recorded.generator.parameters()
     moved = sum(int(not torch.equal(new, old)) for new, old in zip(after, before, strict=True))
-    yield Check("recorded update: weights that a learning rate of 0 moves", moved, 0)
+    yield GpuCheck("recorded update: weights that a learning rate of 0 moves", moved, 0)
 
 
-def check_waiting(device: str) -> Iterator[Check]:
+def check_waiting(device: str) -> Iterator[GpuCheck]:
     """An update, its sums and its average never wait for the device."""
     pix2pix = Pix2Pix(ModelConfig(**_SMALL, precision="bf16", ema_images=1000), device=device)
     pair, sums = _pair(device, 2), torch.zeros(4, dtype=torch.float64, device=device)
@@ -100,10 +100,10 @@ def check_waiting(device: str) -> Iterator[Check]:
     except RuntimeError as error:
         log.warning("%s", error)
         waits = 1
-    yield Check("update: waits for the device", waits, 0)
+    yield GpuCheck("update: waits for the device", waits, 0)
 
 
-def check_engine(device: str) -> Iterator[Check]:
+def check_engine(device: str) -> Iterator[GpuCheck]:
     """Levels of 255 by which the engine's pixels differ from the CPU's, and from its own."""
     generator, tiles = stretched_generator(ModelConfig(**_SMALL), _images(6)), _images(6, seed=3)
     keys = [f"tile {index}" for index in range(len(tiles))]
@@ -118,28 +118,30 @@ def check_engine(device: str) -> Iterator[Check]:
             name = f"engine, {norm_mode} statistics, {precision}"
             run = engine(device, norm_mode=norm_mode, precision=precision)
             outputs = run(tiles)
-            yield Check(f"{name}: mean difference", _levels(outputs, exact).mean(), limit, "levels")
-            yield Check(f"{name}: the same again", _levels(outputs, run(tiles)).max(), 0, "levels")
-            yield Check(f"{name}: elsewhere in the batch", _levels(outputs, run(tiles[::-1])[::-1]).max(), 1, "levels")
-            yield Check(f"{name}: slower than it could be", len(run.fallbacks), 0)
+            yield GpuCheck(f"{name}: mean difference", _levels(outputs, exact).mean(), limit, "levels")
+            yield GpuCheck(f"{name}: the same again", _levels(outputs, run(tiles)).max(), 0, "levels")
+            yield GpuCheck(
+                f"{name}: elsewhere in the batch", _levels(outputs, run(tiles[::-1])[::-1]).max(), 1, "levels"
+            )
+            yield GpuCheck(f"{name}: slower than it could be", len(run.fallbacks), 0)
     for name, options in (("noise", {"dropout": True, "seed": 1}), ("any size", {"tile_size": None})):
         apart = _levels(engine(device, **options)(tiles, keys), engine("cpu", **options)(tiles, keys))
-        yield Check(f"engine, {name}: mean difference", apart.mean(), 0.05, "levels")
+        yield GpuCheck(f"engine, {name}: mean difference", apart.mean(), 0.05, "levels")
     deep = stretched_generator(ModelConfig(**_SMALL, bits=16), _images(6, dtype=np.uint16))
     sixteen = _images(4, seed=5, dtype=np.uint16)
     outputs, exact = (Engine(deep, tile_size=64, batch_size=4, device=where)(sixteen) for where in (device, "cpu"))
-    yield Check("engine, 16 bits: mean difference", _levels(outputs, exact).mean(), 4, "levels of 65535")
+    yield GpuCheck("engine, 16 bits: mean difference", _levels(outputs, exact).mean(), 4, "levels of 65535")
 
 
-def check_metrics(device: str) -> Iterator[Check]:
+def check_metrics(device: str) -> Iterator[GpuCheck]:
     """Metrics of the same images."""
     outputs, targets = (torch.from_numpy(_images(3, seed)) for seed in (1, 2))
     ours = measure(outputs.to(device), targets.to(device), list(METRICS), _PALETTE).values
     for name, values in measure(outputs, targets, list(METRICS), _PALETTE).values.items():
-        yield Check(f"metric {name}", float((ours[name].cpu() - values).abs().max()), 1e-9)
+        yield GpuCheck(f"metric {name}", float((ours[name].cpu() - values).abs().max()), 1e-9)
 
 
-CHECKS: tuple[Callable[[str], Iterator[Check]], ...] = (
+CHECKS: tuple[Callable[[str], Iterator[GpuCheck]], ...] = (
     check_updates,
     check_recorded_updates,
     check_waiting,

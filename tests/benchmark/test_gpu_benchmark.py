@@ -11,7 +11,7 @@ import torch
 
 from p2p.benchmark import BenchmarkConfig, benchmark, networks, translate_rows
 from p2p.benchmark.gpu import FORWARD, UPDATE, speed_of_card
-from p2p.benchmark.gpu_checks import Check, check_engine, check_metrics, check_recorded_updates, check_waiting
+from p2p.benchmark.gpu_checks import GpuCheck, check_engine, check_metrics, check_recorded_updates, check_waiting
 from p2p.benchmark.images import Codecs
 from p2p.benchmark.rows import Setting, row
 
@@ -32,8 +32,8 @@ def test_a_cpu_computes_what_a_cpu_does(checks: Any) -> None:
 
 
 def test_a_check_fails_above_its_limit_and_for_nan() -> None:
-    assert Check("loss", 1.0, 1.0).passed
-    assert not Check("loss", 1.1, 1.0).passed and not Check("loss", float("nan"), 1.0).passed
+    assert GpuCheck("loss", 1.0, 1.0).passed
+    assert not GpuCheck("loss", 1.1, 1.0).passed and not GpuCheck("loss", float("nan"), 1.0).passed
 
 
 def test_a_small_batch_is_bound_by_weights_and_a_large_one_by_arithmetic() -> None:
