@@ -12,8 +12,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from p2p.model.tensors import as_tensor
-
 Array = npt.NDArray[np.uint8]
 Result = TypeVar("Result")
 _WARM_UP_CALLS = 3  # before a graph is recorded, as in torch's documentation
@@ -143,7 +141,8 @@ class CudaGraphStream:
         self, compute: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: torch.device, *, exact: bool = False
     ) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._finished = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        # Who waits sleeps meanwhile, instead of keeping a core from the codecs.
+        self._finished = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         # The current device is a thread's own, and pinned memory belongs to the current device.
         self._device = device
         self._host_in = self._pinned(shape)
@@ -166,12 +165,16 @@ class CudaGraphStream:
         self._device_out = outputs
         self._host_out = self._pinned(outputs.shape)
         self._count = 0
+        self.is_idle = True
+        """Whether no batch waits to be taken."""
 
-    def start(self, tiles: Array) -> None:
+    def start(self, tiles: Sequence[Array] | Array) -> None:
         """Start computing up to B tiles. The batch before must have been taken."""
-        self._count = len(tiles)
-        self._host_in[: self._count] = as_tensor(tiles)
-        self._host_in[self._count :] = 0
+        self._count, self.is_idle = len(tiles), False
+        rows = self._host_in.numpy()
+        for row, tile in zip(rows, tiles, strict=False):  # each tile is copied once, to where the device reads it
+            row[...] = tile
+        rows[self._count :] = 0
         with torch.cuda.stream(self._stream):
             self._device_in.copy_(self._host_in, non_blocking=True)
             if self._graph is not None:
@@ -183,9 +186,10 @@ class CudaGraphStream:
             self._finished.record(self._stream)
 
     def take(self) -> Array:
-        """Wait for the batch: as many (H, W, C') uint8 tiles as were started, in memory of their own."""
+        """Wait for the batch: as many (H, W, C') uint8 tiles as were started, in memory that `start` uses again."""
         self._finished.synchronize()
-        return self._host_out[: self._count].numpy().copy()
+        self.is_idle = True
+        return self._host_out[: self._count].numpy()
 
     def _pinned(self, shape: tuple[int, ...]) -> Tensor:
         """Memory of the host from which, and to which, the device copies by itself."""

@@ -31,8 +31,8 @@ log = logging.getLogger("p2p")
 
 NormMode = Literal["running", "batch"]
 PendingBatch = Callable[[], npt.NDArray[Any]]
-"""Waits for a batch that was started and returns it: (B, H, W, C_out)."""
-_CUDA_STREAMS = 2  # one computes while the other's tiles are copied
+"""Waits for a batch that was started and returns it: (B, H, W, C_out), in memory that later batches use again."""
+_CUDA_STREAMS = 3  # two are queued on the device while the tiles of the third are put together
 EnginePrecision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TRIAL_SIDE = 256
@@ -190,26 +190,35 @@ class Engine:
         # Noise is drawn on the CPU in the middle of the network, which no graph can hold.
         return self.device.type == "cuda" and self.tile_size is not None and not self._noise and self._bits == 8
 
-    def start(self, tiles: npt.NDArray[Depth], keys: Sequence[str] | None = None) -> PendingBatch:
+    def start(
+        self, tiles: Sequence[npt.NDArray[Depth]] | npt.NDArray[Depth], keys: Sequence[str] | None = None
+    ) -> PendingBatch:
         """Start computing at most `batch_size` tiles; returns what waits for them and returns them.
 
         Pending batches must be taken in the order in which they were started, and at most `in_flight` may be pending.
         On a CPU without `threads` the tiles are computed when this returns.
         """
+        if not isinstance(tiles, np.ndarray) and not self._uses_graphs:
+            tiles = np.stack(tiles)
         self._check(tiles, keys)
         if len(tiles) > self.batch_size:
             raise ValueError(f"{len(tiles)} tiles are more than the batch size of {self.batch_size}")
+        if self._uses_graphs:
+            return self._start_on_gpu(tiles)
+        assert isinstance(tiles, np.ndarray)
         if self._pool is not None:
             return self._pool.submit(self._run, tiles, keys or ()).result
-        if not self._uses_graphs:
-            outputs = self._run(tiles, keys or ())
-            return lambda: outputs
-        if len(self._streams) < _CUDA_STREAMS:
-            shape = (self.batch_size, *tiles.shape[1:])
+        outputs = self._run(tiles, keys or ())
+        return lambda: outputs
+
+    def _start_on_gpu(self, tiles: Sequence[Pixels] | Pixels) -> PendingBatch:
+        idle = self._streams and self._streams[-1].is_idle
+        if not idle and len(self._streams) < _CUDA_STREAMS:
+            shape = (self.batch_size, *tiles[0].shape)
             self._streams.append(CudaGraphStream(self._forward, shape, self.device, exact=self._exact))
         stream = self._streams[-1]
         self._streams.rotate(1)
-        stream.start(np.ascontiguousarray(tiles))
+        stream.start(tiles)
         return stream.take
 
     def __call__(self, tiles: npt.NDArray[Depth], keys: Sequence[str] | None = None) -> npt.NDArray[Depth]:
@@ -243,17 +252,17 @@ class Engine:
         """(B, H, W, C_in) -> (B, H, W, C_out) of the same depth, on the engine's device."""
         return to_pixels(self._network(self._encode(tiles).to(self._dtype)), self._bits)
 
-    def _check(self, tiles: Pixels, keys: Sequence[str] | None) -> None:
-        height, width = tiles.shape[1:3] if tiles.ndim == 4 else (0, 0)
+    def _check(self, tiles: Sequence[Pixels] | Pixels, keys: Sequence[str] | None) -> None:
         wanted = self.tile_size or f"a multiple of {self.stride}"
-        fits = (
-            height == width == self.tile_size if self.tile_size else not (height % self.stride or width % self.stride)
-        )
-        if tiles.ndim != 4 or tiles.shape[3] != self.input_channels or tiles.dtype != self.dtype or not fits:
-            raise ValueError(
-                f"tiles must be (B, H, W, {self.input_channels}) {self.dtype} with sides {wanted}, "
-                f"these are {tiles.shape} {tiles.dtype}"
-            )
+        for shape, dtype in {(tile.shape, tile.dtype) for tile in tiles}:
+            height, width = shape[:2] if len(shape) == 3 else (0, 0)
+            size = self.tile_size
+            fits = height == width == size if size else height % self.stride == width % self.stride == 0
+            if not height or shape[2] != self.input_channels or dtype != self.dtype or not fits:
+                raise ValueError(
+                    f"tiles must be (H, W, {self.input_channels}) {self.dtype} with sides {wanted}, "
+                    f"these are {shape} {dtype}"
+                )
         if self._noise and keys is None:
             raise ValueError("dropout needs a key for each tile")
         if keys is not None and len(keys) != len(tiles):

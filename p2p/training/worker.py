@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -128,7 +129,9 @@ def _batches(stream: PairStream, blocks: Iterable[Pixels], size: int, device: to
     """Cut blocks, (n, values) each, into batches of `size`; a block's last one may be smaller."""
     for block in blocks:
         for start in range(0, len(block), size):
-            batch = torch.tensor(block[start : start + size])  # a copy, since Ray's arrays cannot be written
-            if device.type == "cuda":
-                batch = batch.pin_memory().to(device, non_blocking=True)
-            yield stream.crop.sides(batch)
+            part = block[start : start + size]
+            # A copy, since Ray's arrays cannot be written; a GPU reads it by itself from pinned memory.
+            dtype = torch.from_numpy(np.empty(0, part.dtype)).dtype
+            batch = torch.empty(part.shape, dtype=dtype, pin_memory=device.type == "cuda")
+            batch.numpy()[...] = part
+            yield stream.crop.sides(batch.to(device, non_blocking=True))

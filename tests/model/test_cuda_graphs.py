@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from p2p.model import cuda_graphs
 from p2p.model.config import ModelConfig
 from p2p.model.cuda_graphs import (
     CudaGraphStream,
@@ -20,6 +21,7 @@ from p2p.model.cuda_graphs import (
     is_device_lost,
     is_out_of_memory,
 )
+from p2p.model.engine import Engine
 from p2p.model.networks import build_generator
 
 CUDNN = {torch._C._ConvBackend.Cudnn, torch._C._ConvBackend.CudnnTranspose}
@@ -89,14 +91,20 @@ class FakeGraph:
         pass
 
 
+@contextlib.contextmanager
+def fail_to_record(*_: object) -> Iterator[None]:
+    yield
+    raise cuda_graphs._NotRecordedError("not here")
+
+
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """torch.cuda as far as a stream needs it, on the CPU. Returns the options of each recording."""
     recordings: list[dict[str, Any]] = []
 
     class Stream:
-        def __init__(self, *_: object) -> None:
-            pass
+        def __init__(self, *_: object, blocking: bool = True) -> None:
+            assert blocking
 
         def wait_stream(self, _: object) -> None:
             pass
@@ -128,7 +136,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def zeros(*shape: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
         assert not pin_memory or current[-1] == torch.device("cpu"), "pinned for another device"
-        return torch.empty(*shape, **options).zero_()
+        return torch.empty(*shape, **{**options, "device": "cpu"}).zero_()
 
     monkeypatch.setattr(torch.cuda, "device", on)
     monkeypatch.setattr(torch, "zeros", zeros)
@@ -161,7 +169,40 @@ def test_a_network_that_cannot_be_recorded_runs_all_the_same(card: list[dict[str
     stream = CudaGraphStream(compute, (2, 4, 4, 3), torch.device("cpu"))
     assert stream.fallback is not None and stream.fallback.endswith("operation not permitted when stream is capturing")
     stream.start(np.full((1, 4, 4, 3), 5, np.uint8))
+    assert not stream.is_idle
     assert (stream.take() == 250).all() and all(calls)
+    assert stream.is_idle
+
+
+def test_tiles_are_copied_from_where_they_lie(card: list[dict[str, Any]]) -> None:
+    stream = CudaGraphStream(lambda tiles: 255 - tiles, (3, 4, 4, 3), torch.device("cpu"))
+    stream._graph = None  # what is recorded would not be computed again here
+    image = np.random.default_rng(0).integers(0, 256, (4, 20, 3), np.uint8)
+    stream.start([image[:, :4], image[:, 10:14], image[:, 5:9]])
+    first = stream.take()
+    assert (first[1] == 255 - image[:, 10:14]).all()
+    stream.start([image[:, 16:]])
+    (second,) = stream.take()
+    assert (second == 255 - image[:, 16:]).all() and (first[0] == second).all(), "outputs lie where others were"
+    assert not stream._device_in[1:].any()
+
+
+def test_streams_are_used_in_turn_and_made_only_where_all_are_busy(
+    card: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeGraph, "replay", lambda self: pytest.fail("replayed"))
+    monkeypatch.setattr(cuda_graphs, "_recording", fail_to_record)
+    engine = Engine(build_generator(ModelConfig(generator="unet_64", ngf=4)), tile_size=64, batch_size=2)
+    engine.device = torch.device("cuda")
+    monkeypatch.setattr(engine, "_forward", lambda tiles: 255 - tiles)
+    tiles = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)
+    for _ in range(3):
+        assert np.array_equal(engine(tiles[:2]), 255 - tiles[:2])
+    assert len(engine._streams) == 1
+    assert np.array_equal(engine(tiles), 255 - tiles)
+    assert len(engine._streams) == engine.in_flight == 3
+    takes = [engine.start([tile]) for tile in tiles[:3]]
+    assert all((take() == 255 - tile).all() for take, tile in zip(takes, tiles, strict=False))
 
 
 @pytest.mark.parametrize("context", [True, False])

@@ -113,10 +113,18 @@ def test_a_fresh_state_loads_too():
     assert torch.equal(one.update(inputs, targets)["g_l1"], two.update(inputs, targets)["g_l1"])
 
 
-def test_a_learning_rate_of_zero_changes_no_weight():
+@pytest.mark.parametrize("is_tensor", [False, True], ids=["", "as on a GPU"])
+def test_a_learning_rate_of_zero_changes_no_weight(is_tensor):
     model = small_model()
+    if is_tensor:
+        for adam in (model._generator_adam, model._discriminator_adam):
+            adam.param_groups[0]["lr"] = torch.tensor(model.config.lr)
+        model.load_state(model.state())
+        rate = model._generator_adam.param_groups[0]["lr"]
+        model.update(*batch(model.config))
     before = [parameter.clone() for parameter in model.generator.parameters()]
     model.set_learning_rate(0.0)
+    assert not is_tensor or model._generator_adam.param_groups[0]["lr"] is rate, "a recorded step reads this one"
     model.update(*batch(model.config))
     assert all(torch.equal(a, b) for a, b in zip(before, model.generator.parameters(), strict=True))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -34,8 +34,8 @@ class Network(Protocol):
     def fallbacks(self) -> list[str]:
         """Why it runs slower than it could."""
 
-    def start(self, tiles: Array, keys: list[str]) -> Callable[[], Array]:
-        """(B, h, w, C) uint8 -> a function that waits for its (B, h, w, C') uint8."""
+    def start(self, tiles: Sequence[Array], keys: list[str]) -> Callable[[], Array]:
+        """B tiles (h, w, C) uint8 -> what waits for their (B, h, w, C') uint8, in memory that is used again."""
 
     def with_batch_size(self, batch_size: int) -> Network:
         """The same with another fixed batch."""
@@ -80,7 +80,7 @@ class Batcher:
         """Hand the windows of this shape to the network; yield images of batches that had to be waited for."""
         batch = self._waiting.pop(shape)
         started = time.perf_counter()
-        tiles = np.stack([task.windows.tile(index) for task, index in batch if task.windows is not None])
+        tiles = [task.windows.tile(index) for task, index in batch if task.windows is not None]
         size = self._batch_size(shape)
         network = self._network if size == self._network.batch_size else self._network.with_batch_size(size)
         take = network.start(tiles, [f"{task.item.image_id}#{index}" for task, index in batch])

@@ -85,7 +85,7 @@ class _WholeWindow:
         return self._image
 
     def add(self, index: int, output: Array) -> None:
-        self._output = output[: self._crop[0], : self._crop[1]]
+        self._output = output[: self._crop[0], : self._crop[1]].copy()
 
     def result(self) -> Array:
         assert self._output is not None
