@@ -118,7 +118,6 @@ class Engine:
         self.batch_size = batch_size
         self.device = torch.device(device)
         self._encode = InputEncoder(generator.config, self.device)
-        self.precision = precision
         self._bits = generator.config.bits
         self._seed = seed
         network = copy.deepcopy(generator).cpu().eval().requires_grad_(False)
@@ -136,6 +135,7 @@ class Engine:
             if not fits_float16(network, (generator.config.input_channels, side, side)):
                 precision = "fp32"
                 self._precision_fallback = "the network's values are too large for float16, it runs slower in float32"
+        self.precision = precision
         self._dtype = _DTYPES[precision]
         self._exact = precision == "fp32"
         if self.device.type == "cpu" and precision == "bf16":

@@ -176,7 +176,7 @@ def test_float16_is_used_where_its_range_suffices(scale):
     half, exact = engine(generator, precision="fp16"), engine(generator)
     assert steps(half(TILES), exact(TILES)).max() <= (1 if scale == 1 else 0)
     assert len(half.fallbacks) == (scale > 1)
-    assert half._exact is (scale > 1)
+    assert half.precision == ("fp32" if scale > 1 else "fp16")
 
 
 def test_every_uint8_value_survives_the_model_range():
