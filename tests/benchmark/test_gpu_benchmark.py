@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from p2p.benchmark import BenchmarkConfig, benchmark, networks, translate_rows
+from p2p.benchmark import BenchmarkConfig, benchmark, networks, train_rows, translate_rows
 from p2p.benchmark.gpu import FORWARD, UPDATE, speed_of_card
 from p2p.benchmark.gpu_checks import GpuCheck, check_engine, check_metrics, check_recorded_updates, check_waiting
 from p2p.benchmark.images import Codecs
@@ -87,3 +87,25 @@ def test_on_a_gpu_the_slowest_part_is_the_limit(
     assert [line["value"] for line in rows if "of the parts" in line["what"]] == [pytest.approx(limit)]
     assert [line["ratio"] for line in rows if line["what"] == "translation job"] == [pytest.approx(40 / limit), 0.4]
     assert translated == [np.ceil(limit * 0.1 / 2) * 2], "work for so many seconds"
+
+
+def test_the_training_job_gets_work_for_so_many_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def alone(measure: Any, *_: object) -> float:
+        return 10.0 if measure is networks.plain_update else 40.0
+
+    def train_job(at: Setting, data: Path, run: Path) -> Any:
+        pairs = 8 * len(list((data / "train").iterdir()))
+        assert pairs >= at.seconds * 40
+        return train_rows._TrainJob(pairs=pairs, rate=30.0, inside=36.0, between=1.0, waiting=0.5, around=9.0)
+
+    monkeypatch.setattr(train_rows, "alone", alone)
+    monkeypatch.setattr(train_rows, "_train_job", train_job)
+    (tmp_path / "pairs" / "train").mkdir(parents=True)
+    (tmp_path / "pairs" / "train" / "part-00000.parquet").write_bytes(b"")
+    (tmp_path / "pairs" / "summary.json").write_text('{"pairs": {"train": 8}}')
+    at = Setting(device="cuda", precision="bf16", seconds=3, batch=4, rounds=2, images=tmp_path, folder=tmp_path)
+    rows = {line["what"]: line for line in train_rows.train_rows(at)}
+    assert rows["bare update, bf16, batch 4"]["against"] == "update, textbook TF32, batch 4"
+    assert rows["bare update, bf16, batch 1"]["ratio"] == 4.0
+    assert rows["training job, bf16, batch 4, epochs of 120 pairs"]["ratio"] == 0.75
+    assert rows["training job, bf16, batch 4, inside an epoch"]["ratio"] == 0.9
