@@ -229,31 +229,44 @@ def run_job(config_class: type[Config], job: Callable[[Config], Summary], words:
 
     0 done; 1 failed or interrupted; 2 wrong usage, found before work started; 3 done, but too many inputs were bad.
     A user's mistake is one line on stderr; only a defect of p2p itself shows a traceback.
+
+    A scheduler may know of no exit status but 0 and start anew what ends with another. With P2P_FINAL_IS_SUCCESS=1 in
+    the environment the status is 0 also where that would be in vain, and the last line of stderr says which it was.
     """
     log_to_stderr()
+    status, is_final = _run_job(config_class, job, sys.argv[1:] if words is None else words)
+    if is_final and os.environ.get("P2P_FINAL_IS_SUCCESS") == "1":
+        sys.stderr.write(f"final: exit status {status}, given as 0 (P2P_FINAL_IS_SUCCESS): trying again is in vain\n")
+        return 0
+    return status
+
+
+def _run_job(config_class: type[Config], job: Callable[[Config], Summary], words: Sequence[str]) -> tuple[int, bool]:
+    """Returns the exit status, and whether the job failed and would fail again."""
     log = logging.getLogger("p2p")
     try:
-        config = parse(config_class, sys.argv[1:] if words is None else words)
+        config = parse(config_class, words)
         with _stdout_for_the_summary_only() as stdout:
             try:
                 _finish(job(config), stdout)
             except TooManyBadInputsError as error:
                 log.error("%s", error)
                 _finish(error.summary, stdout)
-                return error.exit_status
-        return 0
+                return error.exit_status, error.is_final
+        return 0, False
     except SystemExit as stop:  # tyro has printed its help or its complaint
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return status, status != 0
     except KeyboardInterrupt:
         log.error("interrupted; the same command goes on from what is finished")
-        return 1
+        return 1, False
     except Exception as error:  # the process border
         cause = root_cause(error)
         if not isinstance(cause, P2PError):
             log.exception("p2p failed unexpectedly; this is a defect of p2p or of the cluster, not of your options")
-            return 1
+            return 1, False
         message = str(cause)
         if isinstance(cause, ConfigError):
             message = f"--{cause.field.replace('_', '-')} {cause.problem}"
         sys.stderr.write(f"error: {quote_controls(redact(message))}\n")
-        return cause.exit_status
+        return cause.exit_status, cause.is_final

@@ -113,6 +113,8 @@ class P2PError(Exception):
     exit_status = 1
     retryable = False
     """Whether trying again a while later may help."""
+    is_final = False
+    """Whether the same command would end in the same way, on other machines too."""
 
     def __init__(self, message: str) -> None:
         self.message = redact(message)
@@ -126,6 +128,7 @@ class UsageError(P2PError):
     """A wrong option or configuration, found before any work started."""
 
     exit_status = 2
+    is_final = True
 
 
 class ConfigError(UsageError):
@@ -221,6 +224,7 @@ class TrainingStoppedError(P2PError):
     def __init__(self, message: str, finding: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.finding = finding
+        self.is_final = finding is not None
 
     def __reduce__(self) -> tuple[type[TrainingStoppedError], tuple[str, Mapping[str, Any] | None]]:
         return type(self), (str(self), self.finding)
@@ -230,6 +234,7 @@ class TooManyBadInputsError(P2PError):
     """The work is done and `summary` written, but more inputs were bad than the user allows."""
 
     exit_status = 3
+    is_final = True
 
     def __init__(self, message: str, summary: Mapping[str, Any]) -> None:
         super().__init__(message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2p.cli import TrueFalse, parse
-from p2p.errors import BadInputError, StorageError, TooManyBadInputsError, UsageError
+from p2p.errors import BadInputError, StorageError, TooManyBadInputsError, TrainingStoppedError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +240,35 @@ def test_too_many_bad_inputs_still_print_the_summary_and_exit_3(run_cli: Any) ->
     outcome = run_cli(BakeConfig, fails, "--output", "o")
     assert (outcome.status, outcome.summary) == (3, {"bad": 2})
     assert "2 of 3 were bad" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    "error, status",
+    [
+        (UsageError("--output is full"), 2),
+        (TooManyBadInputsError("2 of 3 were bad", {"bad": 2}), 3),
+        (TrainingStoppedError("d_real no longer finite", {"finding": "…"}), 1),
+        (TrainingStoppedError("workers were lost 4 times"), None),
+        (StorageError("the cellar is locked"), None),
+        (KeyError("heat"), None),
+        (KeyboardInterrupt(), None),
+    ],
+)
+def test_a_failure_that_would_come_again_can_be_kept_from_a_scheduler_that_retries_all(
+    run_cli: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int | None
+) -> None:
+    def fails(config: BakeConfig) -> dict[str, Any]:
+        raise pickle.loads(pickle.dumps(error))  # as from a worker
+
+    monkeypatch.setenv("P2P_FINAL_IS_SUCCESS", "1")
+    outcome = run_cli(BakeConfig, fails, "--output", "o")
+    assert outcome.status == (1 if status is None else 0)
+    last = outcome.stderr.splitlines()[-1]
+    assert last.startswith(f"final: exit status {status}, ") == (status is not None), outcome.stderr
+    assert run_cli(BakeConfig, fails, "--outputs", "o").status == 0  # no such option
+    monkeypatch.delenv("P2P_FINAL_IS_SUCCESS")
+    assert run_cli(BakeConfig, fails, "--output", "o").status == (status or 1)
+    assert run_cli(BakeConfig, fails, "--outputs", "o").status == 2
 
 
 def test_a_defect_shows_its_traceback_and_exits_1(run_cli: Any) -> None:
