@@ -7,6 +7,8 @@ import logging
 from p2p.data.machine import available_cpus
 from p2p.data.session import PRIVATE, ray
 
+log = logging.getLogger("p2p")
+
 
 def _cluster_resources() -> dict[str, float]:
     return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
@@ -49,11 +51,21 @@ def spread_over_gpus(processes: int, gpus: int) -> tuple[int, int]:
     return min(processes, each * gpus), each
 
 
-def await_gpu(seconds: float) -> bool:
-    """Ask the cluster for a GPU and wait for one to be up, so that a cluster may start from none."""
-    wanted = ray.util.placement_group([{"GPU": 1}])
+_SECONDS_FOR_GPUS = 900.0  # until a cluster that had too few has started nodes with them
+
+
+def await_gpus(count: int) -> bool:
+    """Whether Ray has so many GPUs. A cluster that has fewer is asked for them, so that it may start from none, and
+    gets 15 minutes.
+    """
+    if cluster_gpus() >= count:
+        return True
+    if is_private():
+        return False
+    log.info("waiting up to %d minutes for the cluster to have %d GPU(s)", _SECONDS_FOR_GPUS // 60, count)
+    wanted = ray.util.placement_group([{"GPU": 1}] * count)
     try:
-        return bool(wanted.wait(seconds))
+        return bool(wanted.wait(_SECONDS_FOR_GPUS))
     finally:
         ray.util.remove_placement_group(wanted)
 

@@ -38,6 +38,8 @@ log = logging.getLogger("p2p")
 _LOGICAL_CPUS_PER_CORE = 2
 _MIN_LOGICAL_CPUS = 4
 _ANSWER_SECONDS = 5
+_JOIN_SECONDS = 60.0  # until a cluster that is being started takes connections
+_POLL_SECONDS = 0.5
 _SECONDS_TO_EXIT = 10.0
 
 
@@ -152,13 +154,29 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def _wait_until_it_listens(host: str, port: int) -> None:
+    """Raises OSError if nobody takes a connection within a minute."""
+    until, told = time.monotonic() + _JOIN_SECONDS, False
+    while True:
+        try:
+            socket.create_connection((host, port), _ANSWER_SECONDS).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise
+            if not told:
+                told = True
+                log.info("RAY_ADDRESS %s:%d: %s; waiting up to %g s for a cluster", host, port, error, _JOIN_SECONDS)
+            time.sleep(_POLL_SECONDS)
+
+
 def _join_cluster(address: str) -> None:
     """Connect to the cluster that RAY_ADDRESS names, or raise UsageError: what is there depends on who set it."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # its dashboard shows trainings
     place = urlsplit(address if "://" in address else f"//{address}")
     try:
-        if place.port:  # Ray itself tries for two minutes before it says that nobody listens
-            socket.create_connection((place.hostname, place.port), _ANSWER_SECONDS).close()
+        if place.port:  # Ray itself does not say for what it waits, and ends the process where nobody listens
+            _wait_until_it_listens(place.hostname or "", place.port)
         context = ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises all kinds
         raise UsageError(

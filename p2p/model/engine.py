@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from p2p.errors import ConfigError
 from p2p.model.config import Precision
+from p2p.model.cuda import require_cuda
 from p2p.model.cuda_graphs import CudaGraphStream, convolution_kernels, fits_float16
 from p2p.model.networks import Generator, replace_modules
 from p2p.model.packing import pack_weights
@@ -117,6 +118,8 @@ class Engine:
         self.tile_size = tile_size
         self.batch_size = batch_size
         self.device = torch.device(device)
+        if self.device.type == "cuda":
+            require_cuda()
         self._encode = InputEncoder(generator.config, self.device)
         self._bits = generator.config.bits
         self._seed = seed

@@ -17,31 +17,36 @@ import ray.data
 import ray.train
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import PreemptionError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from p2p.data.cluster import TRAINERS_SHARE, cluster_gpus, smallest_node_cpus
+from p2p.data.cluster import TRAINERS_SHARE, await_gpus, cluster_gpus, smallest_node_cpus
 from p2p.data.machine import worker_environment
 from p2p.data.order import EpochRange
 from p2p.errors import ConfigError, P2PError, TrainingStoppedError
 from p2p.training.config import TrainConfig
 from p2p.training.position import Position, remaining_epochs, remaining_images
-from p2p.training.reporter import Display, LostWorkers, RunReporter, last_line
+from p2p.training.reporter import Display, LostWorkers, RunReporter, is_preemption, last_line
 from p2p.training.run_folder import RunFolder
 from p2p.training.task import TrainTask
 from p2p.training.worker import STREAM, train_worker
 
 log = logging.getLogger("p2p")
 MAX_RESTARTS = 3
+MAX_PREEMPTIONS = 20  # each costs little, but a cluster that takes away all it gives must end some time
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_SAVE = 20.0
 
 
 def resources(config: TrainConfig) -> ScalingConfig:
-    """What the workers ask the cluster for. Needs Ray. Raises ConfigError if it cannot have that."""
-    gpus = cluster_gpus()
-    if config.gpu == "true" and gpus < config.workers:
+    """What the workers ask the cluster for; waits for its GPUs where they are to be used. Needs Ray.
+
+    Raises ConfigError if it cannot have that.
+    """
+    if config.gpu == "true" and not await_gpus(config.workers):
+        gpus = cluster_gpus()
         raise ConfigError("gpu", f"true: {config.workers} workers need one each, the cluster has {gpus} GPUs; use auto")
-    use_gpu = config.gpu != "false" and gpus >= config.workers
+    use_gpu = config.gpu != "false" and cluster_gpus() >= config.workers
     logical = smallest_node_cpus()
     # Ray counts CPUs to place work, it does not reserve them. Workers that took all would leave readers none, for ever;
     # and any node may be the one that is left to all of them.
@@ -73,7 +78,7 @@ def launch(task: TrainTask, position: Position, scaling: ScalingConfig) -> None:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     reporter = RunReporter.options(  # type: ignore[attr-defined]
         scheduling_strategy=here, max_restarts=-1, max_task_retries=-1
-    ).remote(config.output)
+    ).remote(config.output, MAX_PREEMPTIONS)
     log.info(
         "training on %d pairs, epochs %d to %d, %d worker(s)",
         pairs,
@@ -96,7 +101,9 @@ def launch(task: TrainTask, position: Position, scaling: ScalingConfig) -> None:
                 storage_path=bookkeeping,
                 worker_runtime_env={"env_vars": worker_environment()},  # type: ignore[call-arg]
                 failure_config=FailureConfig(  # type: ignore[call-arg]
-                    max_failures=MAX_RESTARTS, controller_failure_limit=MAX_RESTARTS
+                    max_failures=MAX_RESTARTS,
+                    controller_failure_limit=MAX_RESTARTS,
+                    max_preemption_failures=MAX_PREEMPTIONS,
                 ),
                 callbacks=[LostWorkers(reporter, MAX_RESTARTS)],  # type: ignore[list-item]
             ),
@@ -151,6 +158,8 @@ def _raise_failure(config: TrainConfig, failure: P2PError | None, error: BaseExc
     if isinstance(error, ray.exceptions.RayActorError):
         raise TrainingStoppedError(f"Ray Train's controller was lost: {last_line(error)}; {intact}") from None
     failures = list(getattr(error, "worker_failures", {}).values())
+    if isinstance(error, PreemptionError) or any(is_preemption(failure) for failure in failures):
+        raise TrainingStoppedError(f"nodes were taken away {MAX_PREEMPTIONS + 1} times; {intact}") from None
     if failures and all(isinstance(failure, ray.exceptions.RayActorError) for failure in failures):
         raise TrainingStoppedError(
             f"workers were lost {MAX_RESTARTS + 1} times, the last time: {failures[0]}; {intact}"

@@ -28,7 +28,8 @@ class RunReporter:
     It also reports to Prometheus, through Ray, how the run `output` goes: `ray_p2p_train_…`, labelled with `output`.
     """
 
-    def __init__(self, output: str) -> None:
+    def __init__(self, output: str, max_preemptions: int) -> None:
+        self._max_preemptions = max_preemptions
         self._gauges = {name: Gauge(f"p2p_train_{name}", what, ("output",)) for name, what in _GAUGES.items()}
         for gauge in self._gauges.values():
             gauge.set_default_tags({"output": output})
@@ -37,6 +38,7 @@ class RunReporter:
         self._note = ""
         self._failure: P2PError | None = None
         self._stop_requested = False
+        self._preemptions = 0
 
     def log(self, *lines: str) -> None:
         """Lines for the user's terminal."""
@@ -61,6 +63,14 @@ class RunReporter:
         """What `fail` was called with first."""
         return self._failure
 
+    def preempted(self, step: int) -> None:
+        """A node will be taken away, and a checkpoint of `step` is saved."""
+        self._preemptions += 1
+        self.log(
+            f"a node is about to be taken away: saved step {step}; the workers start again elsewhere, from what is "
+            f"saved by then ({self._preemptions} of {self._max_preemptions})"
+        )
+
     def request_stop(self) -> None:
         """Ask the workers to save a checkpoint and end."""
         self._stop_requested = True
@@ -80,16 +90,29 @@ def last_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].split(". ")[0][:300]
 
 
+def is_preemption(error: BaseException) -> bool:
+    """Whether a worker was lost with a node that Ray had been told to drain."""
+    return isinstance(error, ray.exceptions.RayActorError) and bool(error.preempted)
+
+
 class LostWorkers(UserCallback):
     """Reports why workers are started again; runs in Ray Train's controller."""
 
     def __init__(self, reporter: Any, max_failures: int) -> None:
         self._reporter, self._max_failures = reporter, max_failures
         self._failures = 0
+        self._preempted: set[tuple[int, str]] = set()
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray after workers failed, before it starts them again."""
         del run_context
+        if any(is_preemption(error) for error in worker_exceptions.values()):
+            # Not counted among failures; Ray may call this again and again until it starts the others elsewhere.
+            for rank, error in sorted(worker_exceptions.items()):
+                if is_preemption(error) and (rank, str(error)) not in self._preempted:
+                    self._preempted.add((rank, str(error)))
+                    self._reporter.log.remote(f"worker {rank} went with its node; the workers start again elsewhere")
+            return
         self._failures += 1
         again = f"starting the workers again ({self._failures} of {self._max_failures})"
         if self._failures > self._max_failures:

@@ -38,11 +38,12 @@ class StopSignal:
             return
         if self._look():
             raise StopRequestedError
-        # Ray below 2.59 has no such notice. Ray starts the workers again elsewhere, once the node is gone.
-        notice = getattr(ray.train, "get_preemption_info", lambda: None)()
-        if notice is not None and not self._saved_before_preemption:
+        # Ray starts the workers again elsewhere, once the node is gone or its time is up.
+        if ray.train.get_preemption_info() is not None and not self._saved_before_preemption:
             self._saved_before_preemption = True
             keeper.save_inside_epoch()
+            if self._trainer.rank == 0:
+                self._reporter.preempted.remote(self._trainer.position.step)
 
     def checked(self, items: Iterable[Item], keeper: RunKeeper) -> Iterator[Item]:
         """The same items, with a `check` before each."""

@@ -17,6 +17,7 @@ from p2p.data.machine import available_cpus
 from p2p.data.stream import BlockReader, PairStream
 from p2p.errors import P2PError, TrainingStoppedError, root_cause
 from p2p.model.checkpoint import load_trainer
+from p2p.model.cuda import require_cuda
 from p2p.model.cuda_graphs import is_out_of_memory
 from p2p.model.distributed import data_parallel, synchronise_batch_norm
 from p2p.model.engine import choose_precision
@@ -96,6 +97,8 @@ def _train(task: TrainTask) -> None:
 
 
 def _build_networks(task: TrainTask, context: Any) -> Pix2Pix:
+    if ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+        require_cuda()  # else Ray Train would let it compute on the CPU
     config, bits, device = task.config, task.data.bits, ray.train.torch.get_device()
     # Ray sets OMP_NUM_THREADS to the CPUs a worker asks for, which here is only what placement needs.
     torch.set_num_threads(max(1, available_cpus() // context.get_local_world_size()))

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from p2p.data.cluster import (
-    await_gpu,
+    await_gpus,
     cluster_cpus,
     cluster_gpus,
     cpus_per_gpu,
@@ -22,7 +22,7 @@ from p2p.data.cluster import (
 )
 from p2p.data.machine import available_cpus, worker_environment
 from p2p.data.session import ray, ray_session
-from p2p.errors import UsageError
+from p2p.errors import ConfigError
 from p2p.translation.config import TranslateConfig
 from p2p.translation.pipeline.metering import MeteredShardTranslator
 from p2p.translation.plan.resume import RemainingWork
@@ -33,7 +33,6 @@ log = logging.getLogger("p2p")
 
 _MAX_SHARED_CHAIN = 8  # on a cluster, where a node that joins must find some left
 _MAX_DEFAULT_WORKERS = 256  # processes of a cluster that grows, where nobody said how many
-_SECONDS_FOR_A_GPU = 900.0  # until a cluster that had none has started a node with one
 
 
 @dataclass(frozen=True)
@@ -85,17 +84,9 @@ def _size_pool(config: TranslateConfig, work: Work, shards: int) -> _Pool:
 def ray_workforce(config: TranslateConfig) -> Iterator[Callable[[Work, RemainingWork], Outcome]]:
     """Ray is running inside. Raises UsageError if the cluster cannot be joined or lacks what was asked for."""
     with ray_session():
-        if config.gpu == "true" and not cluster_gpus():
-            _wait_for_a_gpu()
+        if config.gpu == "true" and not await_gpus(1):
+            raise ConfigError("gpu", "true: the cluster has no GPU; use auto or false")
         yield functools.partial(_translate_on_ray, config)
-
-
-def _wait_for_a_gpu() -> None:
-    if not is_private():
-        log.info("no GPU is up; waiting up to %d minutes for the cluster to start one", _SECONDS_FOR_A_GPU // 60)
-        if await_gpu(_SECONDS_FOR_A_GPU):
-            return
-    raise UsageError("--gpu true: the cluster has no GPU; pass --gpu auto or false")
 
 
 def _translate_on_ray(config: TranslateConfig, work: Work, left: RemainingWork) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import stat
@@ -13,13 +14,17 @@ from pathlib import Path
 
 import pytest
 
+from p2p.data import session
 from p2p.data.access import is_loopback, takes_jobs_of_anybody
 
 _JOIN = """
 import os, sys
 from dataclasses import dataclass
 from p2p.cli import run_job
+from p2p.data import session
 from p2p.data.session import ray_session
+
+session._JOIN_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -47,11 +52,31 @@ def test_a_ray_that_cannot_be_joined_or_started_is_one_line() -> None:
             [sys.executable, "-c", _JOIN, *addresses], capture_output=True, text=True, timeout=60, check=False
         )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    told = done.stderr.splitlines()
+    waited = [line for line in done.stderr.splitlines() if "waiting up to" in line]
+    told = [line for line in done.stderr.splitlines() if line not in waited]
+    assert len(waited) == 2 and all(place in line for line in waited), waited
     assert len(told) == len(addresses) + 1, told
     assert told.pop().startswith("error: Ray did not start on this machine (")
     for line, address in zip(told, addresses, strict=True):
         assert line.startswith(f"error: RAY_ADDRESS {address}: cannot join")
+
+
+def test_a_cluster_that_comes_up_slowly_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as slow:  # bound and not listening: who connects is refused
+        slow.bind(("127.0.0.1", 0))
+
+        class Handler(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                slow.listen()
+
+        handler = Handler()
+        logging.getLogger("p2p").addHandler(handler)
+        try:
+            with caplog.at_level("INFO", "p2p"):
+                session._wait_until_it_listens(*slow.getsockname())
+        finally:
+            logging.getLogger("p2p").removeHandler(handler)
+    assert "waiting up to 60 s for a cluster" in caplog.text
 
 
 _START = """

@@ -236,6 +236,39 @@ def test_a_training_on_two_nodes_takes_the_steps_of_one_process_and_outlives_a_n
         assert np.linalg.norm(one[name] - two[name]) <= 1e-3 * np.linalg.norm(one[name]) + 1e-5, name
 
 
+def test_a_training_told_of_a_preemption_saves_and_goes_on_elsewhere(
+    cluster: Cluster, make_pairs: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = str(make_pairs(tmp_path / "pairs" / "train", 8, size=72).parent)
+    words = "--generator unet_64 --ngf 4 --discriminator patch_16 --ndf 4 --crop-size 64 --batch-size 2 --workers 2"
+    words += " --gpu false --epochs 100000 --checkpoint-every 100000"  # ends when it is stopped, and saves when told to
+    run = tmp_path / "run"
+    cluster.up(3)
+    quick = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2"}  # not once in five seconds
+    submission = cluster.submission("jobs/train.py", "--data", data, "--output", run, *words.split(), **quick)
+    with cluster.start(*submission, **cluster.access()) as job:
+        wait_until((run / "metrics.jsonl").exists, job)
+        told = next(node for node in NODES if cluster.workers_of(node, "RayTrainWorker"))
+        listed = cluster.ask("/api/v0/nodes?detail=1")["data"]["result"]["result"]
+        (node_id,) = [node["node_id"] for node in listed if node["labels"].get("p2p-node") == told.removeprefix("node")]
+        reason = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot")
+        drain = (BIN / "ray", "drain-node", "--node-id", node_id, *reason, "--deadline-remaining-seconds", 10)
+        done = cluster.run(*drain, **cluster.variables())
+        assert done.returncode == 0, done.stderr
+        wait_until((run / "latest.json").exists, job)
+        saved = json.loads((run / "latest.json").read_text())
+        [running] = [one["submission_id"] for one in cluster.ask("/api/jobs/") if one["status"] == "RUNNING"]
+        wait_until(lambda: "continuing after step" in cluster.ask(f"/api/jobs/{running}/logs")["logs"], job)
+        assert not cluster.workers_of(told, "RayTrainWorker")
+        cluster.run(BIN / "ray", "job", "stop", running, **cluster.access())
+        stdout, stderr = job.communicate(timeout=PATIENCE)
+    said = stdout + stderr
+    assert "_step_" in saved["checkpoint"] and saved["step"] > 0
+    assert f"a node is about to be taken away: saved step {saved['step']}; " in said and "(1 of 20)" in said
+    assert f"continuing after step {saved['step']} from {saved['checkpoint']}" in said
+    assert "Traceback" not in said and "was lost" not in said
+
+
 class Source:
     """Images over HTTP, of which it gives as many as the test says: a corpus that takes its time and no processor's."""
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from p2p.errors import UsageError
 from p2p.translation import TranslateConfig
 from p2p.translation import ray_pool as pool
 from p2p.translation.work import Work
@@ -63,13 +62,3 @@ def test_processes_of_two_gpus(
     found = sized(monkeypatch, private=private, cores=1000, gpus=2, shards=1000, workers=workers)
     assert (found.actors, found.max_actors, 1 / found.resources["num_gpus"]) == (actors, most, per_gpu)
     assert found.work.codec_threads == max(2, 8 // per_gpu), "of the cores beside a GPU, not of all nodes"
-
-
-@pytest.mark.parametrize("private", [True, False])
-def test_a_gpu_that_never_comes_is_a_mistake_of_the_options(monkeypatch: pytest.MonkeyPatch, private: bool) -> None:
-    asked: list[float] = []
-    monkeypatch.setattr(pool, "is_private", lambda: private)
-    monkeypatch.setattr(pool, "await_gpu", lambda seconds: bool(asked.append(seconds)))
-    with pytest.raises(UsageError, match="--gpu true: the cluster has no GPU"):
-        pool._wait_for_a_gpu()
-    assert len(asked) == (not private), "only a cluster can start one"
