@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gzip
 import ipaddress
 import json
@@ -11,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 
 SCHEMAS = Path(__file__).parent / "kuberay-1.7.0.json.gz"
+KUBERNETES = "1.33"
 _TEXT_MAP = {"type": "object", "additionalProperties": {"type": "string"}}
 _METADATA = {
     "type": "object",
@@ -36,67 +37,37 @@ def _strict(schema: Any) -> Any:
 
 
 @cache
-def specs() -> dict[str, Any]:
-    """By kind, the JSON schema of a manifest's `spec`, unknown fields refused."""
-    found: dict[str, Any] = _strict(json.loads(gzip.decompress(SCHEMAS.read_bytes())))
-    found["NetworkPolicy"] = _network_policy(found["RayCluster"])
-    found["StatefulSet"] = _stateful_set(found["RayCluster"])
-    found["Service"] = _closed(
-        type={"enum": ["ClusterIP"]},
-        selector=_TEXT_MAP,
-        ports={"type": "array", "items": _closed(name={"type": "string"}, port={"type": "integer"})},
+def _validator(kind: str) -> jsonschema.Draft4Validator:
+    """Of a manifest of KubeRay's, unknown fields refused."""
+    spec = _strict(json.loads(gzip.decompress(SCHEMAS.read_bytes()))[kind])
+    properties = {"apiVersion": {"enum": ["ray.io/v1"]}, "kind": {}, "metadata": _METADATA, "spec": spec}
+    return jsonschema.Draft4Validator(
+        {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
     )
-    return found
-
-
-def _closed(**properties: Any) -> dict[str, Any]:
-    """An object that has these properties, all of them, and no other."""
-    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
-
-
-def _network_policy(cluster: Any) -> Any:
-    """KubeRay's own field of that name has Kubernetes' rules in it, and those Kubernetes' selectors."""
-    rules = cluster["properties"]["networkPolicy"]["properties"]["head"]["properties"]
-    policy = _closed(
-        podSelector=rules["ingressRules"]["items"]["properties"]["from"]["items"]["properties"]["podSelector"],
-        policyTypes={"type": "array", "items": {"enum": ["Ingress", "Egress"]}},
-        ingress=rules["ingressRules"],
-        egress=rules["egressRules"],
-    )
-    return policy | {"required": ["podSelector", "policyTypes"]}
-
-
-def _stateful_set(cluster: Any) -> Any:
-    template = cluster["properties"]["headGroupSpec"]["properties"]["template"]
-    claim = template["properties"]["spec"]["properties"]["volumes"]["items"]["properties"]["ephemeral"]["properties"]
-    claims = copy.deepcopy(claim["volumeClaimTemplate"])
-    claims["properties"]["metadata"] = _METADATA
-    return _closed(
-        serviceName={"type": "string"},
-        replicas={"type": "integer"},
-        selector=_closed(matchLabels=_TEXT_MAP),
-        template=template,
-        volumeClaimTemplates={"type": "array", "items": claims},
-    )
-
-
-VERSIONS = {
-    "RayCluster": "ray.io/v1",
-    "RayJob": "ray.io/v1",
-    "NetworkPolicy": "networking.k8s.io/v1",
-    "StatefulSet": "apps/v1",
-    "Service": "v1",
-}
 
 
 def validate(manifest: dict[str, Any]) -> None:
-    """Raises jsonschema.ValidationError unless the API server would accept `manifest`, a kind of VERSIONS."""
-    kind = manifest["kind"]
-    schema = _closed(apiVersion={"enum": [VERSIONS[kind]]}, kind={}, metadata=_METADATA, spec=specs()[kind])
-    jsonschema.Draft4Validator(schema).validate(manifest)
+    """Raises jsonschema.ValidationError unless the API server would accept `manifest`, of Kubernetes or KubeRay."""
+    if manifest["kind"] not in ("RayCluster", "RayJob"):
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+        return
+    _validator(manifest["kind"]).validate(manifest)
+    for template in pod_templates(manifest["spec"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p2p", **template["metadata"]}}
+        kubernetes_validate.validate({**pod, "spec": template["spec"]}, KUBERNETES, strict=True)
 
 
-def _selects(selector: dict[str, Any] | None, labels: dict[str, str]) -> bool:
+def pod_templates(spec: Any) -> list[dict[str, Any]]:
+    """Every template of a pod anywhere in `spec`."""
+    if isinstance(spec, list):
+        return [found for item in spec for found in pod_templates(item)]
+    if not isinstance(spec, dict):
+        return []
+    own = [spec] if "containers" in spec.get("spec", {}) else []
+    return own + [found for item in spec.values() for found in pod_templates(item)]
+
+
+def selects(selector: dict[str, Any] | None, labels: dict[str, str]) -> bool:
     if selector is None:
         return False
     for rule in selector.get("matchExpressions", []):
@@ -141,7 +112,7 @@ def _is_allowed(
     namespace: dict[str, str] | None,
 ) -> bool:
     specs = [policy["spec"] for policy in policies if direction in policy["spec"]["policyTypes"]]
-    applying = [spec for spec in specs if _selects(spec["podSelector"], own)]
+    applying = [spec for spec in specs if selects(spec["podSelector"], own)]
     rules = [rule for spec in applying for rule in spec.get(direction.lower(), [])]
     return not applying or any(_matches(rule, port, other, namespace) for rule in rules)
 
@@ -163,8 +134,8 @@ def _is_peer(peer: dict[str, Any], other: dict[str, str] | str, namespace: dict[
         )
     if isinstance(other, str):
         return False
-    place = _selects(peer["namespaceSelector"], namespace or {}) if "namespaceSelector" in peer else namespace is None
-    return place and _selects(peer.get("podSelector", {}), other)
+    place = selects(peer["namespaceSelector"], namespace or {}) if "namespaceSelector" in peer else namespace is None
+    return place and selects(peer.get("podSelector", {}), other)
 
 
 def _lies_in(address: str, block: str) -> bool:

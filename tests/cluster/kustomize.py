@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ import yaml
 Manifest = dict[str, Any]
 
 _KINDS = {"Kustomization": "kustomize.config.k8s.io/v1beta1", "Component": "kustomize.config.k8s.io/v1alpha1"}
-_KNOWN = {"apiVersion", "kind", "resources", "components", "patches", "images"}
+_KNOWN = {"apiVersion", "kind", "resources", "components", "patches", "images", "nameSuffix", "replacements"}
+_LOCAL = "config.kubernetes.io/local-config"
 
 
 def load(path: Path) -> list[Manifest]:
@@ -30,7 +32,8 @@ def _documents(text: str) -> list[str]:
 
 def render(folder: Path, components: Sequence[Path] = ()) -> list[Manifest]:
     """The manifests of a folder, with `components` as if its kustomization.yaml named them last."""
-    return _apply(folder, [], components)
+    found = _apply(folder, [], components)
+    return [manifest for manifest in found if _LOCAL not in manifest["metadata"].get("annotations", {})]
 
 
 def _apply(folder: Path, manifests: list[Manifest], components: Sequence[Path] = ()) -> list[Manifest]:
@@ -39,8 +42,8 @@ def _apply(folder: Path, manifests: list[Manifest], components: Sequence[Path] =
     assert settings["apiVersion"] == _KINDS[settings["kind"]], folder
     for name in settings.get("resources", []):
         path = folder / name
-        manifests = [*manifests, *(render(path) if path.is_dir() else load(path))]
-    for component in (*(folder / name for name in settings.get("components", [])), *components):
+        manifests = [*manifests, *(_apply(path, []) if path.is_dir() else load(path))]
+    for component in (*(folder / name for name in settings.get("components") or ()), *components):
         manifests = _apply(component, manifests)
     for patch in settings.get("patches", []):
         assert set(patch) == {"target", "patch"} and set(patch["target"]) == {"kind"}, patch
@@ -49,12 +52,26 @@ def _apply(folder: Path, manifests: list[Manifest], components: Sequence[Path] =
             jsonpatch.apply_patch(manifest, operations) if manifest["kind"] == patch["target"]["kind"] else manifest
             for manifest in manifests
         ]
+    for manifest in manifests:
+        manifest["metadata"]["name"] += settings.get("nameSuffix", "")
     for image in settings.get("images", []):
-        assert set(image) == {"name", "newName", "newTag"}, image
+        assert {"name", "newTag"} <= set(image) <= {"name", "newName", "newTag"}, image
         for container in containers(manifests):
             if container["image"] == image["name"]:
-                container["image"] = f"{image['newName']}:{image['newTag']}"
+                container["image"] = f"{image.get('newName', image['name'])}:{image['newTag']}"
+    for replacement in settings.get("replacements", []):
+        _copy_spec(replacement, manifests)
     return manifests
+
+
+def _copy_spec(replacement: Manifest, manifests: list[Manifest]) -> None:
+    assert replacement == {
+        "source": {"kind": "RayCluster", "fieldPath": "spec"},
+        "targets": [{"select": {"kind": "RayJob"}, "fieldPaths": ["spec.rayClusterSpec"], "options": {"create": True}}],
+    }
+    (cluster,) = [manifest for manifest in manifests if manifest["kind"] == "RayCluster"]
+    (job,) = [manifest for manifest in manifests if manifest["kind"] == "RayJob"]
+    job["spec"]["rayClusterSpec"] = copy.deepcopy(cluster["spec"])
 
 
 def containers(value: Any) -> list[dict[str, Any]]:

@@ -10,6 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import promql_parser
+import yaml
+
 ROOT = Path(__file__).parent.parent.parent
 BOARD = json.loads((ROOT / "cluster" / "grafana.json").read_text())
 OWN_WORDS = {
@@ -17,6 +20,7 @@ OWN_WORDS = {
     "max",
     "rate",
     "increase",
+    "changes",
     "by",
     "label_values",
     "output",
@@ -66,9 +70,28 @@ def unknown(expression: str) -> set[str]:
     return bad
 
 
+def alerts() -> dict[str, str]:
+    documents = yaml.safe_load_all((ROOT / "cluster" / "kuberay" / "monitoring.yaml").read_text())
+    (rules,) = [
+        document["spec"]["groups"][0]["rules"] for document in documents if document["kind"] == "PrometheusRule"
+    ]
+    return {rule["alert"]: rule["expr"] for rule in rules}
+
+
+def test_every_alert_is_about_metrics_that_exist() -> None:
+    assert len(alerts()) == 4
+    for name, expression in alerts().items():
+        promql_parser.parse(expression)
+        if "kube_pod" not in expression:
+            assert re.search(r"ray_p2p_\w+", expression) and not unknown(expression), name
+            assert "by (output)" in expression, "or $labels.output would be empty"
+
+
 def test_every_expression_uses_metrics_that_exist() -> None:
     assert len(expressions()) > 15
     for expression in expressions():
+        if "label_values" not in expression:  # Grafana's own
+            promql_parser.parse(re.sub(r"\$__rate_interval|\$\w+", "5m", expression))
         assert re.search(r"ray_\w+", expression) and not unknown(expression), expression
         assert expression.count("(") == expression.count(")")
     assert unknown("sum(rate(ray_p2p_translate_total[5m]))") == {"ray_p2p_translate_total"}

@@ -6,13 +6,16 @@ import copy
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from ray.autoscaler._private.command_runner import DockerCommandRunner
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 ROOT = Path(__file__).parent.parent.parent
 NAMES = ("aws", "gcp")
@@ -104,3 +107,45 @@ def test_workers_are_somebody_else_than_the_head(name: str) -> None:
 def test_the_token_is_made_readable_by_its_user_alone() -> None:
     made = re.findall(r"(?m)^.*ray get-auth-token --generate.*$", (ROOT / "cluster" / "README.md").read_text())
     assert made and all("chmod 600 ~/.ray/auth_token" in line for line in made)
+
+
+class Machine:
+    """A machine with NVIDIA's container runtime, as far as Ray's launcher asks one over ssh; keeps what it is told."""
+
+    ssh_user, cluster_name = "ubuntu", "p2p"
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def run(self, command: str, **_: Any) -> bytes:
+        self.told.append(command)
+        answers = {
+            "command -v docker": b"/usr/bin/docker",
+            "inspect -f": b"[]",
+            ".Runtimes": b"map[nvidia:{nvidia-container-runtime}]",
+            "meminfo": b"MemAvailable: 9999999 kB",
+        }
+        return next((answer for words, answer in answers.items() if words in command), b"")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["head", "cpu-workers", "gpu-workers"])
+def test_containers_get_the_gpus_of_machines_that_have_some(name: str, kind: str) -> None:
+    """By the command that Ray's launcher gives docker: a runtime alone gives an image none that does not ask itself."""
+    docker = AutoscalingConfig(prepare_config(load(name)), skip_content_hash=True).get_docker_config(kind)
+    runner = DockerCommandRunner(
+        docker,
+        log_prefix="",
+        node_id="1",
+        provider=None,
+        auth_config={"ssh_user": "ubuntu"},
+        cluster_name="p2p",
+        process_runner=subprocess,
+        use_internal_ip=True,
+    )
+    runner.ssh_command_runner = machine = Machine()
+    runner.run_init(as_head=kind == "head", file_mounts={}, sync_run_yet=True)
+    (command,) = [command for command in machine.told if "docker run" in command]
+    words = shlex.split(command)
+    assert ("--gpus" in words and words[words.index("--gpus") + 1] == "all") == (kind == "gpu-workers"), command
+    assert docker["image"] in words and "--cap-drop" in words

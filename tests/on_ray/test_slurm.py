@@ -1,0 +1,106 @@
+"""The script for Slurm, run whole on two nodes of this machine that an srun of the tests starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPT = ROOT / "cluster" / "slurm" / "p2p.sbatch"
+BIN = Path(sys.executable).parent
+
+# The training, and then where its workers were.
+_JOB = """
+import contextlib, json, os, runpy, sys
+import ray
+from ray.util.state import list_actors
+
+place, *sys.argv = sys.argv[1:]
+status = 1
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as stop:
+    status = stop.code
+ray.init(log_to_driver=False)
+actors = list_actors(filters=[("class_name", "=", "RayTrainWorker")], detail=True)
+alive = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+with open(place, "w") as file:
+    json.dump({"nodes": sorted(alive.values()), "workers": [alive[actor.node_id] for actor in actors]}, file)
+sys.exit(status)
+"""
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """Ray's sockets need a short path."""
+    folder = Path(tempfile.mkdtemp(prefix="p2p-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(script: Path, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In the folder `HOME`, as if the repository were there: jobs are named by their whole path."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_", "SLURM_"))}
+    slurm = {
+        "SLURM_SUBMIT_DIR": environment["HOME"],
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_ID": "7",
+    }
+    fakes = f"{Path(__file__).parent / 'slurm'}:{clean['PATH']}"
+    return subprocess.run(
+        ["bash", script, *map(str, words)],
+        env={**clean, **slurm, "PATH": fakes, "P2P_BIN": str(BIN), "PYTHONPATH": str(ROOT), **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+
+
+def can_make_namespaces() -> bool:
+    command = ["unshare", "--user", "--map-root-user", "--net", "--mount", "ip", "link", "add", "left", "type", "veth"]
+    return bool(shutil.which("ip")) and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not can_make_namespaces(), reason="this machine lets nobody make namespaces")
+def test_two_nodes_train_on_one_ray(make_pairs: Callable[..., Path], tmp_path: Path, short_folder: Path) -> None:
+    shutil.copy(SCRIPT, tmp_path / "slurm_script")  # Slurm runs a copy that lies elsewhere
+    (tmp_path / "job.py").write_text(_JOB)
+    data = make_pairs(tmp_path / "pairs" / "train", 8, size=72).parent
+    words = "--generator unet_64 --ngf 4 --discriminator patch_16 --ndf 4 --crop-size 64 --batch-size 2 --workers 2"
+    words += " --gpu false --epochs 2 --epochs-decay 0"
+    place, output = tmp_path / "place", tmp_path / "run"
+    job = (tmp_path / "job.py", place, ROOT / "jobs" / "train.py", "--data", data, "--output", output, *words.split())
+    done = run(tmp_path / "slurm_script", *job, HOME=str(tmp_path), RAY_TMPDIR=str(short_folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(place.read_text())
+    assert found["nodes"] == sorted(found["workers"]) == ["node1", "node2"]
+    summary = json.loads((output / "summary.json").read_text())
+    assert (summary["epochs"], summary["images_seen"]) == (2, 16)
+    assert not list(tmp_path.glob("p2p-*"))
+    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
+
+
+def test_scripts_are_clean() -> None:
+    shellcheck = shutil.which("shellcheck", path=f"{BIN}:{os.environ['PATH']}")
+    assert shellcheck, "no shellcheck; make install"
+    scripts = [SCRIPT, ROOT / "cluster" / "local.sh", *(Path(__file__).parent / "slurm").iterdir()]
+    done = subprocess.run([shellcheck, *scripts], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_script_without_a_job_says_how(tmp_path: Path) -> None:
+    done = run(SCRIPT, HOME=str(tmp_path))
+    assert done.returncode == 2 and "usage: sbatch" in done.stderr
