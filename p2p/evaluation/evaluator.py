@@ -17,8 +17,9 @@ from p2p.data.tasks import memory_reported
 from p2p.evaluation.protocol import pixels_digest
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, choose_engine_precision
-from p2p.model.metrics import Palette, measure
+from p2p.model.metrics import measure
 from p2p.model.networks import Generator, build_generator
+from p2p.model.pixel_metrics import Palette
 from p2p.storage.images import Pixels
 
 _CPU_BATCH = 8

@@ -28,8 +28,9 @@ from p2p.evaluation.statistics import class_table, metric_intervals
 from p2p.model.checkpoint import load_generator
 from p2p.model.config import Direction, ModelConfig
 from p2p.model.engine import choose_device
-from p2p.model.metrics import METRICS, Measured, MetricTotals, Palette, default_metrics, find_metric
+from p2p.model.metrics import METRICS, Measured, MetricTotals, default_metrics, find_metric
 from p2p.model.networks import Generator
+from p2p.model.pixel_metrics import Palette
 from p2p.progress import Progress
 from p2p.reports.evaluation import Judged, write_evaluation_report
 from p2p.storage.filesystems import (
@@ -72,7 +73,11 @@ def _metrics(config: EvaluateConfig, palette: Palette | None) -> tuple[str, ...]
     if not config.metric_names:
         return default_metrics(has_palette=bool(palette))
     for name in config.metric_names:
-        if find_metric(name).needs_palette and not palette:
+        if weights := find_metric(name).weights:
+            raise ConfigError(
+                "metrics", f"{name}: this version does not compute {name} yet; it needs {weights}_weights. Leave it out"
+            )
+        if METRICS[name].needs_palette and not palette:
             raise ConfigError(
                 "metrics",
                 f"{name}: the targets in {config.data} have no palette (32 colours at most, recorded by "
@@ -209,8 +214,7 @@ def _examples(task: EvaluationTask, results: Results) -> dict[str, list[Judged]]
     reason to.
     """
     ranking = next((name for name in _RANKING if name in task.metrics), task.metrics[0])
-    lower_is_better = METRICS[ranking].better == "lower"
-    ordered = sorted(results, key=lambda row: row[ranking], reverse=not lower_is_better)
+    ordered = sorted(results, key=lambda row: METRICS[ranking].loss(row[ranking]))
     count = min(_EXAMPLES, max(1, len(ordered) // 3))
     middle = (len(ordered) - count) // 2
     chosen = {"best": ordered[:count], "median": ordered[middle : middle + count], "worst": ordered[-count:]}

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from p2p.model.metrics import CONFUSION_METRICS, Palette
+from p2p.model.pixel_metrics import CONFUSION_METRICS, Palette
 
 _RESAMPLES = 2000
 _BLOCK_VALUES = 2**22

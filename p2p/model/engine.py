@@ -138,7 +138,7 @@ class Engine:
             if not fits_float16(network, (generator.config.input_channels, side, side)):
                 precision = "fp32"
                 self._precision_fallback = "the network's values are too large for float16, it runs slower in float32"
-        self.precision = precision
+        self.precision: EnginePrecision = precision
         self._dtype = _DTYPES[precision]
         self._exact = precision == "fp32"
         if self.device.type == "cpu" and precision == "bf16":

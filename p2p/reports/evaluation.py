@@ -142,7 +142,7 @@ def _row(name: str, metrics: Mapping[str, Any]) -> _Row:
         name=name,
         value=_shown(name, value),
         untrained=_shown(name, untrained) if _UNTRAINED + name in metrics else None,
-        better={"higher": "↑ higher", "lower": "↓ lower"}[metric.better] if metric else "",
+        better={"higher": "↑ higher", "lower": "↓ lower"}.get(metric.better, metric.better) if metric else "",
         meaning=metric.meaning if metric else "",
         improved=metric.improves(value, untrained) if metric and comparable else None,
     )

@@ -12,7 +12,19 @@ from p2p.model.config import ModelConfig, ModelOptions, Palette, Precision, clas
 from p2p.storage.pixels import RGB
 from p2p.storage.tiff import MAX_CHANNELS
 
-BestMetric = Literal["val_l1", "val_psnr", "val_ssim", "val_pixel_accuracy", "val_palette_accuracy", "val_palette_iou"]
+BestMetric = Literal[
+    "val_l1",
+    "val_rmse",
+    "val_psnr",
+    "val_ssim",
+    "val_pixel_accuracy_5",
+    "val_pixel_accuracy_10",
+    "val_pixel_accuracy",
+    "val_palette_accuracy",
+    "val_class_accuracy",
+    "val_palette_iou",
+    "val_detail",
+]
 """What validation measures; those with `palette` need a data set with a palette of its targets."""
 
 _FREE_TO_CHANGE = {

@@ -15,8 +15,9 @@ from p2p.data.augment import CropSettings
 from p2p.data.pairs import Pairs
 from p2p.data.stream import read_first
 from p2p.model.distributed import sum_over_ranks, world_size
-from p2p.model.metrics import Measured, MetricTotals, Palette, default_metrics, measure
+from p2p.model.metrics import Measured, MetricTotals, default_metrics, measure
 from p2p.model.pix2pix import Pix2Pix
+from p2p.model.pixel_metrics import Palette
 from p2p.model.tensors import to_levels, to_pixels
 from p2p.reports.sheets import contact_sheet
 from p2p.storage.images import Array, encode

@@ -30,11 +30,11 @@ def test_the_rate_is_constant_and_then_falls_to_almost_nothing():
         ({"lr": float("inf")}, r"lr inf: must be a finite number"),
         ({"lambda_l1": float("inf")}, r"lambda_l1 inf: must be a finite number"),
         ({"label_smoothing": 0.1, "gan_mode": "hinge"}, r"label_smoothing 0.1: gan_mode hinge has no labels"),
-        ({"best_metric": "val_lpips"}, r"best_metric 'val_lpips': use one of val_l1, val_psnr"),
+        ({"best_metric": "val_lpips"}, r"best_metric 'val_lpips': use one of val_l1, val_rmse"),
         ({"sync_batch_norm": True, "norm": "instance"}, r"sync_batch_norm true: norm instance has no batch stat"),
         ({"ema_images": -1}, r"ema_images -1: must be 0 \(off\) or more"),
         ({"checkpoint_every_steps": -5}, r"checkpoint_every_steps -5: must be at least 0"),
-        ({"best_metric": "g_l1"}, r"best_metric 'g_l1': use one of val_l1, val_psnr"),
+        ({"best_metric": "g_l1"}, r"best_metric 'g_l1': use one of val_l1, val_rmse"),
     ],
 )
 def test_options_that_cannot_work_are_named_with_a_fix(options, message):
