@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from p2p.documents import to_json
-from p2p.errors import ConfigError, P2PError, TooManyBadInputsError, UsageError, quote_controls, redact, root_cause
+from p2p.errors import ConfigError, NotGoodEnoughError, P2PError, UsageError, quote_controls, redact, root_cause
 
 Config = TypeVar("Config")
 Summary = Mapping[str, Any]
@@ -40,7 +40,12 @@ TrueFalse = Annotated[
 """A boolean option that takes its value as a word: `--dropout false`. Plain `bool` fields are flags."""
 
 
-def _read_config_file(path: str) -> dict[str, Any]:
+def read_plain_yaml(option: str, path: str) -> dict[str, Any]:
+    """The mapping in a local file of YAML or JSON that an option names; empty for an empty file.
+
+    Values are plain: dates stay text. Raises UsageError, which begins with `option` (`--config`) and the path, for
+    anything else, such as a type, an alias, or a name that is given twice.
+    """
     import yaml
 
     try:
@@ -48,35 +53,35 @@ def _read_config_file(path: str) -> dict[str, Any]:
             data = file.read(_MAX_CONFIG_BYTES + 1)
         text = data.decode("utf-8")
     except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror or error}") from None
+        raise UsageError(f"{option} {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"--config {path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+        raise UsageError(f"{option} {path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
     if len(data) > _MAX_CONFIG_BYTES:
-        raise UsageError(f"--config {path}: more than {_MAX_CONFIG_BYTES} bytes, so no file of options")
+        raise UsageError(f"{option} {path}: more than {_MAX_CONFIG_BYTES} bytes, so no file of options")
     try:
-        _require_plain_values(path, text)
+        _require_plain_values(f"{option} {path}", text)
         loader = yaml.SafeLoader(text)  # JSON is a subset of YAML
         loader.yaml_implicit_resolvers = _without_dates(loader.yaml_implicit_resolvers)
         written = loader.get_single_node()
         values = None if written is None else loader.construct_document(written)
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two of numbers such as 0x_
-        raise UsageError(f"--config {path}: not valid YAML or JSON: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{option} {path}: not valid YAML or JSON: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
     if not (isinstance(values, dict) and isinstance(written, yaml.MappingNode)):
-        raise UsageError(f"--config {path}: expected `option: value` lines, found a {type(values).__name__}")
-    _refuse_repeated(path, [str(key.value) for key, _ in written.value])
+        raise UsageError(f"{option} {path}: expected `option: value` lines, found a {type(values).__name__}")
+    _refuse_repeated(f"{option} {path}", written)
     return {str(name): value for name, value in values.items()}
 
 
-def _require_plain_values(path: str, text: str) -> None:
+def _require_plain_values(where: str, text: str) -> None:
     """Raise UsageError, before anything is built of it, for YAML by which a short text can become a large value."""
     import yaml
 
     depth = 0
     event: Any
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        place = f"--config {path}: line {event.start_mark.line + 1}"
+        place = f"{where}: line {event.start_mark.line + 1}"
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise UsageError(f"{place}: an anchor or alias; write the value itself")
         if getattr(event, "tag", None):
@@ -92,13 +97,16 @@ def _without_dates(resolvers: Mapping[str, Any]) -> dict[str, Any]:
     return {first: [rule for rule in rules if rule[0] != date] for first, rules in resolvers.items()}
 
 
-def _refuse_repeated(path: str, written: Sequence[str]) -> None:
+def _refuse_repeated(where: str, written: Any) -> None:
     """YAML itself lets the last of two lines win, and a dash or an underscore makes no other option."""
     seen: set[str] = set()
-    for name in map(_field_name, written):
+    for key, value in written.value:
+        name = _field_name(str(key.value))
         if name in seen:
-            raise UsageError(f"--config {path}: --{name.replace('_', '-')} is named twice; keep one of the lines")
+            raise UsageError(f"{where}: {str(key.value)!r} is named twice; keep one of the lines")
         seen.add(name)
+        if isinstance(value, type(written)):
+            _refuse_repeated(where, value)
 
 
 def _field_name(written: str) -> str:
@@ -126,7 +134,7 @@ def _config_file_words(config_class: type, path: str) -> list[str]:
     """Turn the file's `name: value` pairs into command-line words, so that one parser judges both."""
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     words: list[str] = []
-    for written, value in _read_config_file(path).items():
+    for written, value in read_plain_yaml("--config", path).items():
         name = _field_name(written)
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
@@ -227,7 +235,7 @@ def _redacted(document: Any) -> Any:
 def run_job(config_class: type[Config], job: Callable[[Config], Summary], words: Sequence[str] | None = None) -> int:
     """Parse, run `job`, print its summary as the last stdout line. Returns the exit status.
 
-    0 done; 1 failed or interrupted; 2 wrong usage, found before work started; 3 done, but too many inputs were bad.
+    0 done; 1 failed or interrupted; 2 wrong usage, found before work started; 3 done, but not good enough.
     A user's mistake is one line on stderr; only a defect of p2p itself shows a traceback.
 
     A scheduler may know of no exit status but 0 and start anew what ends with another. With P2P_FINAL_IS_SUCCESS=1 in
@@ -249,7 +257,7 @@ def _run_job(config_class: type[Config], job: Callable[[Config], Summary], words
         with _stdout_for_the_summary_only() as stdout:
             try:
                 _finish(job(config), stdout)
-            except TooManyBadInputsError as error:
+            except NotGoodEnoughError as error:
                 log.error("%s", error)
                 _finish(error.summary, stdout)
                 return error.exit_status, error.is_final

@@ -15,7 +15,8 @@ P2PError                          exit status 1
 ├── LeaseLostError                another job has taken over the output
 ├── ChildEndedError               a child process has ended before its work
 ├── TrainingStoppedError          training cannot go on (numbers no longer finite, too many lost workers)
-└── TooManyBadInputsError         exit status 3: the work is done, but more inputs were bad than allowed
+└── NotGoodEnoughError            exit status 3: the work is done, but a gate is not passed
+    └── TooManyBadInputsError     … but more inputs were bad than allowed
 """
 
 from __future__ import annotations
@@ -230,8 +231,8 @@ class TrainingStoppedError(P2PError):
         return type(self), (str(self), self.finding)
 
 
-class TooManyBadInputsError(P2PError):
-    """The work is done and `summary` written, but more inputs were bad than the user allows."""
+class NotGoodEnoughError(P2PError):
+    """The work is done and `summary` written, but it is not what the user asked for."""
 
     exit_status = 3
     is_final = True
@@ -240,8 +241,12 @@ class TooManyBadInputsError(P2PError):
         super().__init__(message)
         self.summary = dict(summary)
 
-    def __reduce__(self) -> tuple[type[TooManyBadInputsError], tuple[str, dict[str, Any]]]:
+    def __reduce__(self) -> tuple[type[NotGoodEnoughError], tuple[str, dict[str, Any]]]:
         return type(self), (str(self), self.summary)
+
+
+class TooManyBadInputsError(NotGoodEnoughError):
+    """More inputs were bad than the user allows."""
 
 
 def root_cause(error: BaseException) -> BaseException:

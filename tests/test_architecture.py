@@ -22,7 +22,7 @@ RUNGS = [
     {"data"},
     {"reports"},
     {"synthetic", "doctor"},
-    {"preparation", "training", "evaluation", "translation"},
+    {"preparation", "training", "evaluation", "comparison", "translation"},
     {"benchmark"},
 ]
 HEIGHT = {room: height for height, rung in enumerate(RUNGS) for room in rung}
@@ -229,12 +229,15 @@ LIBRARY = ("model", "scenes", "data", "storage")
 
 def test_libraries_name_parameters_and_only_the_command_line_knows_options() -> None:
     from p2p.benchmark import BenchmarkConfig
+    from p2p.comparison import CompareConfig
     from p2p.evaluation import EvaluateConfig
     from p2p.preparation import PrepareConfig
     from p2p.training import TrainConfig
     from p2p.translation import TranslateConfig
 
-    configs: tuple[Any, ...] = (BenchmarkConfig, EvaluateConfig, PrepareConfig, TrainConfig, TranslateConfig)
+    configs: tuple[Any, ...] = (
+        *(BenchmarkConfig, CompareConfig, EvaluateConfig, PrepareConfig, TrainConfig, TranslateConfig),
+    )
     options = {"--" + field.name.replace("_", "-") for config in configs for field in dataclasses.fields(config)}
     assert {"--data", "--crop-size"} <= options
     for path in MODULES:

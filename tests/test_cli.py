@@ -94,7 +94,7 @@ def test_a_config_written_to_a_file_is_read_back_as_it_was(tmp_path_factory: Any
 def test_an_option_named_twice_in_one_config_file_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "options.yaml"
     file.write_text(text)
-    with pytest.raises(UsageError, match="--batch-size is named twice"):
+    with pytest.raises(UsageError, match="is named twice; keep one"):
         parse(BakeConfig, ["--config", str(file)])
 
 

@@ -10,6 +10,7 @@ from p2p import errors
 from p2p.errors import (
     BadInputError,
     ConfigError,
+    NotGoodEnoughError,
     P2PError,
     TooManyBadInputsError,
     UsageError,
@@ -25,13 +26,15 @@ def test_exit_statuses_are_those_of_the_interface() -> None:
     assert {kind.__name__: kind.exit_status for kind in TREE if kind.exit_status != 1} == {
         "UsageError": 2,
         "ConfigError": 2,
+        "NotGoodEnoughError": 3,
         "TooManyBadInputsError": 3,
     }
 
 
 @pytest.mark.parametrize("kind", TREE)
 def test_every_error_survives_the_pickle_that_brings_it_from_a_worker(kind: type[P2PError]) -> None:
-    extra = {BadInputError: ("Kind", "words"), ConfigError: ("words", ""), TooManyBadInputsError: ("words", {"bad": 1})}
+    extra = {BadInputError: ("Kind", "words"), ConfigError: ("words", "")}
+    extra |= dict.fromkeys((NotGoodEnoughError, TooManyBadInputsError), ("words", {"bad": 1}))
     error = kind(*extra.get(kind, ("words",)))
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy).strip(), vars(copy)) == (kind, "words", vars(error))

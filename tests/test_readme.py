@@ -11,6 +11,7 @@ import pytest
 
 from p2p.benchmark import BenchmarkConfig
 from p2p.cli import parse
+from p2p.comparison import CompareConfig
 from p2p.evaluation import EvaluateConfig
 from p2p.preparation import PrepareConfig
 from p2p.training import TrainConfig
@@ -33,6 +34,7 @@ CONFIGS: dict[str, type] = {
     "translate": TranslateConfig,
     "status": StatusConfig,
     "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
     "benchmark": BenchmarkConfig,
 }
 OF_OTHER_PROGRAMS = {"--help", "--config", "--working-dir", "--runtime-env-json"}
@@ -59,7 +61,7 @@ def commands_of(page: str) -> list[str]:
 
 def options_of(job: str) -> set[str]:
     fields = CONFIGS[job].__dataclass_fields__
-    return {"--" + name.replace("_", "-") for name in fields if job != "status"}
+    return {"--" + name.replace("_", "-") for name in fields if job != "status" and name != "evaluations"}
 
 
 def test_the_first_page_is_one_that_a_newcomer_finishes() -> None:

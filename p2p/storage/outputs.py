@@ -7,12 +7,13 @@ from typing import Literal
 from p2p.errors import ConfigError
 from p2p.storage.filesystems import list_names, require_writable
 
-OutputKind = Literal["a prepared data set", "a run", "an evaluation", "a translation", "a benchmark"]
+OutputKind = Literal["a prepared data set", "a run", "an evaluation", "a comparison", "a translation", "a benchmark"]
 
 _MARKS: dict[OutputKind, str] = {
     "a prepared data set": "dataset.json",
     "a run": "latest.json",
     "an evaluation": "metrics.json",
+    "a comparison": "comparison.json",
     "a translation": "settings.json",
     "a benchmark": "benchmark.json",
 }

@@ -1,0 +1,7 @@
+"""Say how evaluations of the same pairs differ, and whether that is good enough: `python jobs/compare.py --help`."""
+
+from p2p.cli import run_job
+from p2p.comparison import CompareConfig, compare
+
+if __name__ == "__main__":
+    raise SystemExit(run_job(CompareConfig, compare))
