@@ -114,10 +114,11 @@ def _resample(evaluations: Side) -> dict[tuple[str, Colour | None], Floats]:
     statistics: dict[str, npt.NDArray[Any]] = {}
     figures: dict[str, tuple[str, Callable[[Floats], Floats]]] = {}
     names: dict[str, tuple[str, Colour | None]] = {}
+    pairs = len(evaluations[0].pair_ids)
     for metric in METRICS:
         if metric not in CONFUSION_METRICS and all(_is_mean(one, metric) for one in evaluations):
             statistics[metric] = np.stack([one.per_pair[metric] for one in evaluations], axis=1)
-            figures[metric], names[metric] = (metric, _unchanged), (metric, None)
+            figures[metric], names[metric] = (metric, lambda sums: sums / pairs), (metric, None)
     counts = [one.confusion for one in evaluations]
     colours = evaluations[0].colours
     if all(one is not None for one in counts):
@@ -142,10 +143,6 @@ def _is_mean(evaluation: StoredEvaluation, metric: str) -> bool:
     if values is None or figure is None or not np.isfinite(values).all():
         return False
     return math.isclose(float(values.mean()), figure, rel_tol=_TOLERANCE, abs_tol=1e-12)
-
-
-def _unchanged(means: Floats) -> Floats:
-    return means
 
 
 def _over_counts(formula: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Floats], Floats]:

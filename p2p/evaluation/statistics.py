@@ -2,53 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from p2p.model.bootstrap import Floats, bootstrap, interval
 from p2p.model.pixel_metrics import CONFUSION_METRICS, Palette
-
-_RESAMPLES = 2000
-_BLOCK_VALUES = 2**22
-_LEVELS = (0.025, 0.975)
-Floats = npt.NDArray[np.float64]
-
-
-def _resamples(count: int) -> Iterator[Floats]:
-    """Blocks of (resamples, count): how often each pair is in a resample. The same for every metric."""
-    rng = np.random.default_rng(0)
-    rows = max(1, _BLOCK_VALUES // count)
-    for start in range(0, _RESAMPLES, rows):
-        size = min(rows, _RESAMPLES - start)
-        yield rng.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
-
-
-def bootstrap_intervals(
-    sums: Mapping[str, npt.NDArray[Any]], metrics: Mapping[str, tuple[str, Callable[[Floats], Floats]]]
-) -> dict[str, list[float]]:
-    """Metric name -> interval of 95 % (percentiles over resamples of pairs: Efron, Tibshirani, 1993, chapter 13).
-
-    sums: name -> (n, ...) statistics of each pair that add up over a set.
-    metrics: metric name -> the name of its statistics, and what makes (R, ...) sums of them the metric, (R,).
-
-    Example:
-        >>> bootstrap_intervals({"l1": np.ones(5)}, {"l1": ("l1", lambda sums: sums / 5)})
-        {'l1': [1.0, 1.0]}
-
-    """
-    count = len(next(iter(sums.values())))
-    flat = {name: np.asarray(values, np.float64).reshape(count, -1) for name, values in sums.items()}
-    found: dict[str, list[Floats]] = {name: [] for name in metrics}
-    for weights in _resamples(count):
-        resampled = {
-            name: (weights @ values).reshape(len(weights), *np.shape(sums[name])[1:]) for name, values in flat.items()
-        }
-        for name, (statistic, metric) in metrics.items():
-            found[name].append(metric(resampled[statistic]))
-    return {name: np.quantile(np.concatenate(values), _LEVELS).tolist() for name, values in found.items()}
 
 
 def metric_intervals(
@@ -70,7 +32,8 @@ def metric_intervals(
             sums["confusion"], metrics[name] = confusion, ("confusion", over_confusions(name))
         else:
             sums[name], metrics[name] = np.array(values), (name, over_pairs)
-    return bootstrap_intervals(sums, metrics) if sums else {}
+    resampled = bootstrap(sums, metrics) if sums else {}
+    return {name: list(interval(values)) for name, values in resampled.items()}
 
 
 def class_table(palette: Palette, confusion: npt.NDArray[np.int64]) -> list[dict[str, Any]]:

@@ -26,6 +26,14 @@ def _counts(pairs: int) -> Iterator[npt.NDArray[np.float32]]:
         yield np.bincount(cells.ravel(), minlength=size * pairs).reshape(size, pairs).astype(np.float32)
 
 
+def _centre(values: npt.NDArray[Any]) -> Floats:
+    """What is taken off before float32, which keeps enough digits of what is left. Nothing of counts, so that sums of
+    zeros are zero.
+    """
+    is_count = np.issubdtype(values.dtype, np.integer)
+    return np.zeros(values.shape[1:]) if is_count else np.asarray(values.mean(axis=0, dtype=np.float64))
+
+
 def bootstrap(
     statistics: Mapping[str, npt.NDArray[Any]], figures: Mapping[str, tuple[str, Callable[[Floats], Floats]]]
 ) -> dict[str, Floats]:
@@ -38,24 +46,22 @@ def bootstrap(
 
     Args:
         statistics: name -> (n, ...) statistics of each pair that add up over a set.
-        figures: figure name -> the name of its statistics, and what makes (R, ...) figures of (R, ...) means of them
-            over pairs.
+        figures: figure name -> the name of its statistics, and what makes (R, ...) figures of (R, ...) sums of them.
 
     """
     pairs = len(next(iter(statistics.values())))
-    means = {name: values.mean(axis=0, dtype=np.float64) for name, values in statistics.items()}
-    # Of the differences from the mean float32 keeps enough digits.
+    centres = {name: _centre(values) for name, values in statistics.items()}
     centred = {
-        name: (values - means[name]).reshape(pairs, -1).astype(np.float32) for name, values in statistics.items()
+        name: (values - centres[name]).reshape(pairs, -1).astype(np.float32) for name, values in statistics.items()
     }
     found: dict[str, list[Floats]] = {name: [] for name in figures}
     for counts in _counts(pairs):
-        resampled = {
-            name: means[name] + (counts @ values / pairs).reshape(len(counts), *means[name].shape)
+        sums = {
+            name: pairs * centres[name] + (counts @ values).reshape(len(counts), *centres[name].shape)
             for name, values in centred.items()
         }
         for name, (statistic, figure) in figures.items():
-            found[name].append(figure(resampled[statistic]))
+            found[name].append(figure(sums[statistic]))
     return {name: np.concatenate(values) for name, values in found.items()}
 
 
