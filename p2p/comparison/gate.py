@@ -201,4 +201,4 @@ def gate_to_junit(results: Sequence[RuleResult]) -> bytes:
         case = ET.SubElement(suite, "testcase", names)
         if not one.passed:
             ET.SubElement(case, "failure", {"message": quote_controls(f"{one.rule}: {one.reason}")})
-    return b'<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="utf-8") + b"\n"
+    return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"

@@ -28,7 +28,7 @@ class SideDescription:
 
     pixels: PixelFormat = RGB
     palette: Palette | None = None
-    """All the colours it has, where they are few enough to be classes."""
+    """The colours that are its classes: all it has, where they are few enough, or those that were found in it."""
 
     def __post_init__(self) -> None:
         if self.palette is not None and self.pixels != RGB:

@@ -44,6 +44,10 @@ class PrepareConfig:
     bands (up to 16, of a multi-band TIFF). Anything but 3x8 is stored without loss."""
     pixels_b: str = "3x8"
     """As --pixels-a, for side B."""
+    palette: str | None = None
+    """How many colours (2 to 32) the side that is a rendered map has, where JPEG has blurred them: they are found by
+    clustering, recorded in dataset.json and shown in doctor.html, so that palette_accuracy and palette_iou can be
+    measured. Or a file of them, a line for each that begins with #rrggbb. Exact colours are found without this."""
     max_bytes: int = DEFAULT_MAX_BYTES
     """Encoded images of more bytes are bad inputs; bytes are counted while they are read and after decompression."""
     val_fraction: float = 0.0
@@ -79,6 +83,8 @@ class PrepareConfig:
             if self.source_b is not None:
                 raise ConfigError("source_b", f"{self.source_b}: a synthetic source draws both sides; leave it out")
             parse_synthetic(self.source)
+        if self.palette is not None and RGB not in self.formats:
+            raise ConfigError("palette", f"{self.palette}: a palette names RGB colours, and neither side has them")
         if self.output.startswith(SYNTHETIC):
             raise ConfigError("output", f"{self.output}: not a place to write to")
 

@@ -11,6 +11,7 @@ import numpy as np
 from p2p.doctor import Doctor
 from p2p.doctor.files import BadRow, check_files
 from p2p.doctor.findings import MAX_NAMED, Check, Finding, NamedPair
+from p2p.preparation.palettes import FoundPalette, in_palette
 from p2p.reports.doctor import Figure, write_doctor_report
 from p2p.storage.filesystems import join, write_json
 from p2p.storage.images import Array, resize
@@ -31,7 +32,13 @@ Show = Callable[[Iterable[Key]], Sides]
 
 
 def publish_findings(
-    doctor: Doctor, bad: Sequence[BadRow], show: Show, output: str, about: dict[str, Any]
+    doctor: Doctor,
+    bad: Sequence[BadRow],
+    show: Show,
+    *,
+    output: str,
+    about: dict[str, Any],
+    palette: FoundPalette | None = None,
 ) -> dict[str, int]:
     """Examine the pairs that `doctor` has collected; return how many pairs or files each finding has.
 
@@ -41,6 +48,7 @@ def publish_findings(
         show: fetches the pairs that the page shows.
         output: the folder that receives `doctor.json` and `doctor.html`.
         about: which data set it is, for the head of both.
+        palette: the colours of one side, if they were looked for.
 
     """
     keys, checks = doctor.examine()
@@ -51,13 +59,14 @@ def publish_findings(
         **about,
         "checks": [_check_to_json(check) for check in checks],
         "findings": [_finding_to_json(finding, keys) for finding in findings],
+        "palette": palette.to_json() if palette else None,
     }
     write_json(join(output, DOCUMENT), document)
     examples = [keys[row] for row in np.unique(np.linspace(0, len(keys) - 1, min(len(keys), _EXAMPLES)).astype(int))]
     shown = (row for finding in findings for pair in _pairs_to_show(finding) for row in (pair.row, *pair.others[:1]))
     sides = show({*examples, *(keys[row] for row in shown)})
     figures = {finding.name: _figures(finding, keys, sides) for finding in findings}
-    whole = [Figure(_name(key), "", list(zip("ab", sides[key], strict=True))) for key in examples if key in sides]
+    whole = [_example(key, sides[key], palette) for key in examples if key in sides]
     write_doctor_report(join(output, PAGE), document, figures, whole)
     _log(checks, keys, join(output, PAGE))
     return {finding.name: finding.count for finding in findings}
@@ -126,6 +135,15 @@ def _figures(finding: Finding, keys: Sequence[Key], sides: Sides) -> list[Figure
                 pictures += zip((f"a of {_name(other)}", f"b of {_name(other)}"), sides[other], strict=True)
         figures.append(Figure(_name(key), pair.detail, pictures))
     return figures
+
+
+def _example(key: Key, sides: tuple[Array, Array], palette: FoundPalette | None) -> Figure:
+    """A pair as it is, and its map in the colours that were found."""
+    pictures = list(zip(("a", "b"), sides, strict=True))
+    if palette:
+        image = sides["ab".index(palette.side)]
+        pictures.append((f"{palette.side} in {len(palette.colours)} colours", in_palette(image, palette.colours)))
+    return Figure(_name(key), "", pictures)
 
 
 def _overlaid(a: Array, b: Array) -> Array:

@@ -28,6 +28,7 @@ from p2p.preparation.fatal_pairs import drop_fatal_pairs
 from p2p.preparation.findings import DOCUMENT, PAGE, Key, Sides, publish_findings
 from p2p.preparation.locations import Drawing, SourceReader
 from p2p.preparation.pairing import Pairing, PairRef, choose_split, pair_one_source, pair_two_sources
+from p2p.preparation.palettes import FoundPalette, find_palette, parse_palette, pixels_per_pair
 from p2p.preparation.parts import (
     Colours,
     Part,
@@ -51,7 +52,7 @@ from p2p.storage.filesystems import (
     write_json,
     write_table,
 )
-from p2p.storage.images import SUFFIXES
+from p2p.storage.images import SUFFIXES, Array
 from p2p.storage.lease import NAME as LEASE
 from p2p.storage.lease import Fence, hold_lease
 from p2p.storage.outputs import require_output
@@ -78,6 +79,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     source = config.source if config.source.startswith(SYNTHETIC) else absolute(config.source)
     source_b = absolute(config.source_b) if config.source_b is not None else None
     output = absolute(config.output)
+    wanted_palette = None if config.palette is None else parse_palette(config.palette)
     addresses = {"source": source} | ({"source_b": source_b} if source_b is not None else {})
     for field, address in addresses.items():
         if not config.check and f"{address.rstrip('/')}/".startswith(f"{output.rstrip('/')}/"):
@@ -110,6 +112,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
             chunks=chunks.references,
             worker=worker,
             fence=fence,
+            wanted_palette=wanted_palette,
             started=started,
         )
     check_bad_fraction(
@@ -237,6 +240,7 @@ class _PartWriter:
     detailed_share: float
     chunks: list[Any]
     fence: Fence
+    sample: tuple[float, int] | None
 
     def __call__(self, part: Part) -> PartReport:
         fatal: list[BadRow] = []
@@ -249,7 +253,13 @@ class _PartWriter:
             if self.output is not None:
                 self.fence.check()
             report = write_part(
-                part, self.output, config.load_size, fetch, formats=config.formats, detailed_share=self.detailed_share
+                part,
+                self.output,
+                config.load_size,
+                fetch,
+                formats=config.formats,
+                detailed_share=self.detailed_share,
+                sample=self.sample,
             )
         report.bad += fatal
         return report
@@ -295,6 +305,7 @@ def _write(
     chunks: list[Any],
     worker: LocalWorker | None,
     fence: Fence,
+    wanted_palette: int | Palette | None,
     started: float,
 ) -> dict[str, Any]:
     counts = dict.fromkeys(SPLITS, 0)
@@ -304,7 +315,9 @@ def _write(
     doctor = Doctor()
     parts = cut_into_parts(pairing.pairs)
     detailed_share = min(1.0, MAX_DETAILED / max(1, len(pairing.pairs)))
-    writer = _PartWriter(None if config.check else output, config, detailed_share, chunks, fence)
+    sample = None if wanted_palette is None else pixels_per_pair(len(pairing.pairs))
+    writer = _PartWriter(None if config.check else output, config, detailed_share, chunks, fence, sample)
+    pixels: tuple[list[Array], list[Array]] = ([], [])
     with Progress("checking" if config.check else "preparing", total=len(pairing.pairs), unit="pairs") as progress:
         for report in _reports(parts, writer, worker):
             counts[report.split] += report.pairs
@@ -312,20 +325,23 @@ def _write(
             bad += report.bad
             colours_a = merge_colours(colours_a, report.colours_a)
             colours_b = merge_colours(colours_b, report.colours_b)
+            pixels[0].extend(report.pixels_a)
+            pixels[1].extend(report.pixels_b)
             progress.advance(report.pairs + len(report.bad), f"{len(bad)} bad" if bad else "")
     fence.check()
     _write_errors(output, bad)
+    palette = None if wanted_palette is None else find_palette(wanted_palette, pixels)
     if not config.check:
         fixed = as_palette(list(PALETTE.values())) if source.startswith(SYNTHETIC) else None
         described = Description(
             output,
-            SideDescription(config.formats[0], _to_palette(colours_a)),
-            SideDescription(config.formats[1], fixed or _to_palette(colours_b)),
+            SideDescription(config.formats[0], _of_side("a", palette) or _to_palette(colours_a)),
+            SideDescription(config.formats[1], _of_side("b", palette) or fixed or _to_palette(colours_b)),
             config.load_size,
         )
         write_description(described, layout=pairing.layout, source=source)
     about = {"source": source, "pairs": counts, "bad": len(bad), "sides": pairing.note}
-    found = publish_findings(doctor, bad, _show(pairing, config, chunks), output, about)
+    found = publish_findings(doctor, bad, _show(pairing, config, chunks), output=output, about=about, palette=palette)
     summary = {
         "pairs": counts,
         "bad": len(bad),
@@ -356,6 +372,10 @@ def _make_thumbnails(pairs: list[PairRef], config: PrepareConfig, chunks: list[A
     return {
         (pair.split, pair.pair_id): (thumbnail(as_rgb(a.image)), thumbnail(as_rgb(b.image))) for pair, a, b in decoded
     }
+
+
+def _of_side(side: str, palette: FoundPalette | None) -> Palette | None:
+    return palette.colours if palette and palette.side == side else None
 
 
 def _to_palette(colours: Colours) -> Palette | None:

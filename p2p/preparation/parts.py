@@ -19,6 +19,7 @@ from p2p.errors import BadInputError
 from p2p.model.config import MAX_PALETTE
 from p2p.preparation.locations import Drawing, File, Location
 from p2p.preparation.pairing import PairRef
+from p2p.preparation.palettes import sample_pixels
 from p2p.storage import images, pixels
 from p2p.storage.deadline import decode_deadline
 from p2p.storage.filesystems import is_remote, join, write_table
@@ -57,6 +58,9 @@ class PartReport:
     bad: list[BadRow] = field(default_factory=list)
     colours_a: Colours = frozenset()
     colours_b: Colours = frozenset()
+    pixels_a: list[Array] = field(default_factory=list)
+    """Some of each sampled pair, (n, 3)."""
+    pixels_b: list[Array] = field(default_factory=list)
     features: PairFeatures = field(default_factory=lambda: collect([]))
 
 
@@ -103,6 +107,7 @@ def write_part(
     *,
     formats: Formats = (RGB, RGB),
     detailed_share: float = 1.0,
+    sample: tuple[float, int] | None = None,
 ) -> PartReport:
     """Publish `OUTPUT/<split>/part-<number>.parquet`, or nothing if every pair is bad.
 
@@ -113,6 +118,7 @@ def write_part(
         read: gets the bytes at a location.
         formats: pixels of A and of B.
         detailed_share: share, 0..1, of the pairs whose features are computed in detail.
+        sample: of which share of the pairs how many pixels of each side are put into the report; None of none.
 
     """
     report = PartReport(part.split)
@@ -121,6 +127,10 @@ def write_part(
     for pair, a, b in decode_pairs(part.pairs, load_size, read, report.bad, formats):
         if output is not None:
             rows.append(make_row(pair, a, b, load_size, report))
+        if sample and is_sampled(pair.pair_id, sample[0]):
+            for side, found, format in zip((a, b), (report.pixels_a, report.pixels_b), formats, strict=True):
+                if format == RGB:
+                    found.append(sample_pixels(cast(Array, side.image), pair.pair_id, sample[1]))
         detailed = is_sampled(pair.pair_id, detailed_share)
         features.append((pair.pair_id, *compute_features(a.image, b.image, (a.mode, b.mode), detailed=detailed)))
     if rows and output is not None:

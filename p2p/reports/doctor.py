@@ -34,7 +34,7 @@ def write_doctor_report(
 ) -> str:
     """Publish the page at `uri`, which is returned.
 
-    document: what `doctor.json` holds: `source`, `pairs` (split -> number), `bad`, `checks` and `findings`.
+    document: what `doctor.json` holds: `source`, `pairs` (split -> number), `bad`, `checks`, `findings` and `palette`.
     figures: name of a finding -> some of its pairs.
     examples: some pairs of the whole data set.
     """

@@ -37,6 +37,7 @@ def write(
         for one in findings
     ]
     document = {
+        "palette": None,
         "source": "somewhere",
         "sides": "A is left",
         "pairs": {"train": 7, "val": 2, "test": 0},
