@@ -13,7 +13,8 @@ import torch
 
 from p2p.comparison.evaluations import Colour, StoredEvaluation, Values
 from p2p.model.bootstrap import RESAMPLES, Floats, bootstrap, interval
-from p2p.model.metrics import CONFUSION_METRICS, METRICS
+from p2p.model.metrics import METRICS
+from p2p.model.pixel_metrics import CONFUSION_METRICS
 
 _TOLERANCE = 1e-6
 """Relative; a figure of a set that is further from the mean over its pairs is no such mean."""
@@ -36,6 +37,8 @@ class Difference:
     """Mean over the evaluations of this side."""
     interval: Interval | None = None
     """95 %, of `difference`."""
+    worsening_interval: Interval | None = None
+    """95 %, of `worsening`."""
     interval_by: Literal["bootstrap", "jackknife"] | None = None
     improved: float | None = None
     """Share of the pairs that are better than in the baseline."""
@@ -49,24 +52,11 @@ class Difference:
         return None if self.value is None or self.baseline is None else self.value - self.baseline
 
     @property
-    def better(self) -> Literal["lower", "higher"] | None:
-        """The direction in which the figure improves."""
-        return METRICS[self.metric].better if self.metric in METRICS else None
-
-    @property
     def worsening(self) -> float | None:
-        """`difference`, positive where it is for the worse; None without a direction."""
-        if self.difference is None or self.better is None:
+        """How much more this side loses, in units of the metric; of one that should be close to 1, in its logarithm."""
+        if self.value is None or self.baseline is None:
             return None
-        return self.difference if self.better == "lower" else -self.difference
-
-    @property
-    def worsening_interval(self) -> Interval | None:
-        """`interval`, of `worsening`."""
-        if self.interval is None or self.better is None:
-            return None
-        low, high = self.interval
-        return (low, high) if self.better == "lower" else (-high, -low)
+        return METRICS[self.metric].loss(self.value) - METRICS[self.metric].loss(self.baseline)
 
     @property
     def verdict(self) -> Literal["better", "worse", "unclear"]:
@@ -91,11 +81,11 @@ def compare_sides(baseline: Side, side: Side) -> list[Difference]:
     found = []
     for metric, colour in _figures(baseline, side):
         values = resampled.get((metric, colour))
-        shown = None
+        ends = None
         if values is not None:
             before, after = values[:, : len(baseline)] * weights[0], values[:, len(baseline) :] * weights[1]
-            shown = interval(after.sum(axis=1) - before.sum(axis=1))
-        found.append(_difference(metric, colour, baseline, side, shown))
+            ends = before.sum(axis=1), after.sum(axis=1)
+        found.append(_difference(metric, colour, baseline, side, ends))
     return found
 
 
@@ -175,14 +165,25 @@ def _draw_seeds(count: int, seed: int) -> Values:
     return np.asarray(1 / count + (drawn - 1 / count) * math.sqrt(count / max(1, count - 1)))
 
 
-def _difference(metric: str, colour: Colour | None, baseline: Side, side: Side, shown: Interval | None) -> Difference:
+def _difference(
+    metric: str, colour: Colour | None, baseline: Side, side: Side, resampled: tuple[Floats, Floats] | None
+) -> Difference:
+    """`resampled`: the baseline's figure and this side's over the resamples."""
     (before, before_spread), (after, after_spread) = (_value(one, metric, colour) for one in (baseline, side))
-    by: Literal["bootstrap", "jackknife"] | None = "bootstrap" if shown else None
-    if metric == "kid" and before is not None and after is not None:
+    shown = worsening = None
+    by: Literal["bootstrap", "jackknife"] | None = None
+    if resampled and before is not None and after is not None:
+        by, shown, worsening = (
+            "bootstrap",
+            interval(resampled[1] - resampled[0]),
+            interval(-gain_of(metric, *resampled)),
+        )
+    elif metric == "kid" and before is not None and after is not None:
         errors = [_value(one, "kid_se", None)[0] for one in (baseline, side)]
         if errors[0] is not None and errors[1] is not None:
             half = _NORMAL_95 * math.hypot(errors[0], errors[1])
-            shown, by = (after - before - half, after - before + half), "jackknife"
+            by, shown = "jackknife", (after - before - half, after - before + half)
+            worsening = shown  # less is better
     improved = worsened = None
     if colour is None and baseline and all(metric in one.per_pair for one in (*baseline, *side)):
         ends = (np.mean([one.per_pair[metric] for one in group], axis=0) for group in (baseline, side))
@@ -193,7 +194,8 @@ def _difference(metric: str, colour: Colour | None, baseline: Side, side: Side, 
         colour=colour,
         baseline=before,
         value=after,
-        interval=shown if before is not None and after is not None else None,
+        interval=shown,
+        worsening_interval=worsening,
         interval_by=by,
         improved=improved,
         worsened=worsened,
@@ -201,9 +203,10 @@ def _difference(metric: str, colour: Colour | None, baseline: Side, side: Side, 
     )
 
 
-def gain_of(metric: str, before: Values, after: Values) -> Values:
-    """How much better each pair is, in units of the metric."""
-    return after - before if METRICS[metric].better == "higher" else before - after
+def gain_of(metric: str, before: Floats, after: Floats) -> Floats:
+    """How much better each of `after` is, in units of the metric."""
+    loss = np.vectorize(METRICS[metric].loss, otypes=[np.float64])
+    return np.asarray(loss(before) - loss(after))
 
 
 def _value(side: Side, metric: str, colour: Colour | None) -> tuple[float | None, float | None]:

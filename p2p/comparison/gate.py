@@ -122,12 +122,12 @@ def _limit(where: str, bound: Bound, value: Any) -> tuple[float, bool]:
     return float(limit), is_relative
 
 
-def check_rules(gate: Gate, measured: Collection[str], palette: Collection[Colour], has_baseline: bool) -> None:
+def check_rules(gate: Gate, palette: Collection[Colour], has_baseline: bool) -> None:
     """Raise ConfigError for a rule that can never be kept: of a metric that is not known at all, of a colour that is
     no class, or of a change where nothing is compared.
     """
     for rule in gate.rules:
-        if rule.metric not in METRICS and rule.metric not in measured:
+        if rule.metric not in METRICS:
             known = ", ".join(METRICS)
             raise ConfigError("gate", f"{gate.uri}: {rule.metric}: no such metric; available are {known}")
         if rule.colour is not None and palette and rule.colour not in palette:

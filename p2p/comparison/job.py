@@ -15,6 +15,7 @@ from p2p.comparison.examples import choose_examples
 from p2p.comparison.gate import Gate, RuleResult, check_rules, gate_to_json, gate_to_junit, hex_of, judge, read_gate
 from p2p.comparison.markdown import write_markdown
 from p2p.errors import NotGoodEnoughError
+from p2p.model.metrics import METRICS
 from p2p.reports.comparison import write_comparison_report
 from p2p.storage.filesystems import absolute, join, remove_file, write_bytes, write_json
 from p2p.storage.lease import hold_lease
@@ -35,8 +36,7 @@ def run(config: CompareConfig) -> dict[str, Any]:
     sides = _read_sides(addresses)
     names = name_sides(addresses)
     if gate:
-        measured = {name for side in sides for one in side for name in one.metrics}
-        check_rules(gate, measured, sides[0][0].colours, has_baseline=len(sides) > 1)
+        check_rules(gate, sides[0][0].colours, has_baseline=len(sides) > 1)
     output = absolute(config.output)
     require_output(output, "output", "a comparison")
     with hold_lease(output, "output", "compare") as fence:
@@ -158,7 +158,9 @@ def to_json(one: Difference) -> dict[str, Any]:
         "difference": one.difference,
         "interval": one.interval,
         "interval_by": one.interval_by,
-        "better": one.better,
+        "worsening": one.worsening,
+        "worsening_interval": one.worsening_interval,
+        "better": METRICS[one.metric].better,
         "verdict": one.verdict,
         "improved": one.improved,
         "worsened": one.worsened,

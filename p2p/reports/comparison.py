@@ -16,7 +16,7 @@ from p2p.storage.images import Array
 
 _QUALITY = 88
 _MARGIN = 1.15  # of a plot, beside the longest interval
-_ARROWS = {"higher": "↑", "lower": "↓", None: ""}
+_ARROWS = {"higher": "↑", "lower": "↓", "close to 1": "→ 1"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +111,11 @@ def _difference_row(one: Mapping[str, Any]) -> _DifferenceRow:
 
 
 def _plot(one: Mapping[str, Any]) -> tuple[float, float, float] | None:
-    if one["interval"] is None or one["better"] is None or not is_number(one["difference"]):
+    if one["worsening_interval"] is None or not is_number(one["worsening"]):
         return None
-    sign = 1 if one["better"] == "higher" else -1
-    low, high = sorted(sign * end for end in one["interval"])
-    reach = max(abs(low), abs(high), abs(one["difference"])) * _MARGIN or 1.0
-    low, middle, high = (50 + 50 * end / reach for end in (low, sign * one["difference"], high))
+    low, high = one["worsening_interval"]
+    reach = max(abs(low), abs(high), abs(one["worsening"])) * _MARGIN or 1.0
+    low, middle, high = (50 - 50 * end / reach for end in (high, one["worsening"], low))
     return low, middle, high
 
 

@@ -100,11 +100,25 @@ def test_fid_and_kid_are_never_resampled(tmp_path: Path) -> None:
     one = write_evaluation(tmp_path / "a", {"ssim": SSIM}, whole=whole)
     other = write_evaluation(tmp_path / "b", {"ssim": SSIM}, whole={"fid": 50.0, "kid": 0.02, "kid_se": 0.004})
     found = {d.metric: d for d in compare_sides([read_evaluation(str(one))], [read_evaluation(str(other))])}
-    if "fid" not in found:
-        pytest.skip("these metrics are not known yet")
     assert found["fid"].difference == -10 and found["fid"].interval is None
     assert found["kid"].interval == pytest.approx((-0.01 - 1.96 * 0.005, -0.01 + 1.96 * 0.005))
     assert found["kid"].interval_by == "jackknife" and found["kid"].improved is None
+
+
+def test_detail_is_better_the_closer_it_is_to_one(tmp_path: Path) -> None:
+    from p2p.comparison.differences import compare_sides
+    from p2p.comparison.evaluations import read_evaluation
+
+    noise = np.abs(NOISE) + 0.01
+    sides = {"blurred": 0.5 + noise, "noisy": 2.2 + noise, "sharp": 0.9 + noise}
+    read = {
+        name: [read_evaluation(str(write_evaluation(tmp_path / name, {"detail": values})))]
+        for name, values in sides.items()
+    }
+    (noisy,), (sharp,) = (compare_sides(read["blurred"], read[name]) for name in ("noisy", "sharp"))
+    assert noisy.difference is not None and noisy.difference > 1  # twice as much as it should be is as bad as half
+    assert noisy.verdict == "worse" and noisy.worsening == pytest.approx(np.log(2.2 * 0.52), abs=0.05)
+    assert sharp.verdict == "better" and sharp.improved == 1 and sharp.interval is not None and sharp.interval[0] > 0.3
 
 
 GOOD = """

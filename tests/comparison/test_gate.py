@@ -28,7 +28,8 @@ def passes(tmp_path: Path, text: str, difference: Difference) -> bool:
 def test_a_change_fails_where_its_whole_interval_does(
     tmp_path: Path, interval: tuple[float, float] | None, sure: bool, passed: bool
 ) -> None:
-    figure = Difference(metric="ssim", baseline=0.40, value=0.38, interval=interval)
+    worsening = interval and (-interval[1], -interval[0])
+    figure = Difference(metric="ssim", baseline=0.40, value=0.38, interval=interval, worsening_interval=worsening)
     text = f"metrics: {{ssim: {{worse_by_at_most: 0.005}}}}\nsure: {str(sure).lower()}"
     assert passes(tmp_path, text, figure) is passed
 

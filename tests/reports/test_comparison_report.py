@@ -21,7 +21,8 @@ def difference(metric: str, change: float, colour: str | None = None, half: floa
     sure = interval is not None and abs(change) > interval[1] - change
     return {
         **{"metric": metric, "class": colour, "baseline": 0.4, "value": 0.4 + change, "difference": change},
-        **{"interval": interval, "interval_by": interval and "bootstrap", "better": better},
+        **{"interval": interval, "interval_by": interval and "bootstrap", "better": better, "worsening": -gain},
+        "worsening_interval": interval and [-gain - half, -gain + half],  # type: ignore[operator]
         "verdict": "unclear" if not sure else "better" if gain > 0 else "worse",
         **{"improved": 0.6, "worsened": 0.3, "seeds": [None, None]},
     }
