@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from p2p.comparison.differences import Side, gain_of
-from p2p.comparison.evaluations import StoredEvaluation, Values
+from p2p.comparison.evaluations import StoredEvaluation
 from p2p.errors import BadInputError, NotFoundError, StorageError
 from p2p.model.metrics import METRICS
 from p2p.reports.comparison import ComparedPair
@@ -48,7 +50,7 @@ def choose_examples(sides: Sequence[Side], names: Sequence[str]) -> list[Compare
     return found
 
 
-def _by_turns(gains: Mapping[str, Values]) -> Iterator[int]:
+def _by_turns(gains: Mapping[str, npt.NDArray[np.floating[Any]]]) -> Iterator[int]:
     """Places: the best of each metric, the worst of each, the second best of each, and so on."""
     orders = [np.argsort(-values) for values in gains.values()]
     for turn in range(_MAX_EXAMPLES):

@@ -214,7 +214,7 @@ class Engine:
         outputs = self._run(tiles, keys or ())
         return lambda: outputs
 
-    def _start_on_gpu(self, tiles: Sequence[Pixels] | Pixels) -> PendingBatch:
+    def _start_on_gpu(self, tiles: Sequence[npt.NDArray[Any]] | npt.NDArray[Any]) -> PendingBatch:
         idle = self._streams and self._streams[-1].is_idle
         if not idle and len(self._streams) < _CUDA_STREAMS:
             shape = (self.batch_size, *tiles[0].shape)
