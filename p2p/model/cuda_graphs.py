@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -168,7 +168,7 @@ class CudaGraphStream:
         self.is_idle = True
         """Whether no batch waits to be taken."""
 
-    def start(self, tiles: Sequence[Array] | Array) -> None:
+    def start(self, tiles: Sequence[npt.NDArray[Any]] | npt.NDArray[Any]) -> None:
         """Start computing up to B tiles. The batch before must have been taken."""
         self._count, self.is_idle = len(tiles), False
         rows = self._host_in.numpy()
