@@ -312,3 +312,12 @@ def test_secrets_are_taken_out_of_charts_too() -> None:
     drawn = line_chart(lines, x_label=secret, y_label=secret, marks=[(1.5, secret)])
     assert "hush" not in drawn
     assert drawn.count("https://***@h/k?sig=***&amp;page=3") == 8
+
+
+def test_a_gpus_numbers_are_shown_where_there_are_any(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", epochs=2)
+    assert "GPU" not in page_of(run)
+    rows = [{**row(epoch), "gpu_busy": 0.8, "gpu_memory": 12.5} for epoch in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    page = page_of(run)
+    assert "GPU busy" in page and "GPU memory" in page
