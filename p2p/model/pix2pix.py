@@ -120,12 +120,11 @@ class Pix2Pix:
 
     def _adam(self, network: nn.Module) -> torch.optim.Adam:
         betas = (self.config.beta1, _BETA2)
-        fused = self.device.type in _FUSED_ADAM
-        if self.device.type != "cuda":
-            return _Adam(network.parameters(), lr=self.config.lr, betas=betas, fused=fused)
-        # A step that is recorded as a graph reads its learning rate, like all else, from the device.
-        lr = torch.tensor(self.config.lr, device=self.device)
-        return _Adam(network.parameters(), lr=lr, betas=betas, fused=fused, capturable=True)
+        fused, on_gpu = self.device.type in _FUSED_ADAM, self.device.type == "cuda"
+        adam = _Adam(network.parameters(), lr=self.config.lr, betas=betas, fused=fused, capturable=on_gpu)
+        if on_gpu:  # a step that is recorded as a graph reads its learning rate, like all else, from the device
+            adam.param_groups[0]["lr"] = torch.tensor(self.config.lr, device=self.device)
+        return adam
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         # One context for each pass: autocast caches the weights it has cast until the context ends.
