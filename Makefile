@@ -30,7 +30,7 @@ demo: install ## the whole product on the embedded data set, from nothing, into 
 	$(BIN)/python jobs/train.py --data $(DEMO)/pairs --output $(DEMO)/run --generator unet_128 --ngf 24 --ndf 16 \
 	  --crop-size 128 --batch-size 8 --epochs 3 --epochs-decay 3 --lr 0.0007 --best-metric val_palette_accuracy
 	@echo '== how well it draws pairs it has never seen'
-	$(BIN)/python jobs/evaluate.py --checkpoint $(DEMO)/run --data $(DEMO)/pairs --split val --compare-untrained \
+	$(BIN)/python jobs/evaluate.py --checkpoint $(DEMO)/run --data $(DEMO)/pairs --split val --baselines untrained \
 	  --output $(DEMO)/evaluation
 	@echo '== larger scenes it has never seen, as Parquet and as PNG'
 	$(BIN)/python jobs/prepare.py --source 'synthetic:city?pairs=4&size=512&seed=1000' --load-size 0 \

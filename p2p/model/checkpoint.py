@@ -24,12 +24,21 @@ from torch import Tensor, nn
 
 from p2p.documents import check_fields, parse_json_object
 from p2p.errors import CheckpointError, DamagedFileError, NotFoundError, UsageError
-from p2p.model.checkpoint_names import CHECKPOINT_NAME, CHECKPOINTS, is_checkpoint_path
+from p2p.model.checkpoint_names import CHECKPOINT_NAME, CHECKPOINTS, is_checkpoint_path, parse_checkpoint_name
 from p2p.model.config import ModelConfig
 from p2p.model.legacy import infer_config, plain_weights, read_pth
 from p2p.model.networks import Generator, empty_generator
 from p2p.model.pix2pix import Pix2Pix, State
-from p2p.storage.filesystems import exists, join, read_bytes, read_json_object, remove, write_bytes, write_json
+from p2p.storage.filesystems import (
+    exists,
+    join,
+    list_names,
+    read_bytes,
+    read_json_object,
+    remove,
+    write_bytes,
+    write_json,
+)
 
 FORMAT = "p2p-checkpoint-1"
 GENERATOR, DISCRIMINATOR = "generator.safetensors", "discriminator.safetensors"
@@ -158,6 +167,14 @@ def resolve_checkpoint(uri: str) -> ResolvedCheckpoint:
     )
 
 
+def list_checkpoints(run: str) -> list[str]:
+    """The addresses of a run's whole checkpoints, oldest first."""
+    folder = join(run, CHECKPOINTS)
+    parsed = {name: parse_checkpoint_name(name) for name in list_names(folder)}
+    ascending = sorted((place, name) for name, place in parsed.items() if place is not None)
+    return [join(folder, name) for _, name in ascending if exists(join(folder, name, META))]
+
+
 def _in_run(run: str, which: str) -> ResolvedCheckpoint:
     if which in ("best", "latest"):
         pointer = join(run, BEST if which == "best" else LATEST)
@@ -207,6 +224,12 @@ def load_generator(uri: str, *, device: str | torch.device = "cpu") -> Generator
     generator.load_state_dict(weights, assign=True)
     generator.checkpoint_id = _checkpoint_id(data)
     return generator.float().to(device).eval()
+
+
+def read_checkpoint_id(uri: str) -> str:
+    """The id of the generator behind an address, as `load_generator` gives it."""
+    resolved = resolve_checkpoint(uri)
+    return str(resolved.meta["checkpoint_id"]) if resolved.meta else _checkpoint_id(_read(resolved.generator_uri))
 
 
 def _check_fit(network: nn.Module, weights: Mapping[str, Tensor], config: ModelConfig, uri: str) -> None:

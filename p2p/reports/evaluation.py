@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from p2p.model.metrics import METRICS
+from p2p.model.metrics import METRICS, Metric
 from p2p.reports.page import number, percent, render
 from p2p.reports.sheets import as_rgb
 from p2p.reports.thumbnails import Picture, show
@@ -104,6 +104,11 @@ def write_evaluation_report(
     )
 
 
+def _metric(name: str) -> Metric | None:
+    """The metric of a figure, which may be that of a baseline or a round trip: `input.l1`."""
+    return METRICS.get(name.rpartition(".")[2])
+
+
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
@@ -112,7 +117,8 @@ def _shown(name: str, value: Any) -> str:
     """A metric's value with its unit, `n/a` where there is none."""
     if not _is_number(value):
         return _NO_VALUE
-    unit = METRICS[name].unit if name in METRICS else ""
+    metric = _metric(name)
+    unit = metric.unit if metric else ""
     if unit == "share":
         # 99.98 % must not read 100.0 %: nothing but a perfect score does.
         return percent(value, 2 if value != round(value) and not 0.0005 <= value < 0.9995 else 1)
@@ -135,7 +141,7 @@ def _headline(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _row(name: str, metrics: Mapping[str, Any]) -> _Row:
-    metric = METRICS.get(name)
+    metric = _metric(name)
     value, untrained = metrics[name], metrics.get(_UNTRAINED + name)
     comparable = metric is not None and _is_number(value) and _is_number(untrained)
     return _Row(

@@ -65,7 +65,7 @@ def middle_sides(data: Path, side: str) -> list[np.ndarray]:
 
 
 def test_figures_of_a_generator_that_paints_white(ray_cluster, run_cli, data, checkpoint, tmp_path):
-    words = ["--checkpoint", checkpoint, "--data", data, "--output", tmp_path, "--compare-untrained"]
+    words = ["--checkpoint", checkpoint, "--data", data, "--output", tmp_path, "--baselines", "untrained"]
     outcome = run_cli(EvaluateConfig, evaluate, *words, "--precision", "fp32")
     assert outcome.status == 0, outcome.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -124,7 +124,7 @@ def test_the_checkpoint_knows_its_direction_and_an_option_overrules_it(
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"--metrics": "l1,fid"}, "does not compute fid yet"),
+        ({"--inception-weights": "/nowhere/inception.pth"}, "--inception-weights /nowhere/inception.pth"),
         ({"--metrics": "l2"}, "no such metric; available are l1"),
         ({"--split": "test"}, "no pairs there"),
         ({"--checkpoint": "/nowhere/run"}, "--checkpoint /nowhere/run: nothing is there"),
