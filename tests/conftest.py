@@ -286,16 +286,16 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 @pytest.fixture
 def browse(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """`browse(page, function, width=1200)`: what a JavaScript function returns on a copy of `page` in Chromium."""
+    """`browse(page, function, width=1200)`: what a JavaScript function returns, or promises, in Chromium."""
     program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if program is None:
         pytest.fail(f"no browser ({', '.join(BROWSERS)}); install Debian's package chromium")
 
     def run(page: Path, function: str, width: int = 1200) -> dict[str, Any]:
-        probe = f"""<script>addEventListener("load", () => {{
+        probe = f"""<script>addEventListener("load", async () => {{
             const element = document.createElement("pre");
             element.id = "probe";
-            try {{ element.textContent = JSON.stringify(({function})()); }}
+            try {{ element.textContent = JSON.stringify(await ({function})()); }}
             catch (error) {{ element.textContent = JSON.stringify({{error: String(error)}}); }}
             document.body.append(element);
         }});</script>"""

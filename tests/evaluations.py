@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p2p.comparison.differences import class_accuracy, class_iou
-from p2p.storage.images import encode
+from p2p.reports.examples import encode_example, write_examples
 
 PALETTE = [[240, 240, 230], [170, 210, 255], [250, 190, 80]]
 PROTOCOL: dict[str, Any] = {
@@ -90,10 +90,6 @@ def write_evaluation(
     (folder / "metrics.json").write_text(json.dumps(metrics))
     if examples:
         rng = np.random.default_rng(examples)
-        pictures = [
-            {name: encode(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for name in ("input", "output", "target")}
-            for _ in range(examples)
-        ]
-        rows = [{"pair_id": pair_id, **one} for pair_id, one in zip(ids, pictures, strict=False)]
-        pq.write_table(pa.Table.from_pylist(rows), folder / "examples.parquet")
+        pixels = rng.integers(0, 256, (examples, 3, 32, 32, 3), dtype=np.uint8)
+        write_examples(str(folder), {name: encode_example(list(one)) for name, one in zip(ids, pixels, strict=False)})
     return folder

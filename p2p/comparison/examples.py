@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from p2p.comparison.differences import Side, gain_of
 from p2p.comparison.evaluations import StoredEvaluation
 from p2p.errors import BadInputError, NotFoundError, StorageError
+from p2p.model.bootstrap import Floats
 from p2p.model.metrics import METRICS
 from p2p.reports.comparison import ComparedPair
-from p2p.storage.filesystems import join
+from p2p.reports.examples import Example, read_examples
 from p2p.storage.images import Array, decode
-from p2p.storage.parquet import read_parquet
 
 log = logging.getLogger("p2p")
 
 _MAX_EXAMPLES = 32
-_COLUMNS = ("pair_id", "input", "output", "target")
 
 
 def choose_examples(sides: Sequence[Side], names: Sequence[str]) -> list[ComparedPair]:
@@ -50,7 +47,7 @@ def choose_examples(sides: Sequence[Side], names: Sequence[str]) -> list[Compare
     return found
 
 
-def _by_turns(gains: Mapping[str, npt.NDArray[np.floating[Any]]]) -> Iterator[int]:
+def _by_turns(gains: Mapping[str, Floats]) -> Iterator[int]:
     """Places: the best of each metric, the worst of each, the second best of each, and so on."""
     orders = [np.argsort(-values) for values in gains.values()]
     for turn in range(_MAX_EXAMPLES):
@@ -60,21 +57,17 @@ def _by_turns(gains: Mapping[str, npt.NDArray[np.floating[Any]]]) -> Iterator[in
                 yield int(order[-1 - turn])
 
 
-def _read_pictures(evaluation: StoredEvaluation) -> Mapping[str, Mapping[str, bytes]]:
-    """Pair id -> encoded `input`, `output` and `target`."""
+def _read_pictures(evaluation: StoredEvaluation) -> Mapping[str, Example]:
     try:
-        rows = read_parquet(join(evaluation.uri, "examples.parquet"), _COLUMNS).to_pylist()
+        return read_examples(evaluation.uri)
     except NotFoundError:
         return {}
     except StorageError as error:
         log.warning("the report has no examples: %s", error)
         return {}
-    return {row["pair_id"]: row for row in rows if all(isinstance(row[name], bytes) for name in _COLUMNS[1:])}
 
 
-def _pictures(
-    pair_id: str, kept: Sequence[Mapping[str, Mapping[str, bytes]]], names: Sequence[str]
-) -> list[tuple[str, Array]]:
-    outputs = [(name, decode(pictures[pair_id]["output"])) for name, pictures in zip(names, kept, strict=True)]
+def _pictures(pair_id: str, kept: Sequence[Mapping[str, Example]], names: Sequence[str]) -> list[tuple[str, Array]]:
+    outputs = [(name, decode(examples[pair_id].output)) for name, examples in zip(names, kept, strict=True)]
     first = kept[0][pair_id]
-    return [("input", decode(first["input"])), *outputs, ("target", decode(first["target"]))]
+    return [("input", decode(first.input)), *outputs, ("target", decode(first.target))]

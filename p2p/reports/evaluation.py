@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from p2p.model.metrics import METRICS, Metric
-from p2p.reports.page import number, percent, render
+from p2p.errors import redact
+from p2p.model.metrics import METRICS
+from p2p.reports.examples import BrowsablePair
+from p2p.reports.figures import find_figure, format_value, is_number
+from p2p.reports.page import render
 from p2p.reports.sheets import as_rgb
 from p2p.reports.thumbnails import Picture, show
 from p2p.storage.filesystems import join
 from p2p.storage.images import Pixels
 
 _UNTRAINED = "untrained."
-_NO_VALUE = "n/a"
+_BETTER = {"higher": "↑ higher", "lower": "↓ lower", "close to 1": "→ close to 1"}
+_WARNING = "warning "
 _DIFFERENCE_GAIN = 2
 _QUALITY = 92  # the page is for judging pixels, so the encoder should leave few marks of its own
 _BINS = 24
@@ -76,6 +79,10 @@ def write_evaluation_report(
     groups: Mapping[str, Sequence[Judged]],
     per_image: Mapping[str, Sequence[float | None]],
     details: Mapping[str, Any],
+    *,
+    classes: Sequence[Mapping[str, Any]] = (),
+    confusion: Sequence[Sequence[int]] | None = None,
+    examples: Sequence[BrowsablePair] = (),
 ) -> str:
     """Publish `report.html` below `output_uri`; returns its address.
 
@@ -83,12 +90,17 @@ def write_evaluation_report(
     the number of images. Values may be None or NaN.
     groups: name of a group, such as `best` -> its examples, in the order of the page.
     per_image: metric name -> one value per image.
-    details: what was evaluated, by name: checkpoint, data, split, direction...
+    details: what was evaluated, by name: checkpoint, data, split, direction, and all that the figures depend on as
+        `signature`. What begins with `warning` is shown as one.
+    classes: `colour`, `share`, `accuracy` and `iou` of each palette colour.
+    confusion: pixels of the whole set, for each class of the targets (rows) those of each class of the outputs.
+    examples: pairs to browse through.
 
     Raises ValueError if an output and its target differ in size.
     """
     names = [name for name in metrics if name != "n" and not name.startswith(_UNTRAINED)]
     rows = [_row(name, metrics) for name in names]
+    special = {"signature", *(name for name in details if name.startswith(_WARNING))}
     return render(
         "evaluation.html",
         join(output_uri, "report.html"),
@@ -100,55 +112,77 @@ def write_evaluation_report(
         histograms=[one for one in (_histogram(name, values) for name, values in per_image.items()) if one],
         groups={name: [_card(judged) for judged in group] for name, group in groups.items() if group},
         gain=_DIFFERENCE_GAIN,
-        details=details,
+        details={name: value for name, value in details.items() if name not in special},
+        signature=details.get("signature"),
+        warnings=[value for name, value in details.items() if name.startswith(_WARNING)],
+        classes=_class_rows(classes, confusion),
+        browsable=_browsable(examples),
     )
-
-
-def _metric(name: str) -> Metric | None:
-    """The metric of a figure, which may be that of a baseline or a round trip: `input.l1`."""
-    return METRICS.get(name.rpartition(".")[2])
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _shown(name: str, value: Any) -> str:
-    """A metric's value with its unit, `n/a` where there is none."""
-    if not _is_number(value):
-        return _NO_VALUE
-    metric = _metric(name)
-    unit = metric.unit if metric else ""
-    if unit == "share":
-        # 99.98 % must not read 100.0 %: nothing but a perfect score does.
-        return percent(value, 2 if value != round(value) and not 0.0005 <= value < 0.9995 else 1)
-    return f"{number(float(value))} {unit}".rstrip()
 
 
 def _headline(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     """The best known metric, in words; `shares` are the lengths of bars in percent."""
     for name, words in _HEADLINES.items():
         value, untrained = metrics.get(name), metrics.get(_UNTRAINED + name)
-        if _is_number(value):
-            known = [one for one in (value, untrained) if _is_number(one)]
+        if is_number(value):
+            known = [one for one in (value, untrained) if is_number(one)]
             return {
-                "value": _shown(name, value),
+                "value": format_value(name, value),
                 "words": words,
-                "untrained": _shown(name, untrained) if known[1:] else None,
+                "untrained": format_value(name, untrained) if known[1:] else None,
                 "shares": [100 * one for one in known],
             }
     return None
 
 
+def _class_rows(
+    classes: Sequence[Mapping[str, Any]], confusion: Sequence[Sequence[int]] | None
+) -> list[dict[str, Any]]:
+    """The commonest first: colour, figures, and where the class's pixels went (share of them, in the same order)."""
+    order = sorted(range(len(classes)), key=lambda place: -float(classes[place]["share"] or 0))
+    rows = []
+    for place in order:
+        one, counts = classes[place], confusion[place] if confusion is not None else []
+        total = sum(counts)
+        rows.append(
+            {
+                "colour": "#{:02x}{:02x}{:02x}".format(*one["colour"]),
+                **{name: format_value("palette_iou", one[name]) for name in ("share", "accuracy", "iou")},
+                "bar": 100 * one["iou"] if is_number(one["iou"]) else 0.0,
+                "went": [counts[other] / total if total else None for other in order] if len(counts) else [],
+            }
+        )
+    return rows
+
+
+def _browsable(examples: Sequence[BrowsablePair]) -> dict[str, Any] | None:
+    """What the script of the page reads."""
+    if not examples:
+        return None
+    names = [name for name in METRICS if any(is_number(one.values.get(name)) for one in examples)]
+    return {
+        "metrics": [{"name": name, "better": METRICS[name].better, "unit": METRICS[name].unit} for name in names],
+        "pairs": [
+            {
+                "id": redact(one.pair_id),
+                "values": [value if is_number(value := one.values.get(name)) else None for name in names],
+                "pictures": one.pictures,
+            }
+            for one in examples
+        ],
+        "gain": _DIFFERENCE_GAIN,
+    }
+
+
 def _row(name: str, metrics: Mapping[str, Any]) -> _Row:
-    metric = _metric(name)
+    metric = find_figure(name)
     value, untrained = metrics[name], metrics.get(_UNTRAINED + name)
-    comparable = metric is not None and _is_number(value) and _is_number(untrained)
+    comparable = metric is not None and is_number(value) and is_number(untrained)
     return _Row(
         name=name,
-        value=_shown(name, value),
-        untrained=_shown(name, untrained) if _UNTRAINED + name in metrics else None,
-        better={"higher": "↑ higher", "lower": "↓ lower"}.get(metric.better, metric.better) if metric else "",
+        value=format_value(name, value),
+        untrained=format_value(name, untrained) if _UNTRAINED + name in metrics else None,
+        better=_BETTER[metric.better] if metric else "",
         meaning=metric.meaning if metric else "",
         improved=metric.improves(value, untrained) if metric and comparable else None,
     )
@@ -156,7 +190,7 @@ def _row(name: str, metrics: Mapping[str, Any]) -> _Row:
 
 def _histogram(name: str, values: Sequence[float | None]) -> _Histogram | None:
     """How the images spread over the values; None if there is no image with a value."""
-    finite = np.array([value for value in values if _is_number(value)], np.float64)
+    finite = np.array([value for value in values if is_number(value)], np.float64)
     if not len(finite):
         return None
     low, high, median = float(finite.min()), float(finite.max()), float(np.median(finite))
@@ -169,13 +203,13 @@ def _histogram(name: str, values: Sequence[float | None]) -> _Histogram | None:
     bars = [
         (
             count / int(counts.max()),
-            f"{count} image{'' if count == 1 else 's'} from {_shown(name, edges[i])} to {_shown(name, edges[i + 1])}",
+            f"{count} image{'' if count == 1 else 's'} from {format_value(name, edges[i])} "
+            f"to {format_value(name, edges[i + 1])}",
         )
         for i, count in enumerate(counts.tolist())
     ]
-    return _Histogram(
-        name, bars, _shown(name, low), _shown(name, high), _shown(name, median), median_at, len(values) - len(finite)
-    )
+    ends = [format_value(name, value) for value in (low, high, median)]
+    return _Histogram(name, bars, *ends, median_at, len(values) - len(finite))
 
 
 def _card(judged: Judged) -> _Card:
@@ -188,5 +222,5 @@ def _card(judged: Judged) -> _Card:
     return _Card(
         judged.pair_id,
         [show(name, image, _QUALITY) for name, image in images.items()],
-        [(name, _shown(name, value)) for name, value in judged.values.items()],
+        [(name, format_value(name, value)) for name, value in judged.values.items()],
     )

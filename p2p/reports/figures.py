@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any, TypeGuard
 
-from p2p.model.metrics import METRICS
+from p2p.model.metrics import METRICS, Metric
 from p2p.reports.page import number, percent
 
 _NO_VALUE = "n/a"
 _MAX_DECIMALS = 9
+
+
+def find_figure(name: str) -> Metric | None:
+    """The metric of a figure, which may be that of a baseline or a round trip: `input.l1`."""
+    return METRICS.get(name.rpartition(".")[2])
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -47,8 +52,9 @@ def format_interval(metric: str, interval: tuple[float, float] | None) -> str:
     return f"{low} to {high}"
 
 
-def _unit(metric: str) -> str:
-    return METRICS[metric].unit if metric in METRICS else ""
+def _unit(name: str) -> str:
+    metric = find_figure(name)
+    return metric.unit if metric else ""
 
 
 def _points(metric: str) -> str:

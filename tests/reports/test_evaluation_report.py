@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from p2p.reports.evaluation import Judged, write_evaluation_report
+from p2p.reports.examples import Example, browsable, encode_example
 
 METRICS = {
     "l1": 0.0412,
@@ -130,3 +131,82 @@ def test_a_browser_decodes_the_pictures_and_runs_nothing(tmp_path: Path, browse:
     assert seen["difference"] == pytest.approx([60, 60, 60, 255], abs=2)
     assert (seen["requests"], seen["scripts"]) == ([], 0)
     assert seen["overflow"] <= 0
+
+
+CLASSES = [
+    {"colour": [0, 0, 255], "share": 0.2, "accuracy": 0.5, "iou": 0.4},
+    {"colour": [255, 128, 0], "share": 0.8, "accuracy": 0.75, "iou": float("nan")},
+]
+
+
+def test_classes_are_shown_the_commonest_first_with_what_became_of_them(tmp_path: Path) -> None:
+    text = text_of(write(tmp_path, classes=CLASSES, confusion=[[5, 5], [10, 30]]))
+    assert "#ff8000 80.0% 75.0% n/a #0000ff 20.0% 50.0% 40.0%" in text
+    assert "in % of the row. 75 25 50 50" in text
+
+
+def test_a_signature_can_be_copied_and_warnings_stand_out(tmp_path: Path) -> None:
+    page = write(tmp_path, details={"split": "val", "signature": "p2p1|n64", "warning 1": "only 64 images"})
+    assert '<div class="signature"><code>p2p1|n64</code><button' in page.read_text()
+    assert "Only 64 images" in text_of(page) and "warning 1" not in text_of(page)
+
+
+def kept(count: int, size: int = 256) -> tuple[dict[str, Example], dict[str, dict[str, float | None]]]:
+    """Pictures that a JPEG of 256 pixels cannot make small."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+    examples = {f"val/{number}": encode_example(list(np.roll(noise, number, axis=1))) for number in range(count)}
+    values = {name: {"l1": number / count, "detail": 0.5 + number / count} for number, name in enumerate(examples)}
+    return examples, values  # type: ignore[return-value]
+
+
+def test_two_hundred_examples_fit_into_eight_megabytes(tmp_path: Path) -> None:
+    page = write(tmp_path, examples=browsable(*kept(200)))
+    assert page.stat().st_size <= 8e6 and page.read_text().count("data:image/jpeg") == 600
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_examples_are_sorted_filtered_and_compared(
+    tmp_path: Path, browse: Callable[..., dict[str, Any]], width: int
+) -> None:
+    flat = np.full((32, 32, 3), 100, np.uint8)
+    pairs = {f"val/{number}": encode_example([flat, flat, flat + 10 * number]) for number in range(4)}
+    evil = """</script><script>document.title = "owned"</script>"""
+    pairs[evil] = encode_example([flat, flat, flat])
+    values = {name: {"l1": number / 10, "detail": 0.5 + number / 4} for number, name in enumerate(pairs)}
+    values[evil] = {"l1": None, "detail": 1.0}
+    seen = browse(
+        write(tmp_path, examples=browsable(pairs, values), details={"signature": "p2p1|n4"}),
+        """async () => {
+            const at = id => document.getElementById(id);
+            const names = () => [...at("gallery").children].map(one => one.title);
+            const set = (id, value, kind = "input") => { at(id).value = value; at(id).dispatchEvent(new Event(kind)); };
+            const found = {title: document.title, best: names()};
+            set("metric", "1"); found.detail = names();
+            set("metric", "0"); set("order", "-1"); found.worst = names();
+            set("low", "0.1"); set("high", "0.2"); found.between = names(); found.count = at("count").innerText;
+            set("low", ""); set("high", ""); set("name", "L/3"); found.named = names();
+            const canvas = document.querySelector("canvas");
+            const drawn = () => [...canvas.getContext("2d").getImageData(9, 9, 1, 1).data];
+            for (let turn = 0; turn < 200 && !drawn()[0]; turn++) await new Promise(done => setTimeout(done, 10));
+            found.difference = drawn();
+            set("cut", "25");
+            found.clip = getComputedStyle(document.querySelector(".over")).clipPath;
+            found.sources = document.querySelector(".over").src !== document.querySelector(".under").src;
+            set("right", "1", "change");
+            found.same = document.querySelector(".over").src === document.querySelector(".under").src;
+            set("name", "nothing"); found.empty = [names().length, at("viewer").hidden];
+            found.overflow = document.documentElement.scrollWidth - innerWidth;
+            return found;
+        }""",
+        width=width,
+    )
+    assert seen["title"] == "Evaluation on 64 pairs"
+    assert seen["best"] == ["val/0", "val/1", "val/2", "val/3", evil]
+    assert seen["detail"] == ["val/2", evil, "val/3", "val/1", "val/0"]
+    assert seen["worst"] == [evil, "val/3", "val/2", "val/1", "val/0"]
+    assert seen["between"] == ["val/2", "val/1"] and seen["count"] == "2 of 5"
+    assert seen["named"] == ["val/3"]
+    assert seen["difference"] == pytest.approx([60, 60, 60, 255], abs=3)
+    assert "75%" in seen["clip"] and seen["sources"] and seen["same"]
+    assert seen["empty"] == [0, True] and seen["overflow"] <= 0
