@@ -197,6 +197,12 @@ def _sections(run: _Run) -> dict[str, list[_Chart]]:
     return {title: charts for title, charts in sections.items() if charts}
 
 
+def _name(run_uri: str) -> str:
+    """Its folder; with the one above it where that says nothing: `demo/run`."""
+    folders = run_uri.rstrip("/").split("/")
+    return "/".join(folders[-2:] if folders[-1].lower() == "run" else folders[-1:])
+
+
 def write_run_report(run_uri: str, health: Sequence[Mapping[str, Any]] | None = None) -> str:
     """Write RUN/report.html from what is in the run so far, and return its address.
 
@@ -213,7 +219,7 @@ def write_run_report(run_uri: str, health: Sequence[Mapping[str, Any]] | None = 
     return render(
         "run.html",
         join(run_uri, "report.html"),
-        name=run_uri.rstrip("/").rsplit("/", 1)[-1],
+        name=_name(run_uri),
         address=run_uri,
         status=_status(run),
         finished=run.summary is not None,

@@ -321,3 +321,9 @@ def test_a_gpus_numbers_are_shown_where_there_are_any(tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     page = page_of(run)
     assert "GPU busy" in page and "GPU memory" in page
+
+
+@pytest.mark.parametrize("folder, title", [("maps", "Training run maps"), ("demo/run", "Training run demo/run")])
+def test_a_title_says_which_run_it_is(tmp_path: Path, folder: str, title: str) -> None:
+    page = Path(write_run_report(str(make_run(tmp_path / folder, epochs=1)))).read_text()
+    assert f"<title>{title}</title>" in page
