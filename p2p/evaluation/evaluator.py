@@ -28,11 +28,14 @@ from p2p.model.networks import Generator, build_generator
 from p2p.model.pixel_metrics import Palette, confusion
 from p2p.model.sizing import default_overlap, plan_image
 from p2p.model.tensors import as_tensor
+from p2p.reports.examples import Example, encode_example, is_example
 from p2p.storage.images import Pixels
 
 _CPU_BATCH = 8
 CHUNK_PAIRS = 32
 """Pairs that a process gets at once, and a GPU's batch."""
+EXAMPLE = "example_"
+"""Prefix of the columns of pictures that are kept."""
 BACK, CEILING = "round_trip.", "round_trip_targets."
 """Prefixes of what a round trip makes of the outputs, and of the real targets."""
 Columns = dict[str, Any]
@@ -60,6 +63,8 @@ class EvaluationTask:
     lpips: tuple[str, str] | None
     """Address of the weights, and which net they are of."""
     round_trip: str | None
+    total: int
+    """Pairs that all processes measure together; it decides which are kept as examples."""
     known_targets: frozenset[str] = frozenset()
     """Digests of targets whose features are known."""
     device: str = "cpu"
@@ -154,7 +159,7 @@ class Evaluator:
         ]
 
     def __call__(self, chunk: Mapping[str, np.ndarray[Any, Any]]) -> Columns:
-        """Rows of (group, row) -> the same with `pair_id`, `target_sha256`, `precision`, each metric, each confusion
+        """Rows of (group, row) -> the same with `pair_id`, `target_sha256`, `precision`, examples, each metric, confusion
         matrix, flattened, and the features that metrics of the set need.
         """
         if self._task.device == "cpu":
@@ -172,11 +177,23 @@ class Evaluator:
         if self._inception:
             columns |= self._target_features(targets, columns["target_sha256"])
         for prefix, make in self._makers.items():
-            outputs = as_tensor(make(batch)).to(task.device)
+            made = make(batch)
+            if prefix == "":
+                columns |= self._keep_examples(batch, made)
+            outputs = as_tensor(made).to(task.device)
             columns |= {prefix + name: values for name, values in self._compare(outputs, targets).items()}
             if prefix == "" and self._back is not None:
                 columns |= self._round_trip(batch, outputs, inputs)
         return columns
+
+    def _keep_examples(self, batch: _Batch, outputs: Pixels) -> Columns:
+        """Encoded inputs, outputs and targets; empty bytes for a pair that is not kept."""
+        nothing = Example(b"", b"", b"")
+        kept = [
+            encode_example(images) if is_example(pair_id, self._task.total) else nothing
+            for pair_id, *images in zip(batch.ids, batch.inputs, outputs, batch.targets, strict=True)
+        ]
+        return {f"{EXAMPLE}{name}": [getattr(one, name) for one in kept] for name in Example._fields}
 
     def _compare(self, outputs: Tensor, targets: Tensor) -> Columns:
         task, columns = self._task, Columns()

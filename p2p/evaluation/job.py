@@ -18,7 +18,7 @@ from p2p.data.tasks import run_as_task
 from p2p.errors import P2PError
 from p2p.evaluation import figures
 from p2p.evaluation.config import EvaluateConfig
-from p2p.evaluation.evaluator import EvaluationTask, Evaluator, TranslatedPair
+from p2p.evaluation.evaluator import EXAMPLE, EvaluationTask, Evaluator, TranslatedPair
 from p2p.evaluation.figures import TargetFeatures
 from p2p.evaluation.plan import Plan, make_plan
 from p2p.evaluation.pool import Results, measure_rows
@@ -27,6 +27,7 @@ from p2p.model.checkpoint import read_checkpoint_id
 from p2p.model.checkpoint_names import parse_checkpoint_name
 from p2p.model.metrics import METRICS
 from p2p.reports.evaluation import Judged, write_evaluation_report
+from p2p.reports.examples import Example, browsable, write_examples
 from p2p.storage.filesystems import absolute, join, write_json, write_table
 from p2p.storage.lease import Fence, hold_lease
 
@@ -161,6 +162,12 @@ def _examples(task: EvaluationTask, results: Results) -> dict[str, list[Judged]]
     }
 
 
+def _kept(results: Results) -> dict[str, Example]:
+    """Pair id -> what was kept of it."""
+    columns = [EXAMPLE + name for name in Example._fields]
+    return {str(row["pair_id"]): Example(*(bytes(row[name]) for name in columns)) for row in results if row[columns[0]]}
+
+
 def _draw(task: EvaluationTask, rows: Sequence[Row]) -> list[TranslatedPair]:
     return Evaluator(task).draw(rows)
 
@@ -200,6 +207,8 @@ def _write(
     }
     write_json(join(output, "metrics.json"), shown.metrics)
     write_json(join(output, "evaluation.json"), evaluation)
+    kept = _kept(results)
+    write_examples(output, kept)
     _write_table(output, task, results)
     per_image = {name: [float(row[name]) for row in results] for name in figures.per_image_names(task)}
     details: dict[str, Any] = {"checkpoint" if task.checkpoint else "outputs": shown.address, "data": config.data}
@@ -207,4 +216,15 @@ def _write(
     details |= {f"best by {name}": f"{one['checkpoint']} ({one['value']:.4g})" for name, one in best.items()}
     details["signature"] = evaluation["signature"]
     details |= {f"warning {number}": warning for number, warning in enumerate(plan.warnings, 1)}
-    return write_evaluation_report(output, shown.metrics, examples, per_image, details)
+    counts = figures.confusions(task, results)
+    values = {str(row["pair_id"]): {name: float(row[name]) for name in per_image} for row in results}
+    return write_evaluation_report(
+        output,
+        shown.metrics,
+        examples,
+        per_image,
+        details,
+        classes=evaluation["classes"],
+        confusion=None if counts is None else counts.sum(axis=0).tolist(),
+        examples=browsable(kept, values),
+    )

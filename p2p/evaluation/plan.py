@@ -114,6 +114,7 @@ def make_plan(config: EvaluateConfig) -> Plan:
         inception=inception[0] if inception else None,
         lpips=lpips[:2] if lpips else None,
         round_trip=absolute(config.round_trip) if config.round_trip else None,
+        total=len(rows),
         precision=config.precision,
     )
     warnings = _warnings(task, model, len(rows), len(checkpoints))
