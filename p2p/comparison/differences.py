@@ -77,7 +77,7 @@ def compare_sides(baseline: Side, side: Side) -> list[Difference]:
     `baseline` may be empty: then nothing is compared.
     """
     resampled = _resample([*baseline, *side]) if baseline else {}
-    weights = [_draw_seeds(len(one), seed) for seed, one in enumerate((baseline, side))]
+    weights = draw_seeds([len(baseline), len(side)])
     found = []
     for metric, colour in _figures(baseline, side):
         values = resampled.get((metric, colour))
@@ -155,14 +155,27 @@ def class_accuracy(counts: npt.NDArray[Any]) -> Floats:
 _CLASS_FORMULAS: Mapping[str, Callable[[npt.NDArray[Any]], Floats]] = {"iou": class_iou, "accuracy": class_accuracy}
 
 
-def _draw_seeds(count: int, seed: int) -> Values:
-    """(R, count) weights of a mean over trainings that are drawn with replacement."""
-    if not count:
-        return np.zeros((RESAMPLES, 0))
-    rng = np.random.default_rng([seed, count])
-    drawn = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
-    # So few are drawn from that their spread is underestimated, by this factor (the divisor n for n - 1).
-    return np.asarray(1 / count + (drawn - 1 / count) * math.sqrt(count / max(1, count - 1)))
+def draw_seeds(counts: Sequence[int]) -> list[Values]:
+    """For sides of so many trainings each, (R, count) weights of means over trainings drawn with replacement.
+
+    The spread of so few is underestimated: by the divisor n for n - 1, and since it is itself uncertain. Deviations
+    from the equal weights are widened by both, the latter as Student's t is wider than the normal distribution
+    (Abramowitz, Stegun, "Handbook of mathematical functions", 26.7.5).
+    """
+    freedom = sum(count - 1 for count in counts if count)
+    z, widening = _NORMAL_95, 1.0
+    if freedom:
+        terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+        widening += sum(term / freedom**power for power, term in enumerate(terms, 1)) / z
+    weights = []
+    for side, count in enumerate(counts):
+        if not count:
+            weights.append(np.zeros((RESAMPLES, 0)))
+            continue
+        drawn = np.random.default_rng([side, count]).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+        scale = widening * math.sqrt(count / max(1, count - 1))
+        weights.append(1 / count + scale * (drawn / count - 1 / count))
+    return weights
 
 
 def _difference(
@@ -205,8 +218,10 @@ def _difference(
 
 def gain_of(metric: str, before: Floats, after: Floats) -> Floats:
     """How much better each of `after` is, in units of the metric."""
-    loss = np.vectorize(METRICS[metric].loss, otypes=[np.float64])
-    return np.asarray(loss(before) - loss(after))
+    if METRICS[metric].better == "close to 1":
+        loss = np.vectorize(METRICS[metric].loss, otypes=[np.float64])
+        return np.asarray(loss(before) - loss(after))
+    return np.asarray(before - after if METRICS[metric].better == "lower" else after - before)
 
 
 def _value(side: Side, metric: str, colour: Colour | None) -> tuple[float | None, float | None]:

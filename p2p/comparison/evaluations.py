@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from p2p.documents import check_fields
 from p2p.errors import ConfigError, DamagedFileError, NotFoundError, StorageError, UsageError
+from p2p.model.config import MAX_PALETTE
 from p2p.storage.filesystems import join, read_json_object, require_readable
 from p2p.storage.parquet import open_parquet
 
@@ -25,7 +26,6 @@ _OPTIONAL = {"palette", "inception", "lpips"}
 _JOINED = {"n", "data_digest"}
 """Looked at last: which pair it is says more."""
 _NOT_MEASURED = {"pair_id", "confusion", "target_sha256"}
-_MAX_PALETTE = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +71,8 @@ def read_evaluation(uri: str, field: str = "evaluations") -> StoredEvaluation:
         document = read_json_object(join(uri, "evaluation.json"))
         check_fields(document, {"signature": str, "protocol": dict, "metrics": dict, "classes": list})
         colours = [_colour(one) for one in document["classes"]]
+        if len(colours) > MAX_PALETTE:
+            raise ValueError(f"{len(colours)} classes, more than {MAX_PALETTE}")
         pairs = _read_pairs(join(uri, "per_image.parquet"), len(colours))
         return StoredEvaluation(
             uri,

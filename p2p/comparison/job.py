@@ -17,6 +17,7 @@ from p2p.comparison.markdown import write_markdown
 from p2p.errors import NotGoodEnoughError
 from p2p.model.metrics import METRICS
 from p2p.reports.comparison import write_comparison_report
+from p2p.reports.figures import format_difference, format_interval, format_value
 from p2p.storage.filesystems import absolute, join, remove_file, write_bytes, write_json
 from p2p.storage.lease import hold_lease
 from p2p.storage.outputs import require_output
@@ -44,6 +45,7 @@ def run(config: CompareConfig) -> dict[str, Any]:
         compared = dict(zip(names[-len(others) :], (compare_sides(baseline, side) for side in others), strict=True))
         results = [result for name, side in compared.items() for result in judge(gate, name, side)] if gate else []
         fence.check()
+        _log_table(names, compared)
         document = _document(sides, names, compared)
         write_json(join(output, "comparison.json"), document)
         text = write_markdown(names, compared, results)
@@ -101,6 +103,20 @@ def name_sides(addresses: Sequence[Sequence[str]]) -> list[str]:
 def _count_equal(words: Sequence[Sequence[str]]) -> int:
     """How many of the first words are the same in all."""
     return len(list(itertools.takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))))
+
+
+def _log_table(names: Sequence[str], compared: Mapping[str, Sequence[Difference]]) -> None:
+    """One line for each metric."""
+    for side, differences in compared.items():
+        if side != names[0]:
+            log.info("%s against %s, on the same pairs (95 %% intervals):", side, names[0])
+        for one in differences:
+            if one.colour is not None:
+                continue
+            values = [format_value(one.metric, value) for value in (one.baseline, one.value)]
+            change = format_difference(one.metric, one.difference, one.interval) if side != names[0] else ""
+            ends = f"{format_interval(one.metric, one.interval)}: {one.verdict}" if one.interval else ""
+            log.info("  %-17s %10s %10s %16s  %s", one.metric, *values, change, ends)
 
 
 def _document(

@@ -90,7 +90,7 @@ def _difference_row(one: Mapping[str, Any]) -> _DifferenceRow:
     metric, difference, interval = one["metric"], one["difference"], one["interval"]
     notes = ["± a jackknife's error"] if one["interval_by"] == "jackknife" else []
     if difference is not None and interval is None:
-        notes.append("no interval: a figure of the set as a whole")
+        notes.append("no interval: too rare" if one["class"] else "no interval: a figure of the set as a whole")
     spread = [format_value(metric, value) for value in one["seeds"] if value is not None]
     if spread:
         notes.append(f"standard deviation over seeds {', '.join(spread)}")

@@ -208,8 +208,15 @@ def _histogram(name: str, values: Sequence[float | None]) -> _Histogram | None:
         )
         for i, count in enumerate(counts.tolist())
     ]
-    ends = [format_value(name, value) for value in (low, high, median)]
-    return _Histogram(name, bars, *ends, median_at, len(values) - len(finite))
+    return _Histogram(
+        name=name,
+        bars=bars,
+        low=format_value(name, low),
+        high=format_value(name, high),
+        median=format_value(name, median),
+        median_at=median_at,
+        unmeasured=len(values) - len(finite),
+    )
 
 
 def _card(judged: Judged) -> _Card:
