@@ -1,4 +1,4 @@
-"""The index of a prepared data set (or of a raw folder of combined images), and reading rows of it."""
+"""The index of a prepared data set (or of a raw folder of pairs), and reading rows of it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from p2p.data.joining import FoundLayout
+from p2p.data.matching import Unclear, match_names
 from p2p.data.order import Row
 from p2p.data.tasks import is_repeat
-from p2p.errors import BadInputError, DamagedFileError, NotFoundError, UsageError
+from p2p.errors import BadInputError, ConfigError, DamagedFileError, NotFoundError, UsageError
 from p2p.storage import images, pixels
 from p2p.storage.bounded import DEFAULT_MAX_BYTES
 from p2p.storage.deadline import decode_deadline
@@ -58,12 +60,14 @@ def part_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group of a Parquet part; or, with number -1, one image file that holds A and B side by side."""
+    """One row group of a Parquet part; or, with number -1, the file of a raw pair: of A and B side by side, or of A."""
 
     uri: str
     number: int
     rows: int
     pair_id: str = ""
+    uri_b: str = ""
+    """Of a raw pair whose B has a file of its own."""
 
 
 class Pair(TypedDict):
@@ -82,9 +86,11 @@ class Pairs:
     split: str
     groups: tuple[RowGroup, ...]
     load_size: int
-    """Side in pixels to which both halves of a raw image are resized on reading; 0 leaves pairs as they are stored."""
+    """Side in pixels to which both sides of a raw pair are resized on reading; 0 leaves pairs as they are stored."""
     smallest_side: int
     """The shortest side of any pair, in pixels."""
+    layout: FoundLayout | None = None
+    """What was recognised in the names of a raw folder."""
 
     def __len__(self) -> int:
         return sum(group.rows for group in self.groups)
@@ -92,7 +98,7 @@ class Pairs:
     @property
     def is_raw(self) -> bool:
         """Whether they are images in a folder, not parts that jobs/prepare.py wrote."""
-        return self.groups[0].number < 0
+        return self.layout is not None
 
     @property
     def group_rows(self) -> list[int]:
@@ -153,71 +159,69 @@ def _groups_of_part(uri: str) -> tuple[list[RowGroup], list[int]]:
     return groups, [side for side in sides if side is not None]
 
 
-def _raw_groups(uri: str, split: str) -> list[RowGroup]:
-    """Combined images below `uri/split`, or below `uri` itself where it has no split folders (they train)."""
-    groups = _images_below(join(uri, split))
-    if not groups and split == "train" and not set(SPLITS) & set(list_names(uri)):
-        groups = _images_below(uri)
-    return groups
-
-
-def _images_below(uri: str) -> list[RowGroup]:
-    return [
-        RowGroup(info.uri, -1, 1, pair_id=printable(info.path.rsplit(".", 1)[0]))
-        for info in list_files(uri, images.SUFFIXES)
-    ]
-
-
 def open_pairs(uri: str, split: str, *, raw_load_size: int = 286) -> Pairs:
-    """Index one split of a prepared data set, or of a raw folder of combined images (A left, B right).
+    """Index one split of a prepared data set, or of a raw folder of pairs as its names are most likely meant.
 
     Args:
         uri: the data set's folder.
         split: its sub-folder, such as `train`.
-        raw_load_size: side in pixels to which both halves of raw images are resized; prepared pairs keep their size.
+        raw_load_size: side in pixels to which both sides of raw pairs are resized; prepared pairs keep their size.
 
     Raises:
         NotFoundError: the split holds neither parts nor images, with what was found instead.
-        UsageError: a file there is no prepared data set.
+        UsageError: a file there is no prepared data set, or raw images fit several layouts.
 
     """
+    found = open_candidates(uri, split, raw_load_size=raw_load_size)
+    if isinstance(found, Unclear):
+        raise ConfigError("data", f"{uri}: {found.seen}; make a data set of it with jobs/prepare.py")
+    return found[0]
+
+
+def open_candidates(uri: str, split: str, *, raw_load_size: int = 286) -> list[Pairs] | Unclear:
+    """As `open_pairs`; of a raw folder whose layout is not certain, all that it may be, the likeliest first."""
     names = list_names(join(uri, split))
     parts = [join(uri, split, name) for name in names if name.startswith("part-") and name.endswith(".parquet")]
     if not parts:
-        groups = _raw_groups(uri, split)
-        if not groups:
-            raise NotFoundError(_nothing_there(uri, split))
-        _check_raw(groups[0])
-        return Pairs(uri, split, tuple(groups), raw_load_size, raw_load_size)
+        return _open_raw(uri, split, raw_load_size)
     with ThreadPoolExecutor(_FOOTER_READERS) as readers:
         read = list(readers.map(_groups_of_part, parts))
     found = tuple(group for groups, _ in read for group in groups)
     if not found:
         raise NotFoundError(f"{join(uri, split)}: its parts hold no pairs")
     sides = [side for _, known in read for side in known] or [min(_first_size(found[0]))]
-    return Pairs(uri, split, found, 0, min(sides))
+    return [Pairs(uri, split, found, 0, min(sides))]
+
+
+def _open_raw(uri: str, split: str, load_size: int) -> list[Pairs] | Unclear:
+    """The pairs of `split`, or all where nothing names a split and they train. Another split is a folder of its own."""
+    folder = uri if split in SPLITS else join(uri, split)
+    files = list(list_files(folder, images.SUFFIXES))
+    matches = match_names([file.path for file in files]) if files else []
+    if isinstance(matches, Unclear):
+        return matches
+    candidates = []
+    for match in matches:
+        wanted = "" if folder != uri or (split == "train" and not any(pair.split for pair in match.pairs)) else split
+        groups = [
+            RowGroup(files[pair.a].uri, -1, 1, printable(pair.pair_id), "" if pair.b is None else files[pair.b].uri)
+            for pair in match.pairs
+            if wanted in ("", pair.split)
+        ]
+        if groups:
+            candidates.append(Pairs(uri, split, tuple(groups), load_size, load_size, match.layout))
+    if not candidates:
+        raise NotFoundError(_nothing_there(uri, split))
+    return candidates
 
 
 def _nothing_there(uri: str, split: str) -> str:
     present = [name for name in SPLITS if name in list_names(uri)]
     found = f"there are {', '.join(present)}" if present else f"found {', '.join(list_names(uri)[:5]) or 'nothing'}"
     return (
-        f"{join(uri, split)}: no pairs there, neither part-*.parquet nor combined images "
+        f"{join(uri, split)}: no pairs there, neither part-*.parquet nor pairs of images "
         f"({', '.join(images.SUFFIXES)}); {found}. Make a data set with jobs/prepare.py"
     )
-
-
-def _check_raw(group: RowGroup) -> None:
-    """Tell photographs from combined pairs by the first image, before any work starts."""
-    try:
-        width, height = pixels.image_size(read_bytes(group.uri, DEFAULT_MAX_BYTES))
-    except BadInputError as error:
-        raise UsageError(f"{group.uri}: {error}; jobs/prepare.py leaves bad images out and lists them") from None
-    if width % 2 or width < height:
-        raise UsageError(
-            f"{group.uri}: {width}x{height} is not a combined pair (A and B side by side, of equal width); "
-            "make a data set of two folders with jobs/prepare.py (source, source_b)"
-        )
 
 
 def _first_size(group: RowGroup) -> tuple[int, int]:
@@ -302,10 +306,14 @@ def _decode(pair_id: str, uri: str, data: bytes | BadInputError, wanted: PixelFo
 
 
 def _read_raw(group: RowGroup, load_size: int, formats: Formats) -> Pair:
-    data = read_bytes(group.uri, DEFAULT_MAX_BYTES)
-    wholes = {wanted: _decode(group.pair_id, group.uri, data, wanted) for wanted in set(formats)}
-    side_a, side_b = (
-        images.resize(images.split_halves(wholes[wanted])[half], load_size, load_size)
-        for half, wanted in enumerate(formats)
-    )
+    """A pair of one file or of two, either side resized."""
+    uris = (group.uri, group.uri_b or group.uri)
+    data = {uri: read_bytes(uri, DEFAULT_MAX_BYTES) for uri in uris}
+    decoded = {
+        (uri, wanted): _decode(group.pair_id, uri, data[uri], wanted) for uri, wanted in zip(uris, formats, strict=True)
+    }
+    sides = [decoded[place] for place in zip(uris, formats, strict=True)]
+    if not group.uri_b:
+        sides = [images.split_halves(whole)[half] for half, whole in enumerate(sides)]
+    side_a, side_b = (images.resize(side, load_size, load_size) for side in sides)
     return Pair(pair_id=group.pair_id, a=side_a, b=side_b)

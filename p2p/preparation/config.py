@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from p2p.data.joining import compile_pattern
+from p2p.data.matching import Pairings
 from p2p.errors import ConfigError
 from p2p.storage.bounded import DEFAULT_MAX_BYTES
 from p2p.storage.pixels import RGB, PixelFormat, parse_format
@@ -33,10 +35,18 @@ class PrepareConfig:
     data set there is replaced."""
     source_b: str | None = None
     """The images of side B, where --source holds only side A; joined by relative path without extension."""
-    layout: Literal["auto", "combined", "folders"] = "auto"
-    """combined: one image, A is the left half and B the right half. folders: A and B in two sub-folders. auto: folders
-    with --source-b or where sub-folders are called A and B (also trainA and trainB, labels and photos, labels and
-    images, masks and images, input and target), else combined."""
+    layout: Pairings = "auto"
+    """combined: one image, A is the left half and B the right half. folders: A and B in two sub-folders. auto: what is
+    recognised, and printed before work starts: Cityscapes, pix2pixHD and SPADE, ADE20K, CMP facades, xView, folders or
+    names with words for both sides (A and B, labels and photos, input and target, rgb and depth …), two columns;
+    other sub-folders and combined images where their pixels show that they are pairs. Else the job refuses."""
+    pattern_a: str | None = None
+    """The paths of side A's images, relative to --source, such as 'gtFine/{split}/{id}_gtFine_color.png': {id} is what
+    both sides have in common, {split} (may be left out) a folder train, val or test. With --pattern-b."""
+    pattern_b: str | None = None
+    """As --pattern-a, of side B; relative to --source-b where there is one."""
+    label_kind: Literal["auto", "color", "labelIds", "labelTrainIds", "instanceIds"] = "auto"
+    """Which label images of Cityscapes are side A; auto takes the first of these that is there."""
     load_size: int = 286
     """Stored height and width of both sides, pixels (square, bicubic); 0 keeps each pair's own size, losslessly."""
     pixels_a: str = "3x8"
@@ -79,6 +89,7 @@ class PrepareConfig:
                 raise ConfigError(field, f"{share}: must be a share from 0 to 1, such as 0.1")
         if self.source_b is not None and self.layout == "combined":
             raise ConfigError("layout", "combined: one image holds both sides, so leave out --source-b, or --layout")
+        self._check_patterns()
         if is_synthetic:
             if self.source_b is not None:
                 raise ConfigError("source_b", f"{self.source_b}: a synthetic source draws both sides; leave it out")
@@ -87,6 +98,27 @@ class PrepareConfig:
             raise ConfigError("palette", f"{self.palette}: a palette names RGB colours, and neither side has them")
         if self.output.startswith(SYNTHETIC):
             raise ConfigError("output", f"{self.output}: not a place to write to")
+
+    def _check_patterns(self) -> None:
+        for field, other in (("pattern_a", "pattern_b"), ("pattern_b", "pattern_a")):
+            pattern = getattr(self, field)
+            if pattern is None:
+                continue
+            if getattr(self, other) is None:
+                raise ConfigError(field, f"{pattern}: says where one side is; --{other.replace('_', '-')} is missing")
+            if self.layout != "auto":
+                raise ConfigError(field, f"{pattern}: says how images pair up, so leave out --layout")
+            try:
+                compile_pattern(pattern)
+            except ValueError as error:
+                raise ConfigError(field, f"{pattern}: {error}") from None
+        if self.pattern_a is not None and self.pattern_a == self.pattern_b:
+            raise ConfigError("pattern_b", f"{self.pattern_b}: is --pattern-a too; no image can be both sides")
+
+    @property
+    def patterns(self) -> tuple[str, str] | None:
+        """Those of A and B, if they are given."""
+        return (self.pattern_a, self.pattern_b) if self.pattern_a and self.pattern_b else None
 
     @property
     def formats(self) -> tuple[PixelFormat, PixelFormat]:

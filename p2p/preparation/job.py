@@ -23,11 +23,10 @@ from p2p.doctor.files import BadRow
 from p2p.errors import ConfigError, P2PError, check_bad_fraction
 from p2p.model.config import Palette, as_palette
 from p2p.preparation.chunks import ChunkStore
-from p2p.preparation.config import SYNTHETIC, PrepareConfig, parse_synthetic
+from p2p.preparation.config import SYNTHETIC, PrepareConfig
 from p2p.preparation.fatal_pairs import drop_fatal_pairs
 from p2p.preparation.findings import DOCUMENT, PAGE, Key, Sides, publish_findings
-from p2p.preparation.locations import Drawing, SourceReader
-from p2p.preparation.pairing import Pairing, PairRef, choose_split, pair_one_source, pair_two_sources
+from p2p.preparation.pairing import Pairing, PairRef
 from p2p.preparation.palettes import FoundPalette, find_palette, parse_palette, pixels_per_pair
 from p2p.preparation.parts import (
     Colours,
@@ -38,8 +37,8 @@ from p2p.preparation.parts import (
     merge_colours,
     write_part,
 )
-from p2p.preparation.sources import Listing, list_source, read_stream, source_format
-from p2p.preparation.tables import pair_tables
+from p2p.preparation.recognition import choose_pairing, find_pairs, make_reader
+from p2p.preparation.sources import source_format
 from p2p.progress import Progress
 from p2p.reports.sheets import as_rgb
 from p2p.reports.thumbnails import thumbnail
@@ -52,7 +51,7 @@ from p2p.storage.filesystems import (
     write_json,
     write_table,
 )
-from p2p.storage.images import SUFFIXES, Array
+from p2p.storage.images import Array
 from p2p.storage.lease import NAME as LEASE
 from p2p.storage.lease import Fence, hold_lease
 from p2p.storage.outputs import require_output
@@ -67,7 +66,6 @@ _OWN_FOLDERS = (*SPLITS, _ERRORS)
 _PART = re.compile(r"part-\d{5,}\.parquet")
 _ERROR_SCHEMA = pa.schema([("source_uri", pa.string()), ("error", pa.string()), ("message", pa.string())])
 _ERRORS_PER_PART = 100_000
-_SYNTHETIC_SIZE = 256
 _SMALL_PAIRS_PER_CORE, _SMALL_BYTES_PER_CORE = 400, 100 * 2**20  # about ten seconds
 _SMALL_CORES = 4  # of which the threads of one process make use
 _SECONDS_FOR_PICTURES = 600.0
@@ -90,19 +88,19 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     _require_replaceable(output, config)
     # A compressed tar cannot be listed without reading all of it, which waits until Ray can take its images.
     streamed = any(source_format(address) == "stream" for address in addresses.values())
-    pairing = None if streamed else _find_pairs(config, source, source_b, ChunkStore())
+    found = None if streamed else find_pairs(config, source, source_b, ChunkStore())
     require_output(output, "output", "a prepared data set")
 
     chunks = ChunkStore()
     with (
         hold_lease(output, "output", "prepare") as fence,
-        session(small=pairing is not None and not wants_ray() and _is_small(pairing)) as worker,
+        session(small=found is not None and not wants_ray() and _is_small(found[0])) as worker,
     ):
         if worker:
             log.info("working in one process, without starting Ray: there are few pairs")
-        if pairing is None:
-            pairing = _find_pairs(config, source, source_b, chunks)
-        _log_pairing(pairing, config)
+        if found is None:
+            found = find_pairs(config, source, source_b, chunks)
+        pairing = choose_pairing(found, config, source, chunks.references)
         _clear(output)
         summary = _write(
             pairing,
@@ -152,85 +150,6 @@ def _clear(output: str) -> None:
         remove(join(output, name))
 
 
-def _find_pairs(config: PrepareConfig, source: str, source_b: str | None, chunks: ChunkStore) -> Pairing:
-    """List the source and pair it up. The images of compressed tars go into `chunks`."""
-    if source_format(source) == "synthetic":
-        return _pair_drawings(config, source)
-    if source_format(source) == "parquet" and source_b is None:
-        return pair_tables(source, config.layout, config.val_fraction)
-    listing = _list(source, "source", chunks, config.max_bytes)
-    if source_b is None:
-        if not listing.members and listing.parquet and source_format(source) == "folder":
-            return pair_tables(source, config.layout, config.val_fraction)
-        listing.require_images("source")
-        return pair_one_source(listing, config.layout, config.val_fraction, source_format(source) != "folder")
-    listing_b = _list(source_b, "source_b", chunks, config.max_bytes)
-    listing.require_images("source")
-    listing_b.require_images("source_b")
-    archives = (source_format(source) != "folder", source_format(source_b) != "folder")
-    return pair_two_sources(listing, listing_b, archives, config.val_fraction)
-
-
-def _list(uri: str, field: str, chunks: ChunkStore, max_bytes: int) -> Listing:
-    if source_format(uri) != "stream":
-        return _log_others(list_source(uri, field, max_bytes))
-
-    def keep(chunk: bytearray) -> None:
-        chunks.put(chunk, f"--{field.replace('_', '-')} {uri}")
-        progress.advance(len(chunk) // 2**20)
-
-    with Progress(f"reading {uri}", total=None, unit="MiB") as progress:
-        return _log_others(read_stream(uri, field, keep, first=len(chunks.references), max_bytes=max_bytes))
-
-
-def _log_others(listing: Listing) -> Listing:
-    """The same. Files are left out by their names' endings; they may be images of a format that is not read."""
-    if listing.members and listing.others:
-        log.info(
-            "%s: %d other files are left out (the first: %s); images end in %s",
-            listing.uri,
-            listing.others,
-            listing.example,
-            " ".join(SUFFIXES),
-        )
-    return listing
-
-
-def _pair_drawings(config: PrepareConfig, source: str) -> Pairing:
-    asked = parse_synthetic(source)
-    size = config.load_size or _SYNTHETIC_SIZE
-    height, width = asked.height or size, asked.width or size
-    pairing = Pairing(layout="folders", note="A is the aerial photograph, B the map")
-    for index in range(asked.pairs):
-        pair_id = f"city-{asked.seed}-{index:06d}"
-        split = choose_split("", pair_id, config.val_fraction)
-        drawing = Drawing(asked.seed, index, height, width)
-        pairing.add(PairRef(pair_id, split, drawing, None, 3 * height * width))
-    return pairing
-
-
-def _log_pairing(pairing: Pairing, config: PrepareConfig) -> None:
-    counts = {split: sum(pair.split == split for pair in pairing.pairs) for split in SPLITS}
-    found = ", ".join(f"{count} {split}" for split, count in counts.items() if count)
-    log.info("found %d pairs (%s); %s", len(pairing.pairs), found, pairing.note)
-    if config.val_fraction and not counts["val"]:
-        log.warning(
-            "--val-fraction %g puts no pair into val: it leaves split folders alone, and may choose none of few pairs",
-            config.val_fraction,
-        )
-
-
-def _fetcher(chunks: list[Any], max_bytes: int, row_by_row: bool = False) -> SourceReader:
-    """Reads whatever a location names; compressed tars lie in `chunks` of Ray's object store."""
-
-    def chunk(number: int) -> memoryview:
-        import ray
-
-        return memoryview(ray.get(chunks[number]))
-
-    return SourceReader(chunk, max_bytes, row_by_row)
-
-
 @dataclass(frozen=True)
 class _PartWriter:
     """Prepares the pairs of one part at a time, on whatever process; the pairs themselves go straight to storage."""
@@ -246,9 +165,9 @@ class _PartWriter:
         fatal: list[BadRow] = []
         config, some = self.config, f"pairs such as {part.pairs[0].a.uri}"
         with memory_reported(f"preparing {some}"):
-            fetch = _fetcher(self.chunks, config.max_bytes)
+            fetch = make_reader(self.chunks, config.max_bytes)
             if is_repeat(some):
-                fetch = _fetcher(self.chunks, config.max_bytes, row_by_row=True)
+                fetch = make_reader(self.chunks, config.max_bytes, row_by_row=True)
                 part, fatal = drop_fatal_pairs(part, config.load_size, fetch, config.formats)
             if self.output is not None:
                 self.fence.check()
@@ -339,8 +258,8 @@ def _write(
             SideDescription(config.formats[1], _of_side("b", palette) or fixed or _to_palette(colours_b)),
             config.load_size,
         )
-        write_description(described, layout=pairing.layout, source=source)
-    about = {"source": source, "pairs": counts, "bad": len(bad), "sides": pairing.note}
+        write_description(described, layout=pairing.layout.name, source=source)
+    about = {"source": source, "pairs": counts, "bad": len(bad), "sides": pairing.layout.names_of_sides}
     found = publish_findings(doctor, bad, _show(pairing, config, chunks), output=output, about=about, palette=palette)
     summary = {
         "pairs": counts,
@@ -368,7 +287,7 @@ def _show(pairing: Pairing, config: PrepareConfig, chunks: list[Any]) -> Callabl
 
 
 def _make_thumbnails(pairs: list[PairRef], config: PrepareConfig, chunks: list[Any]) -> Sides:
-    decoded = decode_pairs(pairs, config.load_size, _fetcher(chunks, config.max_bytes), [], config.formats)
+    decoded = decode_pairs(pairs, config.load_size, make_reader(chunks, config.max_bytes), [], config.formats)
     return {
         (pair.split, pair.pair_id): (thumbnail(as_rgb(a.image)), thumbnail(as_rgb(b.image))) for pair, a, b in decoded
     }

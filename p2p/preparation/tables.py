@@ -7,10 +7,13 @@ from itertools import repeat
 
 import pyarrow as pa
 
+from p2p.data.joining import COMBINED, FoundLayout
+from p2p.data.layouts import split_name
+from p2p.data.matching import Pairings, match_names
 from p2p.doctor.files import BadRow
 from p2p.errors import ConfigError, DamagedFileError, StorageError
 from p2p.preparation.locations import Cell, image_columns
-from p2p.preparation.pairing import Pairing, PairRef, choose_split, split_name
+from p2p.preparation.pairing import Pairing, PairRef, choose_split
 from p2p.storage.filesystems import FileInfo, list_files
 from p2p.storage.names import printable
 from p2p.storage.parquet import MIN_IMAGE_BYTES, check_row_count, open_parquet, read_text
@@ -26,8 +29,14 @@ def _split_of(path: str) -> str:
     return (split_name(folders[0]) if folders else None) or (split_name(named[1]) if named else None) or ""
 
 
-def _columns(schema: pa.Schema, layout: str, uri: str) -> list[str]:
+def _columns(schema: pa.Schema, layout: Pairings, uri: str) -> list[str]:
+    """The columns of A and of B, by the words of the layouts if they have any; or the one of combined images."""
     columns = image_columns(schema)
+    if len(columns) > 1 and layout != COMBINED:
+        found = match_names([f"{column}/image" for column in columns])
+        if isinstance(found, list) and found[0].layout.is_certain:
+            (pair,) = found[0].pairs
+            columns = [columns[number] for number in (pair.a, pair.b) if number is not None]
     if len(columns) > 2 or not columns or (layout == "folders" and len(columns) != 2):
         raise ConfigError(
             "source",
@@ -37,7 +46,7 @@ def _columns(schema: pa.Schema, layout: str, uri: str) -> list[str]:
     return columns[:1] if layout == "combined" else columns
 
 
-def _rows_of(file: FileInfo, layout: str, pairing: Pairing, val_fraction: float) -> None:
+def _rows_of(file: FileInfo, layout: Pairings, pairing: Pairing, val_fraction: float) -> None:
     """Add the pairs of one file. Raises DamagedFileError where they cannot all be listed, and then adds none."""
     with open_parquet(file.uri) as parquet:
         columns = _columns(parquet.schema_arrow, layout, file.uri)
@@ -60,16 +69,20 @@ def _rows_of(file: FileInfo, layout: str, pairing: Pairing, val_fraction: float)
             first += facts.num_rows
     for pair in pairs:
         pairing.add(pair)
-    pairing.layout = "folders" if len(columns) == 2 else "combined"
-    pairing.note = f"A is column {columns[0]}, B is column {columns[1]}" if columns[1:] else f"halves of {columns[0]}"
+    if columns[1:]:
+        pairing.layout = FoundLayout("two-column", (f"column {columns[0]}", f"column {columns[1]}"))
+    else:
+        halves = f"left half of column {columns[0]}", f"right half of column {columns[0]}"
+        seen = f"one column of images, {columns[0]}, in {printable(file.uri)}"
+        pairing.layout = FoundLayout(COMBINED, halves, layout == COMBINED, seen)
 
 
-def pair_tables(uri: str, layout: str, val_fraction: float) -> Pairing:
+def pair_tables(uri: str, layout: Pairings, val_fraction: float) -> Pairing:
     """List the pairs of a Parquet file or folder. Raises ConfigError if its columns hold none."""
     files = list(list_files(uri, (".parquet",)))
     # A prepared data set keeps its bad rows beside its splits.
     files = [file for file in files if not file.path.startswith("errors/")]
-    pairing = Pairing()
+    pairing = Pairing(FoundLayout(COMBINED, ("left half", "right half")))
     refused: ConfigError | None = None
     for file in files:
         try:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from p2p.data.description import DESCRIPTION, DataRecord, formats_for, read_description
 from p2p.data.order import pairs_per_worker
-from p2p.data.pairs import Pairs, open_pairs, raw_load_size
+from p2p.data.pairs import Pairs, raw_load_size
+from p2p.doctor.evidence import open_examined_pairs
 from p2p.errors import CheckpointError, ConfigError, DamagedFileError, NotFoundError, StorageError, TrainingStoppedError
 from p2p.model.config import class_planes
 from p2p.storage.filesystems import absolute, exists, join, read_json_object, require_readable
@@ -82,11 +83,11 @@ def _task(config: TrainConfig, train: Pairs, val: Pairs | None, data: DataRecord
 def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
     load_size = raw_load_size(config.crop_size)
     try:
-        train = open_pairs(config.data, config.split, raw_load_size=load_size)
+        train = open_examined_pairs(config.data, config.split, load_size)
     except NotFoundError as error:
         raise ConfigError("data", str(error)) from None
     try:
-        val = open_pairs(config.data, config.val_split, raw_load_size=load_size)
+        val = open_examined_pairs(config.data, config.val_split, load_size, train.layout)
     except NotFoundError:
         if config.patience:
             raise ConfigError(
@@ -96,6 +97,8 @@ def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
             ) from None
         log.info("no %s split in %s: training without validation", config.val_split, config.data)
         val = None
+    if train.layout:
+        log.info("%s", train.layout.summary({config.split: len(train), config.val_split: len(val) if val else 0}))
     if not train.is_raw and not exists(join(config.data, DESCRIPTION)):
         log.warning(
             "%s has no %s: if jobs/prepare.py made it, that was stopped before its end and pairs are missing; run it "

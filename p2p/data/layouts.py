@@ -1,0 +1,177 @@
+"""The layouts in which pairs of images are published, as a table of words; and what a path says without them.
+
+A layout is told by words, which stand for side A or B wherever people write them: as a folder (`labels/…`), beside the
+name of a split (`train_label/…`, `trainA/…`), or at the end or beginning of a file's name (`1_pre_disaster.png`,
+`0.input.png`, `label_7.png`). What is left of a path without its words and its split is the name of the pair.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+LABEL_KINDS = ("color", "labelIds", "labelTrainIds", "instanceIds")
+"""The label images that Cityscapes has of each photo; the first that is there counts."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Words for side A and for side B, the likelier first."""
+
+    name: str
+    a: str
+    b: str
+    is_published: bool = False
+    """Of one data set or tool: where it pairs images, no other row is asked."""
+    where: Literal["folder", "name", ""] = ""
+    """Whether only folders, or only names of files, are looked at."""
+    other: Literal["a", "b", ""] = ""
+    """The side that images without any of the words are, where only words of the opposite side are found."""
+
+
+_PHOTOS = "image images img imgs photo photos picture pictures pic pics jpegimages rgb frame frames"
+LAYOUTS = (
+    *(
+        Layout("Cityscapes", f"gtFine_{kind} gtCoarse_{kind}", "leftImg8bit", is_published=True, where="name")
+        for kind in LABEL_KINDS
+    ),
+    Layout("pix2pixHD", "label", "img", is_published=True, where="folder"),
+    Layout("ADE20K", "annotations", "images", is_published=True, where="folder"),
+    Layout("CamVid", "LabeledApproved_full", "701_StillsRaw_full", is_published=True, where="folder"),
+    Layout("xView", "pre_disaster", "post_disaster", is_published=True, where="name"),
+    Layout("pix2pix results", "real_A", "real_B", is_published=True, where="name"),
+    Layout("A/B", "a", "b", is_published=True),
+    Layout(
+        "labels and photos",
+        "label labels labelmap labelmaps mask masks annotation annotations annot annots ann anns seg segs segmentation "
+        "segmentations segmentationclass semantic semantics edge edges hed canny sketch sketches lineart contour "
+        "conditioning conditioning_image control",
+        f"{_PHOTOS} sat satellite",
+        other="b",
+    ),
+    Layout(
+        "input and target",
+        f"input inputs in src source cond original before pre {_PHOTOS} noisy noise hazy haze rainy rain blur blurry "
+        "blurred lq lr low degraded damaged shadow raw",
+        "target targets output outputs out tgt dst gt groundtruth edited after post clean clear sharp hq hr high "
+        "norain restored free retouched",
+        other="a",
+    ),
+    Layout(
+        "color and other sensors",
+        f"{_PHOTOS} color colour visible vis",
+        "depth depths normal normals disparity thermal infrared ir nir lwir",
+        other="a",
+    ),
+    Layout("radar and optical", "sar s1 radar", "optical s2 opt eo"),
+    Layout(
+        "street and aerial views",
+        "street ground streetview streets panorama panoramas panos",
+        "aerial aerials satellite overhead sat bing bingmap",
+    ),
+    Layout("aerial views and maps", "sat satellite aerial ortho", "map maps"),
+    Layout("two dates", "im1 img1 image1 time1 t1", "im2 img2 image2 time2 t2", where="folder"),
+    Layout("left and right views", "left", "right"),
+    Layout("real and fake", "real", "fake"),
+    Layout("night and day", "night", "day"),
+    Layout("gray and color", "gray grayscale grey bw", "color colour"),
+)
+"""The first published row that pairs images counts; of the others, the only one that does."""
+
+NOT_PAIRS = (
+    (
+        re.compile(r"(?:.*/)?samples/epoch_\d+[^/]*\.png"),
+        "the sample sheets of a training run, each with inputs, outputs and targets side by side; give the data set "
+        "that the run was trained on",
+    ),
+)
+"""Paths of images that are no pairs, and what they are."""
+
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training", "train_extra", "trainset", "tier1", "tier3"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "valset", "hold", "holdout"), "val"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
+}
+"""What folders of these names hold, in lower case."""
+_SPLIT = r"(training|train|validation|valid|val|testing|test)(?:set)?(?:20\d\d)?"
+_SPLIT_BEFORE = re.compile(rf"{_SPLIT}([_\-. ]*)(.+)", re.IGNORECASE)
+_SPLIT_AFTER = re.compile(rf"(.+?)([_\-. ]*){_SPLIT}", re.IGNORECASE)
+_SPLIT_ALONE = re.compile(_SPLIT, re.IGNORECASE)
+_SEPARATORS = re.compile(r"[_\-. ]+")
+
+
+def plain_word(word: str) -> str:
+    """As words are compared: `Pre-Disaster` is `predisaster`."""
+    return _SEPARATORS.sub("", word).lower()
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of one side of a layout, as they are compared."""
+    return tuple(dict.fromkeys(map(plain_word, text.split())))
+
+
+_ALL_WORDS = frozenset(words_of(" ".join(f"{row.a} {row.b}" for row in LAYOUTS) + " ab inst instance instances"))
+
+
+class ParsedName(NamedTuple):
+    """A path: its split, the folders that remain, the name without its ending, and that."""
+
+    split: str
+    folders: tuple[str, ...]
+    stem: str
+    ending: str
+
+
+def parse_names(paths: Sequence[str]) -> list[ParsedName]:
+    """Take splits and endings off paths; the first folder that names a split counts."""
+    folders = {path.rpartition("/")[0] for path in paths}
+    several = _several_splits({part for folder in folders for part in folder.split("/")})
+    parsed = {folder: _read_folders(folder, several) for folder in folders}
+    names = []
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        stem, dot, ending = name.rpartition(".")
+        names.append(ParsedName(*parsed[folder], stem if dot else name, ending.lower()))
+    return names
+
+
+def _several_splits(parts: Collection[str]) -> frozenset[str]:
+    """The words that stand beside more than one split: `foo` of `train_foo` and `test_foo`."""
+    seen: dict[str, set[str]] = defaultdict(set)
+    for part in parts:
+        if found := _SPLIT_BEFORE.fullmatch(part):
+            seen[plain_word(found[3])].add(found[1].lower())
+        if found := _SPLIT_AFTER.fullmatch(part):
+            seen[plain_word(found[1])].add(found[3].lower())
+    return frozenset(word for word, splits in seen.items() if len(splits) > 1)
+
+
+def _read_folders(path: str, several: Collection[str]) -> tuple[str, tuple[str, ...]]:
+    folders = [part for part in path.split("/") if part]
+    for place, folder in enumerate(folders):
+        split, rest = _read_folder(folder, several)
+        if split:
+            return split, (*folders[:place], *([rest] if rest else []), *folders[place + 1 :])
+    return "", tuple(folders)
+
+
+def _read_folder(folder: str, several: Collection[str]) -> tuple[str, str]:
+    """The split that a folder's name holds, if any, and the word beside it: `trainA`, `test_label`, `images-val`."""
+    if split := split_name(folder):
+        return split, ""
+    for pattern, split_group, rest_group in ((_SPLIT_BEFORE, 1, 3), (_SPLIT_AFTER, 3, 1)):
+        found = pattern.fullmatch(folder)
+        if found and (
+            plain_word(found[rest_group]) in _ALL_WORDS or (found[2] and plain_word(found[rest_group]) in several)
+        ):
+            return SPLIT_NAMES[found[split_group].lower()], found[rest_group]
+    return "", folder
+
+
+def split_name(folder: str) -> str:
+    """The split that a folder of that name is; empty if it is none."""
+    found = _SPLIT_ALONE.fullmatch(folder)
+    return SPLIT_NAMES.get(found[1].lower() if found else folder.lower(), "")

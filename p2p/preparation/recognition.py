@@ -1,0 +1,150 @@
+"""Finding the pairs of a source, and making sure that they are pairs, before any work starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from p2p.data.joining import FoundLayout
+from p2p.data.matching import Unclear
+from p2p.data.tasks import run_as_task
+from p2p.doctor.evidence import MAX_EXAMINED, NO_PAIR, Evidence, examine, no_pairs
+from p2p.doctor.files import BadRow
+from p2p.preparation.chunks import ChunkStore
+from p2p.preparation.config import PrepareConfig, parse_synthetic
+from p2p.preparation.locations import Drawing, SourceReader
+from p2p.preparation.pairing import Pairing, PairRef, choose_split, pair_one_source, pair_two_sources
+from p2p.preparation.parts import decode_pairs
+from p2p.preparation.sources import Listing, list_source, read_stream, source_format
+from p2p.preparation.tables import pair_tables
+from p2p.progress import Progress
+from p2p.storage.images import SUFFIXES
+
+log = logging.getLogger("p2p")
+
+_SYNTHETIC_SIZE = 256
+_ONLY_SHAPES = 286  # any size: two sides that are scaled to one must have the same shape only
+_SECONDS = 600.0
+
+
+def find_pairs(config: PrepareConfig, source: str, source_b: str | None, chunks: ChunkStore) -> list[Pairing]:
+    """List the source and pair it up. The images of compressed tars go into `chunks`.
+
+    Returns what it may be, the likeliest first. Raises ConfigError where nothing pairs up.
+    """
+    kind = source_format(source)
+    if kind == "synthetic":
+        return [_pair_drawings(config, source)]
+    if kind == "parquet" and source_b is None:
+        return [pair_tables(source, config.layout, config.val_fraction)]
+    listing = _list(source, "source", chunks, config.max_bytes)
+    if source_b is None:
+        if not listing.members and listing.parquet and kind == "folder":
+            return [pair_tables(source, config.layout, config.val_fraction)]
+        listing.require_images("source")
+        return pair_one_source(
+            listing,
+            config.layout,
+            config.val_fraction,
+            patterns=config.patterns,
+            label_kind="" if config.label_kind == "auto" else config.label_kind,
+            is_archive=kind != "folder",
+        )
+    listing_b = _list(source_b, "source_b", chunks, config.max_bytes)
+    listing.require_images("source")
+    listing_b.require_images("source_b")
+    return [pair_two_sources(listing, listing_b, config.val_fraction, config.patterns)]
+
+
+def _list(uri: str, field: str, chunks: ChunkStore, max_bytes: int) -> Listing:
+    if source_format(uri) != "stream":
+        return _log_others(list_source(uri, field, max_bytes))
+
+    def keep(chunk: bytearray) -> None:
+        chunks.put(chunk, f"--{field.replace('_', '-')} {uri}")
+        progress.advance(len(chunk) // 2**20)
+
+    with Progress(f"reading {uri}", total=None, unit="MiB") as progress:
+        return _log_others(read_stream(uri, field, keep, first=len(chunks.references), max_bytes=max_bytes))
+
+
+def _log_others(listing: Listing) -> Listing:
+    """The same. Files are left out by their names' endings; they may be images of a format that is not read."""
+    if listing.members and listing.others:
+        log.info(
+            "%s: %d other files are left out (the first: %s); images end in %s",
+            listing.uri,
+            listing.others,
+            listing.example,
+            " ".join(SUFFIXES),
+        )
+    return listing
+
+
+def _pair_drawings(config: PrepareConfig, source: str) -> Pairing:
+    asked = parse_synthetic(source)
+    size = config.load_size or _SYNTHETIC_SIZE
+    height, width = asked.height or size, asked.width or size
+    pairing = Pairing(FoundLayout("synthetic", ("aerial photograph", "map")))
+    for index in range(asked.pairs):
+        pair_id = f"city-{asked.seed}-{index:06d}"
+        split = choose_split("", pair_id, config.val_fraction)
+        drawing = Drawing(asked.seed, index, height, width)
+        pairing.add(PairRef(pair_id, split, drawing, None, 3 * height * width))
+    return pairing
+
+
+def choose_pairing(found: Sequence[Pairing], config: PrepareConfig, source: str, chunks: list[Any]) -> Pairing:
+    """The first of `found` that is certain, or of which some images show that they are pairs; it is printed.
+
+    Raises ConfigError if there is none.
+    """
+    first: Evidence | None = None
+    for pairing in found:
+        if pairing.layout.is_certain:
+            break
+        evidence = run_as_task(_examine, _spread(pairing.pairs), config, chunks, seconds=_SECONDS)
+        first = first or evidence
+        if not evidence.examined or evidence.shows_pairs(pairing.layout.is_combined):
+            break  # where nothing can be decoded, each is a bad input
+    else:
+        layout = found[0].layout
+        choices = [other.layout.patterns for other in found if other.layout.patterns]
+        raise no_pairs("source", source, len(found[0].pairs), Unclear(layout.seen, tuple(choices)), first)
+    counts = pairing.counts()
+    log.info("%s", pairing.layout.summary(counts))
+    if pairing.left_out:
+        log.info("left out, neither A nor B: %s", pairing.left_out)
+    if config.val_fraction and not counts["val"]:
+        log.warning(
+            "--val-fraction %g puts no pair into val: it leaves split folders alone, and may choose none of few pairs",
+            config.val_fraction,
+        )
+    return pairing
+
+
+def _spread(pairs: Sequence[PairRef]) -> list[PairRef]:
+    """Some pairs of all parts of the source."""
+    return list(pairs[:: -(-len(pairs) // MAX_EXAMINED)])
+
+
+def _examine(pairs: Sequence[PairRef], config: PrepareConfig, chunks: list[Any]) -> Evidence:
+    bad: list[BadRow] = []
+    reader = make_reader(chunks, config.max_bytes)
+    decoded = decode_pairs(pairs, config.load_size or _ONLY_SHAPES, reader, bad, config.formats)
+    evidence = examine((a.image, b.image) for _, a, b in decoded)
+    no_pair = sum(row.error in NO_PAIR for row in bad)
+    return dataclasses.replace(evidence, examined=evidence.examined + no_pair)
+
+
+def make_reader(chunks: list[Any], max_bytes: int, row_by_row: bool = False) -> SourceReader:
+    """Reads whatever a location names; compressed tars lie in `chunks` of Ray's object store."""
+
+    def chunk(number: int) -> memoryview:
+        import ray
+
+        return memoryview(ray.get(chunks[number]))
+
+    return SourceReader(chunk, max_bytes, row_by_row)
