@@ -1,7 +1,10 @@
 """Translate a corpus of images with a trained generator."""
 
-from p2p.cli import run_job
-from p2p.translation import TranslateConfig, translate
+try:
+    from p2p.cli import run_job
+    from p2p.translation import TranslateConfig, translate
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {error}; run `make install`, then `. .venv/bin/activate`, and try again") from None
 
 if __name__ == "__main__":
     raise SystemExit(run_job(TranslateConfig, translate))

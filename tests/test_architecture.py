@@ -75,7 +75,19 @@ def test_jobs_hold_no_logic(path: Path) -> None:
     assert len(source.splitlines()) <= JOB_LINES
     assert imported(path) and all(module.startswith("p2p.") for module in imported(path))
     kinds = {type(node) for node in ast.parse(source).body}
-    assert kinds <= {ast.Expr, ast.ImportFrom, ast.If}
+    assert kinds <= {ast.Expr, ast.Try, ast.If}
+
+
+@pytest.mark.parametrize("path", JOBS, ids=name_of)
+def test_a_job_without_the_environment_says_how_to_get_it(path: Path) -> None:
+    # -S: no installed package is found, as with another Python than that of .venv.
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", path, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert "make install" in line and ". .venv/bin/activate" in line
 
 
 def test_every_job_of_the_interface_exists() -> None:

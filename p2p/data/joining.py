@@ -147,6 +147,8 @@ def common_start(texts: Sequence[Sequences]) -> Sequences:
 
 def _without_common_words(names: list[str]) -> list[str]:
     """`x/1_A`, `x/2_A` -> `x/1`, `x/2`: without the words at the ends or beginnings of all files' names."""
+    if not names:
+        return names
     parts = [name.rpartition("/") for name in names]
     end = _COMMON_END.search(common_start([stem[::-1] for _, _, stem in parts])[::-1])
     cut = len(end[0]) if end else 0

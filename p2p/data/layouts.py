@@ -100,7 +100,7 @@ _SPLIT = r"(training|train|validation|valid|val|testing|test)(?:set)?(?:20\d\d)?
 _SPLIT_BEFORE = re.compile(rf"{_SPLIT}([_\-. ]*)(.+)", re.IGNORECASE)
 _SPLIT_AFTER = re.compile(rf"(.+?)([_\-. ]*){_SPLIT}", re.IGNORECASE)
 _SPLIT_ALONE = re.compile(_SPLIT, re.IGNORECASE)
-_SEPARATORS = re.compile(r"[_\-. ]+")
+_SEPARATORS = re.compile(r"[_\-. ()]+")
 
 
 def plain_word(word: str) -> str:

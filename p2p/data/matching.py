@@ -30,10 +30,13 @@ _MIN_SHARE_PAIRED = 0.5
 _MIN_SHARE_COVERED = 0.25
 """Of all images, those that are A or B: of one photo and its four label maps 0.4, of the folders a/ to z/ less."""
 _MIN_SHARE_OF_TWO_KINDS = 0.9
+_MIN_SHARE_OF_UNKNOWN = 0.6
+"""Of all images, those that are paired by words that no layout has."""
 _MAX_SEARCHED = 20_000  # names in which words are looked for; how many pair up is counted in all
 _MAX_TOKENS = 6  # of a word
 _TOKEN = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+(?![a-z])|\d+")
 _SEPARATORS = "_-. ()"
+_LAST_WORD = re.compile(r"[_\-. ]([A-Za-z][^/_\-. ]*)\.[^./]*$")
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".gif")
 _MAX_SHOWN = 6
@@ -52,6 +55,8 @@ class Unclear:
     choices: tuple[tuple[str, str], ...] = ()
     are_pairs: bool = True
     """Whether the images can be pairs at all."""
+    have_names: bool = True
+    """Whether they are files, not cells of a table."""
 
 
 def match_names(
@@ -96,7 +101,7 @@ def match_names(
             return Unclear(f"the names fit several layouts: {sides}", choices)
         if found:
             return found
-    found = [*_unknown_words(names, layout)]
+    found = _distinct(_unknown_words(names, layout))
     if found and found[0].layout.is_certain:
         return found[:1]
     for match in found:
@@ -134,10 +139,8 @@ def _some(names: Sequence[Named]) -> Sequence[Named]:
 
 def describe_left_out(paths: Sequence[str]) -> str:
     """Images that are neither A nor B, by the words at the ends of their names or by folder: `train_inst/ (6)`."""
-    stems = [path.rpartition("/")[2].rpartition(".")[0] for path in paths]
-    words = [
-        next((spelled for _, _, spelled in reversed([*_cut_end(stem)]) if spelled.isalpha()), "") for stem in stems
-    ]
+    last = [_LAST_WORD.search(path) for path in paths]
+    words = [found[1] if found else "" for found in last]
     shared = Counter(words)
     counts = Counter(
         f"…{word}" if word and shared[word] > 1 else f"{path.partition('/')[0]}/" if "/" in path else path
@@ -326,11 +329,8 @@ def _unknown_words(names: Sequence[ParsedName], layout: Pairings) -> Iterator[Ma
         sides = found[two[0]], found[two[1]]
         is_cmp = two[0] == ".jpg" and two[1] in _LOSSLESS
         match = _join("CMP facades" if is_cmp else title, sides, len(names), is_certain=is_cmp or layout == "folders")
-        if (
-            match
-            and _is_enough(match, sides, len(names))
-            and sum(map(len, sides)) >= _MIN_SHARE_OF_TWO_KINDS * len(names)
-        ):
+        of_all = _MIN_SHARE_OF_TWO_KINDS * len(names) <= sum(map(len, sides))
+        if match and of_all and 2 * len(match.pairs) >= _MIN_SHARE_OF_UNKNOWN * len(names):
             yield match
 
 

@@ -142,24 +142,28 @@ def _examine_raw(pairs: Pairs) -> Evidence:
     if not found and not no_pair:
         raise UsageError(f"{first}; jobs/prepare.py leaves bad images out and lists them")
     evidence = examine(found)
-    return dataclasses.replace(evidence, examined=evidence.examined + no_pair)
+    return dataclasses.replace(evidence, examined=evidence.examined + no_pair, size="")  # it is that of crops
 
 
 def no_pairs(field: str, uri: str, count: int, seen: Unclear, evidence: Evidence | None = None) -> ConfigError:
     """The refusal of a source: what was seen in `count` images, and the options of jobs/prepare.py that would do."""
     if not seen.are_pairs:
         return ConfigError(field, f"{uri}: {seen.seen}")
-    problem = f"{uri}: {count} images, and {seen.seen}"
+    problem = f"{uri}: no pairs: {seen.seen}"
     ways = [f"--pattern-a '{a}' --pattern-b '{b}'" for a, b in seen.choices]
     if evidence is not None:
         problem = (
-            f"{uri}: no pairs. The names of its {count} images pair nothing up ({seen.seen}); a combined pair, with A "
-            "in the left half and B in the right, breaks off in the middle or has the same outlines in both halves: "
-            f"{evidence.borders} and {evidence.outlines} of {evidence.examined} looked at do"
-            + (f", the first of two halves of {evidence.size}" if evidence.size else "")
+            f"{uri}: {count} images and no pairs: {seen.seen}; nor are they combined pairs, with A in the left half "
         )
-        ways += ["--layout combined if they are such pairs", "--source-b FOLDER if side B lies there"]
-    if not seen.choices:
+        problem += "and B in the right, which break off in the middle or have the same outlines in both halves: "
+        problem += f"{evidence.borders} and {evidence.outlines} of {evidence.examined} looked at do"
+        problem += f", the first of two halves of {evidence.size}" if evidence.size else ""
+        ways.append("--layout combined if they are such pairs")
+    if not seen.have_names:
+        ways.append("a table with two columns of images, for A and for B")
+    elif evidence is not None:
+        ways.append("--source-b FOLDER if side B lies there")
+    if seen.have_names and not seen.choices:
         ways.append("--pattern-a 'images/{id}.jpg' --pattern-b 'labels/{id}.png' if names tell A from B")
     command = "Pass" if field == "source" else f"Make a data set of it: jobs/prepare.py --source {uri}, with"
     return ConfigError(field, f"{problem}. {command} {', or '.join(ways)}")

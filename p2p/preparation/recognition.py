@@ -112,7 +112,9 @@ def choose_pairing(found: Sequence[Pairing], config: PrepareConfig, source: str,
     else:
         layout = found[0].layout
         choices = [other.layout.patterns for other in found if other.layout.patterns]
-        raise no_pairs("source", source, len(found[0].pairs), Unclear(layout.seen, tuple(choices)), first)
+        is_table = layout.sides[0].startswith("left half of column")
+        seen = Unclear(layout.seen, tuple(choices), have_names=not is_table)
+        raise no_pairs("source", source, len(found[0].pairs), seen, first)
     counts = pairing.counts()
     log.info("%s", pairing.layout.summary(counts))
     if pairing.left_out:

@@ -86,11 +86,16 @@ def test_images_beside_no_split_folders_are_for_training(tmp_path, make_pairs):
         open_pairs(str(tmp_path / "raw"), "val")
 
 
-def test_photographs_are_not_taken_for_combined_pairs(tmp_path, make_image):
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "a.png").write_bytes(make_image(40, 30))
-    with pytest.raises(UsageError, match="30x40 is not a combined pair"):
-        open_pairs(str(tmp_path), "train")
+def test_a_raw_folder_of_two_sides_is_paired_by_its_layout_and_split(tmp_path, make_image):
+    for name, height in (("train_label/1", 20), ("train_img/1", 40), ("val_label/2", 20), ("val_img/2", 20)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.png").write_bytes(make_image(height, height, seed=height))
+    pairs = open_pairs(str(tmp_path), "val", raw_load_size=16)
+    assert pairs.layout is not None and pairs.layout.is_certain
+    [pair] = read_rows(pairs, pairs.rows())
+    assert (pair["pair_id"], pair["a"].shape, pair["b"].shape) == ("2", (16, 16, 3), (16, 16, 3))
+    [pair] = read_rows(open_pairs(str(tmp_path), "train", raw_load_size=16), [(0, 0)])
+    assert not np.array_equal(pair["a"], pair["b"])
 
 
 def test_other_parquet_is_refused_by_the_column_it_lacks(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,13 +22,14 @@ def found(pairing: Pairing) -> set[tuple[str, str]]:
     return {(pair.split, pair.pair_id) for pair in pairing.pairs}
 
 
-def one(*paths: str, layout: str = "auto", archive: bool = False) -> Pairing:
-    return pair_one_source(listing(*paths), layout, 0.0, archive)
+def one(*paths: str, layout: Any = "auto", archive: bool = False, **options: Any) -> Pairing:
+    return pair_one_source(listing(*paths), layout, 0.0, is_archive=archive, **options)[0]
 
 
 def test_combined_images_split_by_folder_and_keep_their_relative_name() -> None:
     pairing = one("train/1.jpg", "val/1.jpg", "test/x/2.png", "loose.png", "more/3.jpg", "validation/9.jpg")
-    assert pairing.layout == "combined"
+    assert pairing.layout.is_combined
+    assert not pairing.layout.is_certain, "their pixels must show it"
     assert found(pairing) == {
         ("train", "1"),
         ("val", "1"),
@@ -50,7 +53,7 @@ def test_combined_images_split_by_folder_and_keep_their_relative_name() -> None:
 )
 def test_two_folders_are_recognised_with_the_split_above_or_below(paths: tuple[str, ...]) -> None:
     pairing = one(*paths)
-    assert pairing.layout == "folders"
+    assert not pairing.layout.is_combined
     assert found(pairing) == {("train", "1"), ("val", "2")}
     assert not pairing.bad
     side_a = {"a", "traina", "vala", "labels", "masks"}
@@ -60,15 +63,44 @@ def test_two_folders_are_recognised_with_the_split_above_or_below(paths: tuple[s
         assert not any(part.lower() in side_a for part in pair.b.uri.split("/"))
 
 
-def test_folders_of_other_names_are_two_sides_only_when_asked() -> None:
-    paths = ("sketch/1.png", "paint/1.png")
-    assert one(*paths).layout == "combined"
+def test_folders_of_other_names_are_certain_only_when_asked_for() -> None:
+    paths = ("oil/1.png", "paint/1.png")
+    assert not one(*paths).layout.is_certain
     pairing = one(*paths, layout="folders")
     assert found(pairing) == {("train", "1")}
-    assert "A is paint/, B is sketch/" in pairing.note
-    with pytest.raises(UsageError, match=r"two sub-folders .* found x/, y/, z/"):
+    assert pairing.layout.is_certain
+    assert pairing.layout.summary(pairing.counts()) == "two-folder layout: 1 train; A = oil/, B = paint/"
+    with pytest.raises(UsageError, match=r"no pairs: x/ \(1\), y/ \(1\), z/ \(1\)\. Pass --pattern-a"):
         one("x/1.png", "y/1.png", "z/1.png", layout="folders")
-    assert one("A/1.png", "B/1.png", layout="combined").layout == "combined"
+    assert one("A/1.png", "B/1.png", layout="combined").layout.is_combined
+
+
+def test_patterns_say_which_image_is_which() -> None:
+    paths = ("gtFine/train/ulm/1_gtFine_x.png", "left/train/ulm/1.jpg", "left/val/2.jpg", "gtFine/val/2_gtFine_x.png")
+    pairing = one(*paths, "other/3.jpg", patterns=("gtFine/{split}/{id}_gtFine_x.png", "left/{split}/{id}"))
+    assert found(pairing) == {("train", "ulm/1"), ("val", "2")}
+    assert pairing.left_out == "other/ (1)"
+    assert found(one("1.JPG", "1_mask.png", patterns=("{id}.jpg", "{id}_mask.png"))) == {("train", "1")}
+    with pytest.raises(UsageError, match=r"0 of 0 names in \{id\}_q have a partner"):
+        one("1.jpg", patterns=("{id}_q", "{id}.jpg"))
+    a, b = listing("x/1_left.png", uri="/a"), listing("y/1_right.png", uri="/b")
+    assert found(pair_two_sources(a, b, 0.0, ("x/{id}_left", "y/{id}_right"))) == {("train", "1")}
+
+
+def test_images_of_neither_side_and_of_half_a_split_are_left_out_and_others_without_partner_are_bad() -> None:
+    paths = [f"{split}_{side}/{n}.png" for split in ("train", "test") for side in ("label", "inst") for n in (1, 2)]
+    pairing = one(*paths, "train_img/1.png", "train_img/3.png")
+    assert found(pairing) == {("train", "1")}
+    assert {(row.source_uri, row.error) for row in pairing.bad} == {
+        ("/data/train_label/2.png", "Unmatched"),
+        ("/data/train_img/3.png", "Unmatched"),
+    }
+    assert pairing.left_out == "test_label/ (2), train_inst/ (2), test_inst/ (2)"
+
+
+def test_a_label_kind_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UsageError, match="label_kind labelIds: /data holds no images …_gtFine_labelIds"):
+        one("gtFine/a_gtFine_color.png", "leftImg8bit/a_leftImg8bit.png", label_kind="labelIds")
 
 
 def test_the_folder_that_wraps_an_archive_is_taken_off() -> None:
@@ -80,7 +112,7 @@ def test_the_folder_that_wraps_an_archive_is_taken_off() -> None:
 def test_two_sources_join_by_relative_path_without_extension() -> None:
     a = listing("train/x/1.png", "val/2.png", "3.png", "only.png", uri="/a")
     b = listing("train/x/1.jpg", "val/2.jpeg", "3.webp", "other.jpg", uri="/b")
-    pairing = pair_two_sources(a, b, (False, False), 0.0)
+    pairing = pair_two_sources(a, b, 0.0)
     assert found(pairing) == {("train", "x/1"), ("val", "2"), ("train", "3")}
     assert {(row.source_uri, row.error) for row in pairing.bad} == {
         ("/a/only.png", "Unmatched"),
@@ -89,20 +121,22 @@ def test_two_sources_join_by_relative_path_without_extension() -> None:
 
 
 def test_no_partner_at_all_is_a_usage_error_that_shows_both_sides() -> None:
-    with pytest.raises(UsageError, match=r"0 of 2 names in /a have a partner in /b.*first A: x\.png, first B: y\.png"):
-        pair_two_sources(listing("x.png", "z.png", uri="/a"), listing("y.png", uri="/b"), (False, False), 0.0)
+    with pytest.raises(
+        UsageError, match=r"0 of 2 names in /a have a partner among 1 in /b.*first A: x\.png, first B: y\.png"
+    ):
+        pair_two_sources(listing("x.png", "z.png", uri="/a"), listing("y.png", uri="/b"), 0.0)
 
 
 def test_the_same_name_twice_is_a_bad_row_and_the_first_counts() -> None:
-    pairing = one("1.jpg", "1.png")
-    assert [pair.a.uri for pair in pairing.pairs] == ["/data/1.jpg"]
+    pairing = one("1.jpg", "1.png", "2.jpg", "3.jpg")
+    assert [pair.a.uri for pair in pairing.pairs] == ["/data/1.jpg", "/data/2.jpg", "/data/3.jpg"]
     assert [row.error for row in pairing.bad] == ["DuplicateName"]
 
 
 def test_the_held_out_share_depends_on_the_id_alone_and_leaves_split_folders_alone() -> None:
     paths = [f"{i}.jpg" for i in range(2000)] + [f"train/t{i}.jpg" for i in range(50)]
-    forwards = pair_one_source(listing(*paths), "auto", 0.2, False)
-    backwards = pair_one_source(listing(*paths[::-1]), "auto", 0.2, False)
+    forwards = pair_one_source(listing(*paths), "auto", 0.2)[0]
+    backwards = pair_one_source(listing(*paths[::-1]), "auto", 0.2)[0]
     assert found(forwards) == found(backwards)
     val = [pair for pair in forwards.pairs if pair.split == "val"]
     assert 0.16 < len(val) / 2000 < 0.24
