@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, TypeVar
 
-from p2p.data.layouts import ParsedName, parse_names, split_name
+from p2p.data.layouts import Mark, parse_names, split_name, whole_path
 
 COMBINED = "combined"
 TWO_FOLDERS = "two-folder"
@@ -74,22 +74,8 @@ class Match:
     """Neither A nor B, or of a split that has one side only."""
 
 
-class Mark(NamedTuple):
-    """A path without the word of its side: the folders above that, and what is below or beside it."""
-
-    above: str
-    below: str
-    spelled: str = ""
-    """The word as it is written, for people."""
-
-
 Marked = list[tuple[int, str, Mark]]
 """(path, split, mark) of each image of one side."""
-
-
-def whole_path(name: ParsedName, spelled: str = "") -> Mark:
-    """The mark of an image that has no word."""
-    return Mark("", "/".join((*name.folders, name.stem)), spelled)
 
 
 def join_sides(sides: tuple[Marked, Marked], match: Match, total: int) -> None:
@@ -206,13 +192,14 @@ def _by_pattern(paths: Iterable[tuple[int, str]], pattern: str) -> Iterator[tupl
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """A pattern of paths, such as `images/{split}/{id}.jpg` -> an expression with the groups `id` and `split`.
 
-    An ending may be left out. Without a folder it is about names, wherever they are. Raises ValueError if it is none.
+    It is the end of a path, and the ending may be left out. Raises ValueError if it is no pattern.
     """
     if pattern.count("{id}") != 1 or pattern.count("{split}") > 1:
         raise ValueError("must hold {id} once, which stands for what both sides have in common, as in images/{id}.jpg")
     text = re.escape(pattern.strip("/")).replace(r"\{id\}", "(?P<id>.+)").replace(r"\{split\}", "(?P<split>[^/]+)")
     if "/" not in pattern.strip("/"):
-        text = f"(?P<above>(?:.*/)?){text.replace('.+', '[^/]+')}"
+        text = text.replace(".+", "[^/]+")
+    text = f"(?P<above>(?:.*/)?){text}"
     if not re.search(r"\.\w+$", pattern):
         text += _ENDING
     return re.compile(text, re.IGNORECASE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -100,12 +100,15 @@ _SPLIT = r"(training|train|validation|valid|val|testing|test)(?:set)?(?:20\d\d)?
 _SPLIT_BEFORE = re.compile(rf"{_SPLIT}([_\-. ]*)(.+)", re.IGNORECASE)
 _SPLIT_AFTER = re.compile(rf"(.+?)([_\-. ]*){_SPLIT}", re.IGNORECASE)
 _SPLIT_ALONE = re.compile(_SPLIT, re.IGNORECASE)
-_SEPARATORS = re.compile(r"[_\-. ()]+")
+_SEPARATORS = "_-. ()"
+_SEPARATED = re.compile(r"[_\-. ()]+")
+_TOKEN = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+(?![a-z])|\d+")
+_MAX_TOKENS = 6  # of a word
 
 
 def plain_word(word: str) -> str:
     """As words are compared: `Pre-Disaster` is `predisaster`."""
-    return _SEPARATORS.sub("", word).lower()
+    return _SEPARATED.sub("", word).lower()
 
 
 def words_of(text: str) -> tuple[str, ...]:
@@ -175,3 +178,83 @@ def split_name(folder: str) -> str:
     """The split that a folder of that name is; empty if it is none."""
     found = _SPLIT_ALONE.fullmatch(folder)
     return SPLIT_NAMES.get(found[1].lower() if found else folder.lower(), "")
+
+
+class Mark(NamedTuple):
+    """A path without the word of its side: the folders above that, and what is below or beside it."""
+
+    above: str
+    below: str
+    spelled: str = ""
+    """The word as it is written, for people."""
+
+
+def whole_path(name: ParsedName, spelled: str = "") -> Mark:
+    """The mark of an image that has no word."""
+    return Mark("", "/".join((*name.folders, name.stem)), spelled)
+
+
+def path_of(folders: Sequence[str], stem: str) -> str:
+    """Folders and the name of a file, put together."""
+    return "/".join((*folders, stem))
+
+
+def in_folder(name: ParsedName) -> Iterator[tuple[str, Mark]]:
+    """`labels/7`."""
+    for place, folder in enumerate(name.folders):
+        above, below = "/".join(name.folders[:place]), path_of(name.folders[place + 1 :], name.stem)
+        yield plain_word(folder), Mark(above, below, f"{folder}/")
+
+
+def in_part_of_folder(name: ParsedName) -> Iterator[tuple[str, Mark]]:
+    """`facades_A/7`."""
+    for place, folder in enumerate(name.folders):
+        for word, rest, _ in (*_cut_end(folder), *_cut_start(folder)):
+            above, below = path_of(name.folders[:place], rest), path_of(name.folders[place + 1 :], name.stem)
+            yield word, Mark(above, below, f"{folder}/")
+
+
+def _in_stem(name: ParsedName, cuts: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, Mark]]:
+    for word, rest, spelled in cuts:
+        for place, folder in enumerate(map(plain_word, name.folders)):
+            if folder == word or (len(folder) > 2 and word.startswith(folder)):  # gtFine/…_gtFine_color
+                above, below = "/".join(name.folders[:place]), path_of(name.folders[place + 1 :], rest)
+                yield word, Mark(above, below, spelled)
+                break
+        else:
+            yield word, Mark("", path_of(name.folders, rest), spelled)
+
+
+def at_end(name: ParsedName) -> Iterator[tuple[str, Mark]]:
+    """`7_pre_disaster`, `0.input`."""
+    return _in_stem(name, _cut_end(name.stem))
+
+
+def at_start(name: ParsedName) -> Iterator[tuple[str, Mark]]:
+    """`label_7`."""
+    return _in_stem(name, _cut_start(name.stem))
+
+
+def _cut_end(text: str) -> Iterator[tuple[str, str, str]]:
+    """`7_pre_disaster` -> (predisaster, 7, pre disaster), (disaster, 7_pre, disaster): word, rest, as it is written."""
+    for token in list(_TOKEN.finditer(text))[-_MAX_TOKENS:]:
+        if rest := text[: token.start()].rstrip(_SEPARATORS):
+            yield _cut(text[token.start() :], rest)
+
+
+def _cut_start(text: str) -> Iterator[tuple[str, str, str]]:
+    """`label_7` -> (label, 7, label)."""
+    for token in reversed(list(_TOKEN.finditer(text))[:_MAX_TOKENS]):
+        if rest := text[token.end() :].lstrip(_SEPARATORS):
+            yield _cut(text[: token.end()], rest)
+
+
+def _cut(written: str, rest: str) -> tuple[str, str, str]:
+    return plain_word(written), rest, written.strip(_SEPARATORS).replace("_", " ")
+
+
+Form = Callable[[ParsedName], Iterator[tuple[str, Mark]]]
+"""Yields each word that a name has in one place, longest first, with its mark."""
+FOLDER_FORMS: tuple[Form, ...] = (in_folder, in_part_of_folder)
+NAME_FORMS: tuple[Form, ...] = (at_end, at_start)
+"""The places where words are looked for, the likelier first."""

@@ -14,15 +14,30 @@ from p2p.data.joining import (
     COMBINED,
     TWO_FOLDERS,
     FoundLayout,
-    Mark,
     Marked,
     Match,
     NamedPaths,
     common_start,
     join_sides,
-    whole_path,
 )
-from p2p.data.layouts import LAYOUTS, NOT_PAIRS, Layout, ParsedName, parse_names, plain_word, words_of
+from p2p.data.layouts import (
+    FOLDER_FORMS,
+    LAYOUTS,
+    NAME_FORMS,
+    NOT_PAIRS,
+    Form,
+    Layout,
+    Mark,
+    ParsedName,
+    at_end,
+    at_start,
+    in_folder,
+    parse_names,
+    path_of,
+    plain_word,
+    whole_path,
+    words_of,
+)
 
 Pairings = Literal["auto", "combined", "folders"]
 _MIN_SHARE_PAIRED = 0.5
@@ -33,9 +48,6 @@ _MIN_SHARE_OF_TWO_KINDS = 0.9
 _MIN_SHARE_OF_UNKNOWN = 0.6
 """Of all images, those that are paired by words that no layout has."""
 _MAX_SEARCHED = 20_000  # names in which words are looked for; how many pair up is counted in all
-_MAX_TOKENS = 6  # of a word
-_TOKEN = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+(?![a-z])|\d+")
-_SEPARATORS = "_-. ()"
 _LAST_WORD = re.compile(r"[_\-. ]([A-Za-z][^/_\-. ]*)\.[^./]*$")
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".gif")
@@ -43,8 +55,6 @@ _MAX_SHOWN = 6
 _OTHERS = "the others"
 
 Named = TypeVar("Named", ParsedName, str)
-_Form = Callable[[ParsedName], Iterator[tuple[str, Mark]]]
-"""Yields each word that a name has in one place, longest first, with its mark."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,8 @@ def match_names(
     for match in found:
         match.layout = dataclasses.replace(match.layout, patterns=_patterns_of(match, paths))
     seen = words.near or _describe_folders(names)
-    return Unclear(seen) if layout == "folders" else [_combined(names, unwrap, seen), *found]
+    choices = () if found else _folder_patterns(names)
+    return Unclear(seen, choices) if layout == "folders" else [_combined(names, unwrap, seen, *choices), *found]
 
 
 def _distinct(matches: Iterable[Match]) -> list[Match]:
@@ -119,12 +130,19 @@ def _distinct(matches: Iterable[Match]) -> list[Match]:
     return found
 
 
-def _combined(names: Sequence[ParsedName], unwrap: bool, seen: str = "") -> Match:
-    match = Match(FoundLayout(COMBINED, ("left half", "right half"), not seen, seen))
+def _folder_patterns(names: Sequence[ParsedName]) -> tuple[tuple[str, str], ...]:
+    folders = sorted({name.folders[0] for name in _some(names) if name.folders})
+    return ((f"{folders[0]}/{{id}}", f"{folders[1]}/{{id}}"),) if len(folders) > 1 else ()
+
+
+def _combined(
+    names: Sequence[ParsedName], unwrap: bool, seen: str = "", patterns: tuple[str, str] | None = None
+) -> Match:
+    match = Match(FoundLayout(COMBINED, ("left half", "right half"), not seen, seen, patterns))
     found = set()
     common = common_start([name.folders for name in names]) if unwrap else ()
     for number, name in enumerate(names):
-        pair_id = _path(name.folders[len(common) :], name.stem)
+        pair_id = path_of(name.folders[len(common) :], name.stem)
         if (name.split, pair_id) in found:
             match.repeated.append((number, pair_id))
             continue
@@ -143,7 +161,7 @@ def describe_left_out(paths: Sequence[str]) -> str:
     words = [found[1] if found else "" for found in last]
     shared = Counter(words)
     counts = Counter(
-        f"…{word}" if word and shared[word] > 1 else f"{path.partition('/')[0]}/" if "/" in path else path
+        f"…{word}" if word and shared[word] > 1 else f"{path.rpartition('/')[0]}/" if "/" in path else path
         for word, path in zip(words, paths, strict=True)
     )
     shown = [f"{name} ({count})" for name, count in counts.most_common(_MAX_SHOWN)]
@@ -173,75 +191,13 @@ def _patterns_of(match: Match, paths: Sequence[str]) -> tuple[str, str]:
     return (found[0], found[1]) if len(found) == 2 else ("", "")
 
 
-def _path(folders: Sequence[str], stem: str) -> str:
-    return "/".join((*folders, stem))
-
-
-def _in_folder(name: ParsedName) -> Iterator[tuple[str, Mark]]:
-    """`labels/7`."""
-    for place, folder in enumerate(name.folders):
-        above, below = "/".join(name.folders[:place]), _path(name.folders[place + 1 :], name.stem)
-        yield plain_word(folder), Mark(above, below, f"{folder}/")
-
-
-def _in_part_of_folder(name: ParsedName) -> Iterator[tuple[str, Mark]]:
-    """`facades_A/7`."""
-    for place, folder in enumerate(name.folders):
-        for word, rest, _ in (*_cut_end(folder), *_cut_start(folder)):
-            above, below = _path(name.folders[:place], rest), _path(name.folders[place + 1 :], name.stem)
-            yield word, Mark(above, below, f"{folder}/")
-
-
-def _in_stem(name: ParsedName, cuts: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, Mark]]:
-    for word, rest, spelled in cuts:
-        for place, folder in enumerate(map(plain_word, name.folders)):
-            if folder == word or (len(folder) > 2 and word.startswith(folder)):  # gtFine/…_gtFine_color
-                above, below = "/".join(name.folders[:place]), _path(name.folders[place + 1 :], rest)
-                yield word, Mark(above, below, spelled)
-                break
-        else:
-            yield word, Mark("", _path(name.folders, rest), spelled)
-
-
-def _at_end(name: ParsedName) -> Iterator[tuple[str, Mark]]:
-    """`7_pre_disaster`, `0.input`."""
-    return _in_stem(name, _cut_end(name.stem))
-
-
-def _at_start(name: ParsedName) -> Iterator[tuple[str, Mark]]:
-    """`label_7`."""
-    return _in_stem(name, _cut_start(name.stem))
-
-
-def _cut_end(text: str) -> Iterator[tuple[str, str, str]]:
-    """`7_pre_disaster` -> (predisaster, 7, pre disaster), (disaster, 7_pre, disaster): word, rest, as it is written."""
-    for token in list(_TOKEN.finditer(text))[-_MAX_TOKENS:]:
-        if rest := text[: token.start()].rstrip(_SEPARATORS):
-            yield _cut(text[token.start() :], rest)
-
-
-def _cut_start(text: str) -> Iterator[tuple[str, str, str]]:
-    """`label_7` -> (label, 7, label)."""
-    for token in reversed(list(_TOKEN.finditer(text))[:_MAX_TOKENS]):
-        if rest := text[token.end() :].lstrip(_SEPARATORS):
-            yield _cut(text[: token.end()], rest)
-
-
-def _cut(written: str, rest: str) -> tuple[str, str, str]:
-    return plain_word(written), rest, written.strip(_SEPARATORS).replace("_", " ")
-
-
-_FOLDER_FORMS: tuple[_Form, ...] = (_in_folder, _in_part_of_folder)
-_NAME_FORMS: tuple[_Form, ...] = (_at_end, _at_start)
-
-
 class _Words:
     """The words of some names, by the places where they may be. `near`: of which two sides do not pair up."""
 
     def __init__(self, names: Sequence[ParsedName], layout: Pairings) -> None:
         self._names, self._all_folders = names, layout == "folders"
         some = _some(names)
-        forms = _FOLDER_FORMS if layout == "folders" else (*_FOLDER_FORMS, *_NAME_FORMS)
+        forms = FOLDER_FORMS if layout == "folders" else (*FOLDER_FORMS, *NAME_FORMS)
         self._found = {form: {word for name in some for word, _ in form(name)} for form in forms}
         self.near = ""
 
@@ -249,7 +205,7 @@ class _Words:
         """Yield how the names pair up by words of the layout; `one_sided`: images without a word are its other side."""
         tried = set()
         for form, found in self._found.items():
-            if row.where and (row.where == "folder") != (form in _FOLDER_FORMS):
+            if row.where and (row.where == "folder") != (form in FOLDER_FORMS):
                 continue
             a, b = (
                 [word for word in words_of(text) if word in found] or [""] * (one_sided and row.other == side)
@@ -262,7 +218,7 @@ class _Words:
                     tried.add(words)
                     yield match
 
-    def _pair_up(self, row: Layout, form: _Form, words: tuple[str, str]) -> Match | None:
+    def _pair_up(self, row: Layout, form: Form, words: tuple[str, str]) -> Match | None:
         sides: tuple[Marked, Marked] = ([], [])
         unmarked = words.index("") if "" in words else None
         for number, name in enumerate(self._names):
@@ -276,7 +232,7 @@ class _Words:
         match = _join(row.name, sides, len(self._names))
         if match is None or (_is_enough(match, sides, len(self._names)) or (self._all_folders and match.pairs)):
             return match
-        if form is _in_folder and unmarked is None and len(match.pairs) < min(map(len, sides)):
+        if form is in_folder and unmarked is None and len(match.pairs) < min(map(len, sides)):
             self.near = self.near or _not_paired(match, sides)
         return None
 
@@ -308,14 +264,14 @@ def _not_paired(match: Match, sides: tuple[Marked, Marked]) -> str:
 def _unknown_words(names: Sequence[ParsedName], layout: Pairings) -> Iterator[Match]:
     """Yield what pairs up by words that no layout has: two sub-folders, two endings, two words in names."""
     kinds: list[tuple[str, Callable[[ParsedName], Mark | None]]] = [
-        (TWO_FOLDERS, lambda name: next((mark for _, mark in _in_folder(name)), None)),
-        (TWO_FOLDERS, lambda name: next((mark for _, mark in reversed([*_in_folder(name)])), None)),
+        (TWO_FOLDERS, lambda name: next((mark for _, mark in in_folder(name)), None)),
+        (TWO_FOLDERS, lambda name: next((mark for _, mark in reversed([*in_folder(name)])), None)),
     ]
     if layout != "folders":
         kinds += [
             ("two-ending", lambda name: whole_path(name, _kind_of_file(name))),
-            ("two-word", lambda name: _last_word(name, _at_end)),
-            ("two-word", lambda name: _last_word(name, _at_start)),
+            ("two-word", lambda name: _last_word(name, at_end)),
+            ("two-word", lambda name: _last_word(name, at_start)),
         ]
     for title, mark_of in kinds:
         few = {mark.spelled for name in _some(names) if (mark := mark_of(name))}
@@ -349,7 +305,7 @@ def _kind_of_file(name: ParsedName) -> str:
     return ".jpg" if f".{name.ending}" in _JPEG else f".{name.ending}"
 
 
-def _last_word(name: ParsedName, form: _Form) -> Mark:
+def _last_word(name: ParsedName, form: Form) -> Mark:
     """By the shortest word at one end of the name that is no number."""
     words = [mark for word, mark in form(name) if not word.isdecimal()]
     return words[-1] if words else whole_path(name, _OTHERS)

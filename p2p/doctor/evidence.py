@@ -23,7 +23,7 @@ MAX_EXAMINED = 24
 """Pairs, of all parts of a data set, that are looked at."""
 _MIN_OUTLINES = 0.5
 _MIN_BORDERS = 0.67
-_MIN_OUTLINES_ALONE = 0.9
+_MIN_OUTLINES_ALONE, _MIN_ALONE = 0.9, 3
 """Of combined images without a border, such as edges and a photo on white: halves of a pattern fit each other, too."""
 _MIN_BORDER = 2.5
 """Step between the halves, as a multiple of the median step from one column to the next. Of combined images of aerial
@@ -59,7 +59,8 @@ class Evidence:
     def shows_pairs(self, is_combined: bool) -> bool:
         """Whether it says that these are pairs. Halves of one photograph may differ too, so there that is no sign."""
         if is_combined:
-            return self._are_most(self.borders, _MIN_BORDERS) or self._are_most(self.outlines, _MIN_OUTLINES_ALONE)
+            alone = self.outlines >= _MIN_ALONE and self._are_most(self.outlines, _MIN_OUTLINES_ALONE)
+            return alone or self._are_most(self.borders, _MIN_BORDERS)
         return self._are_most(self.outlines, _MIN_OUTLINES) or self.differ
 
     def _are_most(self, count: int, share: float) -> bool:
