@@ -23,7 +23,7 @@ class EvaluateConfig:
     """Instead of a checkpoint: outputs made elsewhere, joined by pair id. A translation's output, a folder of images,
     or Parquet with columns image_id (or pair_id) and image. Path or URI."""
     data: str
-    """Prepared data set made by jobs/prepare.py, or a raw folder of combined images. Path or URI."""
+    """Prepared data set made by jobs/prepare.py, or a raw folder of pairs. Path or URI."""
     output: str
     """Folder or prefix for metrics.json, evaluation.json, per_image.parquet, report.html and summary.json. Path or
     URI."""

@@ -1,4 +1,4 @@
-"""Prepared data set (or a raw folder of combined images) -> a run: checkpoints, metrics, samples, a report."""
+"""Prepared data set (or a raw folder of pairs) -> a run: checkpoints, metrics, samples, a report."""
 
 from __future__ import annotations
 

@@ -51,7 +51,8 @@ class RunOptions:
     """Where a run's pairs come from and where it goes."""
 
     data: str
-    """Prepared data set made by jobs/prepare.py, or a raw folder of combined images (A left, B right). Path or URI."""
+    """Prepared data set made by jobs/prepare.py, or a raw folder of pairs: combined images, or a layout
+    that jobs/prepare.py recognises. Path or URI."""
     output: str
     """Folder or prefix of the run: checkpoints, metrics, samples, report. Path or URI."""
     split: str = "train"

@@ -46,7 +46,7 @@ Draw = Callable[[np.random.Generator, int, int], Picture]
 # What the preset's comment calls --source: how many pixels high and wide, and what it shows, left and right.
 SOURCES: dict[str, tuple[int, int, tuple[Draw, ...]]] = {
     "facades": (256, 256, (photo, labels)),
-    "cityscapes": (256, 256, (photo, labels)),
+    "cityscapes": (256, 256, (labels, photo)),
     "maps": (600, 600, (photo, labels)),
     "edges2shoes": (256, 256, (edges, photo)),
     "night2day": (256, 256, (photo, photo)),
@@ -56,14 +56,26 @@ SOURCES: dict[str, tuple[int, int, tuple[Draw, ...]]] = {
 }
 
 
+# Where each side lies in sources that are not combined images.
+PLACES = {
+    "cityscapes": (
+        "gtFine/{split}/ulm/ulm_{index}_gtFine_color.png",
+        "leftImg8bit/{split}/ulm/ulm_{index}_leftImg8bit.png",
+    )
+}
+
+
 def make_source(folder: Path, name: str) -> Path:
     height, width, sides = SOURCES[name]
     for split, count in (("train", PAIRS), ("val", 2)):
-        (folder / name / split).mkdir(parents=True, exist_ok=True)
         for index in range(count):
             rng = np.random.default_rng([index, len(name)])
-            image = np.concatenate([draw(rng, height, width) for draw in sides], axis=1)
-            Image.fromarray(image).save(folder / name / split / f"{index:04d}.jpg", quality=95)
+            drawn = [draw(rng, height, width) for draw in sides]
+            places = PLACES.get(name, ("{split}/{index}.jpg",))
+            for place, image in zip(places, drawn if len(places) > 1 else [np.concatenate(drawn, axis=1)], strict=True):
+                path = folder / name / place.format(split=split, index=index)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(path, quality=95)
     return folder / name
 
 
