@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +15,14 @@ import numpy.typing as npt
 from p2p.data.joining import FoundLayout
 from p2p.data.local import session
 from p2p.data.matching import Unclear
+from p2p.data.order import Row
 from p2p.data.pairs import Pairs, open_candidates, read_rows
 from p2p.data.tasks import run_as_task
 from p2p.doctor.features import compute_features
-from p2p.errors import BadInputError, ConfigError, UsageError
+from p2p.errors import BadInputError, ConfigError, TaskFailedError, UsageError
 from p2p.reports.sheets import as_rgb
+
+log = logging.getLogger("p2p")
 
 MAX_EXAMINED = 24
 """Pairs, of all parts of a data set, that are looked at."""
@@ -33,6 +38,7 @@ _MAX_LARGER = (0.03, 0.15)
 _MAX_SHIFT = 2.0
 _MIN_PEAK = 6.0  # as where the doctor measures shifts
 _MIN_CONTRAST = 1.5
+_MIN_STYLES = 3
 _FEW = 4.0  # of few pairs chance makes a contrast of this, divided by their number
 _STYLE_NOISE = 0.01
 _SECONDS = 600.0
@@ -46,15 +52,36 @@ Image = npt.NDArray[Any]
 class Evidence:
     """What some possible pairs show. `examined`: how many have two sides at all."""
 
-    examined: int
+    examined: int = 0
     borders: int = 0
     """In how many the picture breaks off in the middle, as where two are joined."""
     outlines: int = 0
     """In how many both sides have their outlines in the same places."""
-    differ: bool = False
-    """Whether A looks unlike B in all of them in the same way, as photographs and drawings do."""
+    styles: tuple[npt.NDArray[np.float32], ...] = ()
+    """What of `STYLE` A has more of than B, in each."""
     size: str = ""
     """Width and height of the first side A."""
+    problem: str = ""
+    """Why the first that cannot be decoded cannot."""
+
+    def __add__(self, other: Evidence) -> Evidence:
+        return Evidence(
+            self.examined + other.examined,
+            self.borders + other.borders,
+            self.outlines + other.outlines,
+            self.styles + other.styles,
+            self.size or other.size,
+            self.problem or other.problem,
+        )
+
+    @property
+    def differ(self) -> bool:
+        """Whether A looks unlike B in all of them in the same way, as photographs and drawings do."""
+        if len(self.styles) < _MIN_STYLES:
+            return False
+        values = np.array(self.styles, np.float64)
+        contrast = np.abs(values.mean(0)) / (values.std(0) + _STYLE_NOISE)
+        return bool(contrast.max() >= _MIN_CONTRAST + _FEW / len(values))
 
     def shows_pairs(self, is_combined: bool) -> bool:
         """Whether it says that these are pairs. Halves of one photograph may differ too, so there that is no sign."""
@@ -69,40 +96,41 @@ class Evidence:
 
 def examine(pairs: Iterable[tuple[Image, Image]]) -> Evidence:
     """Measure sides A and B, (H, W, C) each, of some possible pairs; of combined images they are the halves."""
-    borders = outlines = 0
-    styles: list[npt.NDArray[np.float32]] = []
-    size = ""
+    evidence = Evidence()
     for a, b in pairs:
-        size = size or f"{a.shape[1]}x{a.shape[0]}"
         features, details = compute_features(a, b, ("", ""), detailed=True)
         assert details is not None
         x, y, height = details["peaks"][0]
-        outlines += int(max(abs(x), abs(y)) <= _MAX_SHIFT and height >= _MIN_PEAK)
-        borders += int(_has_border(a, b))
-        styles.append(features["style"][0] - features["style"][1])
-    return Evidence(len(styles), borders, outlines, _differ(styles), size)
+        outlines = max(abs(x), abs(y)) <= _MAX_SHIFT and height >= _MIN_PEAK
+        style = features["style"][0] - features["style"][1]
+        evidence += Evidence(1, _has_border(a, b), int(outlines), (style,), f"{a.shape[1]}x{a.shape[0]}")
+    return evidence
 
 
-def _has_border(a: Image, b: Image) -> bool:
+def examine_in_task(call: Callable[..., Evidence], items: Sequence[Any], *args: Any) -> Evidence:
+    """`call(items, *args)` in another process; where that ends, item by item, without those at which it ends again."""
+    try:
+        return run_as_task(call, items, *args, retries=0, seconds=_SECONDS)
+    except TaskFailedError as error:
+        log.info("%s; looking at images one by one", error)
+    evidence = Evidence()
+    for item in items:
+        with contextlib.suppress(TaskFailedError):
+            evidence += run_as_task(call, [item], *args, retries=0, seconds=_SECONDS)
+    return evidence
+
+
+def _has_border(a: Image, b: Image) -> int:
     """Whether the step from the last column of A to the first of B is larger than from one column to the next."""
     if a.shape[0] != b.shape[0]:
-        return False
+        return 0
     whole = np.concatenate([as_rgb(a), as_rgb(b)], axis=1).astype(np.int16)
     steps = np.abs(np.diff(whole, axis=1)).mean((0, 2))
     middle, halves = steps[a.shape[1] - 1], (steps[: a.shape[1] - 1], steps[a.shape[1] :])
     if not all(map(len, halves)) or middle < max(1.0, _MIN_BORDER * max(map(np.median, halves))):
-        return False
+        return 0
     larger = sorted(float((half >= middle).mean()) for half in halves)
-    return all(share <= most for share, most in zip(larger, _MAX_LARGER, strict=True))
-
-
-def _differ(styles: Sequence[npt.NDArray[np.float32]]) -> bool:
-    """Whether the mean difference of any of `STYLE` is large beside its spread from pair to pair."""
-    if len(styles) < 3:
-        return False
-    values = np.array(styles, np.float64)
-    contrast = np.abs(values.mean(0)) / (values.std(0) + _STYLE_NOISE)
-    return bool(contrast.max() >= _MIN_CONTRAST + _FEW / len(styles))
+    return int(all(share <= most for share, most in zip(larger, _MAX_LARGER, strict=True)))
 
 
 def open_examined_pairs(uri: str, split: str, raw_load_size: int, layout: FoundLayout | None = None) -> Pairs:
@@ -118,32 +146,29 @@ def open_examined_pairs(uri: str, split: str, raw_load_size: int, layout: FoundL
         found = pairs.layout
         if found is None or found.is_certain or (layout and found.name == layout.name):
             return pairs
-        some = dataclasses.replace(pairs, groups=pairs.groups[:: -(-len(pairs.groups) // MAX_EXAMINED)])
+        rows = pairs.rows()
         with session(small=True):
-            evidence = run_as_task(_examine_raw, some, seconds=_SECONDS)
+            evidence = examine_in_task(_examine_raw, rows[:: -(-len(rows) // MAX_EXAMINED)], pairs)
+        if evidence.problem and not evidence.examined:
+            raise UsageError(f"{evidence.problem}; jobs/prepare.py leaves bad images out and lists them")
         first = first or evidence
-        if evidence.shows_pairs(found.is_combined):
+        if not evidence.examined or evidence.shows_pairs(found.is_combined):
             return pairs
     layouts = [pairs.layout for pairs in candidates if pairs.layout]
     choices = tuple(found.patterns for found in layouts if found.patterns)
     raise no_pairs("data", uri, len(candidates[0]), Unclear(layouts[0].seen, choices), first)
 
 
-def _examine_raw(pairs: Pairs) -> Evidence:
-    """Raises UsageError if not one image can be read."""
-    found, no_pair, first = [], 0, None
-    for row in pairs.rows():
+def _examine_raw(rows: Sequence[Row], pairs: Pairs) -> Evidence:
+    evidence = Evidence()
+    for row in rows:
         try:
             (pair,) = read_rows(pairs, [row])
         except BadInputError as error:
-            no_pair += error.kind in NO_PAIR
-            first = first or error
+            evidence += Evidence(int(error.kind in NO_PAIR), problem=str(error))
         else:
-            found.append((pair["a"], pair["b"]))
-    if not found and not no_pair:
-        raise UsageError(f"{first}; jobs/prepare.py leaves bad images out and lists them")
-    evidence = examine(found)
-    return dataclasses.replace(evidence, examined=evidence.examined + no_pair, size="")  # it is that of crops
+            evidence += dataclasses.replace(examine([(pair["a"], pair["b"])]), size="")  # it is scaled
+    return evidence
 
 
 def no_pairs(field: str, uri: str, count: int, seen: Unclear, evidence: Evidence | None = None) -> ConfigError:

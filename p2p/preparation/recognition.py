@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Any
 
 from p2p.data.joining import FoundLayout
 from p2p.data.matching import Unclear
-from p2p.data.tasks import run_as_task
-from p2p.doctor.evidence import MAX_EXAMINED, NO_PAIR, Evidence, examine, no_pairs
+from p2p.doctor.evidence import MAX_EXAMINED, NO_PAIR, Evidence, examine, examine_in_task, no_pairs
 from p2p.doctor.files import BadRow
 from p2p.preparation.chunks import ChunkStore
 from p2p.preparation.config import PrepareConfig, parse_synthetic
@@ -26,7 +24,6 @@ log = logging.getLogger("p2p")
 
 _SYNTHETIC_SIZE = 256
 _ONLY_SHAPES = 286  # any size: two sides that are scaled to one must have the same shape only
-_SECONDS = 600.0
 
 
 def find_pairs(config: PrepareConfig, source: str, source_b: str | None, chunks: ChunkStore) -> list[Pairing]:
@@ -105,7 +102,7 @@ def choose_pairing(found: Sequence[Pairing], config: PrepareConfig, source: str,
     for pairing in found:
         if pairing.layout.is_certain:
             break
-        evidence = run_as_task(_examine, _spread(pairing.pairs), config, chunks, seconds=_SECONDS)
+        evidence = examine_in_task(_examine, _spread(pairing.pairs), config, chunks)
         first = first or evidence
         if not evidence.examined or evidence.shows_pairs(pairing.layout.is_combined):
             break  # where nothing can be decoded, each is a bad input
@@ -138,7 +135,7 @@ def _examine(pairs: Sequence[PairRef], config: PrepareConfig, chunks: list[Any])
     decoded = decode_pairs(pairs, config.load_size or _ONLY_SHAPES, reader, bad, config.formats)
     evidence = examine((a.image, b.image) for _, a, b in decoded)
     no_pair = sum(row.error in NO_PAIR for row in bad)
-    return dataclasses.replace(evidence, examined=evidence.examined + no_pair)
+    return evidence + Evidence(no_pair)
 
 
 def make_reader(chunks: list[Any], max_bytes: int, row_by_row: bool = False) -> SourceReader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from p2p.errors import UsageError
 from p2p.synthetic.pairs import city_pair
 
 Picture = np.ndarray
-SIZE = 96
+SIZE = 64
 
 
+@functools.cache
 def city(index: int) -> tuple[Picture, Picture]:
     return city_pair(5, index, SIZE, SIZE)
 
@@ -51,22 +53,22 @@ SINGLE: dict[str, Callable[[int], Picture]] = {
 
 @pytest.mark.parametrize("kind", COMBINED)
 def test_halves_of_combined_images_look_like_pairs(kind: str) -> None:
-    for count in (12, 1):
+    for count in (8, 1):
         if (kind, count) != ("edges on white", 1):
             assert examine(COMBINED[kind](index) for index in range(count)).shows_pairs(is_combined=True)
 
 
 @pytest.mark.parametrize("kind", SINGLE)
 def test_halves_of_one_picture_do_not(kind: str) -> None:
-    evidence = examine(halves(SINGLE[kind](index)) for index in range(12))
+    evidence = examine(halves(SINGLE[kind](index)) for index in range(8))
     assert not evidence.shows_pairs(is_combined=True), evidence
     assert not examine([]).shows_pairs(is_combined=True)
 
 
 def test_two_folders_of_the_same_names_must_have_something_in_common() -> None:
     for kind in ("photo and map", "edges on white", "of other places"):
-        assert examine(COMBINED[kind](index) for index in range(12)).shows_pairs(is_combined=False)
-    strangers = examine((city(index)[0], city(index + 50)[0]) for index in range(12))
+        assert examine(COMBINED[kind](index) for index in range(8)).shows_pairs(is_combined=False)
+    strangers = examine((city(index)[0], city(index + 50)[0]) for index in range(8))
     assert not strangers.shows_pairs(is_combined=False), strangers
 
 

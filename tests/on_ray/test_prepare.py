@@ -104,7 +104,7 @@ def test_images_of_too_many_bytes_are_bad_wherever_they_lie(
     if kind != "folder":
         format = {"tar": "tar", "tar.gz": "gztar", "zip": "zip"}[kind]
         source = Path(shutil.make_archive(str(tmp_path / "archive"), format, source))
-    words = ("--source", source, "--output", tmp_path / "out", "--max-bytes", len(large) - 1)
+    words = ("--source", source, "--output", tmp_path / "out", "--layout", "combined", "--max-bytes", len(large) - 1)
     assert run_cli(PrepareConfig, prepare, *words).summary["pairs"]["train"] == 1
     (row,) = pq.read_table(tmp_path / "out/errors").to_pylist()
     assert row["error"] == "FileTooLarge" and row["source_uri"].endswith("large.bmp")
