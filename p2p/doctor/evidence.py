@@ -141,20 +141,20 @@ def open_examined_pairs(uri: str, split: str, raw_load_size: int, layout: FoundL
     candidates = open_candidates(uri, split, raw_load_size=raw_load_size)
     if isinstance(candidates, Unclear):
         raise no_pairs("data", uri, 0, candidates)
-    first: Evidence | None = None
-    for pairs in candidates:
-        found = pairs.layout
-        if found is None or found.is_certain or (layout and found.name == layout.name):
-            return pairs
-        rows = pairs.rows()
-        with session(small=True):
-            evidence = examine_in_task(_examine_raw, rows[:: -(-len(rows) // MAX_EXAMINED)], pairs)
-        if evidence.problem and not evidence.examined:
-            raise UsageError(f"{evidence.problem}; jobs/prepare.py leaves bad images out and lists them")
-        first = first or evidence
-        if not evidence.examined or evidence.shows_pairs(found.is_combined):
-            return pairs
     layouts = [pairs.layout for pairs in candidates if pairs.layout]
+    for pairs in candidates:
+        if not pairs.layout or pairs.layout.is_certain or (layout and pairs.layout.name == layout.name):
+            return pairs
+    with session(small=True):
+        first: Evidence | None = None
+        for pairs, found in zip(candidates, layouts, strict=True):
+            rows = pairs.rows()
+            evidence = examine_in_task(_examine_raw, rows[:: -(-len(rows) // MAX_EXAMINED)], pairs)
+            if evidence.problem and not evidence.examined:
+                raise UsageError(f"{evidence.problem}; jobs/prepare.py leaves bad images out and lists them")
+            first = first or evidence
+            if not evidence.examined or evidence.shows_pairs(found.is_combined):
+                return pairs
     choices = tuple(found.patterns for found in layouts if found.patterns)
     raise no_pairs("data", uri, len(candidates[0]), Unclear(layouts[0].seen, choices), first)
 
