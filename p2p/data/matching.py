@@ -19,6 +19,7 @@ from p2p.data.joining import (
     NamedPaths,
     common_start,
     join_sides,
+    match_two,
 )
 from p2p.data.layouts import (
     FOLDER_FORMS,
@@ -119,6 +120,33 @@ def match_names(
     seen = words.near or _describe_folders(names)
     choices = () if found else _folder_patterns(names)
     return Unclear(seen, choices) if layout == "folders" else [_combined(names, unwrap, seen, *choices), *found]
+
+
+def match_two_sources(
+    paths: tuple[Sequence[str], Sequence[str]],
+    names: tuple[str, str],
+    patterns: tuple[str, str] | None = None,
+    *,
+    label_kind: str = "",
+) -> Match:
+    """As `match_two`. Where few names agree, a layout may say how: each side in an archive of its own, as published."""
+    match = match_two(paths, names, patterns)
+    if patterns or len(match.pairs) >= _MIN_SHARE_PAIRED * min(map(len, paths)):
+        return match
+    found = match_names([*paths[0], *paths[1]], label_kind=label_kind)
+    if isinstance(found, Unclear) or found[0].layout.is_combined or not found[0].layout.is_certain:
+        return match
+    first, layout, pairs = len(paths[0]), found[0].layout, found[0].pairs
+    if all(pair.a < first <= (pair.b or 0) for pair in pairs):
+        return found[0]
+    if not all((pair.b or 0) < first <= pair.a for pair in pairs):
+        return match
+    # The user has said which source is A, whatever the layout says.
+    turned = Match(dataclasses.replace(layout, sides=layout.sides[::-1]), repeated=found[0].repeated)
+    turned.pairs = [NamedPaths(pair.split, pair.pair_id, pair.b or 0, pair.a) for pair in pairs]
+    turned.unmatched = [(number, name, "a" if missing == "b" else "b") for number, name, missing in found[0].unmatched]
+    turned.left_out = found[0].left_out
+    return turned
 
 
 def _distinct(matches: Iterable[Match]) -> list[Match]:

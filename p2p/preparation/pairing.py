@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from p2p.data.joining import FoundLayout, Match, match_patterns, match_two
-from p2p.data.matching import Pairings, Unclear, describe_left_out, match_names
+from p2p.data.joining import FoundLayout, Match, match_patterns
+from p2p.data.matching import Pairings, Unclear, describe_left_out, match_names, match_two_sources
 from p2p.data.pairs import SPLITS
 from p2p.doctor.evidence import no_pairs
 from p2p.doctor.files import BadRow
@@ -101,10 +101,15 @@ def pair_one_source(
     return [_locate(match, listing.members, listing.bad, val_fraction) for match in found]
 
 
-def pair_two_sources(a: Listing, b: Listing, val_fraction: float, patterns: Patterns = None) -> Pairing:
-    """Pair the images of two addresses by relative path without extension. Raises UsageError if nothing pairs."""
+def pair_two_sources(
+    a: Listing, b: Listing, val_fraction: float, patterns: Patterns = None, *, label_kind: str = ""
+) -> Pairing:
+    """Pair the images of two addresses by relative path without extension, or by a layout that both make up.
+
+    Raises UsageError if nothing pairs.
+    """
     paths = [member.path for member in a.members], [member.path for member in b.members]
-    match = match_two(paths, ("--source", "--source-b"), patterns)
+    match = match_two_sources(paths, ("--source", "--source-b"), patterns, label_kind=label_kind)
     _require_common(match, [*paths[0], *paths[1]], patterns or (a.uri, b.uri), (len(paths[0]), len(paths[1])))
     return _locate(match, [*a.members, *b.members], [*a.bad, *b.bad], val_fraction)
 

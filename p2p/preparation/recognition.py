@@ -31,7 +31,7 @@ def find_pairs(config: PrepareConfig, source: str, source_b: str | None, chunks:
 
     Returns what it may be, the likeliest first. Raises ConfigError where nothing pairs up.
     """
-    kind = source_format(source)
+    kind, label_kind = source_format(source), "" if config.label_kind == "auto" else config.label_kind
     if kind == "synthetic":
         return [_pair_drawings(config, source)]
     if kind == "parquet" and source_b is None:
@@ -46,13 +46,13 @@ def find_pairs(config: PrepareConfig, source: str, source_b: str | None, chunks:
             config.layout,
             config.val_fraction,
             patterns=config.patterns,
-            label_kind="" if config.label_kind == "auto" else config.label_kind,
+            label_kind=label_kind,
             is_archive=kind != "folder",
         )
     listing_b = _list(source_b, "source_b", chunks, config.max_bytes)
     listing.require_images("source")
     listing_b.require_images("source_b")
-    return [pair_two_sources(listing, listing_b, config.val_fraction, config.patterns)]
+    return [pair_two_sources(listing, listing_b, config.val_fraction, config.patterns, label_kind=label_kind)]
 
 
 def _list(uri: str, field: str, chunks: ChunkStore, max_bytes: int) -> Listing:

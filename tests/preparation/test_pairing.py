@@ -120,6 +120,17 @@ def test_two_sources_join_by_relative_path_without_extension() -> None:
     }
 
 
+def test_two_archives_of_one_published_layout_pair_up_and_the_user_says_which_is_a() -> None:
+    photos = listing("leftImg8bit/val/ulm/1_leftImg8bit.png", uri="/photos.zip")
+    kinds = [f"gtFine/val/ulm/1_gtFine_{kind}.png" for kind in ("color", "labelIds")]
+    pairing = pair_two_sources(photos, listing(*kinds, uri="/labels.zip"), 0.0, label_kind="labelIds")
+    assert found(pairing) == {("val", "ulm/1")}
+    assert pairing.layout.summary(pairing.counts()) == "Cityscapes layout: 1 val; A = leftImg8bit, B = gtFine labelIds"
+    [pair] = pairing.pairs
+    assert pair.a.uri.startswith("/photos") and pair.b is not None and pair.b.uri.endswith("labelIds.png")
+    assert not pairing.bad
+
+
 def test_no_partner_at_all_is_a_usage_error_that_shows_both_sides() -> None:
     with pytest.raises(
         UsageError, match=r"0 of 2 names in /a have a partner among 1 in /b.*first A: x\.png, first B: y\.png"
