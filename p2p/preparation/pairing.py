@@ -88,7 +88,7 @@ def pair_one_source(
     paths = [member.path for member in listing.members]
     if patterns:
         match = match_patterns(paths, patterns)
-        _require_common(match, paths, patterns)
+        _require_hits(match, paths, patterns)
         found = [match]
     else:
         matched = match_names(paths, layout, label_kind=label_kind, unwrap=is_archive)
@@ -110,7 +110,9 @@ def pair_two_sources(
     """
     paths = [member.path for member in a.members], [member.path for member in b.members]
     match = match_two_sources(paths, ("--source", "--source-b"), patterns, label_kind=label_kind)
-    _require_common(match, [*paths[0], *paths[1]], patterns or (a.uri, b.uri), (len(paths[0]), len(paths[1])))
+    if patterns:
+        _require_hits(match, [*paths[0], *paths[1]], patterns)
+    _require_common(match, paths, (a.uri, b.uri))
     return _locate(match, [*a.members, *b.members], [*a.bad, *b.bad], val_fraction)
 
 
@@ -129,18 +131,26 @@ def _locate(match: Match, members: Sequence[Member], bad: Sequence[BadRow], val_
     return pairing
 
 
-def _require_common(
-    match: Match, paths: Sequence[str], names: tuple[str, str], counts: tuple[int, int] | None = None
-) -> None:
+def _require_common(match: Match, sides: tuple[Sequence[str], Sequence[str]], names: tuple[str, str]) -> None:
+    """Raise UsageError if no name is on both sides."""
     if match.pairs:
         return
-    sides = [[number for number, _, missing in match.unmatched if missing == other] for other in ("b", "a")]
-    first = [paths[side[0]] if side else "(no image)" for side in sides]
-    count_a, count_b = counts or (len(sides[0]), len(sides[1]))
+    first = [side[0] if side else "(no image)" for side in sides]
     raise UsageError(
-        f"0 of {count_a} names in {names[0]} have a partner among {count_b} in {names[1]}; names are compared by "
-        f"relative path without extension; first A: {first[0]}, first B: {first[1]}; --pattern-a '{{id}}_x.png' and "
+        f"0 of {len(sides[0])} names in {names[0]} have a partner among {len(sides[1])} in {names[1]}; names are compared "
+        f"by relative path without extension; first A: {first[0]}, first B: {first[1]}; --pattern-a '{{id}}_x.png' and "
         f"--pattern-b '{{id}}_y.jpg' say which part of them both sides have in common"
+    )
+
+
+def _require_hits(match: Match, paths: Sequence[str], patterns: tuple[str, str]) -> None:
+    """Raise UsageError if the patterns pair nothing up."""
+    if match.pairs:
+        return
+    hits = [sum(missing == other for _, _, missing in match.unmatched) for other in ("b", "a")]
+    raise UsageError(
+        f"--pattern-a {patterns[0]} fits {hits[0]} of {len(paths)} images and --pattern-b {patterns[1]} fits {hits[1]}, no "
+        f"two of them with the same {{id}}; the first images: {', '.join(paths[:3])}"
     )
 
 
