@@ -11,7 +11,8 @@ import torch
 from p2p.data.augment import CropSettings
 from p2p.data.description import Description, formats_for, read_description
 from p2p.data.order import Row
-from p2p.data.pairs import Pairs, open_pairs, raw_load_size
+from p2p.data.pairs import Pairs, raw_load_size
+from p2p.doctor.evidence import open_examined_pairs
 from p2p.errors import CheckpointError, ConfigError, NotFoundError, StorageError, UsageError
 from p2p.evaluation.config import EvaluateConfig
 from p2p.evaluation.evaluator import EvaluationTask
@@ -148,13 +149,15 @@ def _checkpoints(config: EvaluateConfig) -> list[str]:
 
 def _open(config: EvaluateConfig, data: str, model: ModelConfig | None) -> Pairs:
     try:
-        pairs = open_pairs(data, config.split, raw_load_size=raw_load_size(model.crop_size if model else 256))
+        pairs = open_examined_pairs(data, config.split, raw_load_size(model.crop_size if model else 256))
     except NotFoundError as error:
         raise ConfigError("data", str(error)) from None
     if model is None and pairs.is_raw:
         raise ConfigError(
             "data", f"{config.data}: raw images have no stored size; prepare them with jobs/prepare.py first"
         )
+    if pairs.layout:
+        log.info("%s", pairs.layout.summary({config.split: len(pairs)}))
     return pairs
 
 
