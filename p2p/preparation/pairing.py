@@ -139,8 +139,7 @@ def _require_common(match: Match, sides: tuple[Sequence[str], Sequence[str]], na
     raise UsageError(
         f"0 of {len(sides[0])} names in {names[0]} have a partner among {len(sides[1])} in {names[1]}; names are "
         f"compared by relative path without extension; first A: {first[0]}, first B: {first[1]}; --pattern-a "
-        f"'{{id}}_x.png' and "
-        f"--pattern-b '{{id}}_y.jpg' say which part of them both sides have in common"
+        f"'{{id}}_x.png' and --pattern-b '{{id}}_y.jpg' say which part of them both sides have in common"
     )
 
 
@@ -150,8 +149,8 @@ def _require_hits(match: Match, paths: Sequence[str], patterns: tuple[str, str])
         return
     hits = [sum(missing == other for _, _, missing in match.unmatched) for other in ("b", "a")]
     raise UsageError(
-        f"--pattern-a {patterns[0]} fits {hits[0]} of {len(paths)} images and --pattern-b {patterns[1]} fits {hits[1]}, "
-        f"no two of them with one {{id}}; the first images: {', '.join(paths[:3])}"
+        f"--pattern-a {patterns[0]} fits {hits[0]} of {len(paths)} images, --pattern-b {patterns[1]} fits {hits[1]}, "
+        f"and no two of them have one {{id}}; the first images: {', '.join(paths[:3])}"
     )
 
 

@@ -81,7 +81,7 @@ def test_patterns_say_which_image_is_which() -> None:
     assert found(pairing) == {("train", "ulm/1"), ("val", "2")}
     assert pairing.left_out == "other/ (1)"
     assert found(one("1.JPG", "1_mask.png", patterns=("{id}.jpg", "{id}_mask.png"))) == {("train", "1")}
-    with pytest.raises(UsageError, match=r"--pattern-a \{id\}_q fits 0 of 1 images and --pattern-b \{id\}.jpg fits 1"):
+    with pytest.raises(UsageError, match=r"--pattern-a \{id\}_q fits 0 of 1 images, --pattern-b \{id\}.jpg fits 1"):
         one("1.jpg", patterns=("{id}_q", "{id}.jpg"))
     a, b = listing("x/1_left.png", uri="/a"), listing("y/1_right.png", uri="/b")
     assert found(pair_two_sources(a, b, 0.0, ("x/{id}_left", "y/{id}_right"))) == {("train", "1")}
