@@ -40,7 +40,7 @@ from p2p.data.layouts import (
     words_of,
 )
 
-Pairings = Literal["auto", "combined", "folders"]
+LayoutChoice = Literal["auto", "combined", "folders"]
 _MIN_SHARE_PAIRED = 0.5
 """Of the side with fewer images."""
 _MIN_SHARE_COVERED = 0.25
@@ -71,7 +71,7 @@ class Unclear:
 
 
 def match_names(
-    paths: Sequence[str], layout: Pairings = "auto", *, label_kind: str = "", unwrap: bool = False
+    paths: Sequence[str], layout: LayoutChoice = "auto", *, label_kind: str = "", unwrap: bool = False
 ) -> list[Match] | Unclear:
     """Pair the images of one source by their paths.
 
@@ -222,7 +222,7 @@ def _patterns_of(match: Match, paths: Sequence[str]) -> tuple[str, str]:
 class _Words:
     """The words of some names, by the places where they may be. `near`: of which two sides do not pair up."""
 
-    def __init__(self, names: Sequence[ParsedName], layout: Pairings) -> None:
+    def __init__(self, names: Sequence[ParsedName], layout: LayoutChoice) -> None:
         self._names, self._all_folders = names, layout == "folders"
         some = _some(names)
         forms = FOLDER_FORMS if layout == "folders" else (*FOLDER_FORMS, *NAME_FORMS)
@@ -289,7 +289,7 @@ def _not_paired(match: Match, sides: tuple[Marked, Marked]) -> str:
     )
 
 
-def _unknown_words(names: Sequence[ParsedName], layout: Pairings) -> Iterator[Match]:
+def _unknown_words(names: Sequence[ParsedName], layout: LayoutChoice) -> Iterator[Match]:
     """Yield what pairs up by words that no layout has: two sub-folders, two endings, two words in names."""
     kinds: list[tuple[str, Callable[[ParsedName], Mark | None]]] = [
         (TWO_FOLDERS, lambda name: next((mark for _, mark in in_folder(name)), None)),

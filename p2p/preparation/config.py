@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from p2p.data.joining import compile_pattern
-from p2p.data.matching import Pairings
+from p2p.data.matching import LayoutChoice
 from p2p.errors import ConfigError
 from p2p.storage.bounded import DEFAULT_MAX_BYTES
 from p2p.storage.pixels import RGB, PixelFormat, parse_format
@@ -35,7 +35,7 @@ class PrepareConfig:
     data set there is replaced."""
     source_b: str | None = None
     """The images of side B, where --source holds only side A; joined by relative path without extension."""
-    layout: Pairings = "auto"
+    layout: LayoutChoice = "auto"
     """combined: one image, A is the left half and B the right half. folders: A and B in two sub-folders. auto: what is
     recognised, and printed before work starts: Cityscapes, pix2pixHD and SPADE, ADE20K, CMP facades, xView, folders or
     names with words for both sides (A and B, labels and photos, input and target, rgb and depth …), two columns;

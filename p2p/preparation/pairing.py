@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from p2p.data.joining import FoundLayout, Match, match_patterns
-from p2p.data.matching import Pairings, Unclear, describe_left_out, match_names, match_two_sources
+from p2p.data.matching import LayoutChoice, Unclear, describe_left_out, match_names, match_two_sources
 from p2p.data.pairs import SPLITS
 from p2p.doctor.evidence import no_pairs
 from p2p.doctor.files import BadRow
@@ -74,7 +74,7 @@ def choose_split(split: str, pair_id: str, val_fraction: float) -> str:
 
 def pair_one_source(
     listing: Listing,
-    layout: Pairings,
+    layout: LayoutChoice,
     val_fraction: float,
     *,
     patterns: Patterns = None,

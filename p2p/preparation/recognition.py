@@ -10,9 +10,10 @@ from p2p.data.joining import FoundLayout
 from p2p.data.matching import Unclear
 from p2p.doctor.evidence import MAX_EXAMINED, NO_PAIR, Evidence, examine, examine_in_task, no_pairs
 from p2p.doctor.files import BadRow
+from p2p.errors import ConfigError
 from p2p.preparation.chunks import ChunkStore
 from p2p.preparation.config import PrepareConfig, parse_synthetic
-from p2p.preparation.locations import Drawing, SourceReader
+from p2p.preparation.locations import Cell, Drawing, SourceReader
 from p2p.preparation.pairing import Pairing, PairRef, choose_split, pair_one_source, pair_two_sources
 from p2p.preparation.parts import decode_pairs
 from p2p.preparation.sources import Listing, list_source, read_stream, source_format
@@ -35,11 +36,11 @@ def find_pairs(config: PrepareConfig, source: str, source_b: str | None, chunks:
     if kind == "synthetic":
         return [_pair_drawings(config, source)]
     if kind == "parquet" and source_b is None:
-        return [pair_tables(source, config.layout, config.val_fraction)]
+        return [_pair_tables(config, source)]
     listing = _list(source, "source", chunks, config.max_bytes)
     if source_b is None:
         if not listing.members and listing.parquet and kind == "folder":
-            return [pair_tables(source, config.layout, config.val_fraction)]
+            return [_pair_tables(config, source)]
         listing.require_images("source")
         return pair_one_source(
             listing,
@@ -53,6 +54,15 @@ def find_pairs(config: PrepareConfig, source: str, source_b: str | None, chunks:
     listing.require_images("source")
     listing_b.require_images("source_b")
     return [pair_two_sources(listing, listing_b, config.val_fraction, config.patterns, label_kind=label_kind)]
+
+
+def _pair_tables(config: PrepareConfig, source: str) -> Pairing:
+    if config.patterns:
+        problem = (
+            f"is about names of files, and {source} is a Parquet data set, whose columns are the sides; leave it out"
+        )
+        raise ConfigError("pattern_a", f"{config.pattern_a}: {problem}")
+    return pair_tables(source, config.layout, config.val_fraction)
 
 
 def _list(uri: str, field: str, chunks: ChunkStore, max_bytes: int) -> Listing:
@@ -109,8 +119,7 @@ def choose_pairing(found: Sequence[Pairing], config: PrepareConfig, source: str,
     else:
         layout = found[0].layout
         choices = [other.layout.patterns for other in found if other.layout.patterns]
-        is_table = layout.sides[0].startswith("left half of column")
-        seen = Unclear(layout.seen, tuple(choices), have_names=not is_table)
+        seen = Unclear(layout.seen, tuple(choices), have_names=not isinstance(found[0].pairs[0].a, Cell))
         raise no_pairs("source", source, len(found[0].pairs), seen, first)
     counts = pairing.counts()
     log.info("%s", pairing.layout.summary(counts))

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from p2p.data.joining import COMBINED, FoundLayout
 from p2p.data.layouts import split_name
-from p2p.data.matching import Pairings, match_names
+from p2p.data.matching import LayoutChoice, match_names
 from p2p.doctor.files import BadRow
 from p2p.errors import ConfigError, DamagedFileError, StorageError
 from p2p.preparation.locations import Cell, image_columns
@@ -29,7 +29,7 @@ def _split_of(path: str) -> str:
     return (split_name(folders[0]) if folders else None) or (split_name(named[1]) if named else None) or ""
 
 
-def _columns(schema: pa.Schema, layout: Pairings, uri: str) -> list[str]:
+def _columns(schema: pa.Schema, layout: LayoutChoice, uri: str) -> list[str]:
     """The columns of A and of B, by the words of the layouts if they have any; or the one of combined images."""
     columns = image_columns(schema)
     if len(columns) > 1 and layout != COMBINED:
@@ -46,7 +46,7 @@ def _columns(schema: pa.Schema, layout: Pairings, uri: str) -> list[str]:
     return columns[:1] if layout == "combined" else columns
 
 
-def _rows_of(file: FileInfo, layout: Pairings, pairing: Pairing, val_fraction: float) -> None:
+def _rows_of(file: FileInfo, layout: LayoutChoice, pairing: Pairing, val_fraction: float) -> None:
     """Add the pairs of one file. Raises DamagedFileError where they cannot all be listed, and then adds none."""
     with open_parquet(file.uri) as parquet:
         columns = _columns(parquet.schema_arrow, layout, file.uri)
@@ -77,7 +77,7 @@ def _rows_of(file: FileInfo, layout: Pairings, pairing: Pairing, val_fraction: f
         pairing.layout = FoundLayout(COMBINED, halves, layout == COMBINED, seen)
 
 
-def pair_tables(uri: str, layout: Pairings, val_fraction: float) -> Pairing:
+def pair_tables(uri: str, layout: LayoutChoice, val_fraction: float) -> Pairing:
     """List the pairs of a Parquet file or folder. Raises ConfigError if its columns hold none."""
     files = list(list_files(uri, (".parquet",)))
     # A prepared data set keeps its bad rows beside its splits.
