@@ -14,6 +14,9 @@ from p2p.cli import parse
 from p2p.comparison import CompareConfig
 from p2p.evaluation import EvaluateConfig
 from p2p.preparation import PrepareConfig
+from p2p.storage.formats import FORMATS
+from p2p.storage.pixels import MODES, REFUSED_MODES
+from p2p.storage.tiff import COMPRESSIONS
 from p2p.training import TrainConfig
 from p2p.translation import TranslateConfig
 from p2p.translation.status import StatusConfig
@@ -62,6 +65,18 @@ def commands_of(page: str) -> list[str]:
 def options_of(job: str) -> set[str]:
     fields = CONFIGS[job].__dataclass_fields__
     return {"--" + name.replace("_", "-") for name in fields if job != "status" and name != "evaluations"}
+
+
+def test_every_format_and_mode_of_images_is_in_its_table() -> None:
+    page = read("p2p/README.md")
+    for format in FORMATS:
+        needs = f"`pip install {format.package}`" if format.package else ""
+        assert f"| {format.name} | {' '.join(f'`{ending}`' for ending in format.endings)} | {needs} |" in page
+    for name, mode in MODES.items():
+        assert f"| `{name}` | {mode.meaning} |" in page
+    for name, what in REFUSED_MODES.items():
+        assert f"| `{name}` | {what}: refused |" in page
+    assert ", ".join(dict.fromkeys(COMPRESSIONS.values())) in page
 
 
 def test_the_first_page_is_one_that_a_newcomer_finishes() -> None:

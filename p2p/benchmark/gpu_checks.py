@@ -19,7 +19,7 @@ from p2p.model.engine import Engine, choose_engine_precision
 from p2p.model.metrics import METRICS, measure
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.tensors import to_model_range
-from p2p.storage.images import Pixels
+from p2p.storage.pixels import Pixels
 
 log = logging.getLogger("p2p")
 

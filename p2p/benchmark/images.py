@@ -17,7 +17,8 @@ from p2p.data.order import EpochRange
 from p2p.data.pairs import open_pairs
 from p2p.data.session import ray_session
 from p2p.data.stream import BlockReader, PairStream
-from p2p.storage.images import FASTEST_PNG, Array, decode, encode, resize, split_halves
+from p2p.storage.images import FASTEST_PNG, decode, encode, resize, split_halves
+from p2p.storage.pixels import Array
 
 _BATCH = 8
 _EPOCHS = 10_000

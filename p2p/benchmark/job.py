@@ -29,7 +29,7 @@ from p2p.errors import ConfigError, P2PError
 from p2p.model.engine import choose_precision
 from p2p.preparation import PrepareConfig, prepare
 from p2p.storage.filesystems import absolute, join, list_files, read_bytes, write_json
-from p2p.storage.images import SUFFIXES
+from p2p.storage.formats import SUFFIXES
 from p2p.storage.outputs import require_output
 from p2p.synthetic.pairs import city_pair
 

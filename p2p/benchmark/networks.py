@@ -22,7 +22,8 @@ from p2p.model.engine import Engine, EnginePrecision
 from p2p.model.networks import Generator, build_discriminator, build_generator
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.tensors import to_model_range, to_pixels
-from p2p.storage.images import Pixels, decode, resize, split_halves
+from p2p.storage.images import decode, resize, split_halves
+from p2p.storage.pixels import Pixels
 
 SIZE = 256
 _COMPARED = 8

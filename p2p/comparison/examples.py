@@ -14,7 +14,8 @@ from p2p.model.bootstrap import Floats
 from p2p.model.metrics import METRICS
 from p2p.reports.comparison import ComparedPair
 from p2p.reports.examples import Example, read_examples
-from p2p.storage.images import Array, decode
+from p2p.storage.images import decode
+from p2p.storage.pixels import Array
 
 log = logging.getLogger("p2p")
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from p2p.data.pairs import Formats, Pair
 from p2p.errors import BadInputError
-from p2p.storage.images import Pixels
-from p2p.storage.pixels import RGB
+from p2p.storage.pixels import RGB, Pixels
 
 
 def _check(image_a: Pixels, image_b: Pixels, crop_size: int) -> None:

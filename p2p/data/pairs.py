@@ -18,14 +18,15 @@ from p2p.data.matching import Unclear, match_names
 from p2p.data.order import Row
 from p2p.data.tasks import is_repeat
 from p2p.errors import BadInputError, ConfigError, DamagedFileError, NotFoundError, UsageError
-from p2p.storage import images, pixels
+from p2p.storage import images
 from p2p.storage.bounded import DEFAULT_MAX_BYTES
 from p2p.storage.deadline import decode_deadline
 from p2p.storage.filesystems import join, list_files, list_names, read_bytes
-from p2p.storage.images import Pixels
+from p2p.storage.formats import SUFFIXES, LeftOut
 from p2p.storage.names import printable
-from p2p.storage.parquet import find_bytes, open_parquet, read_cells, short_text
-from p2p.storage.pixels import RGB, PixelFormat
+from p2p.storage.parquet import open_parquet, read_cells, short_text
+from p2p.storage.parquet_columns import find_bytes
+from p2p.storage.pixels import RGB, PixelFormat, Pixels
 from p2p.storage.trial import find_fatal_item, process_ended
 
 SPLITS = ("train", "val", "test")
@@ -196,7 +197,14 @@ def open_candidates(uri: str, split: str, *, raw_load_size: int = 286) -> list[P
 def _open_raw(uri: str, split: str, load_size: int) -> list[Pairs] | Unclear:
     """The pairs of `split`, or all where nothing names a split and they train. Another split is a folder of its own."""
     folder = uri if split in SPLITS else join(uri, split)
-    files = list(list_files(folder, images.SUFFIXES))
+    files, left_out = [], LeftOut()
+    for file in list_files(folder):
+        if file.path.lower().endswith(SUFFIXES):
+            files.append(file)
+        else:
+            left_out.add(file.path)
+    if files:
+        left_out.log(folder)
     matches = match_names([file.path for file in files]) if files else []
     if isinstance(matches, Unclear):
         return matches
@@ -220,7 +228,7 @@ def _nothing_there(uri: str, split: str) -> str:
     found = f"there are {', '.join(present)}" if present else f"found {', '.join(list_names(uri)[:5]) or 'nothing'}"
     return (
         f"{join(uri, split)}: no pairs there, neither part-*.parquet nor pairs of images "
-        f"({', '.join(images.SUFFIXES)}); {found}. Make a data set with jobs/prepare.py"
+        f"({', '.join(SUFFIXES)}); {found}. Make a data set with jobs/prepare.py"
     )
 
 
@@ -229,7 +237,7 @@ def _first_size(group: RowGroup) -> tuple[int, int]:
         ((_, data),) = read_cells(parquet, group.number, "a", [0], DEFAULT_MAX_BYTES)
     if isinstance(data, BadInputError):
         raise UsageError(f"{group.uri}: its first image: {data}")
-    return pixels.image_size(data)
+    return images.image_size(data)
 
 
 def read_rows(pairs: Pairs, rows: Sequence[Row], formats: Formats = (RGB, RGB)) -> Iterator[Pair]:
@@ -300,7 +308,7 @@ def _decode(pair_id: str, uri: str, data: bytes | BadInputError, wanted: PixelFo
         if isinstance(data, BadInputError):
             raise data
         with decode_deadline():
-            return pixels.decode(data, wanted)
+            return images.decode(data, wanted)
     except BadInputError as error:
         raise BadInputError(error.kind, f"pair {pair_id!r} in {uri}: {error}") from None
 

@@ -23,7 +23,7 @@ from p2p.data.order import EpochRange, PairBlock, Row, block_rows, training_bloc
 from p2p.data.pairs import Formats, Pair, Pairs, read_rows_in_task
 from p2p.data.tasks import memory_reported, run_as_task
 from p2p.errors import BadInputError, StorageError
-from p2p.storage.images import Pixels
+from p2p.storage.pixels import Pixels
 
 MAX_BLOCK_PAIRS = 128
 """What a task reads: rows of four or five row groups."""

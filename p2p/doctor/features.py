@@ -12,9 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from p2p.errors import BadInputError
 from p2p.reports.sheets import as_rgb
-from p2p.storage.images import open_image
 
 Plane = npt.NDArray[np.float32]
 Records = np.ndarray[Any, Any]
@@ -48,8 +46,7 @@ FEATURES = np.dtype(
     ]
 )
 """Of every pair, side A first: digest of the pixels; 64-bit difference hash; 16x16 gray picture; `STYLE`; brightness
-levels between the darkest and the lightest half per cent of 48x48 cells; height and width; Pillow's name of the file's
-mode."""
+levels between the darkest and the lightest half per cent of 48x48 cells; height and width; the file's mode."""
 DETAILS = np.dtype(
     [("row", np.int64), ("cells", np.uint8, (2, CELLS, CELLS, 4)), ("peaks", np.float32, (PEAKS, 3))],
 )
@@ -78,17 +75,6 @@ def collect(pairs: Sequence[tuple[str, Records, Records | None]]) -> PairFeature
 def is_sampled(pair_id: str, share: float) -> bool:
     """Whether the pair is in the share, 0..1, of all whose details are computed; the same in every run."""
     return zlib.crc32(pair_id.encode("utf-8", "surrogateescape")) < share * 2**32
-
-
-def mode_of(data: bytes) -> str:
-    """Pillow's name for the pixels of an encoded image: RGB, L, P, I;16 and so on.
-
-    Empty where it has none: not every JPEG that libjpeg decodes, or TIFF that p2p does, is an image to Pillow.
-    """
-    try:
-        return open_image(data).mode
-    except BadInputError:
-        return ""
 
 
 def _scaled(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:

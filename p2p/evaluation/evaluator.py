@@ -29,7 +29,7 @@ from p2p.model.pixel_metrics import Palette, confusion
 from p2p.model.sizing import default_overlap, plan_image
 from p2p.model.tensors import as_tensor
 from p2p.reports.examples import Example, encode_example, is_example
-from p2p.storage.images import Pixels
+from p2p.storage.pixels import Pixels
 
 _CPU_BATCH = 8
 CHUNK_PAIRS = 32

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from p2p.storage.images import Pixels
+from p2p.storage.pixels import Pixels
 
 _DIGITS = 8
 """Of a hash in a signature."""

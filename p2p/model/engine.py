@@ -26,7 +26,7 @@ from p2p.model.cuda_graphs import CudaGraphStream, convolution_kernels, fits_flo
 from p2p.model.networks import Generator, replace_modules
 from p2p.model.packing import pack_weights
 from p2p.model.tensors import InputEncoder, as_tensor, to_pixels
-from p2p.storage.images import Depth, Pixels
+from p2p.storage.pixels import Depth, Pixels
 
 log = logging.getLogger("p2p")
 

@@ -18,7 +18,7 @@ from p2p.errors import ConfigError
 from p2p.model.config import PATCH_LAYERS, RESNET_BLOCKS, UNET_DOWNS, ModelConfig, NormName
 from p2p.model.convolutions import Conv2d, ConvTranspose2d
 from p2p.model.tensors import InputEncoder
-from p2p.storage.images import Pixels
+from p2p.storage.pixels import Pixels
 
 _MAX_WIDTH_FACTOR = 8  # channels grow to eight times the first layer's
 _MIN_DOWNS = 5

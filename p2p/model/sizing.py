@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from p2p.scenes.tiling import TilePlan, reflect_to
-from p2p.storage.images import Pixels, resize
+from p2p.storage.images import resize
+from p2p.storage.pixels import Pixels
 
 SizeMode = Literal["tile", "resize", "pad"]
 _DEFAULT_OVERLAP = 64

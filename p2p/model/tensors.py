@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from p2p.model.config import ModelConfig
-from p2p.storage.images import Pixels
+from p2p.storage.pixels import Pixels
 
 _HALF_RANGES = {torch.uint8: 127.5, torch.uint16: 32767.5}
 _UINT16_LEVELS = 257.0  # of uint16 to one of uint8: 255 * 257 = 65535

@@ -11,8 +11,7 @@ from p2p.errors import BadInputError, ConfigError, UsageError
 from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, NormMode, choose_device, choose_engine_precision
 from p2p.model.sizing import SizeMode, default_overlap, plan_image
-from p2p.storage.images import Pixels
-from p2p.storage.pixels import PixelFormat, to_format
+from p2p.storage.pixels import PixelFormat, Pixels, from_pillow
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +129,7 @@ def _from_pil(image: Image.Image, wanted: PixelFormat) -> Pixels:
     if image.mode.startswith(("I", "F")) and wanted.bits == 8:
         raise UsageError(f"a PIL image of mode {image.mode} has more than 8 bits; convert it to RGB or L first")
     try:
-        return to_format(image, wanted)
+        return from_pillow(image).as_format(wanted)
     except BadInputError as error:
         raise UsageError(f"a PIL image of mode {image.mode}: {error}") from None
 

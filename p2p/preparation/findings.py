@@ -14,7 +14,8 @@ from p2p.doctor.findings import MAX_NAMED, Check, Finding, NamedPair
 from p2p.preparation.palettes import FoundPalette, in_palette
 from p2p.reports.doctor import Figure, write_doctor_report
 from p2p.storage.filesystems import join, write_json
-from p2p.storage.images import Array, resize
+from p2p.storage.images import resize
+from p2p.storage.pixels import Array
 
 log = logging.getLogger("p2p")
 

@@ -51,10 +51,10 @@ from p2p.storage.filesystems import (
     write_json,
     write_table,
 )
-from p2p.storage.images import Array
 from p2p.storage.lease import NAME as LEASE
 from p2p.storage.lease import Fence, hold_lease
 from p2p.storage.outputs import require_output
+from p2p.storage.pixels import Array
 from p2p.synthetic.pairs import PALETTE
 
 log = logging.getLogger("p2p")

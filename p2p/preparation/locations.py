@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p2p.errors import BadInputError, DamagedFileError, NotFoundError, P2PError, RefusedError
@@ -16,7 +15,8 @@ from p2p.storage.bounded import DEFAULT_MAX_BYTES, check_bytes
 from p2p.storage.error_mapping import storage_errors
 from p2p.storage.filesystems import open_filesystem, read_bytes
 from p2p.storage.names import printable
-from p2p.storage.parquet import find_bytes, open_parquet, read_cells
+from p2p.storage.parquet import open_parquet, read_cells
+from p2p.storage.parquet_columns import find_bytes, find_images
 
 _ZIP_ENCRYPTED = 0x1
 
@@ -228,7 +228,7 @@ def _read_on(
             yield from read_cells(parquet, where.row_group, path, rows, max_bytes, before_row=before_row)
 
 
-def image_columns(schema: pa.Schema) -> list[str]:
+def image_columns(file: pq.ParquetFile) -> list[str]:
     """The columns that can hold encoded images: `a` and `b` if both are there, else all, in order."""
-    found = [field.name for field in schema if find_bytes(field)]
+    found = list(find_images(file))
     return ["a", "b"] if {"a", "b"} <= set(found) else found

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from p2p.errors import ConfigError, P2PError
 from p2p.model.config import MAX_PALETTE, Palette
 from p2p.storage.filesystems import read_bytes
-from p2p.storage.images import Array
+from p2p.storage.pixels import Array
 
 log = logging.getLogger("p2p")
 

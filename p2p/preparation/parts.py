@@ -13,18 +13,17 @@ import pyarrow as pa
 from PIL import Image
 
 from p2p.data.pairs import PAIR_SCHEMA, ROW_GROUP_PAIRS, Formats, part_name
-from p2p.doctor.features import PairFeatures, collect, compute_features, is_sampled, mode_of
+from p2p.doctor.features import PairFeatures, collect, compute_features, is_sampled
 from p2p.doctor.files import BadRow
 from p2p.errors import BadInputError
 from p2p.model.config import MAX_PALETTE
 from p2p.preparation.locations import Drawing, File, Location
 from p2p.preparation.pairing import PairRef
 from p2p.preparation.palettes import sample_pixels
-from p2p.storage import images, pixels
+from p2p.storage import images
 from p2p.storage.deadline import decode_deadline
 from p2p.storage.filesystems import is_remote, join, write_table
-from p2p.storage.images import Array, Pixels
-from p2p.storage.pixels import RGB
+from p2p.storage.pixels import RGB, Array, Pixels
 from p2p.synthetic.pairs import city_pair
 
 MAX_PART_PAIRS = 1024
@@ -87,11 +86,12 @@ def cut_into_parts(pairs: Sequence[PairRef]) -> list[Part]:
 
 @dataclass(frozen=True)
 class DecodedSide:
-    """One side of a pair: its pixels, its original bytes where a file holds just it, and Pillow's name of its mode."""
+    """One side of a pair: its pixels, its original bytes where a file holds just it, and what `DecodedImage` says."""
 
     image: Pixels
     original: bytes = b""
     mode: str = ""
+    is_plain: bool = False
 
     @property
     def size(self) -> str:
@@ -158,7 +158,8 @@ def decode_pairs(
                 if isinstance(data, BadInputError):
                     raise data
                 with decode_deadline():
-                    sides.append(DecodedSide(pixels.decode(data, wanted), data, mode_of(data) if wanted == RGB else ""))
+                    image, mode, is_plain = images.read_image(data, wanted)
+                sides.append(DecodedSide(image, data, mode if wanted == RGB else "", is_plain))
             where = pair.a.uri
             if len(sides) == 1:
                 sides = _halves(sides[0], formats)
@@ -172,7 +173,7 @@ def decode_pairs(
 def _halves(whole: DecodedSide, formats: Formats) -> list[DecodedSide]:
     """A and B of a combined image that was decoded as A is."""
     with decode_deadline():
-        image_b = whole.image if formats[0] == formats[1] else pixels.decode(whole.original, formats[1])
+        image_b = whole.image if formats[0] == formats[1] else images.decode(whole.original, formats[1])
     halves = images.split_halves(whole.image)[0], images.split_halves(image_b)[1]
     return [DecodedSide(half, mode=whole.mode) for half in halves]
 
@@ -237,25 +238,13 @@ def _store(side: DecodedSide, load_size: int) -> tuple[bytes, Colours]:
     """Encode one side at its stored size. Returns the bytes and the colours it had before resizing."""
     resized = images.resize(side.image, load_size, load_size) if load_size else side.image
     if side.image.dtype != np.uint8 or side.image.shape[2] != RGB.channels:
-        return pixels.encode(resized), None
+        return images.encode_exactly(resized), None
     # Stops counting at the limit, so a photograph costs next to nothing.
     counted = Image.fromarray(side.image).getcolors(_MAX_DRAWN_COLOURS)
     colours: Colours = None
     if counted and len(counted) <= MAX_PALETTE:
         colours = frozenset(cast(tuple[int, int, int], colour) for _, colour in counted)
-    if resized is side.image and _is_plain(side.original):
+    if resized is side.image and side.is_plain:
         return side.original, colours
     lossless = not load_size or counted is not None
     return images.encode(cast(Array, resized), "png" if lossless else "jpeg"), colours
-
-
-def _is_plain(data: bytes) -> bool:
-    """Whether any reader makes the same RGB pixels of these bytes: no palette, alpha, depth or orientation to mind."""
-    if not data.startswith((b"\xff\xd8\xff", b"\x89PNG")) or pixels.is_deep_png(data):
-        return False
-    try:
-        image = images.open_image(data)
-    except BadInputError:  # libjpeg decodes more than Pillow
-        return False
-    else:
-        return image.mode == "RGB" and "transparency" not in image.info and not image.getexif()

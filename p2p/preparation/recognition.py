@@ -19,7 +19,6 @@ from p2p.preparation.parts import decode_pairs
 from p2p.preparation.sources import Listing, list_source, read_stream, source_format
 from p2p.preparation.tables import pair_tables
 from p2p.progress import Progress
-from p2p.storage.images import SUFFIXES
 
 log = logging.getLogger("p2p")
 
@@ -67,26 +66,20 @@ def _pair_tables(config: PrepareConfig, source: str) -> Pairing:
 
 def _list(uri: str, field: str, chunks: ChunkStore, max_bytes: int) -> Listing:
     if source_format(uri) != "stream":
-        return _log_others(list_source(uri, field, max_bytes))
+        return _log_left_out(list_source(uri, field, max_bytes))
 
     def keep(chunk: bytearray) -> None:
         chunks.put(chunk, f"--{field.replace('_', '-')} {uri}")
         progress.advance(len(chunk) // 2**20)
 
     with Progress(f"reading {uri}", total=None, unit="MiB") as progress:
-        return _log_others(read_stream(uri, field, keep, first=len(chunks.references), max_bytes=max_bytes))
+        return _log_left_out(read_stream(uri, field, keep, first=len(chunks.references), max_bytes=max_bytes))
 
 
-def _log_others(listing: Listing) -> Listing:
+def _log_left_out(listing: Listing) -> Listing:
     """The same. Files are left out by their names' endings; they may be images of a format that is not read."""
-    if listing.members and listing.others:
-        log.info(
-            "%s: %d other files are left out (the first: %s); images end in %s",
-            listing.uri,
-            listing.others,
-            listing.example,
-            " ".join(SUFFIXES),
-        )
+    if listing.members:
+        listing.left_out.log(listing.uri)
     return listing
 
 

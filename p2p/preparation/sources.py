@@ -19,8 +19,8 @@ from p2p.storage.bounded import DEFAULT_MAX_BYTES, check_bytes
 from p2p.storage.compressed import DecompressedFile
 from p2p.storage.error_mapping import storage_errors
 from p2p.storage.filesystems import is_file, list_files, open_filesystem
-from p2p.storage.images import SUFFIXES
-from p2p.storage.names import printable
+from p2p.storage.formats import SUFFIXES, LeftOut
+from p2p.storage.names import is_hidden, printable
 from p2p.storage.tars import TarMember, read_members
 
 SourceFormat = Literal["synthetic", "zip", "tar", "stream", "parquet", "folder"]
@@ -44,22 +44,21 @@ class Member:
 
 @dataclass
 class Listing:
-    """All images of a source, those that are refused, and how many other files there are."""
+    """All images of a source, those that are refused, and which other files there are."""
 
     uri: str
     members: list[Member] = dataclasses.field(default_factory=list)
     bad: list[BadRow] = dataclasses.field(default_factory=list)
-    others: int = 0
+    left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
     parquet: int = 0
-    example: str = ""
     max_bytes: int = DEFAULT_MAX_BYTES
+    _links: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
     def add(self, path: str, size: int, locate: Callable[[], Location]) -> bool:
         """Add the file at `path` if it is an image of acceptable size. Returns whether it is."""
         if not path.lower().endswith(SUFFIXES):
-            self.others += 1
+            self.left_out.add(path)
             self.parquet += path.lower().endswith(".parquet")
-            self.example = self.example or printable(path)
             return False
         try:
             check_bytes(size, self.max_bytes)
@@ -68,6 +67,21 @@ class Listing:
             self.refuse(path, error.kind, str(error))
             return False
         return True
+
+    def add_link(self, path: str, target: str) -> None:
+        """Add another name of an image of this archive, which may come later."""
+        if path.lower().endswith(SUFFIXES):
+            self._links.append((path, target))
+
+    def resolve_links(self) -> None:
+        """Make images of the links that were added."""
+        found = {member.path: member for member in self.members} if self._links else {}
+        for path, target in self._links:
+            member = found.get(printable(target))
+            if member:
+                self.members.append(Member(printable(path), member.location, member.size))
+            else:
+                self.refuse(path, "LinkMember", f"a link to {target}, which is no image of this archive")
 
     def refuse(self, path: str, error: str, message: str) -> None:
         """Record an image that will not be read."""
@@ -79,8 +93,8 @@ class Listing:
             return
         if self.bad:
             problem = f"no image can be used; the first: {self.bad[0].message}"
-        elif self.others:
-            problem = f"found {self.others} files (the first: {self.example}), none ending in {' '.join(SUFFIXES)}"
+        elif self.left_out:
+            problem = f"holds no images, which end in {' '.join(SUFFIXES)}; {self.left_out}"
         else:
             problem = f"holds no files; images end in {' '.join(SUFFIXES)}"
         raise ConfigError(field, f"{self.uri}: {problem}")
@@ -157,23 +171,33 @@ def _image_path(name: str, is_link: bool, listing: Listing) -> str:
     """A member's safe path; empty for one that is hidden, or refused as a link or for pointing outside."""
     try:
         path = _safe_path(name)
-        if is_link:
-            raise BadInputError("LinkMember", f"{name} is a link; links in archives are not followed")
+        if is_hidden(path):
+            return ""
+        if is_link and path.lower().endswith(SUFFIXES):
+            raise BadInputError("LinkMember", f"{name} is a symbolic link; these are not followed in archives")
     except BadInputError as error:
         listing.refuse(name, error.kind, str(error))
         return ""
-    is_hidden = any(part.startswith((".", "_")) for part in path.split("/"))
-    return "" if is_hidden else path
+    if is_link:
+        listing.left_out.add(path)
+    return "" if is_link else path
 
 
 def _tar_files(members: Iterator[TarMember], listing: Listing) -> Iterator[tuple[str, TarMember]]:
-    """Yield the regular files of a tar with their safe paths."""
+    """Yield the regular files of a tar with their safe paths; links to them go into the listing."""
     for member in members:
         if member.kind == "folder":
             continue
-        path = _image_path(member.name, member.kind == "link", listing)
+        path = _image_path(member.name, member.kind == "symbolic link", listing)
         if path and member.kind == "file":
             yield path, member
+        elif path and member.kind == "hard link":
+            listing.add_link(path, member.target.removeprefix("./"))
+        elif path and path.lower().endswith(SUFFIXES):
+            listing.refuse(
+                path, "NotAFile", f"{member.name} is kept in a way that is not read ({member.kind}); pack it anew"
+            )
+    listing.resolve_links()
 
 
 def _list_tar(listing: Listing, field: str) -> Listing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import repeat
 
-import pyarrow as pa
+import pyarrow.parquet as pq
 
 from p2p.data.joining import COMBINED, FoundLayout
 from p2p.data.layouts import split_name
@@ -17,6 +17,7 @@ from p2p.preparation.pairing import Pairing, PairRef, choose_split
 from p2p.storage.filesystems import FileInfo, list_files
 from p2p.storage.names import printable
 from p2p.storage.parquet import MIN_IMAGE_BYTES, check_row_count, open_parquet, read_text
+from p2p.storage.parquet_columns import why_no_images
 
 _ID_COLUMNS = ("pair_id", "id", "image_id")
 _SPLIT_PREFIX = re.compile(r"(train|validation|valid|val|test)-", re.IGNORECASE)
@@ -29,9 +30,10 @@ def _split_of(path: str) -> str:
     return (split_name(folders[0]) if folders else None) or (split_name(named[1]) if named else None) or ""
 
 
-def _columns(schema: pa.Schema, layout: LayoutChoice, uri: str) -> list[str]:
+def _columns(file: pq.ParquetFile, layout: LayoutChoice, uri: str) -> list[str]:
     """The columns of A and of B, by the words of the layouts if they have any; or the one of combined images."""
-    columns = image_columns(schema)
+    schema = file.schema_arrow
+    columns = image_columns(file)
     if len(columns) > 1 and layout != COMBINED:
         found = match_names([f"{column}/image" for column in columns])
         if isinstance(found, list) and found[0].layout.is_certain:
@@ -41,7 +43,7 @@ def _columns(schema: pa.Schema, layout: LayoutChoice, uri: str) -> list[str]:
         raise ConfigError(
             "source",
             f"{uri}: needs columns a and b, or two columns of encoded image bytes, or one of combined images; "
-            f"its columns are {', '.join(schema.names)}",
+            f"its columns are {', '.join(schema.names)}" + (f"; {why}" if (why := why_no_images(schema)) else ""),
         )
     return columns[:1] if layout == "combined" else columns
 
@@ -49,7 +51,7 @@ def _columns(schema: pa.Schema, layout: LayoutChoice, uri: str) -> list[str]:
 def _rows_of(file: FileInfo, layout: LayoutChoice, pairing: Pairing, val_fraction: float) -> None:
     """Add the pairs of one file. Raises DamagedFileError where they cannot all be listed, and then adds none."""
     with open_parquet(file.uri) as parquet:
-        columns = _columns(parquet.schema_arrow, layout, file.uri)
+        columns = _columns(parquet, layout, file.uri)
         check_row_count(parquet, file.uri, MIN_IMAGE_BYTES)
         id_column = next((name for name in _ID_COLUMNS if name in parquet.schema_arrow.names), None)
         split, stem = _split_of(file.path), file.path.rpartition(".")[0]

@@ -12,7 +12,7 @@ from p2p.reports.figures import format_difference, format_interval, format_value
 from p2p.reports.page import render
 from p2p.reports.thumbnails import Picture, show
 from p2p.storage.filesystems import join
-from p2p.storage.images import Array
+from p2p.storage.pixels import Array
 
 _QUALITY = 88
 _MARGIN = 1.15  # of a plot, beside the longest interval

@@ -8,7 +8,7 @@ from typing import Any
 
 from p2p.reports.page import render
 from p2p.reports.thumbnails import Picture, show
-from p2p.storage.images import Array
+from p2p.storage.pixels import Array
 
 _MAX_ROWS = 100
 

@@ -16,7 +16,7 @@ from p2p.reports.page import render
 from p2p.reports.sheets import as_rgb
 from p2p.reports.thumbnails import Picture, show
 from p2p.storage.filesystems import join
-from p2p.storage.images import Pixels
+from p2p.storage.pixels import Pixels
 
 _UNTRAINED = "untrained."
 _BETTER = {"higher": "↑ higher", "lower": "↓ lower", "close to 1": "→ close to 1"}

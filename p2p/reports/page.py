@@ -14,7 +14,8 @@ from markupsafe import Markup, escape
 
 from p2p.errors import redact
 from p2p.storage.filesystems import write_bytes
-from p2p.storage.images import Array, encode
+from p2p.storage.images import encode
+from p2p.storage.pixels import Array
 
 _NO_VALUE = "–"
 _THIN_SPACE = "\u202f"

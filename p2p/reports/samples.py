@@ -14,7 +14,8 @@ from p2p.model.checkpoint_names import parse_checkpoint_name
 from p2p.reports.page import data_uri, number
 from p2p.reports.thumbnails import shrink
 from p2p.storage.filesystems import join, list_names, read_bytes
-from p2p.storage.images import Array, decode
+from p2p.storage.images import decode
+from p2p.storage.pixels import Array
 
 _MAX_SHEETS = 20
 _MIN_SMOOTH_WIDTH = 480

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from p2p.storage.images import Array, Pixels
+from p2p.storage.pixels import Array, Pixels
 
 _GAP = 8
 _PAPER, _INK = (255, 255, 255), (40, 44, 52)

@@ -8,7 +8,8 @@ from markupsafe import Markup
 
 from p2p.reports.page import data_uri
 from p2p.reports.sheets import as_rgb
-from p2p.storage.images import Array, Pixels, resize
+from p2p.storage.images import resize
+from p2p.storage.pixels import Array, Pixels
 
 MAX_SIDE = 320
 """Pixels. A page shows an image at this size or smaller."""

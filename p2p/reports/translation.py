@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from p2p.reports.page import data_uri, render
 from p2p.reports.thumbnails import thumbnail
 from p2p.storage.filesystems import join
-from p2p.storage.images import Array
+from p2p.storage.pixels import Array
 
 _MAX_EXAMPLES = 12
 _MAX_FAILURES = 50

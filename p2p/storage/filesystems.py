@@ -9,6 +9,7 @@ import glob
 import hashlib
 import logging
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from p2p.errors import (
 )
 from p2p.storage.bounded import read_limited, require_regular_file
 from p2p.storage.error_mapping import LOCAL_SCHEMES, http_status, storage_errors
+from p2p.storage.walking import walk_files
 
 log = logging.getLogger("p2p")
 
@@ -43,6 +45,7 @@ _ATTEMPTS = 8
 _PREFLIGHT_ATTEMPTS = 2  # before work starts, a wrong address should be reported within seconds
 _BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs")
 _UNCHAINED_SCHEMES = ("file", *_BUCKET_SCHEMES, "http", "https")
+_PATTERN = re.compile(r"[*?]|\[.+\]|\{.+\}")
 TEMPORARY_PREFIX = ".p2p-"
 """How the names of files begin that are not whole yet: listings pass them by."""
 
@@ -329,16 +332,11 @@ def list_names(uri: str) -> list[str]:
         return [name for name in names if name and not name.startswith(TEMPORARY_PREFIX)]
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a file is none of the data: `.anything`, and markers such as `_SUCCESS`. `_MG_1.jpg` is a photograph."""
-    return name.startswith(".") or (name.startswith("_") and "." not in name)
-
-
 def list_files(uri: str, suffixes: Sequence[str] = ()) -> Iterator[FileInfo]:
-    """Yield the files below `uri` folder by folder, sorted within each. Left out are folders whose names
-    start with `.` or `_`, and files that `is_hidden`.
+    """Yield the files below `uri` folder by folder, sorted within each, without those that `is_hidden`.
 
     `suffixes` are lower-case endings such as `.jpg`; none means every file. An address of one file yields that file.
+    On a local disk links are followed: to files, and to folders outside of `uri`, each of which is listed once.
     """
     with storage_errors(uri):
         filesystem, root = open_filesystem(uri)
@@ -347,16 +345,9 @@ def list_files(uri: str, suffixes: Sequence[str] = ()) -> Iterator[FileInfo]:
             name = root.rsplit("/", 1)[-1]
             yield _file(name, uri, filesystem.info(root))
             return
-        for folder, subfolders, files in filesystem.walk(root, detail=True):
-            for name in [name for name in subfolders if name.startswith((".", "_"))]:
-                del subfolders[name]
-            for name in sorted(subfolders):  # walk follows the dictionary's order
-                subfolders[name] = subfolders.pop(name)
-            for name in sorted(files):
-                if not name or is_hidden(name) or (suffixes and not name.lower().endswith(tuple(suffixes))):
-                    continue
-                whole = f"{folder.rstrip('/')}/{name}"
-                yield _file(whole[len(root.rstrip("/")) + 1 :], scheme + whole, files[name])
+        for whole, details in walk_files(filesystem, root, None if is_remote(uri) else {os.path.realpath(root)}):
+            if not suffixes or whole.lower().endswith(tuple(suffixes)):
+                yield _file(whole[len(root.rstrip("/")) + 1 :], scheme + whole, details)
 
 
 def require_readable(uri: str, field: str) -> None:
@@ -375,7 +366,8 @@ def require_readable(uri: str, field: str) -> None:
         raise ConfigError(field, str(error)) from None
     except StorageError as error:
         raise ConfigError(field, str(error)) from None
-    raise ConfigError(field, f"{uri}: nothing is there")
+    hint = "; patterns are not followed, so give the folder, or a manifest of its files" if _PATTERN.search(uri) else ""
+    raise ConfigError(field, f"{uri}: nothing is there{hint}")
 
 
 def require_writable(uri: str, field: str) -> None:

@@ -1,11 +1,13 @@
-"""Encoded image bytes <-> uint8 arrays. One place decides what alpha, 16 bit, palettes and orientation mean.
+"""Encoded images <-> arrays of pixels. One reader for every job: what training sees of a file, translating sees too.
 
-Every image decoded here is (H, W, 3) uint8 RGB (`p2p.storage.pixels` reads other channels and depths):
+What it makes of a file depends on its first bytes alone, not on its name (`p2p.storage.formats`):
 
-- palette images take their palette's colours; gray is repeated three times; CMYK is converted;
-- alpha is dropped, the stored colours stay (as pix2pix's own tools do);
-- 16-bit values keep their upper eight bits;
-- EXIF orientation is applied.
+- pixels become gray, gray and alpha, RGB, RGB and alpha, or bands, of 8 or 16 bits (`p2p.storage.pixels.MODES` for what
+  Pillow decodes, `p2p.storage.tiff` for TIFF), and then what is asked for (`StoredPixels.as_format`);
+- of several frames or pages the first is taken;
+- EXIF orientation is applied (of TIFF its tag); that of XMP, and of a thumbnail, is not;
+- colour profiles and gamma are ignored: the stored numbers are the colours;
+- nothing else that lies beside the pixels decides anything (`p2p.storage.ancillary`).
 """
 
 from __future__ import annotations
@@ -13,52 +15,132 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import ExifTags, Image, UnidentifiedImageError
+import tifffile
+from PIL import Image, UnidentifiedImageError
 
 from p2p.errors import BadInputError
-from p2p.storage.limits import MAX_PIXELS, check_jpeg, check_size
-from p2p.storage.tiff import Tiff, is_tiff
+from p2p.storage.ancillary import EssentialParts, essential_parts, exif_of_jpeg, has_metadata, orientation_of
+from p2p.storage.formats import JPEG, PNG, TIFF, ImageFileType, format_of
+from p2p.storage.limits import MAX_PIXELS, check_size, jpeg_segments
+from p2p.storage.pixels import RGB, Array, Depth, PixelFormat, Pixels, StoredPixels, from_pillow, upright
+from p2p.storage.tiff import Tiff
 
 try:
     import fpng
 except ImportError:  # no wheel for this platform
     fpng = None
 
-Array = npt.NDArray[np.uint8]
-Pixels = npt.NDArray[np.uint8 | np.uint16]
-Depth = TypeVar("Depth", bound=np.uint8 | np.uint16)
 ImageFormat = Literal["png", "jpeg", "webp"]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""Endings of files taken for images."""
 EXTENSIONS: dict[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 _MAX_SIDES = {"jpeg": 65_500, "webp": 16_383}
-_PIXELS_AT_ONCE = 2**20
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # the JPEG plugin opens MPO too
+_PNG_DEPTH, _PNG_COLOUR = 24, 25  # places of bit depth and colour type in the header
+_USUAL_JPEGS = {"YCbCr": ("RGB", "RGB", 3), "Gray": ("L", "Gray", 1)}
+"""Of libjpeg's names: Pillow's mode, what it is decoded to, and how many channels that has."""
+_COSTLY = ("JPEG 2000", "AVIF", "HEIC", "JPEG XL")
+"""Their decoders take up to 24 bytes a pixel, others 16, so they may have two thirds of the pixels."""
+_TURNED_BY_DECODER = ("HEIC", "JPEG XL", "JPEG 2000")  # their own orientation is applied, and EXIF's repeats it
 PNG_LEVEL = 1  # a level-6 file is 10 % smaller and takes three times as long
 FASTEST_PNG = 0
 """The PNG level that means another encoder than zlib, for (H, W, 3) images: 15 times as quick as level 1."""
 
 
-def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read the header only. Raises BadInputError for what is no image, or costs too much to decode."""
-    if not data:
-        raise BadInputError("EmptyFile", "the file has zero bytes")
-    check_jpeg(data)
-    if is_tiff(data):
-        Tiff(data)  # raises for tags that cost Pillow or libtiff too much
+class DecodedImage(NamedTuple):
+    """An image as wanted, and what the doctor and `prepare` ask about its file."""
+
+    pixels: Pixels
+    mode: str
+    """How the file stores them, as `StoredPixels` names it."""
+    is_plain: bool
+    """Whether any reader makes the same RGB pixels of these bytes: no palette, alpha, depth or orientation to mind."""
+
+
+@overload
+def decode(data: bytes, *, max_pixels: int = ...) -> Array: ...
+@overload
+def decode(data: bytes, wanted: PixelFormat, max_pixels: int = ...) -> Pixels: ...
+
+
+def decode(data: bytes, wanted: PixelFormat = RGB, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Encoded bytes -> (H, W, C) uint8 or uint16, as `wanted`. Raises BadInputError as `read_image` does."""
+    return read_image(data, wanted, max_pixels).pixels
+
+
+def read_image(data: bytes, wanted: PixelFormat = RGB, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+    """Encoded bytes -> pixels as `wanted`, and what they were.
+
+    Raises BadInputError, with a reason a person understands, for damaged data and too many pixels, and where the
+    image's channels cannot become those wanted without inventing any.
+    """
+    format = format_of(data)
+    stored, orientation, is_plain = _read(data, format, wanted.bits, max_pixels)
+    pixels = stored.as_format(wanted)
+    if orientation != 1:
+        pixels = upright(pixels, orientation)
+    return DecodedImage(pixels, stored.mode, is_plain)
+
+
+def _read(data: bytes, format: ImageFileType, bits: int, max_pixels: int) -> tuple[StoredPixels, int, bool]:
+    """The pixels as stored, their orientation, and whether they are plain."""
+    if format is TIFF:
+        tiff = Tiff(data)
+        with decoder_errors(format):
+            return tiff.decode(max_pixels), tiff.orientation, False
+    if format is JPEG and (found := _decode_usual_jpeg(data, max_pixels)):
+        return found
+    parts = essential_parts(data, format)
+    image = _open(parts, format, max_pixels)
+    if bits == 16 and format is PNG and data[_PNG_DEPTH : _PNG_COLOUR + 1] > b"\x10\x00":
+        raise BadInputError(
+            "UnsupportedPixels", "a PNG of 16 bits in more than one channel is read with 8; store a TIFF"
+        )
+    with decoder_errors(format):
+        image.load()
+        has_all_opaque = image.info.pop("transparency", None) is None  # with it Pillow warns of what it leaves out
+        stored = from_pillow(image)
+    exif = b"" if format.name in _TURNED_BY_DECODER else parts.exif or image.info.get("exif", b"")
+    is_eight = format is PNG and data[_PNG_DEPTH] == 8
+    is_plain = is_eight and stored.mode == "RGB" and has_all_opaque and not parts.has_metadata
+    return stored, orientation_of(exif), is_plain
+
+
+def _decode_usual_jpeg(data: bytes, max_pixels: int) -> tuple[StoredPixels, int, bool] | None:
+    """By libjpeg-turbo itself, 30 % quicker than Pillow and with the same pixels; None for what it does not read."""
+    segments = jpeg_segments(data)
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in _USUAL_JPEGS:
+            return None
+        check_size(width, height, max_pixels)
+        mode, space, count = _USUAL_JPEGS[colours]
+        try:
+            pixels = simplejpeg.decode_jpeg(data, space)
+            is_whole = True
+        except ValueError:
+            # All pixels of an image without an end marker may be there. What is missing is noticed once it has one.
+            pixels = simplejpeg.decode_jpeg(data + b"\xff\xd9", space)
+            is_whole = False
+    except ValueError:
+        return None
+    is_plain = is_whole and mode == "RGB" and not has_metadata(data, segments)
+    return StoredPixels(pixels, count, mode), orientation_of(exif_of_jpeg(data, segments)), is_plain
+
+
+def _open(parts: EssentialParts, format: ImageFileType, max_pixels: int) -> Image.Image:
+    """Read the header only. Raises BadInputError for what costs too much to decode."""
+    format.load_plugin()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit is checked below
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            image = Image.open(io.BytesIO(parts.data), formats=(format.plugin,))
     except UnidentifiedImageError:
-        raise BadInputError("NotAnImage", "not a JPEG, PNG, WebP, BMP or TIFF image") from None
+        raise BadInputError("DamagedImage", f"its header is no {format.name}'s, though it begins like one") from None
     except Image.DecompressionBombError:
         limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
         problem = f"the header claims more than {limit} pixels; cut it into smaller images"
@@ -66,84 +148,29 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise anything on a damaged header
-        raise BadInputError("DamagedImage", f"its header cannot be read: {error}") from None
-    check_size(*image.size, max_pixels)
+        raise BadInputError("DamagedImage", f"its header, a {format.name}'s, cannot be read: {error}") from None
+    check_size(*image.size, max_pixels * 2 // 3 if format.name in _COSTLY else max_pixels)
     return image
 
 
 def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Encoded bytes -> (width, height) as stored, from the header alone. Raises BadInputError."""
-    return open_image(data, max_pixels).size
-
-
-def _decode_plain_jpeg(data: bytes, max_pixels: int) -> Array | None:
-    """The fast path (30 % quicker than Pillow, the same pixels); None sends the bytes to Pillow."""
-    if data[:3] != b"\xff\xd8\xff" or b"Exif\x00\x00" in data[:65536]:
-        return None
-    try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        if colorspace != "YCbCr" or height * width > max_pixels:
-            return None
-        check_jpeg(data)
-        return simplejpeg.decode_jpeg(data, "RGB")  # type: ignore[no-any-return]
-    except ValueError:
-        return None
-
-
-def sixteen_bits(image: Image.Image) -> npt.NDArray[np.uint16]:
-    """A Pillow image of mode I;16, I or F -> (H, W) uint16. Raises BadInputError if its values are no such numbers."""
-    values = np.asarray(image).astype(np.float64)
-    if image.mode == "F" or values.max(initial=0) > 65535 or values.min(initial=0) < 0:
-        raise BadInputError("UnsupportedPixels", f"pixels of mode {image.mode} are not 8 or 16 bit")
-    return values.astype(np.uint16)
-
-
-def _to_rgb(image: Image.Image) -> Array:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        image = Image.fromarray((sixteen_bits(image) >> 8).astype(np.uint8))
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Array:
-    """Encoded bytes -> (H, W, 3) uint8 RGB. Raises BadInputError with a reason a person understands."""
-    fast = _decode_plain_jpeg(data, max_pixels)
-    return load_upright(open_image(data, max_pixels), _to_rgb) if fast is None else fast
-
-
-def load_upright(image: Image.Image, convert: Callable[[Image.Image], npt.NDArray[Depth]]) -> npt.NDArray[Depth]:
-    """Decode an opened image -> `convert` of it, (H, W, ...), turned as EXIF asks. Raises BadInputError."""
-    with decoder_errors():
-        image.load()
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return upright(by_rows(image, convert), orientation)
-
-
-def by_rows(image: Image.Image, convert: Callable[[Image.Image], npt.NDArray[Depth]]) -> npt.NDArray[Depth]:
-    """convert(image), a million pixels at a time so that copies stay small; `convert` takes each pixel by itself."""
-    rows = max(1, _PIXELS_AT_ONCE // image.width)
-    if rows >= image.height:
-        return convert(image)
-    pixels: npt.NDArray[Depth] | None = None
-    for top in range(0, image.height, rows):
-        part = convert(image.crop((0, top, image.width, min(top + rows, image.height))))
-        if pixels is None:
-            pixels = np.empty((image.height, *part.shape[1:]), part.dtype)
-        pixels[top : top + rows] = part
-    assert pixels is not None
-    return pixels
-
-
-def upright(pixels: npt.NDArray[Depth], orientation: Any) -> npt.NDArray[Depth]:
-    """Turn (H, W, ...) as EXIF orientation 1 to 8 asks; anything else leaves it as it is."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels[::-1] if orientation in (3, 4, 7, 8) else pixels)
+    format = format_of(data)
+    if format is TIFF:
+        tiff = Tiff(data)
+        tiff.check_size(max_pixels)
+        return tiff.width, tiff.height
+    parts = essential_parts(data, format)
+    if format is JPEG:
+        with contextlib.suppress(ValueError):
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            check_size(width, height, max_pixels)
+            return width, height
+    return _open(parts, format, max_pixels).size
 
 
 @contextlib.contextmanager
-def decoder_errors() -> Iterator[None]:
+def decoder_errors(format: ImageFileType) -> Iterator[None]:
     """Make BadInputError of whatever an image library raises inside, which on damaged data is anything; but not of
     MemoryError, for which the machine is the reason.
     """
@@ -152,7 +179,8 @@ def decoder_errors() -> Iterator[None]:
     except (BadInputError, MemoryError):
         raise
     except Exception as error:
-        raise BadInputError("DamagedImage", f"the image is cut off or damaged: {error}") from None
+        why = "" if str(error).startswith("decoder error") else f": {error}"  # followed by a number that says nothing
+        raise BadInputError("DamagedImage", f"this {format.name} image is cut off or damaged{why}") from None
 
 
 def encode(image: Array, format: ImageFormat = "png", quality: int = 95, png_level: int = 1) -> bytes:
@@ -176,6 +204,26 @@ def encode(image: Array, format: ImageFormat = "png", quality: int = 95, png_lev
         Image.fromarray(image).save(buffer, "PNG", compress_level=max(PNG_LEVEL, png_level))
     else:
         Image.fromarray(image).save(buffer, "WEBP", quality=quality)
+    return buffer.getvalue()
+
+
+def encode_exactly(image: Pixels) -> bytes:
+    """(H, W, C) uint8 or uint16 -> PNG where it can hold that, else TIFF; both without loss."""
+    height, width, channels = image.shape
+    buffer = io.BytesIO()
+    if (image.dtype == np.uint8 and channels <= 4) or channels == 1:
+        plain = np.ascontiguousarray(image.reshape(height, width) if channels == 1 else image)
+        Image.fromarray(plain).save(buffer, "PNG", compress_level=PNG_LEVEL)
+        return buffer.getvalue()
+    tifffile.imwrite(
+        buffer,
+        np.ascontiguousarray(image),
+        photometric="minisblack",
+        planarconfig="contig",
+        compression=8,
+        predictor=True,
+        metadata=None,
+    )
     return buffer.getvalue()
 
 

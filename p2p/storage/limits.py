@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import numpy as np
 
 from p2p.errors import BadInputError
 
 MAX_PIXELS = 100_000_000
-"""10,000 x 10,000. Decoding takes up to 16 bytes a pixel (WebP; JPEG, PNG and TIFF up to 12), so eight processes that
-each decode the largest image take 13 GB at most."""
+"""10,000 x 10,000. Decoding takes up to 16 bytes a pixel (JPEG and PNG up to 12), so eight processes that each
+decode the largest image take 13 GB at most."""
 MAX_SIDE = 1_000_000
 """Pixels, whatever the other side is: libpng's own limit."""
 MAX_JPEG_SCANS = 100
@@ -20,7 +21,6 @@ MAX_JPEG_SEGMENTS = 1000
 _MAX_EXIF_SEGMENTS = 64  # readers put them together one by one
 _MAX_JPEG_JUNK = 2**16  # bytes between segments, which readers look at one by one
 
-_JPEG = b"\xff\xd8\xff"
 _SCAN, _END = 0xDA, 0xD9
 _SCAN_WORD = 0xDAFF  # the scan's marker as a little-endian number
 # Among coded pixels FF is followed by 00, or by the D0 to D7 of a restart.
@@ -43,24 +43,39 @@ def check_size(width: int, height: int, max_pixels: int, channels: int = 3) -> N
         )
 
 
-def check_jpeg(data: bytes) -> None:
-    """Raise BadInputError if these bytes are a JPEG of more scans or larger headers than any encoder writes."""
-    if data[:3] != _JPEG:
-        return
-    _check_header(data)
+class Segment(NamedTuple):
+    """A segment of a JPEG before its pixels: its marker's code, and where it and what follows it begin."""
+
+    marker: int
+    start: int
+    end: int
+
+    def body(self, data: bytes) -> bytes:
+        """What it holds."""
+        return data[self.start + 4 : self.end]
+
+
+def jpeg_segments(data: bytes) -> list[Segment]:
+    """The segments before a JPEG's first scan.
+
+    Raises BadInputError for more scans or larger headers than any encoder writes.
+    """
+    segments = _read_header(data)
     # Thumbnails and further pictures count here too, so this only accepts; it takes a 200th of the decoding.
     words = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1))
     if sum(np.count_nonzero(word == _SCAN_WORD) for word in words) <= MAX_JPEG_SCANS:
-        return
+        return segments
     scans = _count_scans(data)
     if scans > MAX_JPEG_SCANS:
         raise BadInputError(
             "TooManyScans", f"the JPEG has {scans} scans, {MAX_JPEG_SCANS} are allowed; save it anew without them"
         )
+    return segments
 
 
-def _check_header(data: bytes) -> None:
-    segments = exif = junk = 0
+def _read_header(data: bytes) -> list[Segment]:
+    segments: list[Segment] = []
+    exif = junk = 0
     position = 2
     while position < len(data):
         found = _NEXT_MARKER.search(data, position, position + _MAX_JPEG_JUNK + 2)
@@ -68,11 +83,10 @@ def _check_header(data: bytes) -> None:
         if junk > _MAX_JPEG_JUNK:
             raise BadInputError("DamagedImage", f"more than {_MAX_JPEG_JUNK} bytes between the segments of the JPEG")
         if found is None or found[1][0] in (_SCAN, _END):
-            return
+            return segments
         position = found.end()
-        segments += 1
         exif += data[position + 2 : position + 6] == b"Exif"
-        if segments > MAX_JPEG_SEGMENTS or exif > _MAX_EXIF_SEGMENTS:
+        if len(segments) >= MAX_JPEG_SEGMENTS or exif > _MAX_EXIF_SEGMENTS:
             raise BadInputError(
                 "TooManySegments",
                 f"the JPEG has more than {MAX_JPEG_SEGMENTS} segments before its pixels, or {_MAX_EXIF_SEGMENTS} of "
@@ -80,6 +94,8 @@ def _check_header(data: bytes) -> None:
             )
         if found[1][0] != 1:  # the only one left without a length
             position += max(2, int.from_bytes(data[position : position + 2], "big"))
+        segments.append(Segment(found[1][0], found.end() - 2, position))
+    return segments
 
 
 def _count_scans(data: bytes) -> int:

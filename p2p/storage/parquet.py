@@ -21,6 +21,7 @@ from p2p.errors import BadInputError, DamagedFileError, P2PError, UnsafeFileErro
 from p2p.storage.bounded import check_bytes, require_regular_file
 from p2p.storage.error_mapping import storage_errors
 from p2p.storage.filesystems import arrow_filesystem, is_remote, open_filesystem
+from p2p.storage.parquet_columns import find_path, is_binary, is_text
 
 PLAIN_EXTENSION_TYPES = frozenset({"arrow.uuid", "arrow.json", "arrow.bool8"})
 """Implemented inside Arrow itself, with plain values: what other writers make of Parquet's own UUID and JSON."""
@@ -192,26 +193,8 @@ def read_parquet(uri: str, columns: Sequence[str]) -> pa.Table:
         return file.read(columns=list(columns))
 
 
-def find_bytes(field: pa.Field) -> str | None:
-    """Where a column holds encoded images, perhaps: its own name if it is binary, `name.bytes` for a struct with a
-    binary field `bytes` (as Hugging Face datasets have), None for anything else.
-    """
-    if _is_binary(field.type):
-        return str(field.name)
-    if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
-        return f"{field.name}.bytes" if _is_binary(field.type.field("bytes").type) else None
-    return None
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
 def _has_text(kind: pa.DataType) -> bool:
-    types = pa.types
-    return any(
-        is_kind(kind) for is_kind in (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
-    )
+    return is_text(kind) or is_binary(kind)
 
 
 def read_text(
@@ -221,7 +204,8 @@ def read_text(
 
     Args:
         uri: a Parquet file.
-        columns: names of columns of text, numbers, dates or the like; bytes are taken for text in UTF-8.
+        columns: names of columns of text, numbers, dates or the like; bytes are taken for text in UTF-8. `name.path` is
+            that member of a struct, if it `find_path`s.
         max_bytes: longest value of a column of text; a file of 415 bytes can hold 400 MB of them.
         row_groups: numbers of those to read; None reads all.
 
@@ -232,7 +216,10 @@ def read_text(
     """
     with open_parquet(uri) as file:
         schema, metadata = file.schema_arrow, file.metadata
+        paths = {find_path(field) for field in schema} & set(columns)
         for name in columns:
+            if name in paths:
+                continue
             if schema.names.count(name) != 1:
                 raise DamagedFileError(
                     f"{uri}: has no column {name!r} that is unique; there are {', '.join(schema.names)}"
@@ -241,10 +228,20 @@ def read_text(
                 raise DamagedFileError(f"{uri}: column {name!r} holds {schema.field(name).type}, not plain values")
         for index in range(metadata.num_row_groups):
             _require_short(metadata.row_group(index), columns, max_bytes, uri)
-    text = [name for name in columns if _has_text(schema.field(name).type)]
+    text = [name for name in columns if name in paths or _has_text(schema.field(name).type)]
     with open_parquet(uri, dictionaries=text, metadata=metadata) as file:
         for batch in file.iter_batches(batch_size=_TEXT_ROWS, columns=list(columns), row_groups=row_groups):
-            yield [short_text(batch.column(name), f"{uri}: column {name!r}", max_bytes) for name in columns]
+            values = [_values(batch, name) for name in columns]
+            yield [
+                short_text(found, f"{uri}: column {name!r}", max_bytes)
+                for name, found in zip(columns, values, strict=True)
+            ]
+
+
+def _values(batch: pa.RecordBatch, path: str) -> pa.Array:
+    """A column, or a member of a struct by `column.member`."""
+    column, _, member = (path, "", "") if path in batch.schema.names else path.partition(".")
+    return pc.struct_field(batch.column(column), member) if member else batch.column(column)
 
 
 def _require_short(group: pq.RowGroupMetaData, columns: Sequence[str], max_bytes: int, uri: str) -> None:
@@ -298,7 +295,6 @@ def read_cells(
         (c.total_uncompressed_size for c in chunks if c.path_in_schema == path and c.has_dictionary_page), default=0
     )
     at_once = max(1, min(_CELL_ROWS, _CELL_BATCH_BYTES // max(1, largest)))
-    column, _, member = (path, "", "") if path in file.schema_arrow.names else path.partition(".")
     start, last = 0, max(rows, default=-1)
     large: dict[bytes, bytes] = {}
     coming = sorted(rows) if before_row else []
@@ -309,9 +305,7 @@ def read_cells(
         batch = next(batches, None)
         if batch is None:
             return
-        values = batch.column(column)
-        if member:
-            values = pc.struct_field(values, member)
+        values = _values(batch, path)
         for row in range(start, start + len(values)):
             if row in rows:
                 data = _image(values[row - start], max_bytes)
@@ -322,7 +316,9 @@ def read_cells(
 
 
 def _image(value: pa.Scalar, max_bytes: int) -> bytes | BadInputError:
-    buffer = value.as_buffer()
+    if isinstance(value, pa.DictionaryScalar):
+        value = value.value
+    buffer = value.as_buffer() if value.is_valid else None
     if buffer is None:
         return BadInputError("EmptyFile", "the row holds no bytes")
     try:

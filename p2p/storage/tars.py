@@ -24,22 +24,24 @@ MAX_NAME_BYTES = 4096
 _MAX_SIZE = 2**62
 _BLOCK = 512
 
-MemberKind = Literal["file", "folder", "link", "sparse", "other"]
+MemberKind = Literal["file", "folder", "hard link", "symbolic link", "sparse", "other"]
 # Types of the ustar format and of GNU tar; all others are "other".
 _KINDS: dict[bytes, MemberKind] = {
     b"0": "file",
     b"\0": "file",
     b"7": "file",
-    b"1": "link",
-    b"2": "link",
+    b"1": "hard link",
+    b"2": "symbolic link",
     b"5": "folder",
     b"S": "sparse",
 }
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "Zstandard"}
+_LINKS = ("hard link", "symbolic link")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
 _PAX, _GLOBAL_PAX, _LONG_NAME, _LONG_LINK = (b"x", b"X"), b"g", b"L", b"K"
 _HEADER_TYPES = (*_PAX, _GLOBAL_PAX, _LONG_NAME, _LONG_LINK)
-_KEPT_RECORDS = (b"path", b"size", b"GNU.sparse.name", b"GNU.sparse.map", b"GNU.sparse.size", b"GNU.sparse.major")
 _SPARSE_RECORDS = {b"GNU.sparse.map", b"GNU.sparse.size", b"GNU.sparse.major"}
+_KEPT_RECORDS = {b"path", b"linkpath", b"size", b"GNU.sparse.name", *_SPARSE_RECORDS}
 
 
 class ForwardFile(Protocol):
@@ -64,6 +66,8 @@ class TarMember(NamedTuple):
     """First byte of its content in the tar."""
     size: int
     """Bytes of its content."""
+    target: str = ""
+    """Of a link: the name of the member (hard link) or the path (symbolic link) that it stands for."""
 
     @property
     def end(self) -> int:
@@ -116,7 +120,9 @@ class _Headers:
                 records = self._parse_records(data) | records
             elif kind == _LONG_NAME:
                 records.setdefault(b"path", _until_nul(data))
-            elif kind != _LONG_LINK:
+            elif kind == _LONG_LINK:
+                records.setdefault(b"linkpath", _until_nul(data))
+            else:
                 return self._member(block, size, self._global | records)
             is_begun = is_begun or kind != _GLOBAL_PAX
 
@@ -138,7 +144,10 @@ class _Headers:
             size = self._number(records[b"size"], base=10)
         if size > _MAX_SIZE:
             raise self._damaged(f"a member of {size} bytes")
-        return TarMember(name.decode("utf-8", "surrogateescape"), kind, self._file.tell(), size)
+        target = records.get(b"linkpath") or _until_nul(block[157:257]) if kind in _LINKS else b""
+        if len(target) > MAX_NAME_BYTES:
+            raise self._damaged(f"a link to a name of {len(target)} bytes")
+        return TarMember(_text(name), kind, self._file.tell(), size, _text(target))
 
     def _read_header(self) -> bytes:
         self._left -= _BLOCK
@@ -156,6 +165,11 @@ class _Headers:
         """Raise unless `block` is a whole header."""
         if len(block) < _BLOCK:
             raise self._damaged("it ends within a header")
+        packer = next((name for magic, name in _COMPRESSED.items() if block.startswith(magic)), "")
+        if packer and self._file.tell() == _BLOCK:
+            raise DamagedFileError(
+                f"{self._uri}: this is compressed by {packer}, though its name ends in .tar; unpack it, or name it so"
+            )
         checksum = sum(block) - sum(block[148:156]) + 8 * ord(" ")
         stated = self._number(block[148:156])
         if stated != checksum:
@@ -218,6 +232,10 @@ class _Headers:
         return DamagedFileError(
             f"{self._uri}: not a whole tar archive: {reason}, at byte {self._file.tell()}; fetch it again"
         )
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
 
 
 def _until_nul(field: bytes) -> bytes:

@@ -9,8 +9,7 @@ from typing import Any, Literal
 from p2p.cli import TrueFalse
 from p2p.errors import ConfigError
 from p2p.model.config import ModelConfig, ModelOptions, Palette, Precision, class_planes
-from p2p.storage.pixels import RGB
-from p2p.storage.tiff import MAX_CHANNELS
+from p2p.storage.pixels import MAX_CHANNELS, RGB
 
 BestMetric = Literal[
     "val_l1",

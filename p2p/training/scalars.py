@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from p2p.storage.error_mapping import storage_errors
 from p2p.storage.filesystems import is_remote, join, list_files, write_bytes
-from p2p.storage.images import Array
+from p2p.storage.pixels import Array
 from p2p.training.run_folder import MetricsRow
 
 

@@ -20,7 +20,8 @@ from p2p.model.pix2pix import Pix2Pix
 from p2p.model.pixel_metrics import Palette
 from p2p.model.tensors import to_levels, to_pixels
 from p2p.reports.sheets import contact_sheet
-from p2p.storage.images import Array, encode
+from p2p.storage.images import encode
+from p2p.storage.pixels import Array
 
 _SAMPLE_PAIRS = 4
 

@@ -22,7 +22,7 @@ from p2p.model.cuda_graphs import is_out_of_memory
 from p2p.model.distributed import data_parallel, synchronise_batch_norm
 from p2p.model.engine import choose_precision
 from p2p.model.pix2pix import Pix2Pix
-from p2p.storage.images import Pixels
+from p2p.storage.pixels import Pixels
 from p2p.training.keeper import RunKeeper
 from p2p.training.position import Position, remaining_epochs
 from p2p.training.run_folder import RunFolder

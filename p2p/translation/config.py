@@ -24,7 +24,7 @@ _NOT_YET = ("geotiff", "xyz")
 _MIN_TILE_SIZE = 2
 _DECIDE_OUTPUTS = (
     *("source", "checkpoint_id", "format", "image_format", "quality", "png_level", "side", "size_mode", "tile_size"),
-    *("overlap", "image_column", "id_column", "norm_mode", "dropout", "seed", "precision"),
+    *("overlap", "image_column", "id_column", "member", "norm_mode", "dropout", "seed", "precision"),
 )
 """Fields that decide the content of an output file."""
 
@@ -64,6 +64,8 @@ class TranslateConfig:
     id_column: str = "auto"
     """Parquet column whose values name the images, each once. auto: `image_id`, `pair_id` or `id`. none, and for rows
     without a value: the file's path and the row's number."""
+    member: str = ""
+    """Of tars: translate only the members whose names end so, such as input.png for 0.input.png. Empty: every image."""
     batch_size: int = 0
     """Tiles per forward pass on a GPU. 0: 64. On CPUs the tile size decides it, since results would depend on it."""
     workers: int = 0

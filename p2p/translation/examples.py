@@ -64,7 +64,7 @@ class _ExampleReader:
             image = _read_output(row["output_uri"], image_id, settings.format)
             (data,) = self.fetcher.fetch([items[image_id]])
             if image is not None and isinstance(data, bytes):
-                output = decode(image, settings.max_pixels)
+                output = decode(image, max_pixels=settings.max_pixels)
                 tiling = (settings.tile_size, settings.overlap)
                 seams = measure_seams(output, tiling) if settings.size_mode == "tile" else Seams()
                 yield Example(image_id, thumbnail(codec.decode(data)), thumbnail(output)), seams

@@ -96,6 +96,7 @@ def _run(config: TranslateConfig, workforce: Workforce | None) -> dict[str, Any]
         model.input_side,
         local_root=config.allow_local,
         allow_signed=config.allow_signed_addresses,
+        member=config.member,
     )
     manifest = corpus if isinstance(corpus, ManifestCorpus) else None
     if next(iter(corpus.items()), None) is None:

@@ -161,13 +161,13 @@ def nothing_decoded_here(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("decoded in the process that submits the job")
 
     from p2p.preparation import parts
-    from p2p.storage import images, pixels
+    from p2p.storage import images
     from p2p.translation import examples
     from p2p.translation.pipeline import codec
 
-    for module in (images, pixels, codec, examples):
+    for module in (images, codec, examples):
         monkeypatch.setattr(module, "decode", refuse)
-    monkeypatch.setattr(parts.pixels, "decode", refuse)
+    monkeypatch.setattr(parts.images, "read_image", refuse)
 
 
 def test_the_process_that_submits_a_job_decodes_nothing(

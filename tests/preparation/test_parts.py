@@ -17,7 +17,7 @@ from p2p.data.pairs import PAIR_SCHEMA, ROW_GROUP_PAIRS
 from p2p.preparation.locations import Drawing, File, SourceReader
 from p2p.preparation.pairing import PairRef
 from p2p.preparation.parts import MAX_PART_PAIRS, Part, PartReport, cut_into_parts, write_part
-from p2p.storage import images, pixels
+from p2p.storage import images
 from p2p.synthetic.pairs import PALETTE, city_pair
 
 MakeImage = Callable[..., bytes]
@@ -180,7 +180,7 @@ def test_a_file_that_pillow_does_not_know_is_a_pair_like_any_other(tmp_path: Pat
     plain = images.encode(photograph(16, 16), "jpeg")
     short = [plain[:2] + b"\xff" + marker + plain[2:] for marker in (b"\xe0\x00\x06JFIF", b"\xee\x00\x08Adobe\0")]
     short.append(plain[:2] + b"\xff\xe2\x00\x0eICC_PROFILE\0" + plain[2:])
-    deep = pixels.encode(photograph(16, 16).astype(np.uint16) * 257)
+    deep = images.encode_exactly(photograph(16, 16).astype(np.uint16) * 257)
     for load_size in (0, 16):
         report, rows = store(tmp_path, load_size, *[(data, plain) for data in (*short, deep)])
         assert (report.pairs, report.bad) == (4, [])

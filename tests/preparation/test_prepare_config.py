@@ -70,7 +70,7 @@ def test_a_source_that_holds_nothing_usable(run_cli: Callable[..., Any], tmp_pat
     assert "nothing is there" in refused(run_cli, "--source", tmp_path / "absent", "--output", out)
     assert "holds no files" in refused(run_cli, "--source", tmp_path / "in", "--output", out)
     (tmp_path / "in/notes.txt").write_text("x")
-    assert "none ending in .jpg" in refused(run_cli, "--source", tmp_path / "in", "--output", out)
+    assert "holds no images, which end in .jpg" in refused(run_cli, "--source", tmp_path / "in", "--output", out)
     pq.write_table(pa.table({"caption": ["x"]}), tmp_path / "in/t.parquet")
     message = refused(run_cli, "--source", tmp_path / "in", "--output", out)
     assert "needs columns a and b" in message

@@ -64,17 +64,17 @@ MAKERS: dict[str, Callable[[dict[str, bytes], Path], Path]] = {
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz"])  # a zip's names are text
 def test_names_that_are_no_text_are_written_as_text_and_their_bytes_found(kind: str, tmp_path: Path) -> None:
-    listing, found = read_all(MAKERS[kind]({"train/caf\udce9.jpg": b"one", "train/caf\udcea.gif": b""}, tmp_path))
+    listing, found = read_all(MAKERS[kind]({"train/caf\udce9.jpg": b"one", "train/caf.\udcea": b""}, tmp_path))
     assert found == {r"train/caf\xe9.jpg": b"one"}
     assert listing.members[0].location.uri.endswith(r"train/caf\xe9.jpg")
-    assert listing.example == r"train/caf\xea.gif"
+    assert str(listing.left_out) == r"1 file left out: 1 .\xea"
 
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_every_kind_of_source_lists_the_same_images_and_gives_their_bytes(kind: str, tmp_path: Path) -> None:
     listing, contents = read_all(MAKERS[kind](FILES, tmp_path))
     assert contents == {name: data for name, data in FILES.items() if not name.endswith(".txt")}
-    assert listing.others == 1
+    assert str(listing.left_out) == "1 file left out: 1 .txt"
     assert not listing.bad
     assert [member.size for member in listing.members] == [len(contents[member.path]) for member in listing.members]
 
@@ -148,7 +148,10 @@ def test_a_damaged_zip_member_is_a_bad_input(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("files", "reason"),
-    [({}, "holds no files"), ({"a.txt": b"", "b/c.doc": b""}, "found 2 files .*a.txt.*, none ending in .jpg")],
+    [
+        ({}, "holds no files"),
+        ({"a.txt": b"", "b/c.doc": b""}, r"holds no images.*; 2 files left out: 1 \.doc, 1 \.txt"),
+    ],
 )
 def test_a_source_without_images_says_what_it_holds(files: dict[str, bytes], reason: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"source_b .*: {reason}"):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from p2p.errors import BadInputError, quote_controls, redact
 from p2p.storage.filesystems import absolute, is_remote, join
@@ -16,6 +17,9 @@ _LOCAL_SCHEMES = (LOCAL, "local")
 _WEB_SCHEMES = ("http", "https")
 _OBJECT = re.compile(r"[A-Za-z0-9._-]{1,255}/.+", re.DOTALL)
 """Bucket and key. Anything else in place of a bucket, such as an ARN, decides which server is asked."""
+_FILE_URI = re.compile(r"file:(//(localhost)?)?/", re.IGNORECASE)
+"""Of RFC 8089, so its path is percent-encoded."""
+_WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _GAP = re.compile(r"[\s\"<>]")
 _SECRET_MARKS = ("?", "@", ";", "#", "=")
 
@@ -48,6 +52,11 @@ class AddressRules:
         """
         if quote_controls(address) != address:
             raise BadInputError("BadAddress", "the address holds control characters")
+        if _WINDOWS_PATH.match(address):
+            problem = f"{address} is a path of Windows, which this system has not; name files relative to the manifest"
+            raise BadInputError("BadAddress", problem)
+        if _FILE_URI.match(address):
+            return self._local(unquote(_FILE_URI.sub("/", address, count=1), errors="surrogateescape"))
         scheme, has_scheme, below = quote_gaps(address).partition("://")
         if has_scheme and "::" in address:
             raise BadInputError("AddressRefused", "addresses chained with :: are not followed")
@@ -71,8 +80,8 @@ class AddressRules:
         return whole
 
     def _relative(self, address: str) -> str:
-        if not is_remote(self.folder):
-            return self._local(address)
+        if not is_remote(self.folder) or address.startswith("~/"):
+            return self._local(os.path.expanduser(address) if address.startswith("~/") else address)
         if address.startswith("/") or ".." in address.split("/"):
             raise BadInputError(
                 "AddressRefused", f"a manifest in {self.folder} names files below itself, or whole addresses"

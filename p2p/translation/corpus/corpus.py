@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from p2p.errors import ConfigError
 from p2p.storage.filesystems import FileInfo, is_file, list_files
-from p2p.storage.images import SUFFIXES
+from p2p.storage.formats import SUFFIXES
 from p2p.storage.names import printable
 from p2p.translation.corpus.addresses import AddressRules
 from p2p.translation.corpus.formats import FileFormat, contains_format, detect_format, format_of, list_format
 from p2p.translation.corpus.inputs import Input
 from p2p.translation.corpus.manifest import ManifestCorpus, choose_address_column
-from p2p.translation.corpus.parquet_corpus import ParquetCorpus, holds_images, read_schema
+from p2p.translation.corpus.parquet_corpus import ParquetCorpus, holds_images, text_columns
 from p2p.translation.corpus.tar_corpus import TarCorpus
 
-_MANIFESTS = (".txt", ".csv")
+_MANIFESTS = (".txt", ".csv", ".tsv")
 
 
 class Corpus(Protocol):
@@ -43,10 +43,11 @@ class FolderCorpus:
     uri: str
     min_shard_rows: int = 1
     image_column: str = ""
+    _reported: set[str] = field(default_factory=set, compare=False)
 
     def items(self) -> Iterator[Input]:
         """One input per file with an image's ending; its id is its path below the folder."""
-        for file in list_format(self.uri, FileFormat.IMAGE):
+        for file in list_format(self.uri, FileFormat.IMAGE, self._reported):
             yield file if isinstance(file, Input) else Input(file.path, file.uri, file.size, version=file.version)
 
 
@@ -58,29 +59,33 @@ def open_corpus(
     *,
     local_root: str = "",
     allow_signed: bool = False,
+    member: str = "",
 ) -> Corpus:
     """Find out what kind of source is at `uri`; `input_side` ("a", "b") is the model's side of prepared pairs.
 
-    `local_root` and `allow_signed` are for the lines of a manifest, as `AddressRules` has them. Raises ConfigError
-    where there is nothing to translate, where a folder holds several formats, and for columns of a source
-    that has none.
+    `local_root` and `allow_signed` are for the lines of a manifest, as `AddressRules` has them, `member` is for tars.
+    Raises ConfigError where there is nothing to translate, where a folder holds several formats, and for columns of a
+    source that has none.
     """
     is_alone = is_file(uri)
     means_parquet = (image_column, id_column) != ("auto", "auto")
     corpus: Corpus
     if is_alone and _is_manifest(uri, image_column):
         corpus = ManifestCorpus(uri, AddressRules(posixpath.dirname(uri), local_root, allow_signed))
+        corpus.require_addresses()
     else:
         format = _format_of_source(uri, is_alone, means_parquet)
         if format is FileFormat.PARQUET:
-            found = list_files(uri, (".parquet",)) if means_parquet else list_format(uri, format)
+            found = list_files(uri, (".parquet",)) if means_parquet else list_format(uri, format, set())
             files = [file for file in found if isinstance(file, FileInfo)]
             corpus = ParquetCorpus.open(uri, files, image_column, id_column, input_side)
         else:
-            corpus = TarCorpus(uri) if format is FileFormat.TAR else FolderCorpus(uri)
-    for field, column in (("image_column", image_column), ("id_column", id_column)):
+            corpus = TarCorpus(uri, member) if format is FileFormat.TAR else FolderCorpus(uri)
+    if member and not isinstance(corpus, TarCorpus):
+        raise ConfigError("member", f"{member}: --source {uri} is no tar; leave the option out")
+    for option, column in (("image_column", image_column), ("id_column", id_column)):
         if column != "auto" and not isinstance(corpus, ParquetCorpus):
-            raise ConfigError(field, f"{column}: --source {uri} is not Parquet with images; leave the option out")
+            raise ConfigError(option, f"{column}: --source {uri} is not Parquet with images; leave the option out")
     return corpus
 
 
@@ -90,7 +95,8 @@ def _is_manifest(uri: str, image_column: str) -> bool:
         return uri.lower().endswith(_MANIFESTS)
     if image_column != "auto" or holds_images(uri):
         return False
-    choose_address_column(read_schema(uri).names, uri)
+    columns, why = text_columns(uri)
+    choose_address_column(columns, uri, why)
     return True
 
 
@@ -103,7 +109,7 @@ def _format_of_source(uri: str, is_alone: bool, means_parquet: bool) -> FileForm
     if format is None:
         endings = ", ".join(SUFFIXES)
         raise ConfigError(
-            "source", f"{uri}: expected a folder, an image ({endings}), a .parquet, .tar, .txt or .csv file"
+            "source", f"{uri}: expected a folder, an image ({endings}), a .parquet, .tar, .txt, .csv or .tsv file"
         )
     return format
 

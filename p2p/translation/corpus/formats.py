@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import posixpath
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 
 from p2p.errors import ConfigError
 from p2p.storage.filesystems import FileInfo, list_files
-from p2p.storage.images import SUFFIXES
+from p2p.storage.formats import SUFFIXES, LeftOut
 from p2p.translation.corpus.inputs import Input
 from p2p.translation.corpus.parquet_corpus import holds_images, unreadable_parquet
 
@@ -33,7 +32,6 @@ _ENDINGS = {
     FileFormat.TAR: (".tar",),
     FileFormat.COMPRESSED_TAR: _COMPRESSED,
 }
-_ALL_ENDINGS = tuple(ending for endings in _ENDINGS.values() for ending in endings)
 
 
 def format_of(path: str) -> FileFormat | None:
@@ -50,11 +48,11 @@ def contains_format(uri: str, format: FileFormat) -> bool:
 def detect_format(uri: str) -> FileFormat:
     """The format of the first thousand files below a folder. Raises ConfigError for none, or more than one."""
     files: dict[FileFormat, list[FileInfo]] = {}
-    others: Counter[str] = Counter()
+    others = LeftOut()
     for file in itertools.islice(list_files(uri), _MAX_FILES_INSPECTED):
         format = format_of(file.path)
         if format is None:
-            others[posixpath.splitext(file.path)[1].lower()] += 1
+            others.add(file.path)
         else:
             files.setdefault(format, []).append(file)
     if len(files) > 1:
@@ -66,22 +64,22 @@ def detect_format(uri: str) -> FileFormat:
         raise _several_formats(uri, counts)
     for format in counts:
         return format
-    found = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in others.most_common(3))
     raise ConfigError(
         "source",
         f"{uri}: no images ({', '.join(SUFFIXES)}), .parquet or .tar files are there; "
-        + (f"found {found}" if found else "it is empty"),
+        + (f"found {others.found}" if others else "it is empty"),
     )
 
 
-def list_format(uri: str, format: FileFormat) -> Iterator[FileInfo | Input]:
+def list_format(uri: str, format: FileFormat, reported: set[str]) -> Iterator[FileInfo | Input]:
     """The files of one format below a folder, or the one file at `uri`. Raises ConfigError on meeting another format.
 
-    A Parquet file among them that cannot be read may hold images too: it is an input, which fails.
+    Which files are left out is logged, unless `reported`. A Parquet file among them that cannot be read may hold images
+    too: it is an input, which fails.
     """
     holds_images = _image_check()
-    count = 0
-    for file in list_files(uri, _ALL_ENDINGS):
+    count, left_out = 0, LeftOut()
+    for file in list_files(uri):
         found = format_of(file.path)
         if found is format:
             count += 1
@@ -89,8 +87,13 @@ def list_format(uri: str, format: FileFormat) -> Iterator[FileInfo | Input]:
         elif found is FileFormat.PARQUET and (holds := holds_images(file)) is not True:
             if holds is None:
                 yield unreadable_parquet(file, uri)
+            else:
+                left_out.add(file.path)
         elif found is not None and (found is not FileFormat.COMPRESSED_TAR or format is FileFormat.TAR):
             raise _several_formats(uri, {format: count, found: 1})
+        else:
+            left_out.add(file.path)
+    left_out.log(uri, reported)
 
 
 def _image_check() -> Callable[[FileInfo], bool | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import posixpath
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -19,12 +20,16 @@ from p2p.storage.names import printable
 from p2p.storage.parquet import MIN_ADDRESS_BYTES, check_row_count, open_parquet, read_text
 from p2p.translation.corpus.addresses import AddressRules, carries_secret, quote_gaps
 from p2p.translation.corpus.inputs import DAMAGED, SIGNED, Input
+from p2p.translation.corpus.parquet_corpus import address_columns
 
 ADDRESS_COLUMNS = ("source_uri", "uri", "url", "path", "image", "file")
 MAX_LINE_BYTES = 64 * 2**10
 _MAX_LINES_KEPT = 4096
 _MAX_SKIPPED = 2**20  # positions, which are bytes of text and rows of Parquet; farther ahead, the file is opened again
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+_DELIMITERS = ",;\t|"
+_BASE64_IMAGE = re.compile(r"data:image/|/9j/|iVBORw0KGgo|UklGR|R0lGOD")
+_QUOTES = "\"'"
 
 
 class _Entry(NamedTuple):
@@ -72,10 +77,16 @@ class ManifestCorpus:
             else:
                 yield Input(image_id, whole)
 
+    def require_addresses(self) -> None:
+        """Raise ConfigError where the first line is no address but an image itself."""
+        first = next(self.entries(), None)
+        if first and _BASE64_IMAGE.match(first.address):
+            raise ConfigError("source", f"{self.uri}: holds images in base64, no addresses; write them as bytes")
+
     def entries(self, start: int = 0) -> Iterator[_Entry]:
         """The lines as they are now, from position `start` on. Raises ConfigError, StorageError."""
         ending = posixpath.splitext(self.uri.lower())[1]
-        readers = {".parquet": self._parquet_entries, ".csv": self._csv_entries}
+        readers = {".parquet": self._parquet_entries, ".csv": self._csv_entries, ".tsv": self._csv_entries}
         return readers.get(ending, self._text_entries)(start)
 
     @contextmanager
@@ -90,19 +101,19 @@ class ManifestCorpus:
             lines = _Lines(file, self.uri, start)
             while (line := lines.read()) is not None:
                 position, text, problem = line
-                if problem or text.strip():
-                    yield _Entry(position, text.strip(), problem=problem)
+                address = _address_in(text)
+                if problem or address:
+                    yield _Entry(position, address, problem=problem)
 
     def _csv_entries(self, start: int) -> Iterator[_Entry]:
         with self._open() as file:
             lines = _Lines(file, self.uri)
-            rows = csv.reader(lines)
             try:
-                header = next(rows, [])
-                column = choose_address_column(header, self.uri)
+                header, delimiter = _read_header(lines)
+                address, image_id = choose_address_column(header, self.uri), _find(header, "image_id")
                 if start:
                     lines = _Lines(file, self.uri, start)
-                    rows = csv.reader(lines)
+                rows = csv.reader(lines, delimiter=delimiter)
                 while True:
                     position = lines.position
                     row = next(rows, None)
@@ -110,7 +121,7 @@ class ManifestCorpus:
                         return
                     if row:
                         named = dict(zip(header, row, strict=False))
-                        yield _entry(position, named.get(column, "").strip(), named.get("image_id", "").strip())
+                        yield _entry(position, named.get(address, "").strip(), named.get(image_id, "").strip())
             except csv.Error as error:
                 raise ConfigError("source", f"{self.uri}: line {lines.number} is not CSV: {error}") from None
 
@@ -118,9 +129,10 @@ class ManifestCorpus:
         try:
             with open_parquet(self.uri) as file:
                 check_row_count(file, self.uri, MIN_ADDRESS_BYTES)
-                names = file.schema_arrow.names
+                names = address_columns(file.schema_arrow)
                 rows = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
-            columns = [choose_address_column(names, self.uri), *(["image_id"] if "image_id" in names else [])]
+                id_column = _find(file.schema_arrow.names, "image_id")
+            columns = [choose_address_column(names, self.uri), *([id_column] if id_column else [])]
             number, groups = 0, list(range(len(rows)))
             while groups and number + rows[groups[0]] <= start:
                 number += rows[groups.pop(0)]
@@ -130,7 +142,8 @@ class ManifestCorpus:
                         yield _entry(number, address, image_id if columns[1:] else "")
                     number += 1
         except DamagedFileError as error:
-            raise ConfigError("source", str(error)) from None
+            hint = "; if they are images in base64, write them as bytes" if "have more than" in str(error) else ""
+            raise ConfigError("source", f"{error}{hint}") from None
 
 
 class SignedAddresses:
@@ -173,33 +186,62 @@ def _id_of(address: str) -> str:
     return posixpath.normpath(below or address).lstrip("/")
 
 
-def choose_address_column(columns: Iterable[str], uri: str) -> str:
-    """Which column of a table holds addresses. Raises ConfigError where none does."""
+def choose_address_column(columns: Iterable[str], uri: str, why: str = "") -> str:
+    """Which column of a table holds addresses. Raises ConfigError, which ends in `why`, where none does."""
     names = list(columns)
     for name in ADDRESS_COLUMNS:
-        if name in names:
-            return name
+        if found := _find(names, name):
+            return found
+    paths = [name for name in names if name.endswith(".path")]
+    if len(paths) == 1:
+        return paths[0]
     raise ConfigError(
         "source",
         f"{uri}: none of its columns ({', '.join(names) or 'none'}) holds addresses; "
-        f"name one of them {' or '.join(ADDRESS_COLUMNS[:3])}",
+        f"name one of them {' or '.join(ADDRESS_COLUMNS[:3])}" + (f"; {why}" if why else ""),
     )
 
 
+def _find(names: Iterable[str], wanted: str) -> str:
+    """The column of that name in small or large letters; empty without."""
+    return next((name for name in names if name.strip().lower() == wanted), "")
+
+
+def _address_in(line: str) -> str:
+    """The address in a line of text: up to a tab, without quotes around it; empty in a comment, which begins with #."""
+    text = line.strip().partition("\t")[0].strip()
+    if text.startswith("#"):
+        return ""
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in _QUOTES
+    return text[1:-1] if is_quoted else text
+
+
+def _read_header(lines: _Lines) -> tuple[list[str], str]:
+    """The names of a table's columns, and what separates them. Raises csv.Error."""
+    line = next(lines, "")
+    tables = [(next(csv.reader([line], delimiter=delimiter), []), delimiter) for delimiter in _DELIMITERS]
+    known = (table for table in tables if any(_find(table[0], name) for name in ADDRESS_COLUMNS))
+    return next(known, tables[0])
+
+
 class _Lines:
-    """The lines of a text file in UTF-8, none of them longer than 64 KiB, and where each begins."""
+    """The lines of a text file, none of them longer than 64 KiB, and where each begins. The text is UTF-8, or UTF-16 as
+    spreadsheets write it, with a byte order mark or without.
+    """
 
     def __init__(self, file: IO[bytes], uri: str, start: int = 0) -> None:
         self._file, self._uri = file, uri
-        self._file.seek(start)
-        self.position = start
+        file.seek(0)
+        self._encoding, mark = _encoding_of(file.read(4))
+        self.position = max(start, mark)
         """Of the next line, in bytes."""
+        self._file.seek(self.position)
         self.number = 0
         """Of the last line."""
 
     def read(self) -> tuple[int, str, str] | None:
         """Position, text, and what is wrong with the line; None at the end. Raises ConfigError if this is not text."""
-        position, data = self.position, self._file.readline(MAX_LINE_BYTES + 1)
+        position, data = self.position, self._read_line(MAX_LINE_BYTES + 1)
         if not data:
             return None
         self.position += len(data)
@@ -208,14 +250,28 @@ class _Lines:
             while not data.endswith(b"\n") and (data := self._file.readline(MAX_LINE_BYTES)):
                 self.position += len(data)
             return position, "", f"the line has more than {MAX_LINE_BYTES} bytes"
-        if position == 0:
-            data = data.removeprefix(_BYTE_ORDER_MARK)
         try:
-            return position, data.decode("utf-8"), ""
+            return position, data.decode(self._encoding), ""
         except UnicodeDecodeError:
             if self.number == 1:
                 raise ConfigError("source", f"{self._uri}: not a text file in UTF-8") from None
-            return position, "", "the line is not text in UTF-8"
+            return position, "", f"the line is not text in {self._encoding.upper()}"
+
+    def _read_line(self, limit: int) -> bytes:
+        """Bytes up to a line feed, which has two of them in UTF-16, or up to `limit`."""
+        data = self._file.readline(limit)
+        if self._encoding == "utf-8":
+            return data
+        while data and len(data) < limit:
+            if len(data) % 2:
+                data += self._file.read(1)
+            if data[-2:].decode(self._encoding, "replace") == "\n":
+                break
+            more = self._file.readline(limit - len(data))
+            if not more:
+                break
+            data += more
+        return data
 
     def __iter__(self) -> _Lines:
         return self
@@ -228,3 +284,12 @@ class _Lines:
         if line[2]:
             raise csv.Error(line[2])
         return line[1]
+
+
+def _encoding_of(start: bytes) -> tuple[str, int]:
+    """The encoding of text by its first four bytes, and the bytes of its byte order mark."""
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
+        if start.startswith(mark):
+            return encoding, len(mark)
+    is_wide = start[1:2] == b"\0" or start[:1] == b"\0"
+    return ("utf-16-be" if start[:1] == b"\0" else "utf-16-le") if is_wide else "utf-8", 0

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain, count
 
 import pyarrow as pa
 
 from p2p.errors import ConfigError, DamagedFileError
 from p2p.storage.filesystems import FileInfo
-from p2p.storage.parquet import MIN_IMAGE_BYTES, check_row_count, find_bytes, open_parquet, read_text
+from p2p.storage.parquet import MIN_IMAGE_BYTES, check_row_count, open_parquet, read_text
+from p2p.storage.parquet_columns import find_images, find_path, is_text, why_no_images
 from p2p.translation.corpus.inputs import DAMAGED, Input
 
 log = logging.getLogger("p2p")
@@ -36,20 +35,19 @@ class _Footer:
     schema: pa.Schema
     row_groups: list[tuple[int, int]]
     """Rows and stored bytes of each."""
-
-    @cached_property
-    def image_columns(self) -> dict[str, str]:
-        """The columns that may hold images, with the path of their bytes. Some files have 100,000 columns."""
-        fields = Counter(self.schema.names)
-        found = ((field.name, find_bytes(field)) for field in self.schema if fields[field.name] == 1)
-        return {name: path for name, path in found if path is not None}
+    image_columns: dict[str, str]
+    """The columns that may hold images, with the path of their bytes."""
 
 
 def _read_footer(file: str) -> _Footer | DamagedFileError:
     try:
         with open_parquet(file) as parquet:
             groups = [parquet.metadata.row_group(index) for index in range(parquet.metadata.num_row_groups)]
-            footer = _Footer(parquet.schema_arrow, [(group.num_rows, group.total_byte_size) for group in groups])
+            footer = _Footer(
+                parquet.schema_arrow,
+                [(group.num_rows, group.total_byte_size) for group in groups],
+                find_images(parquet),
+            )
             if footer.image_columns:
                 check_row_count(parquet, file, MIN_IMAGE_BYTES)
             return footer
@@ -57,12 +55,19 @@ def _read_footer(file: str) -> _Footer | DamagedFileError:
         return error
 
 
-def read_schema(file: str) -> pa.Schema:
-    """The columns of a Parquet file. Raises ConfigError for a file that is not Parquet, or not safe to read."""
+def text_columns(file: str) -> tuple[list[str], str]:
+    """The columns of a Parquet file that may hold addresses, and why others hold no images. Raises ConfigError for a
+    file that is not Parquet, or not safe to read.
+    """
     footer = _read_footer(file)
     if isinstance(footer, DamagedFileError):
         raise ConfigError("source", str(footer))
-    return footer.schema
+    return address_columns(footer.schema), why_no_images(footer.schema)
+
+
+def address_columns(schema: pa.Schema) -> list[str]:
+    """Names of columns of text, and of paths within structs."""
+    return [path for field in schema if (path := field.name if is_text(field.type) else find_path(field))]
 
 
 def holds_images(file: str) -> bool | None:
@@ -76,13 +81,20 @@ def _choose_image_column(footer: _Footer, wanted: str, input_side: str, uri: str
     candidates, columns = footer.image_columns, ", ".join(footer.schema.names)
     if wanted != "auto":
         if wanted not in candidates:
-            raise ConfigError("image_column", f"{wanted}: {uri} has no such column of bytes; its columns are {columns}")
+            why = why_no_images(footer.schema)
+            raise ConfigError(
+                "image_column",
+                f"{wanted}: {uri} has no such column of bytes; its columns are {columns}" + (f"; {why}" if why else ""),
+            )
         return candidates[wanted]
     for name in ("image", "bytes", input_side, "input"):
         if name in candidates:
             return candidates[name]
     if not candidates:
-        raise ConfigError("source", f"{uri}: none of its columns ({columns}) holds image bytes")
+        why = why_no_images(footer.schema)
+        raise ConfigError(
+            "source", f"{uri}: none of its columns ({columns}) holds image bytes" + (f"; {why}" if why else "")
+        )
     if len(candidates) == 1:
         return next(iter(candidates.values()))
     raise ConfigError("source", f"{uri}: pass --image-column, one of {', '.join(candidates)}")

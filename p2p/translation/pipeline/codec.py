@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from p2p.storage.images import decode, encode, split_halves
+from p2p.storage.pixels import Array
 from p2p.translation.config import TranslateConfig
-
-Array = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,7 @@ class Codec:
 
     def decode(self, data: bytes) -> Array:
         """Encoded bytes -> (H, W, 3) uint8 of the chosen side. Raises BadInputError."""
-        image = decode(data, self.config.max_pixels)
+        image = decode(data, max_pixels=self.config.max_pixels)
         if self.config.side != "whole":
             left, right = split_halves(image)
             image = left if self.config.side == "left" else right

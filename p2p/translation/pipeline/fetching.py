@@ -23,7 +23,7 @@ from p2p.errors import (
 )
 from p2p.storage.bounded import DEFAULT_MAX_BYTES, check_bytes, read_limited, require_regular_file
 from p2p.storage.error_mapping import storage_errors
-from p2p.storage.filesystems import open_filesystem
+from p2p.storage.filesystems import is_remote, open_filesystem
 from p2p.storage.names import printable
 from p2p.storage.parquet import open_parquet, read_cells
 from p2p.storage.web import WebReader
@@ -40,6 +40,12 @@ _SLOW_SECONDS = 10.0
 Fetched = bytes | BadInputError
 StartRow = Callable[[int], None]
 """Called with an input's place in its unit before it is read by itself. May raise BadInputError to forbid it."""
+_HINTS = {
+    "\\": "; on this system folders are separated by /",
+    "%": "; in a path, unlike in a file:// address, %20 and the like are taken as they stand",
+    "*": "; patterns are not followed",
+}
+"""For a file that is not there, by what its path holds."""
 FETCH_FAILED = "FetchFailed"
 """Kind of a BadInputError whose storage did not answer, after the retries of its file system."""
 
@@ -131,7 +137,7 @@ class InputFetcher:
         except CredentialsError:
             raise
         except (BadInputError, StorageError, UsageError, ValueError) as error:
-            return [_as_bad_input(error)] * len(unit)
+            return [_as_bad_input(error, first.source_uri)] * len(unit)
 
     def _locate(self, uri: str) -> tuple[Any, str]:
         """File system and path. Addresses are not parsed again for each file: `::` or `#` in a name mean nothing."""
@@ -191,11 +197,12 @@ class InputFetcher:
         return [found.get(item.row, missing) for item in unit]
 
 
-def _as_bad_input(error: Exception) -> BadInputError:
+def _as_bad_input(error: Exception, uri: str) -> BadInputError:
     if isinstance(error, BadInputError):
         return error
     if isinstance(error, NotFoundError):
-        return BadInputError("NotFound", "no file lies at this address, or no longer")
+        hint = next((hint for mark, hint in _HINTS.items() if mark in uri and not is_remote(uri)), "")
+        return BadInputError("NotFound", f"no file lies at {printable(uri)}, or no longer{hint}")
     if not isinstance(error, StorageError):
         return BadInputError("BadAddress", f"this address cannot be opened: {error}")
     if isinstance(error, DamagedFileError):

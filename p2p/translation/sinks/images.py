@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from p2p.storage.filesystems import join, remove_file, write_bytes
-from p2p.storage.images import SUFFIXES
+from p2p.storage.formats import ENDINGS
 from p2p.translation.sinks.records import Record, ShardWriter
 
 FOLDER = "images"
@@ -39,7 +39,7 @@ def image_name(image_id: str, extension: str) -> str:
     becomes one readable component with a hash of the whole id, so it stays inside, unique, and the same every time.
     """
     stem, ending = os.path.splitext(image_id)
-    if ending.lower() not in SUFFIXES:  # a row's number, a version
+    if ending.lower() not in ENDINGS:  # a row's number, a version
         stem = image_id
     name = f"{stem}.{extension}"
     if len(name.encode("utf-8", "surrogatepass")) <= _MAX_NAME_BYTES and all(map(_is_safe, name.split("/"))):

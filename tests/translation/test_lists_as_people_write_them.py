@@ -1,0 +1,189 @@
+"""Manifests out of spreadsheets, other systems and data sets: they are read, or say why not."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from p2p.errors import BadInputError, ConfigError
+from p2p.preparation.locations import SourceReader
+from p2p.preparation.tables import pair_tables
+from p2p.translation.corpus.addresses import AddressRules
+from p2p.translation.corpus.corpus import open_corpus
+from p2p.translation.corpus.inputs import DAMAGED
+from p2p.translation.corpus.manifest import ManifestCorpus, SignedAddresses
+from p2p.translation.pipeline.fetching import InputFetcher
+
+NAMES = ("a.png", "b c.png", "d,e.png", "f%20g.png", "ü.png", "ਊĊ.png")
+
+
+def image(shade: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), shade, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in NAMES:
+        (tmp_path / name).write_bytes(image())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def read(folder: Path, name: str, content: bytes) -> tuple[list[str], list[str]]:
+    """The files that a manifest's lines name, and the reasons of the others."""
+    (folder / name).write_bytes(content)
+    fetcher, good, bad = InputFetcher(""), [], []
+    for item in open_corpus(str(folder / name)).items():
+        (found,) = fetcher.fetch([item])
+        if isinstance(found, BadInputError):
+            bad.append(f"{found.kind}: {found}")
+        else:
+            good.append(item.source_uri.rpartition("/")[2])
+    return good, bad
+
+
+LISTS = {
+    "comment.txt": (b"# the list\n#another\n\na.png\n", ["a.png"]),
+    "tabs.txt": (b"a.png\tcaption one\nb c.png\tcaption two\n", ["a.png", "b c.png"]),
+    "quoted.txt": (b'"a.png"\n\'b c.png\'\t"with a caption"\n', ["a.png", "b c.png"]),
+    "bom.txt": ("\ufeffa.png\r\nb c.png\r\n".encode(), ["a.png", "b c.png"]),
+    "utf16.txt": ("a.png\r\nਊĊ.png\r\nb c.png".encode("utf-16"), ["a.png", "ਊĊ.png", "b c.png"]),
+    "utf16be.txt": ("\ufeffਊĊ.png\nü.png\n".encode("utf-16-be"), ["ਊĊ.png", "ü.png"]),
+    "utf16le.txt": ("a.png\r\nü.png\r\n".encode("utf-16-le"), ["a.png", "ü.png"]),
+    "home.txt": (b"~/a.png\n", ["a.png"]),
+    "semicolons.csv": (b"url;caption\na.png;x\nb c.png;\n", ["a.png", "b c.png"]),
+    "tabs.tsv": (b"URL\tTEXT\na.png\tx\n", ["a.png"]),
+    "upper.csv": (b'\xef\xbb\xbfCaption,URL\r\nx,"d,e.png"\r\n', ["d,e.png"]),
+    "utf16.csv": ("url,x\na.png,1\nü.png,2\n".encode("utf-16"), ["a.png", "ü.png"]),
+    "percent.txt": (b"f%20g.png\n", ["f%20g.png"]),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_it_is_read(folder: Path, name: str) -> None:
+    content, expected = LISTS[name]
+    assert read(folder, name, content) == (expected, [])
+
+
+def test_file_addresses_are_percent_encoded(folder: Path) -> None:
+    lines = [f"file://{folder}/a.png", f"file://localhost{folder}/b%20c.png", f"FILE:{folder}/%C3%BC.png"]
+    assert read(folder, "x.txt", "\n".join(lines).encode()) == (["a.png", "b c.png", "ü.png"], [])
+    with pytest.raises(BadInputError, match="outside"):
+        AddressRules(str(folder)).resolve(f"file://{folder}/%2e%2e/x.png")
+
+
+BAD_LINES = {
+    "C:\\data\\a.png": r"BadAddress: C:\\data\\a\.png is a path of Windows",
+    "\\\\server\\a.png": "BadAddress: .* is a path of Windows",
+    "sub\\a.png": r"NotFound: no file lies at /.*/sub\\a\.png.*separated by /",
+    "b%20c.png": "NotFound: no file lies at /.*/b%20c.png.*as they stand",
+    "*.png": r"NotFound: no file lies at /.*/\*\.png.*patterns are not followed",
+    ".": "Refused: /.*: is a folder",
+    "gone.png": "NotFound: no file lies at /.*/gone.png, or no longer$",
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_the_reason_is_true_and_names_the_address(folder: Path, line: str) -> None:
+    good, bad = read(folder, "x.txt", f"a.png\n{line}\n".encode())
+    assert good == ["a.png"]
+    assert len(bad) == 1 and re.match(BAD_LINES[line], bad[0]), bad
+
+
+def test_signed_addresses_of_a_wide_list_are_found_again(folder: Path) -> None:
+    signed = [f"https://example.com/{number}ਊ.png?token=secret{number}" for number in range(5)]
+    (folder / "x.txt").write_bytes("\r\n".join(["a.png", *signed]).encode("utf-16"))
+    manifest = ManifestCorpus(str(folder / "x.txt"), AddressRules(str(folder), allow_signed=True))
+    items = list(manifest.items())
+    assert "secret" not in str(items)
+    finder = SignedAddresses(manifest)
+    assert [finder.find(item.offset) for item in (items[4], items[1], items[5])] == [signed[3], signed[0], signed[4]]
+
+
+# --- Parquet
+PNGS = [image(shade) for shade in (10, 20, 30)]
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+STRUCTS = [{"bytes": data, "path": f"{number}.png"} for number, data in enumerate(PNGS)]
+COLUMNS: dict[str, pa.Array] = {
+    "binary": pa.array(PNGS),
+    "large_binary": pa.array(PNGS, pa.large_binary()),
+    "binary_view": pa.array(PNGS, pa.binary_view()),
+    "dictionary": pa.array(PNGS).dictionary_encode(),
+    "struct": pa.array(STRUCTS, STRUCT),
+}
+
+
+def write(path: Path, **columns: Any) -> str:
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_every_kind_of_bytes_is_read_by_both_jobs(tmp_path: Path, kind: str) -> None:
+    uri = write(tmp_path / "x.parquet", image=COLUMNS[kind])
+    corpus = open_corpus(uri)
+    items = list(corpus.items())
+    assert InputFetcher(corpus.image_column).fetch(items) == PNGS
+    reader = SourceReader()
+    assert [reader(pair.a) for pair in pair_tables(uri, "combined", 0.0).pairs] == PNGS
+
+
+@pytest.mark.parametrize("kind", ["string", "dictionary", "string_view"])
+def test_ids_of_every_kind_of_text(tmp_path: Path, kind: str) -> None:
+    names = pa.array(["x", "y", "z"])
+    ids = {"string": names, "dictionary": names.dictionary_encode(), "string_view": names.cast(pa.string_view())}
+    uri = write(tmp_path / "x.parquet", image=COLUMNS["binary"], image_id=ids[kind])
+    assert [item.image_id for item in open_corpus(uri).items()] == ["x", "y", "z"]
+
+
+def test_a_data_set_of_paths_is_read_through_them(folder: Path) -> None:
+    paths = [{"bytes": None, "path": name} for name in ("a.png", "ü.png", "../out.png")]
+    uri = write(folder / "list.parquet", image=pa.array(paths, STRUCT))
+    items = list(open_corpus(uri).items())
+    assert [item.image_id for item in items if item.row != DAMAGED] == ["a.png", "ü.png"]
+    assert [item.reason.split(":")[0] for item in items if item.row == DAMAGED] == ["AddressRefused"]
+    assert {item.image_id for item in open_corpus(str(folder)).items()} == set(NAMES)
+    with pytest.raises(ConfigError, match="column 'image' holds paths and no bytes; give the folder of those images"):
+        pair_tables(uri, "auto", 0.0)
+
+
+REASONS: dict[str, tuple[pa.Array, str]] = {
+    "lists of structs": (pa.array([[row] for row in STRUCTS], pa.list_(STRUCT)), "holds lists of images"),
+    "lists of bytes": (pa.array([[data] for data in PNGS]), "holds lists of images; write one image in each row"),
+    "lists of numbers": (pa.array([[1, 2]] * 3), "holds lists of numbers, perhaps pixels; encode them as PNG"),
+    "raw pixels": (pa.array([bytes(192)] * 3, pa.binary(192)), "holds 192 bytes in every row: raw pixels perhaps"),
+    "base64": (pa.array([base64.b64encode(data).decode() for data in PNGS]), "base64"),
+}
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_other_columns_give_a_true_reason_in_both_jobs(tmp_path: Path, kind: str) -> None:
+    column, reason = REASONS[kind]
+    uri = write(tmp_path / "below/x.parquet", image=column)
+    for job in (
+        lambda: open_corpus(uri),
+        lambda: open_corpus(str(tmp_path)),
+        lambda: pair_tables(uri, "auto", 0.0),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            job()
+
+
+def test_addresses_in_a_folder_of_tables_say_what_to_give(tmp_path: Path) -> None:
+    write(tmp_path / "below/x.parquet", URL=["http://example.com/a.png"], TEXT=["x"])
+    with pytest.raises(ConfigError, match="column 'URL' holds addresses; translate takes one such file as a manifest"):
+        open_corpus(str(tmp_path), image_column="URL")
+    (item,) = open_corpus(str(tmp_path / "below/x.parquet")).items()
+    assert item.source_uri == "http://example.com/a.png"
