@@ -44,7 +44,7 @@ _PNG_DEPTH, _PNG_COLOUR = 24, 25  # places of bit depth and colour type in the h
 _USUAL_JPEGS = {"YCbCr": ("RGB", "RGB", 3), "Gray": ("L", "Gray", 1)}
 """Of libjpeg's names: Pillow's mode, what it is decoded to, and how many channels that has."""
 _COSTLY = ("JPEG 2000", "AVIF", "HEIC", "JPEG XL")
-"""Their decoders take up to 24 bytes a pixel, others 16, so they may have two thirds of the pixels."""
+"""Their decoders take up to 28 bytes a pixel, others 16, so they may have half of the pixels."""
 _TURNED_BY_DECODER = ("HEIC", "JPEG XL", "JPEG 2000")  # their own orientation is applied, and EXIF's repeats it
 PNG_LEVEL = 1  # a level-6 file is 10 % smaller and takes three times as long
 FASTEST_PNG = 0
@@ -149,7 +149,7 @@ def _open(parts: EssentialParts, format: ImageFileType, max_pixels: int) -> Imag
         raise
     except Exception as error:  # Pillow's plugins raise anything on a damaged header
         raise BadInputError("DamagedImage", f"its header, a {format.name}'s, cannot be read: {error}") from None
-    check_size(*image.size, max_pixels * 2 // 3 if format.name in _COSTLY else max_pixels)
+    check_size(*image.size, max_pixels // 2 if format.name in _COSTLY else max_pixels)
     return image
 
 

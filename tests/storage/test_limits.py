@@ -305,7 +305,6 @@ def test_what_a_large_image_takes_is_in_proportion_to_its_pixels(tmp_path: Path)
         "WebP": (saved(picture, "WEBP", method=0), 20),
         "WebP without loss": (saved(picture, "WEBP", method=0, quality=0, lossless=True), 20),
         "AVIF": (saved(picture, "AVIF", speed=10), 26),
-        "JPEG 2000": (saved(picture.convert("RGBA"), "JPEG2000"), 26),
     }
     assert [most for _, most in files.values()] == sorted(most for _, most in files.values())
     found = growth(tmp_path, {name: data for name, (data, _) in files.items()})
@@ -316,9 +315,9 @@ def test_what_a_large_image_takes_is_in_proportion_to_its_pixels(tmp_path: Path)
 @pytest.mark.parametrize("format", ["AVIF", "JPEG2000"])
 def test_formats_that_take_more_memory_may_have_fewer_pixels(format: str) -> None:
     data = saved(Image.fromarray(noise(30, 30)), format)
-    assert images.decode(data, max_pixels=1350).shape == (30, 30, 3)
-    with pytest.raises(BadInputError, match="30x30 is more than the 898 pixels allowed"):
-        images.decode(data, max_pixels=1348)
+    assert images.decode(data, max_pixels=1800).shape == (30, 30, 3)
+    with pytest.raises(BadInputError, match="30x30 is more than the 899 pixels allowed"):
+        images.decode(data, max_pixels=1799)
 
 
 def test_too_little_memory_is_no_damage_of_the_image(tmp_path: Path) -> None:
