@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 from p2p.data.pairs import Pairs
 from p2p.errors import BadInputError, ConfigError
-from p2p.storage import images, pixels
+from p2p.storage import images
 from p2p.storage.bounded import DEFAULT_MAX_BYTES
 from p2p.storage.deadline import decode_deadline
 from p2p.storage.filesystems import FileInfo, join, list_files, list_names, read_bytes
-from p2p.storage.images import Pixels
+from p2p.storage.formats import ENDINGS, SUFFIXES
 from p2p.storage.names import printable
-from p2p.storage.parquet import find_bytes, open_parquet, read_cells, read_text
-from p2p.storage.pixels import PixelFormat
+from p2p.storage.parquet import open_parquet, read_cells, read_text
+from p2p.storage.parquet_columns import find_bytes
+from p2p.storage.pixels import PixelFormat, Pixels
 
 _ID_COLUMNS = ("image_id", "pair_id", "id")
 _IMAGE_COLUMNS = ("image", "output")
@@ -73,7 +74,7 @@ class GivenOutputs:
             if isinstance(data, BadInputError):
                 raise data
             with decode_deadline():
-                return pixels.decode(data, self.wanted)
+                return images.decode(data, self.wanted)
         except BadInputError as error:
             raise BadInputError(error.kind, f"output {pair_id!r} in {self.uri}: {error}") from None
 
@@ -81,7 +82,7 @@ class GivenOutputs:
 def find_outputs(uri: str, pairs: Pairs, rows: Sequence[tuple[int, int]], wanted: PixelFormat) -> GivenOutputs:
     """Join what is at `uri` with the pairs of `rows`. Raises ConfigError, with both counts, unless all have one."""
     folder = next((join(uri, name) for name in _FOLDERS if name in list_names(uri)), uri)
-    files = list(list_files(folder, (*images.SUFFIXES, _PARQUET)))
+    files = list(list_files(folder, (*SUFFIXES, _PARQUET)))
     found: dict[str, Place] = {}
     for info in files:
         found |= _rows_of(info) if info.path.endswith(_PARQUET) else {_stem(printable(info.path)): Place(info.uri)}
@@ -101,7 +102,7 @@ def find_outputs(uri: str, pairs: Pairs, rows: Sequence[tuple[int, int]], wanted
 
 def _stem(name: str) -> str:
     stem, dot, ending = name.rpartition(".")
-    return stem if dot and f".{ending.lower()}" in images.SUFFIXES else name
+    return stem if dot and f".{ending.lower()}" in ENDINGS else name
 
 
 def _rows_of(info: FileInfo) -> dict[str, Place]:

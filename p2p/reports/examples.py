@@ -14,8 +14,9 @@ from p2p.reports.page import data_uri
 from p2p.reports.sheets import as_rgb
 from p2p.reports.thumbnails import shrink
 from p2p.storage.filesystems import join, write_table
-from p2p.storage.images import Array, Pixels, decode, encode
+from p2p.storage.images import decode, encode
 from p2p.storage.parquet import read_parquet
+from p2p.storage.pixels import Array, Pixels
 
 MAX_EXAMPLES = 200
 _FILE = "examples.parquet"
