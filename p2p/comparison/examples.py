@@ -13,7 +13,7 @@ from p2p.errors import BadInputError, NotFoundError, StorageError
 from p2p.model.bootstrap import Floats
 from p2p.model.metrics import METRICS
 from p2p.reports.comparison import ComparedPair
-from p2p.reports.examples import Example, read_examples
+from p2p.reports.examples import ExamplePictures, read_examples
 from p2p.storage.images import decode
 from p2p.storage.pixels import Array
 
@@ -58,7 +58,7 @@ def _by_turns(gains: Mapping[str, Floats]) -> Iterator[int]:
                 yield int(order[-1 - turn])
 
 
-def _read_pictures(evaluation: StoredEvaluation) -> Mapping[str, Example]:
+def _read_pictures(evaluation: StoredEvaluation) -> Mapping[str, ExamplePictures]:
     try:
         return read_examples(evaluation.uri)
     except NotFoundError:
@@ -68,7 +68,9 @@ def _read_pictures(evaluation: StoredEvaluation) -> Mapping[str, Example]:
         return {}
 
 
-def _pictures(pair_id: str, kept: Sequence[Mapping[str, Example]], names: Sequence[str]) -> list[tuple[str, Array]]:
+def _pictures(
+    pair_id: str, kept: Sequence[Mapping[str, ExamplePictures]], names: Sequence[str]
+) -> list[tuple[str, Array]]:
     outputs = [(name, decode(examples[pair_id].output)) for name, examples in zip(names, kept, strict=True)]
     first = kept[0][pair_id]
     return [("input", decode(first.input)), *outputs, ("target", decode(first.target))]

@@ -28,7 +28,7 @@ from p2p.model.networks import Generator, build_generator
 from p2p.model.pixel_metrics import Palette, confusion
 from p2p.model.sizing import default_overlap, plan_image
 from p2p.model.tensors import as_tensor
-from p2p.reports.examples import Example, encode_example, is_example
+from p2p.reports.examples import ExamplePictures, encode_example, is_example
 from p2p.storage.pixels import Pixels
 
 _CPU_BATCH = 8
@@ -159,8 +159,8 @@ class Evaluator:
         ]
 
     def __call__(self, chunk: Mapping[str, np.ndarray[Any, Any]]) -> Columns:
-        """Rows of (group, row) -> the same with `pair_id`, `target_sha256`, `precision`, examples, each metric, confusion
-        matrix, flattened, and the features that metrics of the set need.
+        """Rows of (group, row) -> the same with `pair_id`, `target_sha256`, `precision`, each metric, each confusion
+        matrix, flattened, the features that metrics of the set need, and pictures of pairs that are kept as examples.
         """
         if self._task.device == "cpu":
             torch.set_num_threads(1)  # of this thread
@@ -188,12 +188,12 @@ class Evaluator:
 
     def _keep_examples(self, batch: _Batch, outputs: Pixels) -> Columns:
         """Encoded inputs, outputs and targets; empty bytes for a pair that is not kept."""
-        nothing = Example(b"", b"", b"")
+        nothing = ExamplePictures(b"", b"", b"")
         kept = [
             encode_example(images) if is_example(pair_id, self._task.total) else nothing
             for pair_id, *images in zip(batch.ids, batch.inputs, outputs, batch.targets, strict=True)
         ]
-        return {f"{EXAMPLE}{name}": [getattr(one, name) for one in kept] for name in Example._fields}
+        return {f"{EXAMPLE}{name}": [getattr(one, name) for one in kept] for name in ExamplePictures._fields}
 
     def _compare(self, outputs: Tensor, targets: Tensor) -> Columns:
         task, columns = self._task, Columns()

@@ -20,14 +20,14 @@ from p2p.evaluation import figures
 from p2p.evaluation.config import EvaluateConfig
 from p2p.evaluation.evaluator import EXAMPLE, EvaluationTask, Evaluator, TranslatedPair
 from p2p.evaluation.figures import TargetFeatures
-from p2p.evaluation.plan import Plan, make_plan
+from p2p.evaluation.plan import EvaluationPlan, make_plan
 from p2p.evaluation.pool import Results, measure_rows
 from p2p.evaluation.protocol import signature
 from p2p.model.checkpoint import read_checkpoint_id
 from p2p.model.checkpoint_names import parse_checkpoint_name
 from p2p.model.metrics import METRICS
 from p2p.reports.evaluation import Judged, write_evaluation_report
-from p2p.reports.examples import Example, browsable, write_examples
+from p2p.reports.examples import ExamplePictures, browsable, write_examples
 from p2p.storage.filesystems import absolute, join, write_json, write_table
 from p2p.storage.lease import Fence, hold_lease
 
@@ -64,7 +64,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         return _measure_all(config, plan, fence, started)
 
 
-def _measure_all(config: EvaluateConfig, plan: Plan, fence: Fence, started: float) -> dict[str, Any]:
+def _measure_all(config: EvaluateConfig, plan: EvaluationPlan, fence: Fence, started: float) -> dict[str, Any]:
     known: TargetFeatures = {}
     work = len(plan.rows) * max(1, len(plan.checkpoints))
     with session(small=not wants_ray() and work <= _SMALL_PAIRS) as worker:
@@ -88,7 +88,7 @@ def _measure_all(config: EvaluateConfig, plan: Plan, fence: Fence, started: floa
 
 
 def _evaluation(
-    config: EvaluateConfig, plan: Plan, task: EvaluationTask, results: Results, known: TargetFeatures
+    config: EvaluateConfig, plan: EvaluationPlan, task: EvaluationTask, results: Results, known: TargetFeatures
 ) -> _Evaluation:
     address = task.checkpoint if plan.is_curve and task.checkpoint else config.checkpoint or str(config.outputs)
     return _Evaluation(
@@ -162,10 +162,14 @@ def _examples(task: EvaluationTask, results: Results) -> dict[str, list[Judged]]
     }
 
 
-def _kept(results: Results) -> dict[str, Example]:
+def _kept(results: Results) -> dict[str, ExamplePictures]:
     """Pair id -> what was kept of it."""
-    columns = [EXAMPLE + name for name in Example._fields]
-    return {str(row["pair_id"]): Example(*(bytes(row[name]) for name in columns)) for row in results if row[columns[0]]}
+    columns = [EXAMPLE + name for name in ExamplePictures._fields]
+    return {
+        str(row["pair_id"]): ExamplePictures(*(bytes(row[name]) for name in columns))
+        for row in results
+        if row[columns[0]]
+    }
 
 
 def _draw(task: EvaluationTask, rows: Sequence[Row]) -> list[TranslatedPair]:
@@ -186,7 +190,7 @@ def _write_table(output: str, task: EvaluationTask, results: Results) -> None:
 
 def _write(
     config: EvaluateConfig,
-    plan: Plan,
+    plan: EvaluationPlan,
     output: str,
     shown: _Evaluation,
     *,

@@ -36,7 +36,7 @@ MIN_LPIPS_SIDE = 32
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """An evaluation that can begin."""
 
     task: EvaluationTask
@@ -68,7 +68,7 @@ def load_finite(checkpoint: str, field: str = "checkpoint") -> Generator:
     return generator
 
 
-def make_plan(config: EvaluateConfig) -> Plan:
+def make_plan(config: EvaluateConfig) -> EvaluationPlan:
     """Check every option; UsageError names the first that does not fit."""
     data = absolute(config.data)
     require_readable(data, "data")
@@ -124,7 +124,7 @@ def make_plan(config: EvaluateConfig) -> Plan:
     )
     warnings = _warnings(task, model, len(rows), len(checkpoints))
     hashes = inception[1] if inception else None, lpips[2] if lpips else None
-    return Plan(task, rows, checkpoints, *hashes, warnings)
+    return EvaluationPlan(task, rows, checkpoints, *hashes, warnings)
 
 
 def _crop(

@@ -27,7 +27,7 @@ _SIZES_AND_QUALITIES = ((256, 88), (256, 75), (192, 75), (160, 65), (128, 60), (
 _MAX_CHARACTERS = 7_000_000
 
 
-class Example(NamedTuple):
+class ExamplePictures(NamedTuple):
     """One pair and what a generator made of it, as encoded images."""
 
     input: bytes
@@ -50,30 +50,30 @@ def is_example(pair_id: str, pairs: int) -> bool:
     return zlib.crc32(pair_id.encode("utf-8", "surrogateescape")) < 2**32 * min(1.0, MAX_EXAMPLES / max(1, pairs))
 
 
-def encode_example(images: Sequence[Pixels]) -> Example:
+def encode_example(images: Sequence[Pixels]) -> ExamplePictures:
     """Input, output and target, (H, W, C) uint8 or uint16 each, no side of the result above 320 pixels."""
-    return Example(*(encode(shrink(as_rgb(image), _SIDE), "jpeg", _QUALITY) for image in images))
+    return ExamplePictures(*(encode(shrink(as_rgb(image), _SIDE), "jpeg", _QUALITY) for image in images))
 
 
-def write_examples(output_uri: str, examples: Mapping[str, Example]) -> None:
+def write_examples(output_uri: str, examples: Mapping[str, ExamplePictures]) -> None:
     """Publish `examples.parquet`: pair_id, input, output, target."""
     schema = pa.schema([("pair_id", pa.string()), *((name, pa.binary()) for name in _NAMES)])
     rows = [{"pair_id": pair_id, **one._asdict()} for pair_id, one in examples.items()]
     write_table(join(output_uri, _FILE), pa.Table.from_pylist(rows, schema=schema))
 
 
-def read_examples(uri: str) -> dict[str, Example]:
+def read_examples(uri: str) -> dict[str, ExamplePictures]:
     """Pair id -> example, of the evaluation at `uri`. Raises StorageError, NotFoundError where it keeps none."""
     rows = read_parquet(join(uri, _FILE), ("pair_id", *_NAMES)).to_pylist()
     return {
-        row["pair_id"]: Example(*(row[name] for name in _NAMES))
+        row["pair_id"]: ExamplePictures(*(row[name] for name in _NAMES))
         for row in rows
         if all(isinstance(row[name], bytes) for name in _NAMES)
     }
 
 
 def browsable(
-    examples: Mapping[str, Example],
+    examples: Mapping[str, ExamplePictures],
     values: Mapping[str, Mapping[str, float | None]],
     max_characters: int = _MAX_CHARACTERS,
 ) -> list[BrowsablePair]:

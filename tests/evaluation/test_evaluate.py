@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import pickle
 import zipfile
 from pathlib import Path
@@ -235,7 +234,6 @@ def test_without_weights_the_rest_is_computed_and_one_line_says_what_to_get(
     data: Path, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("p2p.evaluation.plan.find_inception_weights", lambda: None)
-    monkeypatch.setattr(logging.getLogger("p2p"), "propagate", True)
     options: dict[str, Any] = {"data": str(data), "output": str(tmp_path / "out"), "checkpoint": str(run)}
     assert make_plan(EvaluateConfig(**options, metrics="l1,fid,kid,lpips")).task.metrics == ("l1",)
     lines = [record.getMessage() for record in caplog.records if "not computed" in record.getMessage()]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from p2p.reports.evaluation import Judged, write_evaluation_report
-from p2p.reports.examples import Example, browsable, encode_example
+from p2p.reports.examples import ExamplePictures, browsable, encode_example
 
 METRICS = {
     "l1": 0.0412,
@@ -151,7 +151,7 @@ def test_a_signature_can_be_copied_and_warnings_stand_out(tmp_path: Path) -> Non
     assert "Only 64 images" in text_of(page) and "warning 1" not in text_of(page)
 
 
-def kept(count: int, size: int = 256) -> tuple[dict[str, Example], dict[str, dict[str, float | None]]]:
+def kept(count: int, size: int = 256) -> tuple[dict[str, ExamplePictures], dict[str, dict[str, float | None]]]:
     """Pictures that a JPEG of 256 pixels cannot make small."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (3, size, size, 3), dtype=np.uint8)
