@@ -77,10 +77,11 @@ def _measure_all(config: EvaluateConfig, plan: EvaluationPlan, fence: Fence, sta
         examples = _examples(shown.task, shown.results)
     fence.check()
     summary: dict[str, Any] = {"metrics": shown.metrics, "checkpoint_id": shown.checkpoint_id}
+    curve = [(_epoch(one), one.metrics) for one in measured] if plan.is_curve else []
     if plan.is_curve:
         _write_curve(fence.output, measured)
         summary |= {"checkpoint": shown.address, "best": _best_of_each(measured)}
-    report = _write(config, plan, fence.output, shown, examples=examples, best=summary.get("best", {}))
+    report = _write(config, plan, fence.output, shown, examples=examples, best=summary.get("best", {}), curve=curve)
     seconds = round(time.monotonic() - started, 3)
     summary |= {"warnings": list(plan.warnings), "seconds": seconds, "report": report}
     write_json(join(fence.output, "summary.json"), summary)
@@ -115,6 +116,10 @@ def _best_of_each(measured: Sequence[_Evaluation]) -> dict[str, Any]:
         best = _best(measured, name)
         found[name] = {"checkpoint": best.name, "value": best.metrics[name], "interval": best.intervals.get(name)}
     return found
+
+
+def _epoch(evaluation: _Evaluation) -> int:
+    return (parse_checkpoint_name(evaluation.name) or (0, 0.0))[0]
 
 
 def _write_curve(output: str, measured: Sequence[_Evaluation]) -> None:
@@ -196,6 +201,7 @@ def _write(
     *,
     examples: Mapping[str, Sequence[Judged]],
     best: Mapping[str, Any],
+    curve: Sequence[tuple[int, Mapping[str, float]]],
 ) -> str:
     """Write every file but the summary; returns the report's address."""
     task, results = shown.task, shown.results
@@ -231,4 +237,5 @@ def _write(
         classes=evaluation["classes"],
         confusion=None if counts is None else counts.sum(axis=0).tolist(),
         examples=browsable(kept, values),
+        curve=curve,
     )

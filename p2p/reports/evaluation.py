@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
 from p2p.errors import redact
 from p2p.model.metrics import METRICS
 from p2p.reports.examples import BrowsablePair
 from p2p.reports.figures import find_figure, format_value, is_number
-from p2p.reports.page import render
+from p2p.reports.page import Series, line_chart, render
 from p2p.reports.sheets import as_rgb
 from p2p.reports.thumbnails import Picture, show
 from p2p.storage.filesystems import join
@@ -83,6 +84,7 @@ def write_evaluation_report(
     classes: Sequence[Mapping[str, Any]] = (),
     confusion: Sequence[Sequence[int]] | None = None,
     examples: Sequence[BrowsablePair] = (),
+    curve: Sequence[tuple[int, Mapping[str, float]]] = (),
 ) -> str:
     """Publish `report.html` below `output_uri`; returns its address.
 
@@ -95,6 +97,7 @@ def write_evaluation_report(
     classes: `colour`, `share`, `accuracy` and `iou` of each palette colour.
     confusion: pixels of the whole set, for each class of the targets (rows) those of each class of the outputs.
     examples: pairs to browse through.
+    curve: epoch and metrics of each checkpoint of a run, oldest first; the page itself is of the best one.
 
     Raises ValueError if an output and its target differ in size.
     """
@@ -117,6 +120,7 @@ def write_evaluation_report(
         warnings=[value for name, value in details.items() if name.startswith(_WARNING)],
         classes=_class_rows(classes, confusion),
         browsable=_browsable(examples),
+        charts=_charts(curve),
     )
 
 
@@ -153,6 +157,24 @@ def _class_rows(
             }
         )
     return rows
+
+
+def _charts(curve: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, tuple[Markup, str]]:
+    """Metric -> its course over the checkpoints, and which is the best by it."""
+    epochs = [epoch for epoch, _ in curve]
+    # Several checkpoints may be of one epoch.
+    x, label = (epochs, "epoch") if len(set(epochs)) == len(epochs) else (range(1, len(epochs) + 1), "checkpoint")
+    charts = {}
+    for name, metric in METRICS.items():
+        values = [metrics[name] if is_number(metrics.get(name)) else None for _, metrics in curve]
+        known = [
+            (metric.loss(value), place, value) for place, value in zip(x, values, strict=True) if value is not None
+        ]
+        if len(known) > 1:
+            _, place, value = min(known)
+            drawing = line_chart([Series(name, x, values)], x_label=label, y_label=name)
+            charts[name] = (drawing, f"best {format_value(name, value)} at {label} {place}")
+    return charts
 
 
 def _browsable(examples: Sequence[BrowsablePair]) -> dict[str, Any] | None:

@@ -210,3 +210,13 @@ def test_examples_are_sorted_filtered_and_compared(
     assert seen["difference"] == pytest.approx([60, 60, 60, 255], abs=3)
     assert "75%" in seen["clip"] and seen["sources"] and seen["same"]
     assert seen["empty"] == [0, True] and seen["overflow"] <= 0
+
+
+def test_a_curve_over_checkpoints_names_the_best_by_each_metric(tmp_path: Path) -> None:
+    curve = [(5, {"l1": 0.3, "ssim": 0.2}), (10, {"l1": 0.1, "ssim": 0.4}), (15, {"l1": 0.2, "ssim": float("nan")})]
+    page = write(tmp_path, curve=curve)
+    assert "best 0.100 at epoch 10" in text_of(page) and "best 0.400 at epoch 10" in text_of(page)
+    assert page.read_text().count("<polyline") == 2 and "l1 over epoch" in page.read_text()
+    assert "Over the checkpoints" not in text_of(write(tmp_path, curve=curve[:1]))
+    steps = write(tmp_path, curve=[(1, {"l1": 0.3}), (1, {"l1": 0.2})])
+    assert "best 0.200 at checkpoint 2" in text_of(steps)
