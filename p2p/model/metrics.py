@@ -202,6 +202,7 @@ class MetricTotals:
 
     Example:
         >>> totals = MetricTotals()
+        >>> import torch
         >>> targets = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
         >>> totals.add(measure(targets + 51, targets, ["l1", "pixel_accuracy"]))
         >>> totals.result()
