@@ -207,7 +207,7 @@ def _write(
     task, results = shown.task, shown.results
     protocol = figures.protocol(task, results, config.data, shown.address, shown.checkpoint_id)
     protocol |= figures.pretrained(task, plan.inception_sha256, plan.lpips_sha256)
-    evaluation = {
+    evaluation: dict[str, Any] = {
         "signature": signature(protocol),
         "protocol": protocol,
         "metrics": shown.metrics,
