@@ -16,7 +16,7 @@ from p2p.benchmark.networks import stretched_generator
 from p2p.model.config import ModelConfig
 from p2p.model.cuda_graphs import RecordedCall, convolution_kernels
 from p2p.model.engine import Engine, choose_engine_precision
-from p2p.model.metrics import METRICS, measure
+from p2p.model.metrics import default_metrics, measure
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.tensors import to_model_range
 from p2p.storage.pixels import Pixels
@@ -136,8 +136,9 @@ def check_engine(device: str) -> Iterator[GpuCheck]:
 def check_metrics(device: str) -> Iterator[GpuCheck]:
     """Metrics of the same images."""
     outputs, targets = (torch.from_numpy(_images(3, seed)) for seed in (1, 2))
-    ours = measure(outputs.to(device), targets.to(device), list(METRICS), _PALETTE).values
-    for name, values in measure(outputs, targets, list(METRICS), _PALETTE).values.items():
+    names = default_metrics(has_palette=True)
+    ours = measure(outputs.to(device), targets.to(device), names, _PALETTE).values
+    for name, values in measure(outputs, targets, names, _PALETTE).values.items():
         yield GpuCheck(f"metric {name}", float((ours[name].cpu() - values).abs().max()), 1e-9)
 
 

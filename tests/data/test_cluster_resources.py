@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from p2p.data import cluster
-from p2p.evaluation import job as evaluation
+from p2p.evaluation import pool as evaluation
 
 
 def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict[str, object]:
@@ -37,19 +37,18 @@ def test_a_machine_of_its_own_shares_its_cores_out(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     "gpus, cores, chunks, expected",
     [
-        (0, 4, 100, (4, 1, 0)),
-        (0, 4, 2, (2, 2, 0)),
-        (2, 16, 100, (8, 1, 1 / 4)),
-        (2, 2, 100, (2, 1, 1)),
-        (2, 64, 100, (16, 1, 1 / 8)),
-        (2, 16, 5, (4, 1, 1 / 2)),
-        (8, 64, 3, (3, 1, 1)),
+        (0, 4, 100, (4, 0)),
+        (0, 4, 2, (2, 0)),
+        (2, 16, 100, (8, 1 / 4)),
+        (2, 2, 100, (2, 1)),
+        (2, 64, 100, (16, 1 / 8)),
+        (2, 16, 5, (4, 1 / 2)),
+        (8, 64, 3, (3, 1)),
     ],
 )
 def test_evaluation_shares_gpus_so_that_cores_can_feed_them(
-    monkeypatch: pytest.MonkeyPatch, gpus: int, cores: int, chunks: int, expected: tuple[int, int, float]
+    monkeypatch: pytest.MonkeyPatch, gpus: int, cores: int, chunks: int, expected: tuple[int, float]
 ) -> None:
     monkeypatch.setattr(cluster, "cluster_cpus", lambda: cores)
     monkeypatch.setattr(cluster, "cpus_per_gpu", lambda: cores // gpus)
-    monkeypatch.setattr(evaluation, "available_cpus", lambda: 8)
     assert evaluation._size_pool(gpus, chunks) == expected

@@ -69,17 +69,11 @@ def test_evaluation_measures_where_the_network_computes(monkeypatch: pytest.Monk
         assert outputs.device.type == targets.device.type == "cuda"
         raise EndedError
 
-    class Unchanged:
-        precision = "bf16"
-
-        def __call__(self, inputs: object) -> object:
-            return inputs
-
     pixels = np.zeros((2, 4, 4, 3), np.uint8)
-    task: Any = SimpleNamespace(device="cuda", threads=1, metrics=("l1",), palette=None)
+    task: Any = SimpleNamespace(device="cuda", metrics=("l1",), palette=None)
     judge = evaluator.Evaluator(task)
     monkeypatch.setattr(evaluator, "measure", measure)
-    monkeypatch.setattr(judge, "_cropped", lambda rows: (["a", "b"], pixels, pixels))
-    judge.__dict__["_engines"] = {"": Unchanged()}
+    monkeypatch.setattr(judge, "_keep_examples", lambda *_: {})
+    judge.__dict__.update(_makers={"": lambda batch: batch.inputs}, _inception=None, _lpips=None, _back=None)
     with FakeTensorMode(), pytest.raises(EndedError):
-        judge({"group": np.zeros(2, int), "row": np.arange(2)})
+        judge._measure(evaluator._Batch(["a", "b"], pixels, pixels))
