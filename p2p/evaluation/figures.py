@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from p2p.evaluation.evaluator import BACK, CEILING, EvaluationTask
+from p2p.evaluation.feature_cache import TargetFeatures
 from p2p.evaluation.pool import Results
 from p2p.evaluation.protocol import data_digest, package_version
 from p2p.evaluation.statistics import class_table, metric_intervals
@@ -17,9 +18,6 @@ from p2p.model.inception import RESIZE
 from p2p.model.metrics import METRICS, Measured, MetricTotals
 from p2p.model.pixel_metrics import CONFUSION_METRICS
 from p2p.model.set_metrics import fid, inception_score, kid
-
-TargetFeatures = dict[str, npt.NDArray[np.float32]]
-"""By the digest of a target's pixels."""
 
 
 def prefixes(task: EvaluationTask) -> list[str]:

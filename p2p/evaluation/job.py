@@ -19,7 +19,7 @@ from p2p.errors import P2PError
 from p2p.evaluation import figures
 from p2p.evaluation.config import EvaluateConfig
 from p2p.evaluation.evaluator import EXAMPLE, EvaluationTask, Evaluator, TranslatedPair
-from p2p.evaluation.figures import TargetFeatures
+from p2p.evaluation.feature_cache import FeatureCache, TargetFeatures
 from p2p.evaluation.plan import EvaluationPlan, make_plan
 from p2p.evaluation.pool import Results, measure_rows
 from p2p.evaluation.protocol import signature
@@ -65,7 +65,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _measure_all(config: EvaluateConfig, plan: EvaluationPlan, fence: Fence, started: float) -> dict[str, Any]:
-    known: TargetFeatures = {}
+    cache = FeatureCache(plan.task.pairs, plan.inception_sha256) if plan.inception_sha256 else None
+    known: TargetFeatures = cache.read() if cache else {}
     work = len(plan.rows) * max(1, len(plan.checkpoints))
     with session(small=not wants_ray() and work <= _SMALL_PAIRS) as worker:
         measured = []
@@ -75,6 +76,8 @@ def _measure_all(config: EvaluateConfig, plan: EvaluationPlan, fence: Fence, sta
             measured.append(_evaluation(config, plan, task, results, known))
         shown = _best(measured, _ranking(plan.task))
         examples = _examples(shown.task, shown.results)
+    if cache:
+        cache.write(known)
     fence.check()
     summary: dict[str, Any] = {"metrics": shown.metrics, "checkpoint_id": shown.checkpoint_id}
     curve = [(_epoch(one), one.metrics) for one in measured] if plan.is_curve else []

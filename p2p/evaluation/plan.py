@@ -72,6 +72,8 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
     """Check every option; UsageError names the first that does not fit."""
     data = absolute(config.data)
     require_readable(data, "data")
+    if config.outputs:
+        require_readable(absolute(config.outputs), "outputs")
     checkpoints = _checkpoints(config)
     model = load_finite(checkpoints[0]).config if checkpoints else None
     direction = config.direction or (model.direction if model else "AtoB")

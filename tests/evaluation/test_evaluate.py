@@ -274,6 +274,23 @@ def test_options_that_do_not_go_together(options: dict[str, Any], complaint: str
 
 
 @needs_inception
+def test_features_of_targets_are_computed_once(data: Path, run: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"checkpoint": str(run), "metrics": "fid,kid", "limit": 3}
+    stored = data / "features" / "val-7ff4a85c3a6378f0.parquet"
+    stored.unlink(missing_ok=True)
+    first, _ = measured(tmp_path, data, **options)
+    table = pq.read_table(stored)
+    again, _ = measured(tmp_path, data, **options)
+    assert first["metrics"] == again["metrics"] and len(table) == 3
+    zeros = pa.array([np.zeros(2048, "<f4").tobytes()] * 3)
+    pq.write_table(table.set_column(1, "features", zeros), stored)
+    other, _ = measured(tmp_path, data, **options)
+    assert other["metrics"]["fid"] != first["metrics"]["fid"]  # so they are taken from there
+    stored.write_bytes(b"no Parquet")
+    assert measured(tmp_path, data, **options)[0]["metrics"] == first["metrics"]
+
+
+@needs_inception
 def test_a_distance_of_one_pair_is_refused(data: Path, run: Path, tmp_path: Path) -> None:
     config = EvaluateConfig(data=str(data), output=str(tmp_path / "out"), checkpoint=str(run), metrics="fid", limit=1)
     with pytest.raises(ConfigError, match="fid: needs 2 pairs or more, there is 1"):
