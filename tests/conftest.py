@@ -354,9 +354,8 @@ class _Quiet:
 def in_this_process(work: Any, left: Any) -> Any:
     """Do a translation's shards without Ray, by the class that Ray's actors run."""
     from p2p.translation.actor import ShardTranslator
-    from p2p.translation.pool import collect
+    from p2p.translation.pool import SHARD_COLUMNS, collect
 
-    columns = ("index", "manifest_uri", "row_group", "rows")
-    batch = {name: np.array([getattr(shard, name) for shard in left.shards]) for name in columns}
+    batch = {name: np.array([getattr(shard, name) for shard in left.units]) for name in SHARD_COLUMNS}
     rows = ({"report": report} for told in ShardTranslator(work)(batch) for report in told["report"])
     return collect(rows, _Quiet())  # type: ignore[arg-type]

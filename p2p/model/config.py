@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 from p2p.cli import TrueFalse
 from p2p.documents import build
 from p2p.errors import ConfigError, UsageError
+from p2p.scenes.bands import RasterBands
 
 GeneratorName = Literal["unet_64", "unet_128", "unet_256", "unet_512", "resnet_6", "resnet_9"]
 DiscriminatorName = Literal["patch_16", "patch_70", "patch_286", "pixel"]
@@ -186,6 +187,10 @@ class ModelConfig(ModelOptions):
     """Of every value of input and output images."""
     input_palette: Palette | None = None
     """The colour of each class, in the order of planes; planes beyond it stay 0. For onehot only."""
+    input_bands: RasterBands | None = None
+    """Of inputs that were cut out of rasters: which bands they are, and how their values were scaled."""
+    output_bands: RasterBands | None = None
+    """The same for outputs."""
     precision: Precision = "fp32"
     """bf16: convolutions in bfloat16 under autocast; weights and optimiser stay float32."""
 
@@ -219,6 +224,9 @@ class ModelConfig(ModelOptions):
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """Inverse of `to_dict`. Missing fields take their defaults; anything else that is wrong raises UsageError."""
         try:
-            return build(cls, values)
+            sides = {
+                name: build(RasterBands, values[name]) for name in ("input_bands", "output_bands") if values.get(name)
+            }
+            return build(cls, {**values, **sides})
         except ValueError as error:
             raise UsageError(f"model configuration: {error}") from None

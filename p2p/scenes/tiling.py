@@ -5,7 +5,7 @@ An image smaller than a tile is padded by reflection; its tile is cropped afterw
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -156,11 +156,68 @@ class TilePlan:
         return stitcher.result()
 
 
-class Stitcher:
-    """Blends tiles, in any order, into one image.
+class RowStitcher:
+    """Blends the tiles of some rows of tiles, in any order, and hands on image rows as soon as they are finished.
 
-    Beside the result it holds one strip of floats for each unfinished row of tiles: two when tiles arrive in order.
-    The result does not depend on the order.
+    It holds one strip of floats for each unfinished row of tiles: two when tiles arrive in order. The result depends on
+    neither the order nor the row at which it begins, but for image rows that tiles above that row touch too.
+
+    Args:
+        plan: of the whole image.
+        channels: of every tile.
+        dtype: likewise, uint8 or uint16.
+        emit: called with the number of an image row and finished rows, (n, width, C), from there on; in order.
+        first: the row of tiles to begin with.
+
+    """
+
+    def __init__(
+        self, plan: TilePlan, channels: int, dtype: np.dtype[Any], emit: Callable[[int, Array], None], first: int = 0
+    ) -> None:
+        self.plan = plan
+        size, overlap = plan.tile_size, plan.overlap
+        across = _axis_weights(plan.columns, size, plan.width, overlap)
+        self._across = _integer_weights(across, plan.columns, size, plan.width)
+        self._down = (_axis_weights(plan.rows, size, plan.height, overlap) / _WEIGHT_SUM).astype(np.float32)
+        self._channels, self._dtype, self._emit = channels, dtype, emit
+        self._strips: dict[int, npt.NDArray[np.floating]] = {}
+        self._missing = [len(plan.columns)] * len(plan.rows)
+        self._next_row = first
+        self._carry: npt.NDArray[np.floating] | None = None
+
+    def add(self, index: int, tile: Array | None) -> None:
+        """Add tile `index`, (T, T, C), once. Its memory may be reused afterwards. None: zeros that nobody looks at."""
+        plan = self.plan
+        size = plan.tile_size
+        row, column = divmod(index, len(plan.columns))
+        height, width = min(size, plan.height), min(size, plan.width)
+        if row not in self._strips:
+            self._strips[row] = np.zeros((height, plan.width, self._channels), _SUM_TYPES[self._dtype.itemsize])
+        if tile is not None:
+            x = plan.columns[column]
+            weights = self._across[column, :width, None]
+            strip = self._strips[row]
+            strip[:, x : x + width] += np.multiply(tile[:height, :width], weights, dtype=strip.dtype)
+        self._missing[row] -= 1
+        while self._next_row < len(plan.rows) and not self._missing[self._next_row]:
+            self._finish_row(self._next_row)
+            self._next_row += 1
+
+    def _finish_row(self, row: int) -> None:
+        """Add the strips above where they overlap this one, and hand on the rows that no later strip overlaps."""
+        rows = self.plan.rows
+        strip = self._strips.pop(row)
+        strip *= self._down[row, : strip.shape[0], None, None]
+        if self._carry is not None:
+            strip[: self._carry.shape[0]] += self._carry
+        finished = rows[row + 1] - rows[row] if row + 1 < len(rows) else strip.shape[0]
+        pixels = np.rint(strip[:finished], out=strip[:finished])
+        self._emit(rows[row], pixels.clip(0, np.iinfo(self._dtype).max, out=pixels).astype(self._dtype))
+        self._carry = strip[finished:].copy() if row + 1 < len(rows) else None
+
+
+class Stitcher:
+    """Blends tiles, in any order, into one image. The result does not depend on the order.
 
     Example:
         >>> stitcher = Stitcher(TilePlan(height=64, width=100, tile_size=64, overlap=16))
@@ -173,15 +230,8 @@ class Stitcher:
 
     def __init__(self, plan: TilePlan) -> None:
         self.plan = plan
-        size, overlap = plan.tile_size, plan.overlap
-        across = _axis_weights(plan.columns, size, plan.width, overlap)
-        self._across = _integer_weights(across, plan.columns, size, plan.width)
-        self._down = (_axis_weights(plan.rows, size, plan.height, overlap) / _WEIGHT_SUM).astype(np.float32)
-        self._strips: dict[int, npt.NDArray[np.floating]] = {}
         self._seen: set[int] = set()
-        self._missing = [len(plan.columns)] * len(plan.rows)
-        self._next_row = 0
-        self._carry: npt.NDArray[np.floating] | None = None
+        self._rows: RowStitcher | None = None
         self._image: Array | None = None
 
     def add(self, index: int, tile: Array) -> None:
@@ -193,36 +243,17 @@ class Stitcher:
         if tile.ndim != 3 or tile.shape[:2] != (size, size):
             raise ValueError(f"tile {index}: expected ({size}, {size}, C), got {tile.shape}")
         self._seen.add(index)
-        row, column = divmod(index, len(plan.columns))
-        if self._image is None:
-            self._image = np.empty((plan.height, plan.width, tile.shape[2]), tile.dtype)
-        height, width = min(size, plan.height), min(size, plan.width)
-        if row not in self._strips:
-            self._strips[row] = np.zeros((height, plan.width, tile.shape[2]), _SUM_TYPES[tile.dtype.itemsize])
-        x = plan.columns[column]
-        weights = self._across[column, :width, None]
-        strip = self._strips[row]
-        strip[:, x : x + width] += np.multiply(tile[:height, :width], weights, dtype=strip.dtype)
-        self._missing[row] -= 1
-        while self._next_row < len(plan.rows) and not self._missing[self._next_row]:
-            self._finish_row(self._next_row)
-            self._next_row += 1
+        if self._rows is None:
+            image = self._image = np.empty((plan.height, plan.width, tile.shape[2]), tile.dtype)
 
-    def _finish_row(self, row: int) -> None:
-        """Add the strips above where they overlap this one, and write the rows that no later strip overlaps."""
-        rows = self.plan.rows
-        strip = self._strips.pop(row)
-        strip *= self._down[row, : strip.shape[0], None, None]
-        if self._carry is not None:
-            strip[: self._carry.shape[0]] += self._carry
-        finished = rows[row + 1] - rows[row] if row + 1 < len(rows) else strip.shape[0]
-        assert self._image is not None
-        pixels = np.rint(strip[:finished]).clip(0, np.iinfo(self._image.dtype).max)
-        self._image[rows[row] : rows[row] + finished] = pixels
-        self._carry = strip[finished:].copy() if row + 1 < len(rows) else None
+            def keep(top: int, rows: Array) -> None:
+                image[top : top + len(rows)] = rows
+
+            self._rows = RowStitcher(plan, tile.shape[2], tile.dtype, keep)
+        self._rows.add(index, tile)
 
     def result(self) -> Array:
         """(height, width, C), after every tile was added."""
-        if self._image is None or self._next_row < len(self.plan.rows):
+        if self._image is None or len(self._seen) < len(self.plan):
             raise ValueError(f"only {len(self._seen)} of {len(self.plan)} tiles were added")
         return self._image

@@ -16,6 +16,7 @@ import torch
 
 from p2p.errors import CheckpointError, P2PError
 from p2p.model.checkpoint import load_generator
+from p2p.model.config import ModelConfig
 from p2p.model.cuda_graphs import is_device_lost, is_out_of_memory
 from p2p.model.engine import Engine, choose_engine_precision
 from p2p.storage.deadline import DECODE_SECONDS, Deadline
@@ -26,6 +27,7 @@ from p2p.translation.pipeline.windows import SizePolicy
 from p2p.translation.plan.crash_records import started_shards
 from p2p.translation.plan.files import Shard
 from p2p.translation.plan.journal import OutputJournal, ShardJournal
+from p2p.translation.scenes.translator import SceneTranslator
 from p2p.translation.sinks import ShardWriter, open_sink
 from p2p.translation.work import Work, open_fetcher
 
@@ -35,8 +37,8 @@ _SECONDS_BETWEEN_REPORTS = 2.0
 _SHARD_FIELDS = dataclasses.fields(Shard)
 
 
-def make_pipeline(work: Work, open_writer: Callable[[int], ShardWriter], journal: ShardJournal) -> Pipeline:
-    """Load the model and put the pipeline around it. Raises CheckpointError."""
+def load_engine(work: Work) -> tuple[Engine, ModelConfig]:
+    """Load the model. Raises CheckpointError."""
     settings = work.settings
     generator = load_generator(work.generator_uri)
     if generator.checkpoint_id != settings.checkpoint_id:
@@ -53,6 +55,13 @@ def make_pipeline(work: Work, open_writer: Callable[[int], ShardWriter], journal
         threads=work.threads,
     )
     engine.warm_up()
+    return engine, generator.config
+
+
+def make_pipeline(work: Work, open_writer: Callable[[int], ShardWriter], journal: ShardJournal) -> Pipeline:
+    """Load the model and put the pipeline around it. Raises CheckpointError."""
+    settings = work.settings
+    engine, _ = load_engine(work)
     return Pipeline(
         network=engine,
         policy=SizePolicy(settings.size_mode, settings.tile_size, settings.overlap, engine.stride),
@@ -74,6 +83,7 @@ class ShardTranslator:
         torch.set_num_threads(1)  # several threads are several batches, several images
         self._work = work
         self._pipeline: Pipeline | None = None
+        self._scenes: SceneTranslator | None = None
         self._last_report = -math.inf
 
     def __call__(self, batch: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[dict[str, list[str]]]:
@@ -98,6 +108,9 @@ class ShardTranslator:
         `stopped`: raised here, it would reach the user below pages of Ray's tracebacks.
         """
         try:
+            if self._work.settings.format == "geotiff":
+                yield from self._translate_scenes(shards)
+                return
             if self._pipeline is None:
                 settings = self._work.settings
                 self._pipeline = make_pipeline(
@@ -123,6 +136,15 @@ class ShardTranslator:
             smaller = f"--batch-size (now {self._work.batch_size}), a smaller " if self._work.device != "cpu" else ""
             advice = f"{reason}; pass a smaller {smaller}--tile-size or fewer --workers"
             yield {"stopped": f"{advice}. The same command continues"}
+
+    def _translate_scenes(self, sections: Sequence[Shard]) -> Iterator[dict[str, Any]]:
+        if self._scenes is None:
+            engine, model = load_engine(self._work)
+            settings, fence = self._work.settings, self._work.fence
+            self._scenes = SceneTranslator(settings, engine, fence, model.input_bands, model.output_bands)
+            yield {}
+        for report in self._scenes.run(sections):
+            yield dataclasses.asdict(report)
 
     def _translate(self, pipeline: Pipeline, shards: Sequence[Shard]) -> Iterator[ShardReport]:
         """All shards in one flow, except those in which a process has crashed: these go image by image."""

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from p2p.cli import TrueFalse
 from p2p.documents import build
 from p2p.errors import ConfigError, UsageError
+from p2p.scenes.bands import parse_bands
+from p2p.scenes.cogs import Compression
 from p2p.storage.bounded import DEFAULT_MAX_BYTES
 from p2p.storage.images import ImageFormat
 from p2p.storage.limits import MAX_PIXELS
@@ -20,11 +22,12 @@ PACKED: tuple[OutputFormat, ...] = ("parquet", "webdataset")
 Side = Literal["whole", "left", "right"]
 SizeMode = Literal["tile", "resize", "pad"]
 
-_NOT_YET = ("geotiff", "xyz")
+_NOT_YET = ("xyz",)
 _MIN_TILE_SIZE = 2
 _DECIDE_OUTPUTS = (
     *("source", "checkpoint_id", "format", "image_format", "quality", "png_level", "side", "size_mode", "tile_size"),
     *("overlap", "image_column", "id_column", "member", "norm_mode", "dropout", "seed", "precision"),
+    *("bands", "on_bad_window", "compression"),
 )
 """Fields that decide the content of an output file."""
 
@@ -42,14 +45,22 @@ class TranslateConfig:
     """Where the translation goes: a local folder or any fsspec address."""
     format: OutputFormat = "parquet"
     """parquet: data/part-*.parquet. webdataset: data/part-*.tar. png, jpeg, webp: images/<path in the source>, with the
-    ending .png, .jpg or .webp. geotiff, xyz: not in this version."""
+    ending .png, .jpg or .webp. geotiff: the source holds GeoTIFFs of any size; scenes/<path in the source>.tif, each a
+    cloud-optimised GeoTIFF with the georeference and validity of its input. xyz: not in this version."""
     image_format: ImageFormat = "png"
     """How images inside Parquet and WebDataset are encoded."""
     quality: int = 95
-    """Quality of JPEG and WebP, 1..100."""
+    """Quality of JPEG and WebP, 1..100; also of the blocks of a GeoTIFF."""
     png_level: int = 0
     """Compression of PNG. 0: the quickest encoder. 1..9: zlib's levels; 1 gives files up to 30 % smaller in 15 times
     the time, 9 the smallest."""
+    compression: Compression = "deflate"
+    """Of the blocks of a GeoTIFF. jpeg and webp: 8 bits only, and nodata or alpha become a mask."""
+    bands: str = ""
+    """Bands of a GeoTIFF that the model sees, by number or name: 4,3,2 or B04,B03,B02. Default: those that it was
+    trained on, else the first ones."""
+    on_bad_window: Literal["fail", "nodata"] = "fail"
+    """A block of a GeoTIFF that cannot be read. fail: its scene fails. nodata: it is a hole in the output."""
     side: Side = "whole"
     """left, right: the source holds combined pairs; translate that half only."""
     size_mode: SizeMode = "tile"
@@ -114,6 +125,7 @@ class TranslateConfig:
             raise ConfigError(
                 "format", f"{self.format}: not available in this version; use parquet, webdataset, png, jpeg or webp"
             )
+        self._check_scenes()
         if self.only_failed and self.resume == "never":
             raise UsageError("--only-failed keeps what was translated, --resume never removes it; leave one out")
         self._require_range("quality", 1, 100)
@@ -134,6 +146,25 @@ class TranslateConfig:
                 f"{self.overlap}: must be smaller than the tiles of {self.tile_size} pixels; "
                 f"{self.tile_size // 4} is usual",
             )
+
+    def _check_scenes(self) -> None:
+        """What goes with --format geotiff alone, and what does not go with it."""
+        if self.format != "geotiff":
+            for field, default in (("bands", ""), ("on_bad_window", "fail"), ("compression", "deflate")):
+                if getattr(self, field) != default:
+                    raise ConfigError(field, f"{getattr(self, field)}: is for --format geotiff; leave it out")
+            return
+        if self.bands:
+            parse_bands(self.bands, "bands")
+        for field, default in (("side", "whole"), ("size_mode", "tile")):
+            if getattr(self, field) != default:
+                raise ConfigError(field, f"{getattr(self, field)}: not with --format geotiff; leave it out")
+        for field in ("dry_run", "allow_signed_addresses"):
+            if getattr(self, field):
+                raise ConfigError(field, "true: not with --format geotiff in this version; leave it out")
+        for field in ("image_column", "id_column"):
+            if getattr(self, field) not in ("auto", ""):
+                raise ConfigError(field, f"{getattr(self, field)}: GeoTIFFs are no rows; leave it out")
 
     def _require_range(self, field: str, low: float, high: float = math.inf) -> None:
         value = getattr(self, field)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow.compute as pc
 
 from p2p.errors import P2PError
@@ -21,6 +22,7 @@ from p2p.translation.pipeline.codec import Codec
 from p2p.translation.pipeline.fetching import InputFetcher
 from p2p.translation.plan.files import Shard, read_inputs
 from p2p.translation.plan.ledger import ledger_uri
+from p2p.translation.scenes.store import read_preview
 from p2p.translation.seams import Seams, measure_seams
 from p2p.translation.sinks.webdataset import read_records
 from p2p.translation.work import Work, open_fetcher
@@ -38,6 +40,8 @@ def read_examples(work: Work, shards: Sequence[Shard], count: int) -> tuple[list
 
     Those that cannot be read back are left out. The same every time.
     """
+    if work.settings.format == "geotiff":
+        return _read_scenes(work.settings.output, shards, count)
     reader = _ExampleReader(work.settings, open_fetcher(work))
     per_shard = math.ceil(count / max(1, len(shards)))  # a small corpus has fewer shards than examples are wanted
     found: list[tuple[Example, Seams]] = []
@@ -45,6 +49,22 @@ def read_examples(work: Work, shards: Sequence[Shard], count: int) -> tuple[list
         with contextlib.suppress(P2PError, MemoryError):
             found += reader.read(shard, min(per_shard, count - len(found)))
     return [example for example, _ in found], sum((seams for _, seams in found), Seams())
+
+
+def _read_scenes(output: str, shards: Sequence[Shard], count: int) -> tuple[list[Example], Seams]:
+    """The overviews of some scenes, which were kept as they were translated."""
+    examples: list[Example] = []
+    seams = Seams()
+    for shard in shards:
+        with contextlib.suppress(P2PError):
+            (item,) = read_inputs(shard)
+            facts = read_preview(output, shard.index)
+            seams += facts.seams
+            if len(examples) < count:
+                score = "" if facts.seams.score is None else f" (seam score {facts.seams.score:.3f})"
+                before, after = (np.concatenate(rows) for rows in (facts.before, facts.after))
+                examples.append(Example(f"{item.image_id}{score}", before, after))
+    return examples, seams
 
 
 @dataclass(frozen=True)

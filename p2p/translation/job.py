@@ -24,8 +24,9 @@ from p2p.storage.filesystems import (
 )
 from p2p.storage.lease import Fence, hold_lease
 from p2p.storage.outputs import require_output
+from p2p.storage.rasters import rasterio
 from p2p.translation.config import PACKED, Settings, TranslateConfig
-from p2p.translation.corpus.corpus import Corpus, open_corpus
+from p2p.translation.corpus.corpus import Corpus, open_corpus, open_scenes
 from p2p.translation.corpus.manifest import ManifestCorpus
 from p2p.translation.examples import read_examples, spread
 from p2p.translation.plan import ledger
@@ -44,8 +45,9 @@ from p2p.translation.plan.resume import (
     start_output,
 )
 from p2p.translation.pool import Outcome, is_small, local_workforce, on_cores
+from p2p.translation.scenes.plan import cut_into_sections
 from p2p.translation.seams import Seams
-from p2p.translation.sinks import Sink, open_sink
+from p2p.translation.sinks import OutputNames, output_names
 from p2p.translation.work import Work
 
 log = logging.getLogger("p2p")
@@ -89,18 +91,10 @@ def _run(config: TranslateConfig, workforce: Workforce | None) -> dict[str, Any]
     model = _choose_model(config, output)
     require_readable(source, "source")
     require_apart(source, output)
-    corpus = open_corpus(
-        source,
-        config.image_column,
-        config.id_column,
-        model.input_side,
-        local_root=config.allow_local,
-        allow_signed=config.allow_signed_addresses,
-        member=config.member,
-    )
+    corpus = _open_source(config, source, model.input_side)
     manifest = corpus if isinstance(corpus, ManifestCorpus) else None
     if next(iter(corpus.items()), None) is None:
-        raise ConfigError("source", f"{source}: holds no images")
+        raise ConfigError("source", f"{source}: holds no {'GeoTIFFs' if config.format == 'geotiff' else 'images'}")
     corpus = select_failed(corpus, config, output)
     settings = _settings(config, source, output, corpus, model)
     work = on_cores(Work(settings=settings, generator_uri=model.generator_uri, manifest=manifest), 1)
@@ -108,7 +102,7 @@ def _run(config: TranslateConfig, workforce: Workforce | None) -> dict[str, Any]
         from p2p.translation.estimate import dry_run
 
         return dry_run(config, corpus, work)
-    sink = open_sink(settings)
+    sink = output_names(settings)
     with hold_lease(output, "output", "translate") as fence:
         require_same_settings(settings)
         work = dataclasses.replace(work, fence=fence)
@@ -131,8 +125,25 @@ def _run(config: TranslateConfig, workforce: Workforce | None) -> dict[str, Any]
                 log.warning(planned, config.limit, left.images)
             if left.done:
                 log.info("%d of %d images were done by an earlier attempt", left.images_done, left.images)
+            if config.format == "geotiff":
+                left = run_as_task(cut_into_sections, output, left)
             outcome = work_through(work.reading_from(left.hosts), left) if left.shards else Outcome()
             return _finish(work, left, outcome, started)
+
+
+def _open_source(config: TranslateConfig, source: str, input_side: str) -> Corpus:
+    if config.format == "geotiff":
+        rasterio()
+        return open_scenes(source, local_root=config.allow_local)
+    return open_corpus(
+        source,
+        config.image_column,
+        config.id_column,
+        input_side,
+        local_root=config.allow_local,
+        allow_signed=config.allow_signed_addresses,
+        member=config.member,
+    )
 
 
 def _choose_workforce(config: TranslateConfig, corpus: Corpus, settings: Settings) -> Workforce:
@@ -144,7 +155,7 @@ def _choose_workforce(config: TranslateConfig, corpus: Corpus, settings: Setting
     return ray_workforce
 
 
-def _planned(config: TranslateConfig, output: str, corpus: Corpus, sink: Sink, fence: Fence) -> Plan:
+def _planned(config: TranslateConfig, output: str, corpus: Corpus, sink: OutputNames, fence: Fence) -> Plan:
     try:
         return extend_plan(output, corpus, sink, config.limit, fence, only_failed=bool(config.only_failed))
     except UsageError:
@@ -159,14 +170,14 @@ def _choose_model(config: TranslateConfig, output: str) -> _Model:
     """
     pinned = find_pinned_weights(output) if config.resume == "auto" else None
     if pinned is None:
-        return run_as_task(_read_model, absolute(config.checkpoint))
+        return run_as_task(_read_model, absolute(config.checkpoint), config.format == "geotiff")
     try:
-        began = run_as_task(_read_model, pinned)
+        began = run_as_task(_read_model, pinned, config.format == "geotiff")
     except ConfigError as error:
         log.warning("the weights that %s began with cannot be read: %s", output, error.problem)
-        return run_as_task(_read_model, absolute(config.checkpoint))
+        return run_as_task(_read_model, absolute(config.checkpoint), config.format == "geotiff")
     try:
-        now = run_as_task(_read_model, absolute(config.checkpoint))
+        now = run_as_task(_read_model, absolute(config.checkpoint), config.format == "geotiff")
     except ConfigError as error:
         log.warning("continuing with the weights that %s began with: %s", output, error.problem)
         return began
@@ -176,7 +187,7 @@ def _choose_model(config: TranslateConfig, output: str) -> _Model:
     return began
 
 
-def _read_model(uri: str) -> _Model:
+def _read_model(uri: str, for_scenes: bool) -> _Model:
     """Load the checkpoint once, to know that it is whole and what it wants. Raises ConfigError."""
     from p2p.model.checkpoint import load_generator, resolve_checkpoint
 
@@ -186,11 +197,12 @@ def _read_model(uri: str) -> _Model:
     except (CheckpointError, StorageError) as error:
         raise ConfigError("checkpoint", str(error)) from None
     config = generator.config
-    if config.input_image_channels not in (1, 3) or config.output_channels not in (1, 3) or config.bits != 8:
+    channels = (config.input_image_channels, config.output_channels)
+    if not for_scenes and (not set(channels) <= {1, 3} or config.bits != 8):
         raise ConfigError(
             "checkpoint",
             f"{uri}: a generator from {config.input_image_channels} to {config.output_channels} channels of "
-            f"{config.bits} bits; this job translates images of 1 or 3 of 8 bits, p2p.Translator any",
+            f"{config.bits} bits; images have 1 or 3 of 8 bits here; --format geotiff and p2p.Translator take any",
         )
     of_run = resolved.folder_uri is not None and resolved.folder_uri != uri.rstrip("/")
     side = "a" if config.direction == "AtoB" else "b"
@@ -211,7 +223,7 @@ def _settings(config: TranslateConfig, source: str, output: str, corpus: Corpus,
         "source": source,
         "output": output,
         "checkpoint_id": model.checkpoint_id,
-        "image_format": config.image_format if config.format in PACKED else config.format,
+        "image_format": config.image_format if config.format in (*PACKED, "geotiff") else config.format,
         "tile_size": tile_size,
         "overlap": default_overlap(tile_size) if config.overlap is None else config.overlap,
         "image_column": corpus.image_column,
@@ -255,6 +267,9 @@ def _finish(work: Work, left: RemainingWork, outcome: Outcome, started: float) -
         "fallbacks": outcome.fallbacks,
         "output": output,
     }
+    if settings.format == "geotiff":
+        totals_of_all = ledger.read_totals(output, (shard.index for shard in (*left.done, *left.shards)))
+        summary["scenes_with_holes"] = totals_of_all.with_message
     examples, seams = _read_examples(work, left)
     if settings.size_mode == "tile":
         summary["seam_score"] = None if seams.score is None else round(seams.score, 3)
@@ -268,7 +283,8 @@ def _read_examples(work: Work, left: RemainingWork) -> tuple[list[Example], Seam
     """A few translated images, or none where they cannot be read back: a report is no reason to fail."""
     shards = sorted((*left.done, *left.shards), key=lambda shard: shard.index)
     try:
-        return run_as_task(read_examples, work, spread(shards, _EXAMPLES), _EXAMPLES, seconds=_MAX_SECONDS_FOR_EXAMPLES)
+        some = shards if work.settings.format == "geotiff" else spread(shards, _EXAMPLES)
+        return run_as_task(read_examples, work, some, _EXAMPLES, seconds=_MAX_SECONDS_FOR_EXAMPLES)
     except P2PError as error:
         log.warning("the report has no examples: %s", error)
         return [], Seams()

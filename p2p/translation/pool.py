@@ -34,6 +34,8 @@ ACTORS_PER_GPU = 2
 _GPU_BATCH = 64
 _CPU_BATCH, _CPU_BATCH_PIXELS = 8, 2**19  # larger ones are no quicker and take memory
 SHARD_COLUMNS = tuple(field.name for field in dataclasses.fields(Shard))
+CORES_PER_SCENE = 4
+"""Of a process that translates scenes: so many network threads one thread keeps busy that reads, blends and encodes."""
 MAX_CHAIN = 64
 """Shards that a process gets at once; batches fill up across them."""
 _SMALL_TILES_PER_CORE, _SMALL_CORES = 400, 4  # about half a minute; a single process makes little use of more cores
@@ -58,6 +60,13 @@ class Outcome:
     """Seconds by stage, all actors and threads together."""
     fallbacks: list[str] = field(default_factory=list)
     """Why the network ran slower than it could, for a person."""
+
+    def add_work(self, report: Mapping[str, Any]) -> None:
+        """Count what a shard, or a section of a scene, took."""
+        self.pixels += report["pixels"]
+        self.output_bytes += report["output_bytes"]
+        for stage, seconds in report["seconds"].items():
+            self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
 
 def on_gpu(work: Work, batch_size: int, cores: int) -> Work:
@@ -89,6 +98,8 @@ def chains_of(shards: Sequence[Shard], actors: int, longest: int) -> list[list[S
 
 def is_small(config: TranslateConfig, corpus: Corpus, tile_size: int) -> bool:
     """Whether one process of this machine translates `corpus` in about the time that it takes to start Ray."""
+    if config.format == "geotiff" and available_cpus() <= CORES_PER_SCENE:
+        return True  # one process makes use of them all
     limit = _SMALL_TILES_PER_CORE * min(_SMALL_CORES, available_cpus())
 
     def tiles(item: Input) -> int:
@@ -136,7 +147,7 @@ def _translate_locally(
     )
     batches = [
         {name: np.array([getattr(shard, name) for shard in chain]) for name in SHARD_COLUMNS}
-        for chain in chains_of(left.shards, 1, MAX_CHAIN)
+        for chain in chains_of(left.units, 1, MAX_CHAIN)
     ]
     # Crash records count the processes that end, image by image.
     reports = worker.map(_open_translator, (work,), batches, max_attempts=math.inf)
@@ -147,9 +158,10 @@ def follow(rows: Iterator[Mapping[str, Any]], left: RemainingWork) -> Outcome:
     """Show the progress that `rows` report, and add them up as `collect` does."""
     first = list(itertools.islice(rows, 1))  # only now has a process begun; start-up is no part of the rate
     began = max(0.0, time.time() - json.loads(first[0]["report"])["at"]) if first else 0.0
-    with Progress(
-        "translate", total=left.images, unit="images", done_before=left.images_done, seconds_before=began
-    ) as progress:
+    total, unit, done = left.images, "images", left.images_done
+    if left.sections is not None:
+        total, unit, done = len(left.sections), "sections", 0
+    with Progress("translate", total=total, unit=unit, done_before=done, seconds_before=began) as progress:
         return collect(itertools.chain(first, rows), progress)
 
 
@@ -159,6 +171,7 @@ def collect(rows: Iterable[Mapping[str, Any]], progress: Progress) -> Outcome:
     """
     outcome = Outcome()
     seen: dict[int, int] = {}
+    sections: set[tuple[int, int]] = set()
     began, last = math.inf, -math.inf
     for row in rows:
         report = json.loads(row["report"])
@@ -172,6 +185,12 @@ def collect(rows: Iterable[Mapping[str, Any]], progress: Progress) -> Outcome:
         if "shard" not in report:
             continue
         shard = report["shard"]
+        if report["section"] >= 0:
+            if (shard, report["section"]) not in sections:
+                sections.add((shard, report["section"]))
+                progress.advance(1)
+                outcome.add_work(report)
+            continue
         advanced = report["images"] - seen.get(shard, 0)
         if advanced > 0:
             seen[shard] = report["images"]
@@ -182,9 +201,6 @@ def collect(rows: Iterable[Mapping[str, Any]], progress: Progress) -> Outcome:
             outcome.kept += report["kept"]
             if report["failed"]:
                 outcome.with_failures.add(shard)
-            outcome.pixels += report["pixels"]
-            outcome.output_bytes += report["output_bytes"]
-            for stage, seconds in report["seconds"].items():
-                outcome.stages[stage] = outcome.stages.get(stage, 0.0) + seconds
+            outcome.add_work(report)
     outcome.seconds = max(0.0, last - began)
     return outcome

@@ -26,7 +26,17 @@ from p2p.errors import ConfigError
 from p2p.translation.config import TranslateConfig
 from p2p.translation.pipeline.metering import MeteredShardTranslator
 from p2p.translation.plan.resume import RemainingWork
-from p2p.translation.pool import ACTORS_PER_GPU, MAX_CHAIN, SHARD_COLUMNS, Outcome, chains_of, follow, on_cores, on_gpu
+from p2p.translation.pool import (
+    ACTORS_PER_GPU,
+    CORES_PER_SCENE,
+    MAX_CHAIN,
+    SHARD_COLUMNS,
+    Outcome,
+    chains_of,
+    follow,
+    on_cores,
+    on_gpu,
+)
 from p2p.translation.work import Work
 
 log = logging.getLogger("p2p")
@@ -55,8 +65,9 @@ def _size_pool(config: TranslateConfig, work: Work, shards: int) -> _Pool:
     time is for Ray to find out.
     """
     gpus, cores = cluster_gpus(), cluster_cpus()
+    cpus = min(CORES_PER_SCENE, available_cpus()) if config.format == "geotiff" and not config.workers else 1
     use_gpu = bool(gpus) and config.gpu != "false"
-    room = ACTORS_PER_GPU * gpus if use_gpu else cores
+    room = ACTORS_PER_GPU * gpus if use_gpu else max(1, cores // cpus)
     max_actors = actors = min(config.workers or room, shards)
     if not is_private():
         max_actors = min(config.workers or max(room, _MAX_DEFAULT_WORKERS), shards)
@@ -77,7 +88,7 @@ def _size_pool(config: TranslateConfig, work: Work, shards: int) -> _Pool:
             "on CPUs %d tiles are computed at a time, whatever the --batch-size, so that it changes no bit",
             work.batch_size,
         )
-    return _Pool(on_cores(work, threads), actors, initial_actors, max_actors, {"num_cpus": 1})
+    return _Pool(on_cores(work, threads), actors, initial_actors, max_actors, {"num_cpus": cpus})
 
 
 @contextlib.contextmanager
@@ -91,10 +102,11 @@ def ray_workforce(config: TranslateConfig) -> Iterator[Callable[[Work, Remaining
 
 def _translate_on_ray(config: TranslateConfig, work: Work, left: RemainingWork) -> Outcome:
     """Let a pool of actors do every shard of `left`."""
-    pool = _size_pool(config, work, len(left.shards))
+    pool = _size_pool(config, work, len(left.units))
     log.info(
-        "translating %d images on %d %s processes%s",
-        left.images - left.images_done,
+        "translating %d %s on %d %s processes%s",
+        len(left.units) if left.sections is not None else left.images - left.images_done,
+        "sections of scenes" if left.sections is not None else "images",
         pool.actors,
         pool.work.device,
         f", up to {pool.max_actors} as nodes join" if pool.max_actors > pool.actors else "",
@@ -102,7 +114,7 @@ def _translate_on_ray(config: TranslateConfig, work: Work, left: RemainingWork) 
     quiet_data_context()
     blocks = [
         pa.table({name: [getattr(shard, name) for shard in chain] for name in SHARD_COLUMNS})
-        for chain in chains_of(left.shards, pool.actors, MAX_CHAIN if is_private() else _MAX_SHARED_CHAIN)
+        for chain in chains_of(left.units, pool.actors, MAX_CHAIN if is_private() else _MAX_SHARED_CHAIN)
     ]
     dataset = ray.data.from_arrow(blocks).map_batches(
         MeteredShardTranslator,

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p2p.errors import UsageError
-from p2p.scenes.tiling import Stitcher, TilePlan, reflect_to
+from p2p.scenes.tiling import RowStitcher, Stitcher, TilePlan, reflect_to
 
 SIDES = st.one_of(st.integers(1, 70), st.sampled_from([97, 127, 131, 200, 257]))
 TILES = st.integers(1, 48).flatmap(lambda size: st.tuples(st.just(size), st.integers(0, size - 1)))
@@ -103,14 +103,16 @@ def test_an_image_smaller_than_the_tile_is_continued_by_reflection():
 
 def test_a_large_scene_is_stitched_with_two_strips_of_floats():
     plan = TilePlan(3000, 5000, 256, 64)
-    stitcher = Stitcher(plan)
+    emitted = []
+    stitcher = RowStitcher(plan, 3, np.dtype(np.uint8), lambda top, rows: emitted.append((top, rows)))
     tile = np.full((256, 256, 3), 9, np.uint8)
     most = 0
     for index in range(len(plan)):
         stitcher.add(index, tile)
         strips = sum(strip.nbytes for strip in stitcher._strips.values())
         most = max(most, strips + (stitcher._carry.nbytes if stitcher._carry is not None else 0))
-    assert (stitcher.result() == 9).all()
+    assert [top for top, _ in emitted] == plan.rows and all((rows == 9).all() for _, rows in emitted)
+    assert sum(len(rows) for _, rows in emitted) == 3000
     assert most <= 2 * 256 * 5000 * 3 * 4
 
 

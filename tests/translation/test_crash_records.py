@@ -23,7 +23,7 @@ from p2p.translation.job import run
 from p2p.translation.pipeline import codec
 from p2p.translation.plan.crash_records import FOLDER, CrashRecord, clear, open_record, started_shards
 from p2p.translation.plan.resume import RemainingWork
-from p2p.translation.pool import Outcome
+from p2p.translation.pool import SHARD_COLUMNS, Outcome
 from p2p.translation.work import Work
 
 MAX_CRASHES = 20
@@ -31,7 +31,7 @@ MAX_CRASHES = 20
 
 def in_processes(work: Work, left: RemainingWork) -> Outcome:
     """A stand-in for Ray: each attempt at the shards is a process of its own; another follows one that ends."""
-    columns = ("index", "manifest_uri", "row_group", "rows")
+    columns = SHARD_COLUMNS
     batch = {name: np.array([getattr(shard, name) for shard in left.shards]) for name in columns}
     for _ in range(MAX_CRASHES):
         process = os.fork()

@@ -31,6 +31,7 @@ class Ids:
     """Outputs whose names are the ids, as in Parquet."""
 
     is_tree = False
+    max_shard_rows = 256
 
     def name_of(self, image_id: str) -> str:
         return image_id

@@ -675,7 +675,7 @@ def test_mistakes_are_reported_before_any_work(
     assert "is in --source" in refused(checkpoint, source, source / "out")
     assert "is in --source" in refused(checkpoint, source, f"file://{source}/out")
     assert "is in --source" in refused(checkpoint, f"file://{source}", source / "out")
-    assert "not available in this version" in refused(checkpoint, source, out, format="geotiff")
+    assert "not available in this version" in refused(checkpoint, source, out, format="xyz")
     assert not out.exists()
     write(out / "data", {"part-00000.parquet": b"somebody's"})
     assert "did not make it" in refused(checkpoint, source, out)
@@ -753,7 +753,7 @@ def test_what_this_job_does_not_translate_is_said_at_once(tmp_path: Path, make_i
     source = write(tmp_path / "in", {"x.png": make_image(8, 8)})
     for model in ({"input_channels": 12}, {"bits": 16}):
         checkpoint = saved_checkpoint(tmp_path / "model", **model)
-        with pytest.raises(UsageError, match=r"checkpoint .* p2p\.Translator any"):
+        with pytest.raises(UsageError, match=r"checkpoint .* p2p\.Translator take any"):
             translate(checkpoint, source, tmp_path / "out")
 
 

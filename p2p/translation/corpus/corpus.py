@@ -19,6 +19,8 @@ from p2p.translation.corpus.parquet_corpus import ParquetCorpus, holds_images, t
 from p2p.translation.corpus.tar_corpus import TarCorpus
 
 _MANIFESTS = (".txt", ".csv", ".tsv")
+SCENE_SUFFIXES = (".tif", ".tiff", ".jp2")
+"""Endings of rasters; one in another format than GeoTIFF fails with the reason."""
 
 
 class Corpus(Protocol):
@@ -43,10 +45,19 @@ class FolderCorpus:
     uri: str
     min_shard_rows: int = 1
     image_column: str = ""
+    are_scenes: bool = False
+    """Whether only rasters count: GeoTIFFs, and JPEG 2000, which is told apart when it is read."""
+
     _reported: set[str] = field(default_factory=set, compare=False)
 
     def items(self) -> Iterator[Input]:
         """One input per file with an image's ending; its id is its path below the folder."""
+        if self.are_scenes:
+            yield from (
+                Input(file.path, file.uri, file.size, version=file.version)
+                for file in list_files(self.uri, SCENE_SUFFIXES)
+            )
+            return
         for file in list_format(self.uri, FileFormat.IMAGE, self._reported):
             yield file if isinstance(file, Input) else Input(file.path, file.uri, file.size, version=file.version)
 
@@ -112,6 +123,24 @@ def _format_of_source(uri: str, is_alone: bool, means_parquet: bool) -> FileForm
             "source", f"{uri}: expected a folder, an image ({endings}), a .parquet, .tar, .txt, .csv or .tsv file"
         )
     return format
+
+
+def open_scenes(uri: str, *, local_root: str = "") -> Corpus:
+    """The GeoTIFFs at `uri`: a folder or prefix, one file, or a manifest (.txt, .csv, .parquet) of them.
+
+    Raises ConfigError for a file of another kind.
+    """
+    if not is_file(uri):
+        return FolderCorpus(uri, are_scenes=True)
+    if uri.lower().endswith((*_MANIFESTS, ".parquet")):
+        return ManifestCorpus(uri, AddressRules(posixpath.dirname(uri), local_root))
+    if uri.lower().endswith(SCENE_SUFFIXES):
+        return FolderCorpus(uri, are_scenes=True)
+    raise ConfigError(
+        "source",
+        f"{uri}: geotiff takes a folder, a GeoTIFF (.tif, .tiff) or a manifest (.txt, .csv, .parquet); other rasters "
+        f"are converted first: gdal_translate -of COG IN OUT.tif",
+    )
 
 
 @dataclass(frozen=True)

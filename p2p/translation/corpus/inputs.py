@@ -6,6 +6,8 @@ import os
 import re
 from typing import NamedTuple
 
+MAX_SHARD_ROWS = 256
+"""Inputs of a shard, at most."""
 WHOLE_FILE = -1
 DAMAGED = -2
 """In place of a row: not an image, but what cannot be read of a file that holds images, from `offset` on."""

@@ -221,7 +221,7 @@ class Pipeline:
                 publishing.append(publishers.submit(self._finish, task.shard))
             elif time.monotonic() - last_report > _SECONDS_BETWEEN_REPORTS:
                 last_report = time.monotonic()
-                yield ShardReport(task.shard.report.shard, task.shard.report.images)
+                yield ShardReport(task.shard.report.shard, images=task.shard.report.images)
             while publishing and (publishing[0].done() or len(publishing) > 2 * _PUBLISHERS):
                 yield publishing.pop(0).result()
         for future in publishing:

@@ -24,6 +24,8 @@ class ShardReport:
     """How far a shard is; `finished` once its ledger is in the output."""
 
     shard: int
+    section: int = -1
+    """Of a scene, that is done; -1: the report is about the whole shard."""
     images: int = 0
     finished: bool = False
     translated: int = 0

@@ -12,13 +12,13 @@ from p2p.storage.parquet import open_parquet
 from p2p.translation.corpus.inputs import DAMAGED, WHOLE_FILE, Input
 from p2p.translation.plan.files import hash_id, plan_uris, read_inputs, read_plan_file, write_plan_file
 from p2p.translation.plan.ledger import done_shards, read_kept, reopen_changed
-from p2p.translation.sinks.records import Sink
+from p2p.translation.sinks.records import OutputNames
 
 _GONE = "SourceChanged: the file that held it has been written anew since it was planned, without it"
 
 
 def redo_changed(
-    output: str, changed: Sequence[Input], sink: Sink, fence: Fence | None, *, is_whole: bool, only_failed: bool
+    output: str, changed: Sequence[Input], sink: OutputNames, fence: Fence | None, *, is_whole: bool, only_failed: bool
 ) -> int:
     """Put `changed`, as they are listed now, in place of the planned inputs with their ids, and let their shards count
     as not done. What else these shards have translated is kept. Returns how many are done anew.

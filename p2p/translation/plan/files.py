@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from p2p.storage.filesystems import join, list_names, write_bytes
 from p2p.storage.parquet import open_parquet
 from p2p.translation.corpus.inputs import Input
-from p2p.translation.sinks.records import Sink
+from p2p.translation.sinks.records import OutputNames
 
 FOLDER = "manifest"
 MANIFEST_SCHEMA = pa.schema(
@@ -40,12 +41,21 @@ Hashes = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Shard:
-    """Up to 256 inputs, or about 64 MB of them, that are done together. Picklable and small."""
+    """Up to 256 inputs, or about 64 MB of them, that are done together; or a section of the scene that is one by
+    itself. Picklable and small.
+    """
 
     index: int
     manifest_uri: str
     row_group: int
     rows: int
+    section: int = -1
+    """Of a scene; -1: all of the shard."""
+
+    @property
+    def scene(self) -> Shard:
+        """The whole that a section belongs to."""
+        return dataclasses.replace(self, section=-1)
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ def read_plan_file(uri: str) -> PlanFile:
 
 
 def write_plan_file(
-    uri: str, first_shard: int, groups: Sequence[Sequence[Input]], sink: Sink, *, only_new: bool = True
+    uri: str, first_shard: int, groups: Sequence[Sequence[Input]], sink: OutputNames, *, only_new: bool = True
 ) -> bool:
     """Publish a file with one shard for each of `groups`. Returns whether it was written, as `write_bytes` does."""
     buffer = pa.BufferOutputStream()

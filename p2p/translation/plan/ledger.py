@@ -41,6 +41,8 @@ class LedgerTotals:
 
     translated: int = 0
     failed: int = 0
+    with_message: int = 0
+    """Translated, but there is something to say."""
     failures: list[dict[str, Any]] = field(default_factory=list)
     """The first thousand, as `image_id, error, message`; the ledger itself has all."""
 
@@ -48,6 +50,7 @@ class LedgerTotals:
         """Count `other` too."""
         self.translated += other.translated
         self.failed += other.failed
+        self.with_message += other.with_message
         self.failures += other.failures[: _MAX_FAILURES_KEPT - len(self.failures)]
 
 
@@ -84,7 +87,8 @@ def _read_totals(uri: str) -> LedgerTotals:
     table = _read(uri)
     failed = _failed(table)
     failures = failed.select(["image_id", "error", "message"]).slice(0, _MAX_FAILURES_KEPT).to_pylist()
-    return LedgerTotals(len(table) - len(failed), len(failed), failures)
+    with_message = pc.sum(pc.not_equal(table["message"], "")).as_py() or 0
+    return LedgerTotals(len(table) - len(failed), len(failed), with_message - len(failed), failures)
 
 
 def read_totals(output: str, shards: Iterable[int]) -> LedgerTotals:

@@ -27,7 +27,7 @@ from p2p.storage.names import printable
 from p2p.storage.parquet import read_parquet
 from p2p.translation.corpus.addresses import host_of
 from p2p.translation.corpus.corpus import Corpus, Selection
-from p2p.translation.corpus.inputs import WHOLE_FILE, Input
+from p2p.translation.corpus.inputs import MAX_SHARD_ROWS, WHOLE_FILE, Input
 from p2p.translation.plan.changes import redo_changed
 from p2p.translation.plan.files import (
     INPUT_COLUMNS,
@@ -40,16 +40,15 @@ from p2p.translation.plan.files import (
     read_plan_file,
     write_plan_file,
 )
-from p2p.translation.sinks.records import Sink
+from p2p.translation.sinks.records import OutputNames
 
 log = logging.getLogger("p2p")
 
-_MAX_SHARD_ROWS = 256
 _MAX_SHARD_BYTES = 64 * 2**20
 _MIN_SHARD_ROWS = 8
 _SMALL_CORPUS_SHARDS = 64  # enough that no actor idles for long at the end
 _SHARDS_PER_PART = 64
-_CHUNK_ROWS = _MAX_SHARD_ROWS * _SMALL_CORPUS_SHARDS
+_CHUNK_ROWS = MAX_SHARD_ROWS * _SMALL_CORPUS_SHARDS
 _MAX_CHANGED = 500_000  # they are kept in memory
 
 
@@ -70,7 +69,13 @@ def load_plan(output: str) -> Plan:
 
 
 def extend_plan(
-    output: str, corpus: Corpus, sink: Sink, limit: int = 0, fence: Fence | None = None, *, only_failed: bool = False
+    output: str,
+    corpus: Corpus,
+    sink: OutputNames,
+    limit: int = 0,
+    fence: Fence | None = None,
+    *,
+    only_failed: bool = False,
 ) -> Plan:
     """List `corpus` and append shards for the inputs the plan in `output` does not have yet.
 
@@ -83,7 +88,7 @@ def extend_plan(
     changed: list[Input] = []
     written: list[str] = []
     try:
-        groups = _groups(_unplanned(listing, files, changed), corpus.min_shard_rows)
+        groups = _groups(_unplanned(listing, files, changed), corpus.min_shard_rows, sink.max_shard_rows)
         while some := list(islice(groups, _SHARDS_PER_PART)):
             uri = plan_uri(output, len(files))
             if not write_plan_file(uri, files[-1].shards[-1].index + 1 if files else 0, some, sink):
@@ -113,7 +118,7 @@ def _joined(hashes: Sequence[Hashes]) -> Hashes:
     return np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
 
 
-def require_unique(corpus: Corpus, sink: Sink, limit: int = 0) -> None:
+def require_unique(corpus: Corpus, sink: OutputNames, limit: int = 0) -> None:
     """Raise ConfigError as `extend_plan` would for an empty output, and write nothing there."""
     with tempfile.TemporaryDirectory(prefix="p2p-plan-") as scratch:
         extend_plan(scratch, corpus, sink, limit)
@@ -174,18 +179,18 @@ def _chunks(items: Iterator[Input]) -> Iterator[list[Input]]:
         yield chunk
 
 
-def _groups(items: Iterator[Input], min_rows: int) -> Iterator[list[Input]]:
+def _groups(items: Iterator[Input], min_rows: int, max_rows: int) -> Iterator[list[Input]]:
     """Cut the listing into shards. How many rows they have depends on the corpus only, never on the machine."""
     is_small = True
     for chunk in _chunks(items):
-        rows = _MAX_SHARD_ROWS
+        rows = MAX_SHARD_ROWS
         if is_small and len(chunk) < _CHUNK_ROWS:
             rows = _MIN_SHARD_ROWS * -(-len(chunk) // (_SMALL_CORPUS_SHARDS * _MIN_SHARD_ROWS))
         is_small = False
         group: list[Input] = []
         size = 0
         for item in chunk:
-            if group and (len(group) >= max(rows, min_rows) or size + item.size > _MAX_SHARD_BYTES):
+            if group and (len(group) >= min(max(rows, min_rows), max_rows) or size + item.size > _MAX_SHARD_BYTES):
                 yield group
                 group, size = [], 0
             group.append(item)
@@ -248,7 +253,7 @@ def _repeated_name(first: Input, second: Input, name: str) -> ConfigError:
     )
 
 
-def _require_no_file_is_a_folder(output: str, names: Hashes, sink: Sink) -> None:
+def _require_no_file_is_a_folder(output: str, names: Hashes, sink: OutputNames) -> None:
     folders: dict[str, str] = {}  # each with an image id that needs it
     for uri in plan_uris(output):
         ids = read_parquet(uri, ["image_id"])["image_id"]

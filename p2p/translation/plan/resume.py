@@ -28,12 +28,22 @@ from p2p.translation.plan import crash_records, files, ledger
 from p2p.translation.plan.files import Shard, read_inputs
 from p2p.translation.plan.plan import Plan, load_plan
 from p2p.translation.plan.shards import shards_in
-from p2p.translation.sinks import images, open_sink, shard_files
+from p2p.translation.sinks import geotiff, images, output_names, shard_files
 
 SETTINGS = "settings.json"
-_FOLDERS = (shard_files.FOLDER, images.FOLDER, ledger.FOLDER, files.FOLDER)
+_OUTPUT_FOLDERS = (shard_files.FOLDER, images.FOLDER, geotiff.FOLDER)
+_FOLDERS = (*_OUTPUT_FOLDERS, ledger.FOLDER, files.FOLDER)
 _WEIGHTS_FOLDER = "weights"
-_WORK_FOLDERS = (crash_records.FOLDER, ledger.RETRY_FOLDER, _WEIGHTS_FOLDER)  # there only while work is going on
+SECTIONS_FOLDER = "work"
+"""Sections of scenes that are not whole yet."""
+PREVIEWS_FOLDER = "previews"
+"""What the report shows of scenes."""
+_WORK_FOLDERS = (
+    crash_records.FOLDER,
+    ledger.RETRY_FOLDER,
+    SECTIONS_FOLDER,
+    _WEIGHTS_FOLDER,
+)  # there only while work is going on
 _FILES = (SETTINGS, "summary.json", "report.html")
 _REMOVERS = 16
 
@@ -48,6 +58,13 @@ class RemainingWork:
     """The servers that hold the corpus."""
     changed: int = 0
     """Inputs whose sources have been written anew since an earlier attempt planned them."""
+    sections: tuple[Shard, ...] | None = None
+    """Of scenes: what is left to be done of `shards`."""
+
+    @property
+    def units(self) -> tuple[Shard, ...]:
+        """What processes are given."""
+        return self.shards if self.sections is None else self.sections
 
     @property
     def images_done(self) -> int:
@@ -65,7 +82,7 @@ def require_apart(source: str, output: str) -> None:
     source_folder, output_folder = f"{source.rstrip('/')}/", f"{output.rstrip('/')}/"
     if output_folder.startswith(source_folder):
         raise ConfigError("output", f"{output} is in --source, so outputs would become inputs; choose another folder")
-    if source_folder.startswith((f"{output_folder}{shard_files.FOLDER}/", f"{output_folder}{images.FOLDER}/")):
+    if source_folder.startswith(tuple(f"{output_folder}{folder}/" for folder in _OUTPUT_FOLDERS)):
         raise ConfigError("source", f"{source} is where --output {output} puts its results; choose another folder")
 
 
@@ -166,17 +183,17 @@ def select_failed(corpus: Corpus, config: TranslateConfig, output: str) -> Corpu
 
 def remove_translation(output: str) -> None:
     """Remove the files an earlier translation wrote and no others, the settings last: an interruption is no loss."""
-    earlier = open_sink(_read_settings(output))
+    earlier = output_names(_read_settings(output))
     remove(join(output, ledger.FOLDER))  # first: no shard may count as done whose outputs are going
     with ThreadPoolExecutor(_REMOVERS) as pool:
         for shard in load_plan(output).shards:
             names = earlier.output_names(shard.index, [item.image_id for item in read_inputs(shard)])
             list(pool.map(remove_file, (join(output, name) for name in names)))
-    for folder in (*_WORK_FOLDERS, files.FOLDER):
+    for folder in (*_WORK_FOLDERS, PREVIEWS_FOLDER, files.FOLDER):
         remove(join(output, folder))
     if not is_remote(output):
         root = open_filesystem(output)[1]
-        for top in (images.FOLDER, shard_files.FOLDER):
+        for top in _OUTPUT_FOLDERS:
             for folder, _, _ in os.walk(os.path.join(root, top), topdown=False):
                 if not os.listdir(folder):
                     os.rmdir(folder)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from p2p.storage.filesystems import join, remove_file, write_bytes
 from p2p.storage.formats import ENDINGS
+from p2p.translation.corpus.inputs import MAX_SHARD_ROWS
 from p2p.translation.sinks.records import Record, ShardWriter
 
 FOLDER = "images"
@@ -56,6 +57,7 @@ class ImagesSink:
     output: str
     extension: str
     is_tree: ClassVar[bool] = True
+    max_shard_rows: ClassVar[int] = MAX_SHARD_ROWS
 
     def open_shard(self, shard: int) -> ShardWriter:
         """A writer that is free to write at once: an image's name never depends on its shard."""

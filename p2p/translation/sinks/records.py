@@ -37,18 +37,26 @@ class ShardWriter(Protocol):
         """Drop what is not published."""
 
 
-class Sink(Protocol):
-    """Where outputs go: makes one writer per shard, and decides what outputs are called."""
+class OutputNames(Protocol):
+    """What outputs are called."""
 
     @property
     def is_tree(self) -> bool:
         """Whether names are paths of files, so that none may be another's folder."""
 
-    def open_shard(self, shard: int) -> ShardWriter:
-        """A writer for shard number `shard`."""
+    @property
+    def max_shard_rows(self) -> int:
+        """Inputs that are done together, at most."""
 
     def name_of(self, image_id: str) -> str:
         """What must be unique among the inputs, so that no output overwrites another."""
 
     def output_names(self, shard: int, image_ids: list[str]) -> list[str]:
         """Every file, relative to the output, that a shard with these inputs may have written."""
+
+
+class Sink(OutputNames, Protocol):
+    """Where outputs go: makes one writer per shard, and decides what outputs are called."""
+
+    def open_shard(self, shard: int) -> ShardWriter:
+        """A writer for shard number `shard`."""

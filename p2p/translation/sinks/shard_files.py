@@ -10,6 +10,7 @@ from typing import ClassVar
 from p2p.storage.filesystems import exists, join, remove_file
 from p2p.storage.staging import StagedFile
 from p2p.translation.config import Settings
+from p2p.translation.corpus.inputs import MAX_SHARD_ROWS
 from p2p.translation.sinks.records import Record, ShardWriter
 
 FOLDER = "data"
@@ -69,6 +70,7 @@ class PackedSink:
     extension: ClassVar[str]
     writer: ClassVar[type[PackedShardWriter]]
     is_tree: ClassVar[bool] = False
+    max_shard_rows: ClassVar[int] = MAX_SHARD_ROWS
 
     def open_shard(self, shard: int) -> ShardWriter:
         """A writer of `data/part-XXXXX.<extension>`."""

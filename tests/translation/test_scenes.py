@@ -1,0 +1,547 @@
+"""GeoTIFFs through `--format geotiff`: what comes out has the place, the size and the holes of what went in."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.server
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import in_this_process
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from p2p.model.translator import Translator
+from p2p.scenes import cogs, sections
+from p2p.scenes.bands import RasterBands
+from p2p.storage import rasters
+from p2p.translation import TranslateConfig, actor
+from p2p.translation.config import Settings
+from p2p.translation.corpus.corpus import open_scenes
+from p2p.translation.job import run
+from p2p.translation.plan.plan import extend_plan
+from p2p.translation.scenes import store, translator
+from p2p.translation.sinks import GeotiffNames
+
+rasterio = pytest.importorskip("rasterio")
+from rasterio.control import GroundControlPoint  # noqa: E402
+from rasterio.enums import ColorInterp  # noqa: E402
+from rasterio.transform import Affine, from_origin  # noqa: E402
+
+UTM = {"crs": "EPSG:32633", "transform": from_origin(500000, 5000000, 0.5, 0.5)}
+TILED = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
+
+
+class Identity:
+    """A network that gives back what it gets, and counts it."""
+
+    batch_size, in_flight, fallbacks = 4, 2, ()
+
+    def __init__(self, channels: int = 3, dtype: str = "uint8") -> None:
+        self.input_channels = self.output_channels = channels
+        self.dtype = np.dtype(dtype)
+        self.tiles = 0
+
+    def start(self, tiles: np.ndarray, keys: list[str]) -> Callable[[], np.ndarray]:
+        assert tiles.dtype == self.dtype and tiles.shape[3] == self.input_channels
+        self.tiles += len(tiles)
+        return lambda: tiles
+
+
+@pytest.fixture
+def translate(checkpoint_of_64: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Translate with a network in place of the checkpoint's own; None: with that."""
+    load = actor.load_engine
+
+    def work(
+        source: Any,
+        output: Any,
+        network: Any = None,
+        sides: Any = (None, None),
+        do: Any = in_this_process,
+        **options: Any,
+    ) -> dict[str, Any]:
+        model = SimpleNamespace(input_bands=sides[0], output_bands=sides[1])
+        monkeypatch.setattr(actor, "load_engine", (lambda _: (network, model)) if network else load)
+        options = {"precision": "fp32", "tile_size": 64, "overlap": 16, "max_bad_fraction": 1.0, **options}
+        config = TranslateConfig(
+            checkpoint=checkpoint_of_64, source=str(source), output=str(output), format="geotiff", **options
+        )
+        return run(config, lambda _: nullcontext(do))
+
+    return work
+
+
+@pytest.fixture
+def small_sections(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Sets blocks and sections, so that a small scene has many."""
+
+    def use(block: int, rows: int) -> None:
+        monkeypatch.setattr(cogs, "BLOCK", block)
+        monkeypatch.setattr(sections, "SECTION_ROWS", rows)
+
+    return use
+
+
+def picture(height: int, width: int, channels: int = 3, dtype: str = "uint8", seed: int = 0) -> np.ndarray:
+    """(channels, H, W), smooth."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(a * x + b * y) + np.cos(c * x - d * y) for a, b, c, d in rng.uniform(0.01, 0.06, (channels, 4))]
+    return (20 + (np.stack(waves) + 2) / 4 * (200 if dtype == "uint8" else 9000)).astype(dtype)
+
+
+def write(path: Path, data: np.ndarray, before: Any = None, after: Any = None, **profile: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = data.shape
+    profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": data.dtype.name, **profile}
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", **profile) as file:
+        if before:
+            before(file)
+        file.write(data)
+        if after:
+            after(file)
+    return path
+
+
+def ledger(output: Path) -> dict[str, dict[str, str]]:
+    rows = [row for path in sorted((output / "ledger").iterdir()) for row in pq.read_table(path).to_pylist()]
+    return {row["image_id"]: row for row in rows}
+
+
+def require_cog(path: Path) -> None:
+    from rio_cogeo.cogeo import cog_validate
+
+    assert cog_validate(str(path), strict=True, quiet=True) == (True, [], [])
+
+
+def require_same_place(path: Path, other: Path) -> None:
+    with rasterio.open(path) as a, rasterio.open(other) as b:
+        assert a.crs == b.crs and a.transform == b.transform and a.shape == b.shape
+        assert [point.asdict() | {"id": ""} for point in a.gcps[0]] == [
+            point.asdict() | {"id": ""} for point in b.gcps[0]
+        ]
+        assert a.gcps[1] == b.gcps[1] and a.rpcs == b.rpcs
+        assert a.tags().get("AREA_OR_POINT") == b.tags().get("AREA_OR_POINT")
+
+
+@pytest.mark.parametrize("path", ["rotated", "south_up", "no_crs", "gcps", "rpcs", "point", "big_endian"])
+def test_a_scene_stays_where_it_is(path: str, tmp_path: Path, translate: Any) -> None:
+    data = picture(70, 90)
+    points = [GroundControlPoint(row=r, col=c, x=12 + c / 1e4, y=48 - r / 1e4, z=1.0) for r in (0, 70) for c in (0, 90)]
+    turned = Affine.translation(500000, 5000000) * Affine.rotation(30) * Affine.scale(0.5, -0.5)
+    options: dict[str, Any] = {
+        "rotated": {"crs": "EPSG:32633", "transform": turned},
+        "south_up": {"crs": "EPSG:32633", "transform": Affine(0.5, 0, 500000, 0, 0.5, 4999850)},
+        "no_crs": {},
+        "gcps": {"after": lambda file: setattr(file, "gcps", (points, rasterio.crs.CRS.from_epsg(4326)))},
+        "rpcs": {"after": lambda file: setattr(file, "rpcs", _rpcs())},
+        "point": {**UTM, "before": lambda file: file.update_tags(AREA_OR_POINT="Point")},
+        "big_endian": {**UTM, "ENDIANNESS": "BIG", "BIGTIFF": "YES"},
+    }[path]
+    source = write(tmp_path / "in" / "a.tif", data, **options)
+    translate(source, tmp_path / "out", Identity())
+    output = tmp_path / "out" / "scenes" / "a.tif"
+    require_same_place(source, output)
+    with rasterio.open(output) as file:
+        assert (file.read() == data).all()
+    require_cog(output)
+
+
+def _rpcs() -> Any:
+    one = [1.0] + [0.0] * 19
+    return rasterio.rpc.RPC(
+        height_off=100.0, height_scale=500.0, lat_off=48.0, lat_scale=0.1, line_den_coeff=one,
+        line_num_coeff=[0.0, 0.0, -1.0] + [0.0] * 17, line_off=35.0, line_scale=35.0, long_off=12.0, long_scale=0.1,
+        samp_den_coeff=one, samp_num_coeff=[0.0, 1.0] + [0.0] * 18, samp_off=45.0, samp_scale=45.0,
+        err_bias=None, err_rand=None,
+    )  # fmt: skip
+
+
+VALIDITY = ("none", "nodata", "alpha", "mask")
+DTYPES = {"uint8": ("uint8", None), "uint16": ("uint16", None), "int16": ("uint16", (-32768.0, 32767.0))}
+
+
+@settings(max_examples=60, phases=[Phase.explicit, Phase.generate])
+@given(
+    height=st.integers(1, 150),
+    width=st.integers(1, 130),
+    channels=st.sampled_from([1, 3, 4]),
+    validity=st.sampled_from(VALIDITY),
+    dtype=st.sampled_from(sorted(DTYPES)),
+    block=st.sampled_from([0, 16, 64]),
+    rows=st.sampled_from([1, 2, 4]),
+    tiling=st.sampled_from([(64, 16), (64, 40), (64, 0)]),
+    seed=st.integers(0, 9),
+)
+def test_what_the_identity_makes_of_a_scene_is_that_scene(
+    tmp_path_factory: pytest.TempPathFactory, **drawn: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("scene")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cogs, "BLOCK", 16)
+        patch.setattr(sections, "SECTION_ROWS", 64 * drawn["rows"])
+        _round_trip(folder, **drawn)
+    shutil.rmtree(folder)
+
+
+def _round_trip(
+    folder: Path,
+    height: int,
+    width: int,
+    channels: int,
+    validity: str,
+    dtype: str,
+    block: int,
+    tiling: tuple[int, int],
+    seed: int,
+    rows: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    data = picture(height, width, channels, dtype, seed)
+    valid = rng.random((height, width)) < rng.choice([0.0, 0.5, 0.98])
+    if validity == "none":
+        valid[:] = True
+    network, scaling = DTYPES[dtype]
+    data[:, ~valid] = 7 if validity == "nodata" else 0
+    profile = {**UTM, "photometric": "RGB" if channels == 3 else "MINISBLACK"}
+    profile |= {"tiled": True, "blockxsize": block, "blockysize": block} if block else {}
+    profile |= {} if channels == 3 else {"alpha": "NO"}
+    if validity == "nodata":
+        profile["nodata"] = 7
+    stored, before, after = data, None, None
+    if validity == "alpha":
+        stored = np.concatenate([data, np.where(valid, np.iinfo(dtype).max, 0).astype(dtype)[None]])
+        kinds = {1: [ColorInterp.gray], 3: [ColorInterp.red, ColorInterp.green, ColorInterp.blue]}
+        shown = [*kinds.get(channels, [ColorInterp.undefined] * channels), ColorInterp.alpha]
+        before = lambda file: setattr(file, "colorinterp", shown)  # noqa: E731
+    if validity == "mask":
+        after = lambda file: file.write_mask(valid)  # noqa: E731
+    source = write(folder / "in.tif", stored, before, after, **profile)
+    bands = RasterBands(tuple(range(1, channels + 1)), dtype, (), *((one,) * channels for one in scaling or ()))
+    output = str(folder / "out")
+    config = Settings(
+        checkpoint="c", source=str(source), output=output, format="geotiff", checkpoint_id="x",
+        tile_size=tiling[0], overlap=tiling[1],
+    )  # fmt: skip
+    (scene,) = extend_plan(output, open_scenes(str(source)), GeotiffNames()).shards
+    work = translator.SceneTranslator(config, Identity(channels, network), None, bands, bands)
+    for last in (True, False):  # in two goes, from below
+        numbers = range(sections.section_count(height))
+        list(work.run([dataclasses.replace(scene, section=number) for number in numbers if (number % 3 == 2) == last]))
+    made = folder / "out" / "scenes" / "in.tif"
+    require_same_place(source, made)
+    with rasterio.open(source) as a, rasterio.open(made) as b:
+        assert b.dtypes == a.dtypes and b.nodata == a.nodata and b.count == a.count
+        assert {flag.name for flag in a.mask_flag_enums[0]} == {flag.name for flag in b.mask_flag_enums[0]}
+        assert (b.dataset_mask() == a.dataset_mask()).all()
+        assert (b.read()[:channels, valid] == data[:, valid]).all()
+        if validity == "alpha":
+            assert (b.read(channels + 1) == stored[channels]).all()
+
+
+@pytest.mark.parametrize("overlap", [16, 40])
+def test_a_scene_in_sections_has_the_bits_of_the_whole_image(
+    overlap: int, tmp_path: Path, translate: Any, checkpoint_of_64: str, small_sections: Any
+) -> None:
+    data = picture(333, 150)
+    source = write(tmp_path / "in" / "a.tif", data, **UTM, **TILED)
+    whole = Translator(checkpoint_of_64, precision="fp32", tile_size=64, overlap=overlap)(np.moveaxis(data, 0, 2))
+    small_sections(16, 64)
+    translate(source, tmp_path / "out", overlap=overlap)
+    with rasterio.open(tmp_path / "out" / "scenes" / "a.tif") as file:
+        assert np.abs(np.moveaxis(file.read(), 0, 2).astype(int) - whole).max() <= 1  # other batches, other kernels
+        once = file.read()
+    small_sections(512, 2048)
+    translate(source, tmp_path / "whole", overlap=overlap)
+    with rasterio.open(tmp_path / "whole" / "scenes" / "a.tif") as file:
+        assert (file.read() == once).all()
+
+
+class Killed(BaseException):
+    """As a process that ends."""
+
+
+@pytest.mark.parametrize("where", ["publish", "assemble"])
+def test_after_a_kill_only_what_is_missing_is_done(
+    where: str, tmp_path: Path, translate: Any, small_sections: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_sections(16, 64)
+    data = picture(400, 100)
+    source = write(tmp_path / "in" / "a.tif", data, **UTM, **TILED)
+    network = Identity()
+    translate(source, tmp_path / "once", network)
+    tiles_once = network.tiles
+    call = getattr(store.SceneStore, where)
+
+    def end_at_third(self: Any, *args: Any) -> Any:
+        if where == "assemble" or args[0] == 3:
+            raise Killed
+        return call(self, *args)
+
+    monkeypatch.setattr(store.SceneStore, where, end_at_third)
+    network = Identity()
+    with pytest.raises(Killed):
+        translate(source, tmp_path / "out", network)
+    folder = tmp_path / "out" / "work" / "shard-00000.sections"
+    done = {path.name for path in folder.glob("section-?????.tif")}
+    assert len(done) == (7 if where == "assemble" else 3)
+    assert not (tmp_path / "out" / "scenes").exists()
+    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("section-?????.tif")}
+    monkeypatch.setattr(store.SceneStore, where, call)
+    published = []
+    publish = store.SceneStore.publish
+    monkeypatch.setattr(
+        store.SceneStore, "publish", lambda self, *args: (published.append(args[0]), publish(self, *args))[1]
+    )
+    network = Identity()
+    summary = translate(source, tmp_path / "out", network)
+    assert published == [section for section in range(7) if f"section-{section:05d}.tif" not in times]
+    assert network.tiles == 0 if where == "assemble" else network.tiles < tiles_once
+    assert summary["translated"] == 1 and not (tmp_path / "out" / "work").exists()
+    name = "scenes/a.tif"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
+
+
+def test_a_scene_that_is_replaced_half_way_is_noticed(
+    tmp_path: Path, translate: Any, small_sections: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_sections(16, 64)
+    source = write(tmp_path / "in" / "a.tif", picture(300, 100), **UTM)
+    publish = store.SceneStore.publish
+
+    def end(self: Any, section: int, *args: Any) -> int:
+        if section == 2:
+            raise Killed
+        return publish(self, section, *args)
+
+    monkeypatch.setattr(store.SceneStore, "publish", end)
+    with pytest.raises(Killed):
+        translate(source, tmp_path / "out", Identity())
+    monkeypatch.setattr(store.SceneStore, "publish", publish)
+    other = picture(300, 100, seed=5)
+    write(source, other, **UTM, compress="deflate")
+    translate(source, tmp_path / "out", Identity())
+    assert ledger(tmp_path / "out")["a.tif"]["error"] == "SceneChanged"
+    translate(source, tmp_path / "out", Identity(), only_failed=str(tmp_path / "out"))
+    assert ledger(tmp_path / "out")["a.tif"]["status"] == "translated"
+    with rasterio.open(tmp_path / "out" / "scenes" / "a.tif") as file:
+        assert (file.read() == other).all()
+
+
+def test_a_section_at_which_processes_end_fails_its_scene(
+    tmp_path: Path, translate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "in" / "a.tif", picture(100, 100), **UTM)
+    read = translator.SceneReader.read
+
+    def end(self: Any, *rows: int) -> Any:
+        raise Killed
+
+    def work(tried: Any, left: Any) -> Any:
+        monkeypatch.setattr(translator.SceneReader, "read", end)
+        for _ in range(2):
+            with pytest.raises(Killed):
+                in_this_process(tried, left)
+        monkeypatch.setattr(translator.SceneReader, "read", read)
+        return in_this_process(tried, left)
+
+    translate(source, tmp_path / "out", Identity(), do=work)
+    assert ledger(tmp_path / "out")["a.tif"]["error"] == "ProcessEnded"
+
+
+def corrupt(tmp_path: Path) -> tuple[Path, np.ndarray]:
+    """A scene of 4 x 4 blocks of which the one at row 1, column 1 is damaged."""
+    import tifffile
+
+    data = picture(1024, 1024)
+    path = write(tmp_path / "in" / "a.tif", data, **UTM, **TILED)
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        offset, count = file.pages[0].dataoffsets[5], file.pages[0].databytecounts[5]
+    content[offset + 2 : offset + count // 2] = bytes(count // 2 - 2)
+    path.write_bytes(content)
+    return path, data
+
+
+def test_a_block_that_cannot_be_read_fails_its_scene_or_is_a_hole(tmp_path: Path, translate: Any) -> None:
+    source, data = corrupt(tmp_path)
+    translate(source, tmp_path / "fail", Identity())
+    row = ledger(tmp_path / "fail")["a.tif"]
+    assert row["error"] == "DamagedBlock" and "columns 256..511, rows 256..511" in row["message"]
+    assert not list((tmp_path / "fail").rglob("*.tif"))
+    summary = translate(source, tmp_path / "hole", Identity(), on_bad_window="nodata")
+    row = ledger(tmp_path / "hole")["a.tif"]
+    assert row["status"] == "translated" and "columns 256..511, rows 256..511" in row["message"]
+    assert summary["scenes_with_holes"] == 1
+    with rasterio.open(tmp_path / "hole" / "scenes" / "a.tif") as file:
+        hole = file.dataset_mask() == 0
+        assert hole[256:512, 256:512].all() and hole.sum() == 256 * 256
+        assert (file.read()[:, ~hole] == data[:, ~hole]).all()
+
+
+def test_a_valid_output_never_is_nodata(tmp_path: Path, translate: Any) -> None:
+    class Black(Identity):
+        def start(self, tiles: np.ndarray, keys: list[str]) -> Callable[[], np.ndarray]:
+            return lambda: np.zeros_like(tiles)
+
+    data = picture(100, 100)
+    data[:, :20] = 0
+    source = write(tmp_path / "a.tif", data, nodata=0, **UTM)
+    translate(source, tmp_path / "out", Black())
+    with rasterio.open(tmp_path / "out" / "scenes" / "a.tif") as file:
+        assert ((file.dataset_mask() == 0) == (data == 0).all(0)).all()
+        assert set(np.unique(file.read())) == {0, 1}
+
+
+def test_what_is_no_geotiff_is_a_row_with_the_reason(tmp_path: Path, translate: Any) -> None:
+    folder = tmp_path / "in"
+    good = write(folder / "good.tif", picture(64, 64), **UTM)
+    write(folder / "complex.tif", np.ones((1, 20, 20), np.complex64), **UTM)
+    write(folder / "deep.tif", picture(20, 20, 3, "uint16"), **UTM)
+    write(folder / "strip.tif", picture(20, 20), **UTM, blockysize=20)
+    (folder / "empty.tif").write_bytes(b"")
+    (folder / "page.tif").write_text("<html>403 Forbidden</html>")
+    (folder / "cut.tif").write_bytes(good.read_bytes()[:-300])
+    (folder / "tags.tif").write_bytes(good.read_bytes()[:40])
+    (folder / "a.jp2").write_bytes(b"\x00\x00\x00\x0cjP  \r\n\x87\n")
+    (folder / "mosaic.vrt").write_text("<VRTDataset/>")
+    summary = translate(folder, tmp_path / "out", Identity())
+    rows = ledger(tmp_path / "out")
+    assert {name: row["error"] for name, row in rows.items()} == {
+        "good.tif": "",
+        "strip.tif": "",
+        "complex.tif": "UnsupportedPixels",
+        "deep.tif": "NeedsScaling",
+        "empty.tif": "EmptyFile",
+        "page.tif": "NotAnImage",
+        "cut.tif": "DamagedImage",
+        "tags.tif": "DamagedImage",
+        "a.jp2": "UnsupportedDriver",
+    }
+    assert "gdal_translate" in rows["a.jp2"]["message"]
+    assert (summary["translated"], summary["failed"]) == (2, 7)
+
+
+def test_a_block_that_decodes_to_too_much_is_refused_by_the_tags(
+    tmp_path: Path, translate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rasters, "MAX_BLOCK_BYTES", 20_000)
+    source = write(tmp_path / "a.tif", picture(100, 100), **UTM, blockysize=100)
+    translate(source, tmp_path / "out", Identity())
+    row = ledger(tmp_path / "out")["a.tif"]
+    assert row["error"] == "BlockTooLarge" and "gdal_translate -of COG" in row["message"]
+
+
+@pytest.fixture
+def requests_made() -> Iterator[tuple[str, list[str]]]:
+    """A web server's address, and the paths that it is asked for."""
+    asked: list[str] = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_hostile_files_make_no_request_and_read_no_other_file(
+    tmp_path: Path, translate: Any, requests_made: tuple[str, list[str]]
+) -> None:
+    url, asked = requests_made
+    folder = tmp_path / "in"
+    other = write(tmp_path / "other.tif", np.full((3, 32, 32), 99, np.uint8), **UTM)
+    vrt = (
+        '<VRTDataset rasterXSize="64" rasterYSize="64"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        '<SourceFilename relativeToVRT="0">{}</SourceFilename><SourceBand>1</SourceBand></SimpleSource>'
+        "</VRTRasterBand></VRTDataset>"
+    )
+    plain = np.full((3, 64, 64), 7, np.uint8)
+    for name, target in (("net", f"/vsicurl/{url}/x.tif"), ("disk", str(other))):
+        write(
+            folder / f"{name}.tif",
+            plain,
+            None,
+            lambda file, target=target: file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=target),
+            **UTM,
+        )
+        (folder / f"{name}_vrt.tif").write_text(vrt.format(target))
+        write(folder / f"{name}_aux.tif", plain, **UTM)
+        (folder / f"{name}_aux.tif.aux.xml").write_text(
+            f'<PAMDataset><Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">{target}</MDI></Metadata></PAMDataset>'
+        )
+        write(folder / f"{name}_ovr.tif", plain, **UTM)
+        (folder / f"{name}_ovr.tif.ovr").write_text(vrt.format(target))
+        (folder / f"{name}_ovr.tif.msk").write_text(vrt.format(target))
+    translate(folder, tmp_path / "out", Identity())
+    errors = {name: row["error"] for name, row in ledger(tmp_path / "out").items()}
+    for name in ("net", "disk"):
+        assert errors[f"{name}.tif"] == "ForeignReference" and errors[f"{name}_vrt.tif"] == "NotAnImage"
+        for kind in ("aux", "ovr"):
+            assert errors[f"{name}_{kind}.tif"] == ""
+            with rasterio.open(tmp_path / "out" / "scenes" / f"{name}_{kind}.tif") as file:
+                assert (file.read() == 7).all() and (file.dataset_mask() == 255).all()
+    assert asked == []
+
+
+def test_palettes_bits_and_single_bands_become_what_the_model_sees(tmp_path: Path, translate: Any) -> None:
+    colours = {0: (0, 0, 0, 255), 1: (170, 211, 223, 255), 9: (250, 10, 250, 255)}
+    indices = np.random.default_rng(0).choice([1, 9], (1, 80, 70)).astype(np.uint8)
+    indices[0, :10] = 0
+    folder = tmp_path / "in"
+    write(folder / "palette.tif", indices, None, lambda file: file.write_colormap(1, colours), nodata=0, **UTM)
+    bits = (picture(80, 70, 1) > 120).astype(np.uint8)
+    write(folder / "bit.tif", bits, nbits=1, **UTM)
+    gray = picture(80, 70, 1)
+    write(folder / "gray.tif", gray, **UTM)
+    translate(folder, tmp_path / "out", Identity())
+
+    def read(name: str) -> tuple[np.ndarray, np.ndarray]:
+        with rasterio.open(tmp_path / "out" / "scenes" / name) as file:
+            return file.read(), file.dataset_mask() > 0
+
+    pixels, valid = read("palette.tif")
+    assert (valid == (indices[0] > 0)).all()
+    table = np.zeros((10, 3), np.uint8)
+    table[[1, 9]] = colours[1][:3], colours[9][:3]
+    assert (np.moveaxis(pixels, 0, 2)[valid] == table[indices[0]][valid]).all()
+    assert (read("bit.tif")[0] == bits * 255).all()
+    assert (read("gray.tif")[0] == gray).all()
+
+
+def test_bands_are_chosen_by_number_or_name(tmp_path: Path, translate: Any) -> None:
+    data = picture(80, 70, 4)
+    names = ["B02", "B03", "B04", "B08"]
+
+    def name(file: Any) -> None:
+        file.descriptions = names
+        file.colorinterp = [ColorInterp.blue, ColorInterp.green, ColorInterp.red, ColorInterp.undefined]
+
+    source = write(tmp_path / "a.tif", data, name, **UTM)
+    for number, (bands, chosen) in enumerate((("B04,B03,B02", [2, 1, 0]), ("4,1,2", [3, 0, 1]), ("", [0, 1, 2]))):
+        translate(source, tmp_path / str(number), Identity(), bands=bands) if bands else translate(
+            source, tmp_path / str(number), Identity()
+        )
+        with rasterio.open(tmp_path / str(number) / "scenes" / "a.tif") as file:
+            assert (file.read() == data[chosen]).all()
+    translate(source, tmp_path / "missing", Identity(), bands="B04,B03,B99")
+    row = ledger(tmp_path / "missing")["a.tif"]
+    assert row["error"] == "WrongBands" and "B99" in row["message"] and "B08" in row["message"]
