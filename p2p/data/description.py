@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from p2p.documents import check_fields
+from p2p.documents import build, check_fields
 from p2p.errors import ConfigError, NotFoundError, StorageError, UsageError
 from p2p.model.config import Direction, ModelConfig, Palette, as_palette
+from p2p.scenes.bands import RasterBands
 from p2p.storage.filesystems import join, read_json_object, write_json
 from p2p.storage.pixels import RGB, PixelFormat, parse_format
 
@@ -19,6 +20,8 @@ _FIELDS = {
     "palette_a": Palette | None,
     "palette_b": Palette | None,
     "load_size": int | None,
+    "bands_a": dict | None,
+    "bands_b": dict | None,
 }
 
 
@@ -29,6 +32,8 @@ class SideDescription:
     pixels: PixelFormat = RGB
     palette: Palette | None = None
     """The colours that are its classes: all it has, where they are few enough, or those that were found in it."""
+    bands: RasterBands | None = None
+    """Where the images were cut out of rasters."""
 
     def __post_init__(self) -> None:
         if self.palette is not None and self.pixels != RGB:
@@ -54,7 +59,8 @@ class Description:
         inputs, targets = self.sides(direction)
         target_palette = targets.palette if output_channels == RGB.channels else None
         bits: Literal[8, 16] = 16 if 16 in (inputs.pixels.bits, targets.pixels.bits) else 8
-        return DataRecord(self.uri, self.load_size, inputs.palette, target_palette, bits)
+        bands = (inputs.bands, targets.bands)
+        return DataRecord(self.uri, self.load_size, inputs.palette, target_palette, bits, bands=bands)
 
     def require(self, direction: Direction, input_channels: int, output_channels: int) -> None:
         """Raise ConfigError unless every image can be read with so many channels, none of them invented."""
@@ -83,6 +89,8 @@ class DataRecord:
     """In which both sides are read."""
     pairs: int = 0
     """That are trained on."""
+    bands: tuple[RasterBands | None, RasterBands | None] = (None, None)
+    """Of inputs and targets, where they were cut out of rasters."""
 
 
 def read_description(uri: str) -> Description:
@@ -98,6 +106,7 @@ def read_description(uri: str) -> Description:
             SideDescription(
                 parse_format(document.get(f"pixels_{name}", str(RGB)), f"{address}: pixels_{name}"),
                 as_palette(document.get(f"palette_{name}")),
+                build(RasterBands, document[f"bands_{name}"]) if document.get(f"bands_{name}") else None,
             )
             for name in ("a", "b")
         ]
@@ -115,6 +124,8 @@ def write_description(description: Description, **more: str) -> None:
     for name, side in sides.items():
         document[f"palette_{name}"] = None if side.palette is None else [list(colour) for colour in side.palette]
         document[f"pixels_{name}"] = str(side.pixels)
+        if side.bands is not None:
+            document[f"bands_{name}"] = asdict(side.bands)
     write_json(join(description.uri, DESCRIPTION), document | more)
 
 

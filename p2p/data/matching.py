@@ -40,7 +40,7 @@ from p2p.data.layouts import (
     words_of,
 )
 
-LayoutChoice = Literal["auto", "combined", "folders"]
+LayoutChoice = Literal["auto", "combined", "folders", "rasters"]
 _MIN_SHARE_PAIRED = 0.5
 """Of the side with fewer images."""
 _MIN_SHARE_COVERED = 0.25

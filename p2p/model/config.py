@@ -207,6 +207,12 @@ class ModelConfig(ModelOptions):
                 "input_channels",
                 f"{self.input_channels}: input_encoding {self.input_encoding} makes {planes}; leave it out",
             )
+        for name, bands in (("input", self.input_bands), ("output", self.output_bands)):
+            channels = self.input_image_channels if name == "input" else self.output_channels
+            if bands is not None and bands.is_scaled and len(bands.low) != channels:
+                raise ConfigError(
+                    f"{name}_channels", f"{channels}: the images are {len(bands.low)} scaled bands; leave it out"
+                )
         as_palette(self.input_palette)
         if not planes and self.input_palette is not None:
             raise ConfigError("input_encoding", "colour: takes no palette")

@@ -9,12 +9,14 @@ from typing import Literal
 from p2p.data.joining import compile_pattern
 from p2p.data.matching import LayoutChoice
 from p2p.errors import ConfigError
+from p2p.scenes.bands import parse_bands, parse_scale
 from p2p.storage.bounded import DEFAULT_MAX_BYTES
 from p2p.storage.pixels import RGB, PixelFormat, parse_format
 
 SYNTHETIC = "synthetic:"
 _MAX_SIDE = 65_535  # what a JPEG can hold
 _MAX_SYNTHETIC_SIDE = 8192
+_MAX_WINDOW = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,9 @@ class PrepareConfig:
     """combined: one image, A is the left half and B the right half. folders: A and B in two sub-folders. auto: what is
     recognised, and printed before work starts: Cityscapes, pix2pixHD and SPADE, ADE20K, CMP facades, xView, folders or
     names with words for both sides (A and B, labels and photos, input and target, rgb and depth …), two columns;
-    other sub-folders and combined images where their pixels show that they are pairs. Else the job refuses."""
+    other sub-folders and combined images where their pixels show that they are pairs. Else the job refuses. rasters:
+    windows of GeoTIFFs that --source and --source-b hold on one pixel grid; those with an invalid pixel are left out,
+    and val is apart from train by half a window."""
     pattern_a: str | None = None
     """The paths of side A's images, relative to --source, such as 'gtFine/{split}/{id}_gtFine_color.png': {id} is what
     both sides have in common, {split} (may be left out) a folder train, val or test. With --pattern-b."""
@@ -47,6 +51,17 @@ class PrepareConfig:
     """As --pattern-a, of side B; relative to --source-b where there is one."""
     label_kind: Literal["auto", "color", "labelIds", "labelTrainIds", "instanceIds"] = "auto"
     """Which label images of Cityscapes are side A; auto takes the first of these that is there."""
+    window: int = 286
+    """Side in pixels of the windows of rasters, which are stored as they are."""
+    bands_a: str = ""
+    """Bands of side A of rasters, by number or name: 4,3,2 or B04,B03,B02. Default: all but alpha, up to 16."""
+    bands_b: str = ""
+    """As --bands-a, for side B."""
+    scale_a: str = ""
+    """What of side A of rasters becomes black and white: percentile:2,98 of valid pixels, range:LO,HI, or none. Needed
+    unless it has 8 bits. Kept in dataset.json and in every checkpoint; translate applies it."""
+    scale_b: str = ""
+    """As --scale-a, for side B: outputs of a model get its values back."""
     load_size: int = 286
     """Stored height and width of both sides, pixels (square, bicubic); 0 keeps each pair's own size, losslessly."""
     pixels_a: str = "3x8"
@@ -87,6 +102,7 @@ class PrepareConfig:
             share = getattr(self, field)
             if not (math.isfinite(share) and 0 <= share <= 1):
                 raise ConfigError(field, f"{share}: must be a share from 0 to 1, such as 0.1")
+        self._check_rasters()
         if self.source_b is not None and self.layout == "combined":
             raise ConfigError("layout", "combined: one image holds both sides, so leave out --source-b, or --layout")
         self._check_patterns()
@@ -98,6 +114,25 @@ class PrepareConfig:
             raise ConfigError("palette", f"{self.palette}: a palette names RGB colours, and neither side has them")
         if self.output.startswith(SYNTHETIC):
             raise ConfigError("output", f"{self.output}: not a place to write to")
+
+    def _check_rasters(self) -> None:
+        """What goes with --layout rasters alone, and what does not go with it."""
+        if not 16 <= self.window <= _MAX_WINDOW:
+            raise ConfigError("window", f"{self.window}: must be 16 to {_MAX_WINDOW}; try 286")
+        if self.layout != "rasters":
+            for field in ("bands_a", "bands_b", "scale_a", "scale_b"):
+                if getattr(self, field):
+                    raise ConfigError(field, f"{getattr(self, field)}: is for --layout rasters; leave it out")
+            return
+        if self.source_b is None:
+            raise ConfigError("source_b", "is missing: --layout rasters needs the rasters of both sides")
+        for field in ("pixels_a", "pixels_b"):
+            if getattr(self, field) != str(RGB):
+                raise ConfigError(field, f"{getattr(self, field)}: follows from the rasters; leave it out")
+        for side in ("a", "b"):
+            if getattr(self, f"bands_{side}"):
+                parse_bands(getattr(self, f"bands_{side}"), f"bands_{side}")
+            parse_scale(getattr(self, f"scale_{side}"), f"scale_{side}")
 
     def _check_patterns(self) -> None:
         for field, other in (("pattern_a", "pattern_b"), ("pattern_b", "pattern_a")):

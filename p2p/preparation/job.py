@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import pickle
 import re
@@ -37,11 +38,13 @@ from p2p.preparation.parts import (
     merge_colours,
     write_part,
 )
+from p2p.preparation.rasters import pair_rasters
 from p2p.preparation.recognition import choose_pairing, find_pairs, make_reader
 from p2p.preparation.sources import source_format
 from p2p.progress import Progress
 from p2p.reports.sheets import as_rgb
 from p2p.reports.thumbnails import thumbnail
+from p2p.scenes.bands import RasterBands
 from p2p.storage.filesystems import (
     absolute,
     join,
@@ -55,6 +58,7 @@ from p2p.storage.lease import NAME as LEASE
 from p2p.storage.lease import Fence, hold_lease
 from p2p.storage.outputs import require_output
 from p2p.storage.pixels import Array
+from p2p.storage.rasters import rasterio
 from p2p.synthetic.pairs import PALETTE
 
 log = logging.getLogger("p2p")
@@ -88,7 +92,13 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     _require_replaceable(output, config)
     # A compressed tar cannot be listed without reading all of it, which waits until Ray can take its images.
     streamed = any(source_format(address) == "stream" for address in addresses.values())
-    found = None if streamed else find_pairs(config, source, source_b, ChunkStore())
+    bands: tuple[RasterBands | None, RasterBands | None] = (None, None)
+    found: list[Pairing] | None
+    if config.layout == "rasters":
+        assert source_b is not None
+        config, found, bands = _cut_rasters(config, source, source_b)
+    else:
+        found = None if streamed else find_pairs(config, source, source_b, ChunkStore())
     require_output(output, "output", "a prepared data set")
 
     chunks = ChunkStore()
@@ -112,6 +122,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
             fence=fence,
             wanted_palette=wanted_palette,
             started=started,
+            bands=bands,
         )
     check_bad_fraction(
         summary["bad"],
@@ -121,6 +132,20 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         summary,
     )
     return summary
+
+
+def _cut_rasters(
+    config: PrepareConfig, source: str, source_b: str
+) -> tuple[PrepareConfig, list[Pairing], tuple[RasterBands, RasterBands]]:
+    """The windows of rasters, and the configuration under which they are stored as they are."""
+    rasterio()
+    with session(small=not wants_ray()):  # headers and pixels of unknown origin are read by another process
+        found = run_as_task(pair_rasters, config, source, source_b)
+    pixels = [str(pixels) for pixels in found.formats]
+    stored = copy.copy(config)
+    for field, value in (("load_size", 0), ("pixels_a", pixels[0]), ("pixels_b", pixels[1])):
+        object.__setattr__(stored, field, value)
+    return stored, [found.pairing], found.bands
 
 
 def _is_small(pairing: Pairing) -> bool:
@@ -226,6 +251,7 @@ def _write(
     fence: Fence,
     wanted_palette: int | Palette | None,
     started: float,
+    bands: tuple[RasterBands | None, RasterBands | None],
 ) -> dict[str, Any]:
     counts = dict.fromkeys(SPLITS, 0)
     bad = list(pairing.bad)
@@ -254,9 +280,9 @@ def _write(
         fixed = as_palette(list(PALETTE.values())) if source.startswith(SYNTHETIC) else None
         described = Description(
             output,
-            SideDescription(config.formats[0], _of_side("a", palette) or _to_palette(colours_a)),
-            SideDescription(config.formats[1], _of_side("b", palette) or fixed or _to_palette(colours_b)),
-            config.load_size,
+            SideDescription(config.formats[0], _of_side("a", palette) or _to_palette(colours_a), bands[0]),
+            SideDescription(config.formats[1], _of_side("b", palette) or fixed or _to_palette(colours_b), bands[1]),
+            config.window if config.layout == "rasters" else config.load_size,
         )
         write_description(described, layout=pairing.layout.name, source=source)
     about = {"source": source, "pairs": counts, "bad": len(bad), "sides": pairing.layout.names_of_sides}

@@ -11,6 +11,7 @@ from typing import IO
 import pyarrow.parquet as pq
 
 from p2p.errors import BadInputError, DamagedFileError, NotFoundError, P2PError, RefusedError
+from p2p.preparation.windows import RasterWindow, read_window
 from p2p.storage.bounded import DEFAULT_MAX_BYTES, check_bytes
 from p2p.storage.error_mapping import storage_errors
 from p2p.storage.filesystems import open_filesystem, read_bytes
@@ -100,7 +101,7 @@ class Drawing:
         return f"synthetic:city?seed={self.seed}&size={self.width}x{self.height}#{self.index}"
 
 
-Location = File | Range | ZipMember | Chunk | Cell | Drawing
+Location = File | Range | ZipMember | Chunk | Cell | Drawing | RasterWindow
 
 
 def check_zip_member(info: zipfile.ZipInfo) -> None:
@@ -172,6 +173,8 @@ class SourceReader:
                     return bytes(self._chunk(chunk)[start : start + size])
                 case Cell():
                     return self._cell(where)
+                case RasterWindow():
+                    return read_window(where)
                 case Drawing():
                     raise AssertionError("a drawing has no bytes")
         except NotFoundError:

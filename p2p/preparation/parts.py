@@ -20,12 +20,15 @@ from p2p.model.config import MAX_PALETTE
 from p2p.preparation.locations import Drawing, File, Location
 from p2p.preparation.pairing import PairRef
 from p2p.preparation.palettes import sample_pixels
+from p2p.preparation.windows import RasterWindow
 from p2p.storage import images
 from p2p.storage.deadline import decode_deadline
 from p2p.storage.filesystems import is_remote, join, write_table
 from p2p.storage.pixels import RGB, Array, Pixels
 from p2p.synthetic.pairs import city_pair
 
+_PLACED_SCHEMA = pa.schema([*PAIR_SCHEMA, ("crs", pa.string()), ("transform", pa.list_(pa.float64(), 6))])
+"""Of windows of rasters: where each lies."""
 MAX_PART_PAIRS = 1024
 _MAX_PART_BYTES = 128 * 2**20
 _TARGET_PARTS = 256
@@ -134,7 +137,8 @@ def write_part(
         detailed = is_sampled(pair.pair_id, detailed_share)
         features.append((pair.pair_id, *compute_features(a.image, b.image, (a.mode, b.mode), detailed=detailed)))
     if rows and output is not None:
-        table = pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
+        are_placed = isinstance(part.pairs[0].a, RasterWindow)
+        table = pa.Table.from_pylist(rows, schema=_PLACED_SCHEMA if are_placed else PAIR_SCHEMA)
         write_table(join(output, part.split, part_name(part.number)), table, row_group_size=ROW_GROUP_PAIRS)
     report.pairs = len(features)
     report.features = collect(features)
@@ -224,7 +228,8 @@ def make_row(pair: PairRef, a: DecodedSide, b: DecodedSide, load_size: int, repo
     report.colours_a = merge_colours(report.colours_a, colours_a)
     report.colours_b = merge_colours(report.colours_b, colours_b)
     row = {"pair_id": pair.pair_id, "a": stored_a, "b": stored_b, "width": width, "height": height}
-    return row | {"source_uri": pair.a.uri}
+    row["source_uri"] = pair.a.uri
+    return row | ({"crs": pair.a.crs, "transform": pair.a.transform} if isinstance(pair.a, RasterWindow) else {})
 
 
 def merge_colours(left: Colours, right: Colours) -> Colours:

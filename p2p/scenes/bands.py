@@ -86,3 +86,17 @@ def find_bands(wanted: tuple[int | str, ...], names: tuple[str, ...]) -> list[in
         else:
             raise KeyError(band)
     return found
+
+
+def parse_scale(text: str, field: str) -> tuple[Any, ...] | None:
+    """`percentile:2,98`, `range:0,4000`, `none`, or nothing -> its parts. Raises ConfigError about `field`."""
+    kind, _, numbers = text.partition(":")
+    if text in ("", "none"):
+        return ("none",) if text else None
+    try:
+        low, high = (float(number) for number in numbers.split(","))
+        if kind in ("percentile", "range") and low < high and (kind == "range" or (low >= 0 and high <= 100)):
+            return kind, low, high
+    except ValueError:
+        pass
+    raise ConfigError(field, f"{text}: use percentile:2,98 or range:LO,HI (with LO below HI) or none")

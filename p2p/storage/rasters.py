@@ -113,6 +113,11 @@ class Raster:
         return str(self._dataset.crs.to_wkt()) if self._dataset.crs else ""
 
     @property
+    def crs_name(self) -> str:
+        """The coordinate system for a command line, such as `EPSG:32633`; empty where there is none."""
+        return str(self._dataset.crs.to_string()) if self._dataset.crs else ""
+
+    @property
     def transform(self) -> tuple[float, ...]:
         """Six numbers: x = a * column + b * row + c, y = d * column + e * row + f."""
         return tuple(self._dataset.transform)[:6]

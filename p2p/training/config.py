@@ -9,6 +9,7 @@ from typing import Any, Literal
 from p2p.cli import TrueFalse
 from p2p.errors import ConfigError
 from p2p.model.config import ModelConfig, ModelOptions, Palette, Precision, class_planes
+from p2p.scenes.bands import RasterBands
 from p2p.storage.pixels import MAX_CHANNELS, RGB
 
 BestMetric = Literal[
@@ -128,9 +129,16 @@ class TrainConfig(ModelOptions, RunOptions):
             )
 
     def model(
-        self, precision: Precision = "fp32", bits: Literal[8, 16] = 8, input_palette: Palette | None = None
+        self,
+        precision: Precision = "fp32",
+        bits: Literal[8, 16] = 8,
+        input_palette: Palette | None = None,
+        bands: tuple[RasterBands | None, RasterBands | None] = (None, None),
     ) -> ModelConfig:
-        """The networks and objective that these options describe, for images of `bits` and, one-hot, that palette."""
+        """The networks and objective that these options describe, for images of `bits` and, one-hot, that palette.
+
+        `bands` are those of inputs and targets that were cut out of rasters. Raises ConfigError for other channels.
+        """
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelOptions)}
         planes = class_planes(self.input_encoding)
         return ModelConfig(
@@ -139,6 +147,8 @@ class TrainConfig(ModelOptions, RunOptions):
             output_channels=self.output_channels or RGB.channels,
             bits=bits,
             input_palette=input_palette if planes else None,
+            input_bands=bands[0],
+            output_bands=bands[1],
             precision=precision,
         )
 

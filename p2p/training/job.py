@@ -75,7 +75,7 @@ def _task(config: TrainConfig, train: Pairs, val: Pairs | None, data: DataRecord
     from p2p.training.task import TrainTask
 
     swap = config.direction == "BtoA"
-    formats = formats_for(config.model("fp32", data.bits, data.input_palette), swap)
+    formats = formats_for(config.model("fp32", data.bits, data.input_palette, data.bands), swap)
     crop = CropSettings(config.crop_size, config.seed, config.flip, swap, formats)
     return TrainTask(config, PairStream(train, val, crop, config.batch_size, config.workers), data, fence)
 
@@ -163,7 +163,7 @@ def _settle_pixels(config: TrainConfig) -> tuple[TrainConfig, DataRecord]:
             f"{config.best_metric}: the targets in {config.data} have no palette; use val_l1, val_psnr, val_ssim or "
             "val_pixel_accuracy",
         )
-    config.model("fp32", data.bits, data.input_palette)  # raises what does not fit
+    config.model("fp32", data.bits, data.input_palette, data.bands)  # raises what does not fit
     return config, data
 
 

@@ -110,7 +110,9 @@ def _build_networks(task: TrainTask, context: Any) -> Pix2Pix:
         # Each rank keeps its own running statistics between validations, where they are averaged.
         return data_parallel(module, [device] if device.type == "cuda" else None)
 
-    model = config.model(choose_precision(config.precision, device, bits), bits, task.data.input_palette)
+    model = config.model(
+        choose_precision(config.precision, device, bits), bits, task.data.input_palette, task.data.bands
+    )
     torch.backends.cudnn.allow_tf32 = model.precision != "fp32"  # else float32 products are rounded to 10 bits
     return Pix2Pix(model, seed=config.seed, device=device, wrap=wrap if context.get_world_size() > 1 else None)
 

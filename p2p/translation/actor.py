@@ -48,7 +48,7 @@ def load_engine(work: Work) -> tuple[Engine, ModelConfig]:
         tile_size=None if settings.size_mode == "pad" else settings.tile_size,
         batch_size=work.batch_size,
         device=work.device,
-        precision=choose_engine_precision(settings.precision, work.device),
+        precision=choose_engine_precision(settings.precision, work.device, generator.config.bits),
         norm_mode=settings.norm_mode,
         dropout=settings.dropout,
         seed=settings.seed,

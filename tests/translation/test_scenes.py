@@ -311,12 +311,23 @@ def test_after_a_kill_only_what_is_missing_is_done(
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
 
 
-def test_a_scene_that_is_replaced_half_way_is_noticed(
+def test_a_scene_that_is_replaced_is_noticed(
     tmp_path: Path, translate: Any, small_sections: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_sections(16, 64)
     source = write(tmp_path / "in" / "a.tif", picture(300, 100), **UTM)
+    other = picture(300, 100, seed=5)
     publish = store.SceneStore.publish
+
+    def replace(self: Any, section: int, *args: Any) -> int:
+        if section == 2:
+            write(source, other, **UTM, compress="deflate")
+        return publish(self, section, *args)
+
+    monkeypatch.setattr(store.SceneStore, "publish", replace)
+    translate(source, tmp_path / "out", Identity())
+    assert ledger(tmp_path / "out")["a.tif"]["error"] == "SceneChanged"
+    assert not (tmp_path / "out" / "scenes").exists()
 
     def end(self: Any, section: int, *args: Any) -> int:
         if section == 2:
@@ -325,13 +336,11 @@ def test_a_scene_that_is_replaced_half_way_is_noticed(
 
     monkeypatch.setattr(store.SceneStore, "publish", end)
     with pytest.raises(Killed):
-        translate(source, tmp_path / "out", Identity())
+        translate(source, tmp_path / "out", Identity(), only_failed=str(tmp_path / "out"))
     monkeypatch.setattr(store.SceneStore, "publish", publish)
-    other = picture(300, 100, seed=5)
-    write(source, other, **UTM, compress="deflate")
-    translate(source, tmp_path / "out", Identity())
-    assert ledger(tmp_path / "out")["a.tif"]["error"] == "SceneChanged"
-    translate(source, tmp_path / "out", Identity(), only_failed=str(tmp_path / "out"))
+    other = picture(300, 100, seed=6)
+    write(source, other, **UTM)
+    translate(source, tmp_path / "out", Identity())  # between two attempts: begun again
     assert ledger(tmp_path / "out")["a.tif"]["status"] == "translated"
     with rasterio.open(tmp_path / "out" / "scenes" / "a.tif") as file:
         assert (file.read() == other).all()

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from p2p.errors import BadInputError, NotFoundError
 from p2p.scenes.bands import RasterBands, parse_bands
+from p2p.scenes.reading import SceneReader
 from p2p.scenes.rows import RowBuffer
 from p2p.scenes.sections import consecutive, section_rows, tile_rows_between
 from p2p.scenes.tiling import RowStitcher, TilePlan, reflect_to
@@ -28,7 +29,6 @@ from p2p.translation.corpus.inputs import SIGNED, Input, on_disk
 from p2p.translation.pipeline.tasks import ShardReport
 from p2p.translation.plan.files import Shard, read_inputs
 from p2p.translation.plan.ledger import LedgerRow, ledger_uri, write_ledger
-from p2p.translation.scenes.reading import SceneReader
 from p2p.translation.scenes.store import SceneStore, SectionFacts, SectionWriter, sections_folder
 from p2p.translation.seams import SeamMeter
 from p2p.translation.sinks.geotiff import output_profile, scene_uri
@@ -108,7 +108,8 @@ class SceneTranslator:
         settings, network, made = self.settings, self.network, self.output_bands
         reader = SceneReader(
             raster,
-            network,
+            network.input_channels,
+            network.dtype,
             self.input_bands,
             parse_bands(settings.bands, "bands") if settings.bands else (),
             keep_holes=settings.on_bad_window == "nodata",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,21 +18,13 @@ Mask = npt.NDArray[np.bool_]
 _WIDEN = 257  # 255 * 257 = 65535
 
 
-class SceneNetwork(Protocol):
-    """What is asked of the network's inputs and outputs here."""
-
-    input_channels: int
-    output_channels: int
-    dtype: np.dtype[Any]
-    """uint8 or uint16."""
-
-
 class SceneReader:
     """Reads rows of a raster as inputs of a network.
 
     Args:
         raster: an open one.
-        network: what it is for.
+        channels: of the network's inputs.
+        dtype: likewise, uint8 or uint16.
         trained_on: the bands of the model's inputs, where they came from rasters.
         bands: those to use instead; empty for none.
         keep_holes: whether blocks that cannot be decoded become invalid pixels; else they are errors.
@@ -44,15 +36,16 @@ class SceneReader:
     def __init__(
         self,
         raster: Raster,
-        network: SceneNetwork,
+        channels: int,
+        dtype: np.dtype[Any],
         trained_on: RasterBands | None = None,
         bands: tuple[int | str, ...] = (),
         *,
         keep_holes: bool = False,
     ) -> None:
-        self._raster, self._network, self._keep_holes = raster, network, keep_holes
+        self._raster, self._channels, self._dtype, self._keep_holes = raster, channels, dtype, keep_holes
         self._scaled = trained_on if trained_on is not None and trained_on.is_scaled else None
-        self._bands = _choose_bands(raster, network.input_channels, trained_on, bands)
+        self._bands = _choose_bands(raster, channels, trained_on, bands)
         self._colours = raster.colours if raster.facts.is_palette else None
         self._check_type()
         self.holes: list[Window] = []
@@ -64,12 +57,14 @@ class SceneReader:
         facts = self._raster.facts
         return self._keep_holes or facts.validity != "none" or np.dtype(facts.dtype).kind == "f"
 
-    def read(self, top: int, bottom: int) -> tuple[Array, Mask | None, Array | None]:
-        """(n, W, C) at the network's depth, where they are valid (None: everywhere), and alpha as in the raster.
+    def read(
+        self, top: int, bottom: int, left: int = 0, right: int | None = None
+    ) -> tuple[Array, Mask | None, Array | None]:
+        """(h, w, C) at the network's depth, where they are valid (None: everywhere), and alpha as in the raster.
 
-        Raises StorageError, and BadInputError (DamagedBlock).
+        Rows from `top` to before `bottom`, and columns likewise. Raises StorageError, and BadInputError (DamagedBlock).
         """
-        window = (0, top, self._raster.facts.width, bottom - top)
+        window = (left, top, (self._raster.facts.width if right is None else right) - left, bottom - top)
         try:
             pixels, valid, alpha = self._raster.read(self._bands, window)
         except BadInputError:
@@ -84,7 +79,8 @@ class SceneReader:
         valid = np.ones(shape, bool)
         alpha = np.zeros(shape, facts.dtype) if facts.alpha_band else None
         for left, top, width, height in self._raster.blocks(window):
-            area = slice(top - window[1], top - window[1] + height), slice(left, left + width)
+            x = left - window[0]
+            area = slice(top - window[1], top - window[1] + height), slice(x, x + width)
             try:
                 part, good, alpha_part = self._raster.read(self._bands, (left, top, width, height))
             except BadInputError:
@@ -107,17 +103,17 @@ class SceneReader:
         facts = self._raster.facts
         if self._scaled is not None or self._colours is not None:
             return
-        readable = ("uint8", "uint16") if self._network.dtype == np.uint16 else ("uint8",)
+        readable = ("uint8", "uint16") if self._dtype == np.uint16 else ("uint8",)
         if facts.dtype not in readable:
             raise BadInputError(
                 "NeedsScaling",
                 f"its pixels are {facts.dtype}, and the checkpoint carries no scaling for them: prepare pairs of such "
-                f"rasters with --layout rasters and --scale-a (or --scale-b), and train on those",
+                f"rasters (layout rasters, with scale_a or scale_b), and train on those",
             )
 
     def _convert(self, pixels: Array) -> Array:
         """Bands as stored -> (n, W, C) at the network's depth."""
-        facts, channels = self._raster.facts, self._network.input_channels
+        facts, channels = self._raster.facts, self._channels
         if self._colours is not None:
             pixels = self._colours[pixels[..., 0]]
             if channels == 1:
@@ -128,7 +124,7 @@ class SceneReader:
             pixels = (pixels.astype(np.uint16) * 255 // (2**facts.bits - 1)).astype(np.uint8)
         if pixels.shape[2] == 1 and channels > 1:
             pixels = np.repeat(pixels, channels, axis=2)
-        if pixels.dtype == np.uint8 and self._network.dtype == np.uint16:
+        if pixels.dtype == np.uint8 and self._dtype == np.uint16:
             return np.multiply(pixels, _WIDEN, dtype=np.uint16)
         return pixels
 
