@@ -39,6 +39,10 @@ demo: install ## the whole product on the embedded data set, from nothing, into 
 	  --output $(DEMO)/translated/parquet
 	$(BIN)/python jobs/translate.py --checkpoint $(DEMO)/run --source $(DEMO)/scenes/train --format png \
 	  --output $(DEMO)/translated/png
+	@echo '== a georeferenced scene, as a cloud-optimised GeoTIFF on the same place'
+	$(BIN)/python -m p2p.synthetic.scene $(DEMO)/scene/photograph.tif
+	$(BIN)/python jobs/translate.py --checkpoint $(DEMO)/run --source $(DEMO)/scene --format geotiff \
+	  --output $(DEMO)/translated/geotiff
 	@echo
 	@echo 'Open these in a browser:'
 	@ls -1 $(CURDIR)/$(DEMO)/run/report.html $(CURDIR)/$(DEMO)/evaluation/report.html \

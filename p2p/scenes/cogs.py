@@ -31,6 +31,7 @@ _DEFLATE_LEVEL = 1  # a third of the time of level 6, for a tenth more bytes
 _ZSTD_LEVEL = 1
 _CLASSIC_BYTES = 4_000_000_000
 _COPY_BYTES = 16 * 2**20
+_HALVED_ROWS = 16  # at a time, since sums take more memory than pixels; an even number
 
 
 @dataclass(frozen=True)
@@ -118,26 +119,33 @@ class PartWriter:
             for band, name in enumerate(profile.names[: profile.channels], 1):
                 self._dataset.set_band_description(band, name)
         self._next = PartWriter(paths[1:], profile, -(-rows // 2), level + 1) if len(paths) > 1 else None
-        self._waiting: list[tuple[Array, Mask | None]] = []
-        self._written = 0
+        rows_at_once = min(BLOCK, rows)
+        self._pixels = np.empty((rows_at_once, self._width, self._dataset.count), profile.dtype)
+        self._valid: Mask | None = None
+        self._waiting = self._written = 0
 
     def add(self, pixels: Array, valid: Mask | None) -> None:
         """Take (n, W, C) pixels, alpha as their last channel if the profile has it, and where they are valid.
 
         Valid pixels that equal nodata are moved off it, invalid ones get it.
         """
+        if valid is not None and self._valid is None:
+            self._valid = np.empty(self._pixels.shape[:2], bool)
         while len(pixels):
-            room = min(BLOCK, self._rows - self._written) - sum(len(part) for part, _ in self._waiting)
-            self._waiting.append((pixels[:room], None if valid is None else valid[:room]))
-            if len(pixels) >= room:
+            end = min(BLOCK, self._rows - self._written)
+            count = min(len(pixels), end - self._waiting)
+            place = slice(self._waiting, self._waiting + count)
+            self._pixels[place] = pixels[:count]
+            if valid is not None and self._valid is not None:
+                self._valid[place], valid = valid[:count], valid[count:]
+            pixels, self._waiting = pixels[count:], self._waiting + count
+            if self._waiting == end:
                 self._write_blocks()
-            pixels, valid = pixels[room:], None if valid is None else valid[room:]
 
     def _write_blocks(self) -> None:
-        pixels = np.concatenate([part for part, _ in self._waiting])
-        masks = [mask for _, mask in self._waiting if mask is not None]
-        valid = np.concatenate(masks) if masks else None
-        self._waiting = []
+        pixels = self._pixels[: self._waiting]
+        valid = None if self._valid is None else self._valid[: self._waiting]
+        self._waiting = 0
         mark_invalid(pixels, valid, self._profile)
         window = rasterio().windows.Window(0, self._written, self._width, len(pixels))
         self._dataset.write(np.ascontiguousarray(np.moveaxis(pixels, 2, 0)), window=window)
@@ -145,8 +153,10 @@ class PartWriter:
             mask = np.ones(pixels.shape[:2], bool) if valid is None else valid
             self._dataset.write_mask(mask.astype(np.uint8) * 255, window=window)
         self._written += len(pixels)
-        if self._next:
-            self._next.add(*halve(pixels, valid))
+        for top in range(0, len(pixels) if self._next else 0, _HALVED_ROWS):
+            assert self._next is not None
+            part = slice(top, top + _HALVED_ROWS)
+            self._next.add(*halve(pixels[part], None if valid is None else valid[part]))
 
     def close(self) -> None:
         """Finish the files. Raises ValueError if rows are missing."""

@@ -176,6 +176,12 @@ class Raster:
         return x, y, min(wide, self.facts.width - x), min(high, self.facts.height - y)
 
 
+def file_identity(uri: str) -> tuple[int, str]:
+    """Size and time (or ETag) of the file at `uri`, as `Raster` has them. Raises StorageError, BadInputError."""
+    file = _WatchedFile(uri)
+    return file.size, file.modified
+
+
 @contextlib.contextmanager
 def open_raster(uri: str) -> Iterator[Raster]:
     """Open the GeoTIFF at `uri`; nothing is decoded before its tags were looked at.
@@ -222,7 +228,7 @@ class _WatchedFile:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._fault: P2PError | None = None
-        self._opened: list[IO[bytes]] = []
+        self._file: IO[bytes] | None = None
         with _storage_errors(uri):
             filesystem, path = open_filesystem(uri)
             require_regular_file(filesystem, path)
@@ -234,16 +240,15 @@ class _WatchedFile:
             self.modified = str(changed or "")
         self._filesystem, self._path = filesystem, path
 
-    def open(self) -> IO[bytes]:
-        """A file object of its own."""
-        if not is_remote(self.uri):
-            file: IO[bytes] = open(self._path, "rb")  # noqa: SIM115 - closed by close
-        else:
-            file = self._filesystem.open(
-                self._path, "rb", block_size=_READ_AHEAD, cache_type="readahead", size=self.size
-            )
-        self._opened.append(file)
-        return file
+    def open(self) -> _Watched:
+        """A file object with a place of its own; all share what was read ahead."""
+        if self._file is None:
+            if is_remote(self.uri):
+                options = {"block_size": _READ_AHEAD, "cache_type": "readahead", "size": self.size}
+                self._file = self._filesystem.open(self._path, "rb", **options)
+            else:
+                self._file = open(self._path, "rb")  # noqa: SIM115 - closed by close
+        return _Watched(self._file, self)
 
     def opener(self, path: str, mode: str = "rb", **options: Any) -> Any:
         """What rasterio opens files with."""
@@ -253,7 +258,7 @@ class _WatchedFile:
             raise FileNotFoundError(path)
         try:
             with _storage_errors(self.uri):
-                return _Watched(self.open(), self)
+                return self.open()
         except P2PError as error:
             self.note(error)
             raise OSError(str(error)) from None
@@ -268,35 +273,38 @@ class _WatchedFile:
             raise self._fault
 
     def close(self) -> None:
-        """Close what was opened."""
-        for file in self._opened:
+        """Close it."""
+        if self._file is not None:
             with contextlib.suppress(Exception):
-                file.close()
+                self._file.close()
 
 
-class _Watched:
+class _Watched(io.RawIOBase):
     """A file object whose errors are noted."""
 
     def __init__(self, file: IO[bytes], owner: _WatchedFile) -> None:
         self._inner, self._owner = file, owner
+        self._place = 0
 
     def read(self, size: int = -1) -> bytes:
-        return self._noted(self._inner.read, size)  # type: ignore[no-any-return]
+        """As every file object does."""
+
+        def read() -> bytes:
+            self._inner.seek(self._place)
+            return self._inner.read(size)
+
+        data: bytes = self._noted(read)
+        self._place += len(data)
+        return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return self._noted(self._inner.seek, offset, whence)  # type: ignore[no-any-return]
+        """As every file object does."""
+        self._place = offset + {0: 0, 1: self._place, 2: self._owner.size}[whence]
+        return self._place
 
     def tell(self) -> int:
-        return self._inner.tell()
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def __enter__(self) -> _Watched:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
+        """As every file object does."""
+        return self._place
 
     def _noted(self, call: Any, *args: Any) -> Any:
         try:

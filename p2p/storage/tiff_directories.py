@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,16 @@ class TagValue:
         return len(self.values) // (2 if self.kind in _PAIRS else 1)
 
 
+class SeekableFile(Protocol):
+    """What is asked of a file here."""
+
+    def seek(self, offset: int, /) -> int:
+        """Go to a byte."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to so many bytes."""
+
+
 Directory = Mapping[int, TagValue]
 
 
@@ -65,7 +75,7 @@ def number(directory: Directory, tag: int, default: int = 0) -> int:
     return int(value.values[0]) if value is not None and len(value.values) else default
 
 
-def read_directories(file: IO[bytes], size: int) -> list[dict[int, TagValue]]:
+def read_directories(file: SeekableFile, size: int) -> list[dict[int, TagValue]]:
     """Every directory of a file of `size` bytes, in order. Raises BadInputError for what is no TIFF, or is damaged."""
     head = _read(file, 0, min(size, 16), size)
     if head[:2] not in (b"II", b"MM") or sorted(head[2:4]) not in ([0, 42], [0, 43]):
@@ -88,7 +98,7 @@ def read_directories(file: IO[bytes], size: int) -> list[dict[int, TagValue]]:
     return found
 
 
-def _read(file: IO[bytes], start: int, count: int, size: int) -> bytes:
+def _read(file: SeekableFile, start: int, count: int, size: int) -> bytes:
     if start + count > size:
         raise BadInputError(
             "DamagedImage", f"the TIFF is cut off: bytes {start} to {start + count} are not in its {size}"
@@ -101,7 +111,7 @@ def _read(file: IO[bytes], start: int, count: int, size: int) -> bytes:
 
 
 def _read_directory(
-    file: IO[bytes], start: int, size: int, order: Literal["<", ">"], large: bool
+    file: SeekableFile, start: int, size: int, order: Literal["<", ">"], large: bool
 ) -> tuple[dict[int, TagValue], int]:
     count_format, entry = ("Q", struct.Struct(order + "HHQ8s")) if large else ("H", struct.Struct(order + "HHL4s"))
     room, width = (8, "Q") if large else (4, "L")

@@ -17,7 +17,7 @@ Mask = npt.NDArray[np.bool_]
 _OFFSETS = (-4, 4)
 """Where to look for comparison, in pixels from a border. Near, since blending two tiles makes all between their borders
 smoother; a multiple of 4, since the stride-2 layers of a generator leave a pattern that repeats so."""
-_STRIP = 512  # rows looked at together, so that a large scene is not copied
+_STRIP = 32  # rows looked at together, so that a large scene is not copied
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from p2p.storage.filesystems import absolute, join, list_files, require_readable
 from p2p.storage.lease import EXPIRY_SECONDS, read_lease
 from p2p.translation.plan import ledger
 from p2p.translation.plan.plan import load_plan
-from p2p.translation.plan.resume import exists_translation
-from p2p.translation.plan.shards import shard_of
+from p2p.translation.plan.resume import SECTIONS_FOLDER, exists_translation
+from p2p.translation.plan.shards import shard_of, shards_in
+from p2p.translation.scenes.store import count_sections
 
 log = logging.getLogger("p2p")
 _RATE_SECONDS = 600.0
@@ -36,8 +37,9 @@ class StatusConfig:
 def status(config: StatusConfig) -> dict[str, Any]:
     """Count what the ledger says. Raises UsageError where there is no translation.
 
-    `images` is what is planned so far: a job lists its whole source before it starts. `images_per_second` and
-    `eta_seconds` are None where too little is done to know, the latter also when nothing has been finished lately.
+    Of scenes that are in work it also counts `sections` and `sections_done`. `images` is what is planned so far: a job
+    lists its whole source before it starts. `images_per_second` and `eta_seconds` are None where too little is done to
+    know, the latter also when nothing has been finished lately.
     """
     output = absolute(config.output)
     try:
@@ -57,7 +59,7 @@ def status(config: StatusConfig) -> dict[str, Any]:
     if images and done == images:
         state = "finished"
     signs = [moment for moment, _ in finished[-1:]] + ([lease.renewed] if lease else [])
-    summary = {
+    summary: dict[str, Any] = {
         "output": output,
         "state": state,
         "images": images,
@@ -72,6 +74,9 @@ def status(config: StatusConfig) -> dict[str, Any]:
         else None,
         "seconds_since_last_shard": None if silence is None else round(max(0.0, silence)),
     }
+    if started := shards_in(join(output, SECTIONS_FOLDER)):
+        counts = [count_sections(output, shard) for shard in sorted(started)]
+        summary["sections_done"], summary["sections"] = (sum(column) for column in zip(*counts, strict=True))
     log.info("%s", _describe(summary))
     return summary
 
@@ -94,6 +99,8 @@ def _describe(summary: dict[str, Any]) -> str:
     share = f" ({summary['done'] / summary['images']:.1%})" if summary["images"] else ""
     line = f"{summary['state']}: {summary['done']} of {summary['images']} images done{share}"
     line += f", {summary['failed']} of them failed, {summary['left']} left"
+    if "sections" in summary:
+        line += f"; {summary['sections_done']} of {summary['sections']} sections of the scenes in work are done"
     if summary["images_per_second"] is not None:
         line += f", {summary['images_per_second']} img/s"
     if summary["eta_seconds"] is not None:

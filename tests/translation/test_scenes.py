@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import http.server
+import math
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -15,14 +16,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import in_this_process
+import s3fs
+from conftest import S3Place, in_this_process
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from p2p.errors import P2PError, UsageError
 from p2p.model.translator import Translator
 from p2p.scenes import cogs, sections
 from p2p.scenes.bands import RasterBands
 from p2p.storage import rasters
+from p2p.storage.filesystems import read_bytes, write_bytes
 from p2p.translation import TranslateConfig, actor
 from p2p.translation.config import Settings
 from p2p.translation.corpus.corpus import open_scenes
@@ -30,6 +34,7 @@ from p2p.translation.job import run
 from p2p.translation.plan.plan import extend_plan
 from p2p.translation.scenes import store, translator
 from p2p.translation.sinks import GeotiffNames
+from p2p.translation.status import StatusConfig, status
 
 rasterio = pytest.importorskip("rasterio")
 from rasterio.control import GroundControlPoint  # noqa: E402
@@ -554,3 +559,105 @@ def test_bands_are_chosen_by_number_or_name(tmp_path: Path, translate: Any) -> N
     translate(source, tmp_path / "missing", Identity(), bands="B04,B03,B99")
     row = ledger(tmp_path / "missing")["a.tif"]
     assert row["error"] == "WrongBands" and "B99" in row["message"] and "B08" in row["message"]
+
+
+@pytest.mark.parametrize("compression", ["zstd", "none", "jpeg", "webp"])
+def test_blocks_are_compressed_as_asked(compression: str, tmp_path: Path, translate: Any) -> None:
+    data = picture(700, 600)
+    data[:, :100] = 0
+    source = write(tmp_path / "a.tif", data, nodata=0, **UTM)
+    translate(source, tmp_path / "out", Identity(), compression=compression, quality=90)
+    output = tmp_path / "out" / "scenes" / "a.tif"
+    require_cog(output)
+    with rasterio.open(output) as file:
+        stored = file.profile.get("compress", "none")
+        pixels, valid = file.read(), file.dataset_mask() > 0
+    assert compression in stored.lower()
+    assert (valid == data.any(0)).all()  # lossy ones have a mask
+    worst = np.abs(pixels.astype(int) - data)[:, 120:].max()
+    assert worst == 0 if compression in ("zstd", "none") else 0 < worst < 40
+
+
+def test_a_scene_from_a_bucket_takes_few_requests_and_goes_to_one(
+    s3: S3Place, tmp_path: Path, translate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (3, 2600, 1500)).astype(np.uint8)  # which does not compress
+    path = write(tmp_path / "a.tif", noise, **UTM, **TILED)
+    write_bytes(s3.uri("in", "a.tif"), path.read_bytes())
+    asked = []
+    fetch = s3fs.S3File._fetch_range
+    monkeypatch.setattr(
+        s3fs.S3File, "_fetch_range", lambda file, *span: (asked.append(file.path), fetch(file, *span))[1]
+    )
+    translate(s3.uri("in"), s3.uri("out"), Identity(), tile_size=256, overlap=64)
+    reads = sum(name.endswith("/in/a.tif") for name in asked)
+    assert reads <= 1 + 1.2 * math.ceil(path.stat().st_size / 5e6)  # the header is looked at before
+    (tmp_path / "out.tif").write_bytes(read_bytes(s3.uri("out", "scenes", "a.tif")))
+    require_cog(tmp_path / "out.tif")
+    with rasterio.open(tmp_path / "out.tif") as file:
+        assert (file.read() == noise).all()
+
+
+def test_a_storage_that_fails_is_no_fault_of_the_scene(
+    s3: S3Place, tmp_path: Path, translate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (3, 600, 600)).astype(np.uint8)
+    path = write(tmp_path / "a.tif", noise, **UTM, **TILED)
+    write_bytes(s3.uri("in", "a.tif"), path.read_bytes())
+    monkeypatch.setattr(rasters, "_READ_AHEAD", 50_000)
+    fetch = s3fs.S3File._fetch_range
+    for failing in (1, 3, 9):  # while the tags are read, while GDAL opens, while it reads
+        calls = []
+
+        def fail(file: Any, *span: Any) -> bytes:
+            calls.append(span)  # noqa: B023
+            if len(calls) >= failing and file.path.endswith("a.tif"):  # noqa: B023
+                raise OSError("Please reduce your request rate")
+            return fetch(file, *span)
+
+        monkeypatch.setattr(s3fs.S3File, "_fetch_range", fail)
+        with pytest.raises(P2PError, match="reduce your request rate"):
+            translate(s3.uri("in"), tmp_path / "out", Identity())
+        assert not list((tmp_path / "out").glob("ledger/*"))
+    monkeypatch.setattr(s3fs.S3File, "_fetch_range", fetch)
+    assert translate(s3.uri("in"), tmp_path / "out", Identity())["translated"] == 1
+
+
+def test_a_manifest_names_scenes_and_not_web_servers(tmp_path: Path, translate: Any) -> None:
+    write(tmp_path / "scenes" / "a.tif", picture(70, 70), **UTM)
+    (tmp_path / "list.txt").write_text("scenes/a.tif\nhttp://127.0.0.1:1/b.tif\nscenes/gone.tif\n")
+    translate(tmp_path / "list.txt", tmp_path / "out", Identity())
+    assert sorted(row["error"] for row in ledger(tmp_path / "out").values()) == ["", "AddressRefused", "NotFound"]
+
+
+def test_status_and_report_know_of_scenes(
+    tmp_path: Path, translate: Any, small_sections: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_sections(16, 64)
+    source = write(tmp_path / "in" / "a.tif", picture(400, 100), **UTM)
+    publish = store.SceneStore.publish
+
+    def end(self: Any, section: int, *args: Any) -> int:
+        if section == 3:
+            raise Killed
+        return publish(self, section, *args)
+
+    monkeypatch.setattr(store.SceneStore, "publish", end)
+    with pytest.raises(Killed):
+        translate(source, tmp_path / "out", Identity())
+    found = status(StatusConfig(output=str(tmp_path / "out")))
+    assert (found["sections_done"], found["sections"]) == (3, 7)
+    monkeypatch.setattr(store.SceneStore, "publish", publish)
+    summary = translate(source, tmp_path / "out", Identity())
+    assert "sections" not in status(StatusConfig(output=str(tmp_path / "out")))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image") >= 2 and f"a.tif (seam score {summary['seam_score']:.3f})" in page
+
+
+def test_what_is_not_for_scenes_is_told_before_any_work(tmp_path: Path) -> None:
+    for options in ({"side": "left"}, {"size_mode": "pad"}, {"dry_run": True}, {"bands": "1,1"}, {"bands": "0"}):
+        with pytest.raises(UsageError, match=next(iter(options))):
+            TranslateConfig(checkpoint="a", source="b", output="c", format="geotiff", **options)
+    for options in ({"bands": "1"}, {"on_bad_window": "nodata"}, {"compression": "jpeg"}):
+        with pytest.raises(UsageError, match="geotiff"):
+            TranslateConfig(checkpoint="a", source="b", output="c", **options)

@@ -86,12 +86,23 @@ def done_sections(output: str, shard: int) -> set[int]:
     return {int(match[1]) for match in found if match}
 
 
+def count_sections(output: str, shard: int) -> tuple[int, int]:
+    """How many sections of a scene in work are done, and how many there are; none where that is not known yet."""
+    try:
+        sections = int(read_json_object(join(sections_folder(output, shard), _SCENE))["sections"])
+    except (NotFoundError, DamagedFileError, KeyError, TypeError, ValueError):
+        return 0, 0
+    return len(done_sections(output, shard)), sections
+
+
 def forget_earlier(output: str, shard: int, raster: Raster) -> None:
     """Before a job starts: the one before was stopped, which is no fault of the scene; sections of another file go."""
     folder = sections_folder(output, shard)
     names = list_names(folder)
     with contextlib.suppress(DamagedFileError, NotFoundError):
-        if names and read_json_object(join(folder, _SCENE)) != _identity(raster):
+        if names and read_json_object(join(folder, _SCENE)) != _identity(
+            raster.size, raster.modified, raster.facts.height
+        ):
             remove(folder)
             return
     for name in names:
@@ -99,9 +110,9 @@ def forget_earlier(output: str, shard: int, raster: Raster) -> None:
             remove_file(join(folder, name))
 
 
-def _identity(raster: Raster) -> dict[str, Any]:
+def _identity(size: int, modified: str, height: int) -> dict[str, Any]:
     """By which it is noticed that a scene was replaced."""
-    return {"size": raster.size, "modified": raster.modified, "sections": section_count(raster.facts.height)}
+    return {"size": size, "modified": modified, "sections": section_count(height)}
 
 
 @dataclass(frozen=True)
@@ -134,10 +145,10 @@ class SceneStore:
         """Sections that are not done."""
         return set(range(self.sections)) - done_sections(self.output, self.shard)
 
-    def require_same(self, raster: Raster) -> None:
+    def require_same(self, size: int, modified: str) -> None:
         """Note which file the scene is; raise BadInputError if sections were made of another one."""
         uri = join(self.folder, _SCENE)
-        now = _identity(raster)
+        now = _identity(size, modified, self.profile.height)
         if write_bytes(uri, to_json(now).encode(), only_new=True):
             return
         with contextlib.suppress(DamagedFileError, NotFoundError):

@@ -22,7 +22,7 @@ from p2p.scenes.validity import fill_invalid
 from p2p.storage.deadline import DECODE_SECONDS, Deadline
 from p2p.storage.filesystems import exists, remove, remove_file
 from p2p.storage.lease import Fence
-from p2p.storage.rasters import Raster, Window, open_raster, place_of
+from p2p.storage.rasters import Raster, Window, file_identity, open_raster, place_of
 from p2p.translation.config import Settings
 from p2p.translation.corpus.addresses import is_web
 from p2p.translation.corpus.inputs import SIGNED, Input, on_disk
@@ -119,7 +119,7 @@ class SceneTranslator:
             settings, raster.facts, network.output_channels, dtype, made, has_validity=reader.has_validity
         )
         store = SceneStore(settings.output, shard.index, profile)
-        store.require_same(raster)
+        store.require_same(raster.size, raster.modified)
         return _Scene(self, shard, item, raster, reader, store)
 
     def _require_open(self, shard: Shard) -> None:
@@ -136,8 +136,7 @@ class SceneTranslator:
         """Put the scene together and declare it done."""
         started = time.perf_counter()
         uri = scene_uri(self.settings.output, task.item.image_id)
-        with open_raster(task.raster.uri) as now:  # what lies there now, if it was replaced
-            task.store.require_same(now)
+        task.store.require_same(*file_identity(task.raster.uri))  # what lies there now
         staged, facts = task.store.assemble(uri, task.raster)
         try:
             self.check(task.shard)
@@ -149,7 +148,7 @@ class SceneTranslator:
         row = LedgerRow(task.item.image_id, "translated", message=_describe(facts.holes), output_uri=uri)
         write_ledger(self.settings.output, task.shard.index, [row])
         task.store.remove()
-        report = ShardReport(task.shard.index, images=1, finished=True, translated=1, output_bytes=size)
+        report = ShardReport(task.shard.index, finished=True, translated=1, output_bytes=size)
         report.seconds["publish"] = time.perf_counter() - started
         return report
 
@@ -159,7 +158,7 @@ class SceneTranslator:
         remove_file(scene_uri(output, item.image_id))  # of an earlier attempt
         write_ledger(output, shard.index, [LedgerRow(item.image_id, "failed", error.kind, str(error))])
         remove(sections_folder(output, shard.index))
-        return ShardReport(shard.index, images=1, finished=True, failed=1)
+        return ShardReport(shard.index, finished=True, failed=1)
 
 
 def address_of(item: Input) -> str:
