@@ -131,7 +131,9 @@ def test_every_link_leads_somewhere(page: str) -> None:
 
 
 PATH = r"`((?:[\w.-]+/)+(?:[\w-]+\.(?:py|yaml|sh|md))?)`"
-OF_OUTPUTS = re.compile(r"(data|images|ledger|manifest|weights|checkpoints|samples|tensorboard|errors|train|val|test)/")
+OF_OUTPUTS = re.compile(
+    r"(data|images|ledger|manifest|weights|work|previews|checkpoints|samples|tensorboard|errors|train|val|test)/"
+)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "cluster" not in page])  # which have their own test

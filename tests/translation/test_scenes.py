@@ -478,7 +478,7 @@ def requests_made() -> Iterator[tuple[str, list[str]]]:
 
 
 def test_hostile_files_make_no_request_and_read_no_other_file(
-    tmp_path: Path, translate: Any, requests_made: tuple[str, list[str]]
+    tmp_path: Path, translate: Any, requests_made: tuple[str, list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     url, asked = requests_made
     folder = tmp_path / "in"
@@ -502,16 +502,21 @@ def test_hostile_files_make_no_request_and_read_no_other_file(
         (folder / f"{name}_aux.tif.aux.xml").write_text(
             f'<PAMDataset><Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">{target}</MDI></Metadata></PAMDataset>'
         )
-        write(folder / f"{name}_ovr.tif", plain, **UTM)
+        (folder / f"{name}_ovr.tfw").write_text("0.5\n0\n0\n-0.5\n7\n9\n")
+        write(folder / f"{name}_ovr.tif", plain)
         (folder / f"{name}_ovr.tif.ovr").write_text(vrt.format(target))
         (folder / f"{name}_ovr.tif.msk").write_text(vrt.format(target))
-    translate(folder, tmp_path / "out", Identity())
+    with caplog.at_level("WARNING", "p2p"):
+        translate(folder, tmp_path / "out", Identity())
+    assert "8 files beside scenes are not looked at" in caplog.text
+    assert "net_ovr.tif: nothing says where it lies" in caplog.text
     errors = {name: row["error"] for name, row in ledger(tmp_path / "out").items()}
     for name in ("net", "disk"):
         assert errors[f"{name}.tif"] == "ForeignReference" and errors[f"{name}_vrt.tif"] == "NotAnImage"
         for kind in ("aux", "ovr"):
             assert errors[f"{name}_{kind}.tif"] == ""
             with rasterio.open(tmp_path / "out" / "scenes" / f"{name}_{kind}.tif") as file:
+                assert (file.transform == Affine.identity()) == (kind == "ovr")
                 assert (file.read() == 7).all() and (file.dataset_mask() == 255).all()
     assert asked == []
 

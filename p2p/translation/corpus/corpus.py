@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,10 @@ from p2p.translation.corpus.manifest import ManifestCorpus, choose_address_colum
 from p2p.translation.corpus.parquet_corpus import ParquetCorpus, holds_images, text_columns
 from p2p.translation.corpus.tar_corpus import TarCorpus
 
+log = logging.getLogger("p2p")
+
 _MANIFESTS = (".txt", ".csv", ".tsv")
+_SIDECARS = (".tfw", ".tifw", ".wld", ".aux.xml", ".msk", ".ovr")
 SCENE_SUFFIXES = (".tif", ".tiff", ".jp2")
 """Endings of rasters; one in another format than GeoTIFF fails with the reason."""
 
@@ -131,6 +135,15 @@ def open_scenes(uri: str, *, local_root: str = "") -> Corpus:
     Raises ConfigError for a file of another kind.
     """
     if not is_file(uri):
+        beside = [file.path for file in list_files(uri, _SIDECARS)]
+        if beside:
+            log.warning(
+                "%s: %d files beside scenes are not looked at (the first: %s); gdal_translate puts what they say into "
+                "the scene itself",
+                uri,
+                len(beside),
+                beside[0],
+            )
         return FolderCorpus(uri, are_scenes=True)
     if uri.lower().endswith((*_MANIFESTS, ".parquet")):
         return ManifestCorpus(uri, AddressRules(posixpath.dirname(uri), local_root))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from concurrent.futures import ThreadPoolExecutor
 
 from p2p.errors import BadInputError
@@ -13,6 +14,7 @@ from p2p.translation.plan.resume import RemainingWork
 from p2p.translation.scenes.store import done_sections, forget_earlier
 from p2p.translation.scenes.translator import address_of
 
+log = logging.getLogger("p2p")
 _READERS = 16
 
 
@@ -28,6 +30,8 @@ def cut_into_sections(output: str, left: RemainingWork) -> RemainingWork:
         try:
             with open_raster(address_of(item)) as raster:
                 forget_earlier(output, shard.index, raster)
+                if not raster.facts.is_georeferenced:
+                    log.warning("%s: nothing says where it lies, and nothing will in its output", item.image_id)
                 sections = set(range(section_count(raster.facts.height)))
         except BadInputError:
             sections = {0}
