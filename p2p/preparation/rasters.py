@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from p2p.data.joining import FoundLayout
+from p2p.data.layouts import split_name
 from p2p.errors import BadInputError, ConfigError, StorageError
 from p2p.preparation.config import PrepareConfig
-from p2p.preparation.pairing import Pairing, PairRef, goes_to_val, split_name
+from p2p.preparation.pairing import Pairing, PairRef, goes_to_val
 from p2p.preparation.windows import RasterWindow
 from p2p.scenes.bands import RasterBands, find_bands, parse_bands, parse_scale
 from p2p.storage.filesystems import is_file, list_files
