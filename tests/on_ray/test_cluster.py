@@ -116,6 +116,18 @@ class Cluster:
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return json.load(answer)
 
+    def running_jobs(self) -> list[str]:
+        return [one["submission_id"] for one in self.ask("/api/jobs/") if one["status"] == "RUNNING"]
+
+    @contextlib.contextmanager
+    def no_job_left(self) -> Iterator[None]:
+        """End the jobs that a test which failed has left: the next one has the same cluster."""
+        try:
+            yield
+        finally:
+            for job in self.running_jobs():
+                self.run(BIN / "ray", "job", "stop", job, **self.access())
+
     def processes_of(self, node: str) -> list[int]:
         """`head` or `node1`…: all its processes, and those of the jobs on it."""
         roots = [pid for pid in pids() if f"P2P_CLUSTER_MARK={self.home};{node};" in read_process(pid, "environ")]
@@ -246,7 +258,7 @@ def test_a_training_told_of_a_preemption_saves_and_goes_on_elsewhere(
     cluster.up(3)
     quick = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2"}  # not once in five seconds
     submission = cluster.submission("jobs/train.py", "--data", data, "--output", run, *words.split(), **quick)
-    with cluster.start(*submission, **cluster.access()) as job:
+    with cluster.start(*submission, **cluster.access()) as job, cluster.no_job_left():
         wait_until((run / "metrics.jsonl").exists, job)
         told = next(node for node in NODES if cluster.workers_of(node, "RayTrainWorker"))
         listed = cluster.ask("/api/v0/nodes?detail=1")["data"]["result"]["result"]
@@ -257,7 +269,7 @@ def test_a_training_told_of_a_preemption_saves_and_goes_on_elsewhere(
         assert done.returncode == 0, done.stderr
         wait_until((run / "latest.json").exists, job)
         saved = json.loads((run / "latest.json").read_text())
-        [running] = [one["submission_id"] for one in cluster.ask("/api/jobs/") if one["status"] == "RUNNING"]
+        [running] = cluster.running_jobs()
         wait_until(lambda: "continuing after step" in cluster.ask(f"/api/jobs/{running}/logs")["logs"], job)
         assert not cluster.workers_of(told, "RayTrainWorker")
         cluster.run(BIN / "ray", "job", "stop", running, **cluster.access())
