@@ -262,7 +262,8 @@ def test_a_training_told_of_a_preemption_saves_and_goes_on_elsewhere(
         wait_until((run / "metrics.jsonl").exists, job)
         told = next(node for node in NODES if cluster.workers_of(node, "RayTrainWorker"))
         listed = cluster.ask("/api/v0/nodes?detail=1")["data"]["result"]["result"]
-        (node_id,) = [node["node_id"] for node in listed if node["labels"].get("p2p-node") == told.removeprefix("node")]
+        alive = [node for node in listed if node["state"] == "ALIVE"]  # others of that name may have been killed before
+        (node_id,) = [node["node_id"] for node in alive if node["labels"].get("p2p-node") == told.removeprefix("node")]
         reason = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot")
         drain = (BIN / "ray", "drain-node", "--node-id", node_id, *reason, "--deadline-remaining-seconds", 10)
         done = cluster.run(*drain, **cluster.variables())
