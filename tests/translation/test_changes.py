@@ -172,7 +172,7 @@ def test_an_interruption_while_changes_are_written_down_forgets_none(
 
 
 @pytest.mark.parametrize("write", [write_parquet, write_tar])
-def test_of_a_container_that_has_shrunk_no_other_image_is_taken_in_place_of_a_missing_one(
+def test_a_container_written_anew_gives_what_it_holds_now(
     tmp_path: Path, translate: Callable[..., dict[str, Any]], images: Images, write: Callable[[str, Images], str]
 ) -> None:
     def only_the_first_shard(work: Work, left: RemainingWork) -> Outcome:
@@ -182,16 +182,36 @@ def test_of_a_container_that_has_shrunk_no_other_image_is_taken_in_place_of_a_mi
     source = write(str(tmp_path / "in"), images)
     with pytest.raises(KeyboardInterrupt):
         translate(source, tmp_path / "out", only_the_first_shard)
-    del images["15.png"]
-    write(str(tmp_path / "in"), images)
-    summary = translate(source, tmp_path / "out", max_bad_fraction=1.0)
-    assert (summary["translated"], summary["failed"], summary["changed"]) == (19, 1, 19)
-    rows = [row for path in (tmp_path / "out/ledger").iterdir() for row in pq.read_table(path).to_pylist()]
-    assert [(row["image_id"], row["error"]) for row in rows if row["status"] == "failed"] == [
-        ("15.png", "SourceChanged")
-    ]
+    missing = images.pop("15.png")
+    write(str(tmp_path / "in"), {**images, "20.png": images["03.png"]})
+    summary = translate(source, tmp_path / "out")
+    counts = {name: summary[name] for name in ("images", "translated", "failed", "changed")}
+    assert counts == {"images": 20, "translated": 20, "failed": 0, "changed": 19}
     translate(source, tmp_path / "fresh")
     assert results(tmp_path / "out") == results(tmp_path / "fresh")
-    write(str(tmp_path / "in"), {**images, "15.png": images["03.png"]})
-    summary = translate(source, tmp_path / "out")
-    assert (summary["translated"], summary["failed"]) == (20, 0)
+    write(str(tmp_path / "in"), {**images, "15.png": missing})
+    assert translate(source, tmp_path / "out")["failed"] == 0
+    assert results(tmp_path / "out").keys() == {f"{number:02d}" for number in range(21)}, "what was translated stays"
+
+
+@pytest.mark.parametrize("others", [0, 20])
+@pytest.mark.parametrize("ending", ["tar", "parquet"])
+def test_a_damaged_container_that_is_mended_leaves_no_failure(
+    tmp_path: Path, translate: Callable[..., dict[str, Any]], images: Images, ending: str, others: int
+) -> None:
+    write = {"tar": write_tar, "parquet": write_parquet}[ending]
+    (tmp_path / "in").mkdir()
+    if others:
+        write(str(tmp_path / "in/a"), {f"other-{name}": data for name, data in images.items()})
+    else:
+        write(str(tmp_path / "in/a"), {"other.png": images["00.png"]})
+    damaged = Path(write(str(tmp_path / "in/b"), images))
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) * 2 // 3])
+    with pytest.raises(TooManyBadInputsError):
+        translate(tmp_path / "in", tmp_path / "out")
+    damaged.write_bytes(whole)
+    assert translate(tmp_path / "in", tmp_path / "out")["failed"] == 0
+    translate(tmp_path / "in", tmp_path / "fresh")
+    assert results(tmp_path / "out") == results(tmp_path / "fresh")
+    assert translate(tmp_path / "in", tmp_path / "out")["failed"] == 0

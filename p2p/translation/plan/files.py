@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,19 +101,19 @@ def read_plan_file(uri: str) -> PlanFile:
     with open_parquet(uri) as file:
         table = file.read(columns=["shard", "id_hash", "name_hash", "version"])
         rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    firsts = table["shard"].take(pa.array(np.cumsum([0, *rows[:-1]]))).to_pylist()
+    firsts = table["shard"].take(pa.array(np.cumsum([0, *rows])[:-1])).to_pylist()
     shards = [Shard(index, uri, group, rows[group]) for group, index in enumerate(firsts)]
     versions = table["version"].to_numpy() if "version" in table.column_names else np.zeros(len(table), np.uint64)
     return PlanFile(shards, table["id_hash"].to_numpy(), table["name_hash"].to_numpy(), versions)
 
 
 def write_plan_file(
-    uri: str, first_shard: int, groups: Sequence[Sequence[Input]], sink: OutputNames, *, only_new: bool = True
+    uri: str, groups: Mapping[int, Sequence[Input]], sink: OutputNames, *, only_new: bool = True
 ) -> bool:
-    """Publish a file with one shard for each of `groups`. Returns whether it was written, as `write_bytes` does."""
+    """Publish a file with the inputs of each shard. Returns whether it was written, as `write_bytes` does."""
     buffer = pa.BufferOutputStream()
     with pq.ParquetWriter(buffer, MANIFEST_SCHEMA, compression="zstd") as writer:
-        for shard, inputs in enumerate(groups, first_shard):
+        for shard, inputs in groups.items():
             columns: dict[str, list[Any]] = dict(zip(INPUT_COLUMNS, map(list, zip(*inputs, strict=True)), strict=True))
             ids = columns["image_id"]
             columns["shard"] = [shard] * len(inputs)

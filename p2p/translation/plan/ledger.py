@@ -131,13 +131,36 @@ def reopen_failed(output: str, shards: Collection[int]) -> int:
         return sum(pool.map(reopen, sorted(done_shards(output).intersection(shards))))
 
 
+def read_translated(output: str, shard: int) -> set[str]:
+    """Ids of what attempts have translated of a shard, be it done or reopened."""
+    uri = ledger_uri(output, shard)
+    if not exists(uri):
+        return set(read_kept(output, shard))
+    table = _read(uri)
+    return set(table.filter(pc.equal(table["status"], "translated"))["image_id"].to_pylist())
+
+
+def forget_shard(output: str, shard: int) -> None:
+    """Remove what is written down of a shard that leaves the plan."""
+    for uri in (ledger_uri(output, shard), _retry_uri(output, shard)):
+        remove(uri)
+
+
+def finish_without(output: str, shard: int, image_ids: Collection[str]) -> None:
+    """Declare a shard done whose inputs are all translated but `image_ids`, which leave the plan."""
+    uri = ledger_uri(output, shard)
+    table = _read(uri if exists(uri) else _retry_uri(output, shard))
+    write_table(uri, table.filter(pc.invert(pc.is_in(table["image_id"], pa.array(list(image_ids), pa.string())))))
+    remove(_retry_uri(output, shard))
+
+
 def reopen_changed(output: str, shard: int, image_ids: Collection[str]) -> None:
     """Let a shard count as not done, and keep what it translated except `image_ids`. Without ids, nothing is done."""
     uris = [uri for uri in (ledger_uri(output, shard), _retry_uri(output, shard)) if exists(uri)] if image_ids else []
     if not uris:
         return
     table = _read(uris[0])
-    changed = pc.is_in(table["image_id"], pa.array(image_ids, pa.string()))
+    changed = pc.is_in(table["image_id"], pa.array(list(image_ids), pa.string()))
     write_table(_retry_uri(output, shard), table.filter(pc.invert(changed)))
     remove(ledger_uri(output, shard))
 

@@ -14,7 +14,7 @@ import posixpath
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import compress, islice
 
 import numpy as np
 import pyarrow as pa
@@ -86,12 +86,16 @@ def extend_plan(
     files = [read_plan_file(uri) for uri in plan_uris(output)]
     listing = _Listing(corpus, limit)
     changed: list[Input] = []
+    containers: dict[str, int] = {}
     written: list[str] = []
     try:
-        groups = _groups(_unplanned(listing, files, changed), corpus.min_shard_rows, sink.max_shard_rows)
+        groups = _groups(_unplanned(listing, files, changed, containers), corpus.min_shard_rows, sink.max_shard_rows)
         while some := list(islice(groups, _SHARDS_PER_PART)):
             uri = plan_uri(output, len(files))
-            if not write_plan_file(uri, files[-1].shards[-1].index + 1 if files else 0, some, sink):
+            first = 1 + max((file.shards[-1].index for file in files if file.shards), default=-1)
+            if fence:
+                fence.check()
+            if not write_plan_file(uri, dict(enumerate(some, first)), sink):
                 raise LeaseLostError(f"{uri}: another job has written it meanwhile; the same command continues")
             written.append(uri)
             files.append(read_plan_file(uri))
@@ -101,14 +105,17 @@ def extend_plan(
             _require_unique(output, "name_hash", names, sink.name_of, _repeated_name)
             if sink.is_tree:
                 _require_no_file_is_a_folder(output, names, sink)
+    except LeaseLostError:  # these files may be the other job's by now
+        raise
     except BaseException:
         for uri in written:
             remove(uri)
         raise
     count = 0
-    if changed:
+    if changed or containers:
         is_whole = not limit and not isinstance(corpus, Selection)
-        count = redo_changed(output, changed, sink, fence, is_whole=is_whole, only_failed=only_failed)
+        count = redo_changed(output, changed, containers, sink, fence, is_whole=is_whole, only_failed=only_failed)
+        files = [read_plan_file(uri) for uri in plan_uris(output)]
     shards = tuple(shard for file in files for shard in file.shards)
     return Plan(shards, frozenset(listing.hosts), count)
 
@@ -137,8 +144,11 @@ class _Listing:
             yield item._replace(image_id=printable(item.image_id), source_uri=printable(item.source_uri))
 
 
-def _unplanned(listing: _Listing, files: Sequence[PlanFile], changed: list[Input]) -> Iterator[Input]:
-    """List what the plan does not have already; add to `changed` what it has in another version.
+def _unplanned(
+    listing: _Listing, files: Sequence[PlanFile], changed: list[Input], containers: dict[str, int]
+) -> Iterator[Input]:
+    """List what the plan does not have already; add to `changed` what it has in another version, and to `containers`
+    the tars and Parquet files there are, with their versions.
 
     Raises ConfigError for an id of the plan that is listed twice. Hashes are looked up a chunk at a time, since NumPy
     is quick only on many.
@@ -171,7 +181,9 @@ def _unplanned(listing: _Listing, files: Sequence[PlanFile], changed: list[Input
                 f"auto: more than {_MAX_CHANGED} inputs have changed since they were planned; choose another "
                 "--output, or --resume never to translate all of them again",
             )
-        yield from (item for item, hit in zip(chunk, is_known, strict=True) if not hit)
+        in_files = (item for item in chunk if item.offset != WHOLE_FILE or item.row_group != WHOLE_FILE)
+        containers.update((item.source_uri, item.version) for item in in_files)
+        yield from compress(chunk, ~is_known)
 
 
 def _chunks(items: Iterator[Input]) -> Iterator[list[Input]]:
