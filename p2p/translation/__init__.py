@@ -12,7 +12,7 @@ __all__ = ["TranslateConfig", "translate"]
 def translate(config: TranslateConfig) -> dict[str, Any]:
     """Translate every image of `config.source`; returns what `summary.json` says.
 
-    Raises UsageError before any work starts, TooManyBadInputsError after all of it is done and written.
+    Raises UsageError before any work starts, NotGoodEnoughError after all of it is done and written.
     """
     from p2p.translation.job import run
 

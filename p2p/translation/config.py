@@ -107,6 +107,8 @@ class TranslateConfig:
     """Let a manifest hold web addresses that carry a signature or key; that part of them is written nowhere."""
     max_bad_fraction: float = 0.0
     """Share of bad inputs (0..1) up to which the exit status is 0."""
+    max_seam: float | None = None
+    """Seam score up to which the exit status is 0, of tiled outputs; of GeoTIFFs the worst scene's counts."""
     limit: int = 0
     """Only the first N images of the corpus. 0: all. In an output that was started with more: the shards (up to 256
     images) that hold the first N, whole."""
@@ -135,6 +137,10 @@ class TranslateConfig:
             self._require_range(field, 0)
         for field in ("max_pixels", "max_bytes"):
             self._require_range(field, 1)
+        if self.max_seam is not None:
+            self._require_range("max_seam", 0)
+            if self.size_mode != "tile":
+                raise ConfigError("max_seam", f"{self.max_seam:g}: only tiles have seams; use --size-mode tile")
         if 0 < self.tile_size < _MIN_TILE_SIZE:
             raise ConfigError("tile_size", f"{self.tile_size}: too small; use the model's size (0) or a multiple of it")
         if self.overlap is None:

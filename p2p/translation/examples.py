@@ -35,8 +35,9 @@ def spread(shards: Sequence[Shard], count: int) -> Sequence[Shard]:
     return shards[:: max(1, len(shards) // count)][:count]
 
 
-def read_examples(work: Work, shards: Sequence[Shard], count: int) -> tuple[list[Example], Seams]:
-    """Up to `count` thumbnails of inputs and outputs, as many from each shard, and the seams of those outputs.
+def read_examples(work: Work, shards: Sequence[Shard], count: int) -> tuple[list[Example], dict[str, Seams]]:
+    """Up to `count` thumbnails of inputs and outputs, as many from each shard, and by id the seams of those outputs (of
+    all scenes).
 
     Those that cannot be read back are left out. The same every time.
     """
@@ -48,18 +49,18 @@ def read_examples(work: Work, shards: Sequence[Shard], count: int) -> tuple[list
     for shard in shards:
         with contextlib.suppress(P2PError, MemoryError):
             found += reader.read(shard, min(per_shard, count - len(found)))
-    return [example for example, _ in found], sum((seams for _, seams in found), Seams())
+    return [example for example, _ in found], {example.image_id: seams for example, seams in found}
 
 
-def _read_scenes(output: str, shards: Sequence[Shard], count: int) -> tuple[list[Example], Seams]:
+def _read_scenes(output: str, shards: Sequence[Shard], count: int) -> tuple[list[Example], dict[str, Seams]]:
     """The overviews of some scenes, which were kept as they were translated."""
     examples: list[Example] = []
-    seams = Seams()
+    seams: dict[str, Seams] = {}
     for shard in shards:
         with contextlib.suppress(P2PError):
             (item,) = read_inputs(shard)
             facts = read_preview(output, shard.index)
-            seams += facts.seams
+            seams[item.image_id] = facts.seams
             if len(examples) < count:
                 score = "" if facts.seams.score is None else f" (seam score {facts.seams.score:.3f})"
                 before, after = (np.concatenate(rows) for rows in (facts.before, facts.after))

@@ -5,14 +5,22 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from p2p.data.local import current_worker, leave_local_worker, session, wants_ray
 from p2p.data.tasks import run_as_task
-from p2p.errors import CheckpointError, ConfigError, P2PError, StorageError, UsageError, check_bad_fraction
+from p2p.errors import (
+    CheckpointError,
+    ConfigError,
+    NotGoodEnoughError,
+    P2PError,
+    StorageError,
+    UsageError,
+    check_bad_fraction,
+)
 from p2p.model.sizing import default_overlap
 from p2p.reports.translation import Example, write_translation_report
 from p2p.storage.filesystems import (
@@ -72,7 +80,7 @@ class _Model:
 
 
 def run(config: TranslateConfig, workforce: Workforce | None = None) -> dict[str, Any]:
-    """Translate `config.source`; returns the summary. Raises UsageError before work, TooManyBadInputsError after it.
+    """Translate `config.source`; returns the summary. Raises UsageError before work, NotGoodEnoughError after it.
 
     `workforce` does the shards that remain, each to its end, and reports on them. By default it is one process of this
     machine for small work, and Ray's actors for other.
@@ -232,7 +240,7 @@ def _settings(config: TranslateConfig, source: str, output: str, corpus: Corpus,
 
 
 def _finish(work: Work, left: RemainingWork, outcome: Outcome, started: float) -> dict[str, Any]:
-    """Count by the ledger, write `summary.json` and the report. Raises TooManyBadInputsError when that is done."""
+    """Count by the ledger, write `summary.json` and the report. Raises NotGoodEnoughError when that is done."""
     settings, output = work.settings, work.settings.output
     unreported = {shard.index for shard in left.shards} - outcome.reported
     missing = unreported - ledger.done_shards(output)
@@ -272,14 +280,42 @@ def _finish(work: Work, left: RemainingWork, outcome: Outcome, started: float) -
         summary["scenes_with_holes"] = totals_of_all.with_message
     examples, seams = _read_examples(work, left)
     if settings.size_mode == "tile":
-        summary["seam_score"] = None if seams.score is None else round(seams.score, 3)
+        summary |= _seam_scores(seams, settings.format == "geotiff")
+    if settings.max_seam is not None:
+        summary["max_seam"] = settings.max_seam
     summary["report"] = write_translation_report(output, summary, examples, totals.failures, settings.to_dict())
     write_json(join(output, "summary.json"), summary)
     check_bad_fraction(totals.failed, left.images, settings.max_bad_fraction, join(output, ledger.FOLDER), summary)
+    _check_seam(settings.max_seam, summary)
     return summary
 
 
-def _read_examples(work: Work, left: RemainingWork) -> tuple[list[Example], Seams]:
+def _seam_scores(seams: Mapping[str, Seams], of_scenes: bool) -> dict[str, Any]:
+    """What the summary says of them: the score of all together, and which scene has the worst."""
+    score = sum(seams.values(), Seams()).score
+    found: dict[str, Any] = {"seam_score": None if score is None else round(score, 3)}
+    scores = {image_id: part.score for image_id, part in seams.items() if part.score is not None}
+    if of_scenes and scores:
+        worst = max(scores, key=scores.__getitem__)
+        found["worst_scene"] = {"image_id": worst, "seam_score": round(scores[worst], 3)}
+    return found
+
+
+def _check_seam(limit: float | None, summary: Mapping[str, Any]) -> None:
+    """Raise NotGoodEnoughError if the score in the summary, of scenes the worst, is above the limit."""
+    if limit is None:
+        return
+    worst = summary.get("worst_scene")
+    score, what = (worst["seam_score"], worst["image_id"]) if worst else (summary["seam_score"], "the output")
+    if score is None:
+        log.warning("--max-seam %g: no border of tiles could be measured", limit)
+    elif score > limit:
+        raise NotGoodEnoughError(
+            f"{what} has a seam score of {score:g}, above --max-seam {limit:g}; a larger --overlap hides seams", summary
+        )
+
+
+def _read_examples(work: Work, left: RemainingWork) -> tuple[list[Example], dict[str, Seams]]:
     """A few translated images, or none where they cannot be read back: a report is no reason to fail."""
     shards = sorted((*left.done, *left.shards), key=lambda shard: shard.index)
     try:
@@ -287,4 +323,4 @@ def _read_examples(work: Work, left: RemainingWork) -> tuple[list[Example], Seam
         return run_as_task(read_examples, work, some, _EXAMPLES, seconds=_MAX_SECONDS_FOR_EXAMPLES)
     except P2PError as error:
         log.warning("the report has no examples: %s", error)
-        return [], Seams()
+        return [], {}

@@ -21,7 +21,7 @@ from conftest import S3Place, in_this_process
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from p2p.errors import P2PError, UsageError
+from p2p.errors import NotGoodEnoughError, P2PError, UsageError
 from p2p.model.translator import Translator
 from p2p.scenes import cogs, sections
 from p2p.scenes.bands import RasterBands
@@ -657,6 +657,22 @@ def test_status_and_report_know_of_scenes(
     assert "sections" not in status(StatusConfig(output=str(tmp_path / "out")))
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image") >= 2 and f"a.tif (seam score {summary['seam_score']:.3f})" in page
+
+
+def test_the_worst_scene_decides_whether_seams_are_too_visible(
+    tmp_path: Path, translate: Callable[..., dict[str, Any]]
+) -> None:
+    plain, stepped = picture(130, 300, seed=1), picture(130, 130, seed=2)
+    stepped[:, 48:, :] //= 2  # where the second row of tiles begins
+    write(tmp_path / "in" / "plain.tif", plain, **UTM)
+    write(tmp_path / "in" / "stepped.tif", stepped, **UTM)
+    summary = translate(tmp_path / "in", tmp_path / "out", Identity())
+    score = summary["worst_scene"]["seam_score"]
+    assert summary["worst_scene"]["image_id"] == "stepped.tif" and score > summary["seam_score"]
+    between = (score + summary["seam_score"]) / 2
+    with pytest.raises(NotGoodEnoughError, match=f"stepped.tif has a seam score of {score:g}, above"):
+        translate(tmp_path / "in", tmp_path / "out", Identity(), max_seam=between)
+    assert translate(tmp_path / "in", tmp_path / "out", Identity(), max_seam=score)["skipped"] == 2
 
 
 def test_what_is_not_for_scenes_is_told_before_any_work(tmp_path: Path) -> None:

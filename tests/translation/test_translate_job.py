@@ -25,7 +25,7 @@ import torch
 from conftest import in_this_process
 from PIL import Image
 
-from p2p.errors import P2PError, TooManyBadInputsError, UsageError
+from p2p.errors import ConfigError, NotGoodEnoughError, P2PError, TooManyBadInputsError, UsageError
 from p2p.model import packing
 from p2p.model.checkpoint import save_checkpoint
 from p2p.model.config import ModelConfig
@@ -653,6 +653,29 @@ def test_tiled_outputs_have_a_seam_score_and_others_do_not(
     small = write(tmp_path / "small", {"a.png": make_image(60, 60)})
     assert translate(checkpoint, small, tmp_path / "one")["seam_score"] is None
     assert "seam_score" not in translate(checkpoint, source, tmp_path / "resize", size_mode="resize")
+
+
+def test_a_seam_score_above_the_limit_is_told_when_all_is_written(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    source = write(tmp_path / "in", {"a.png": make_image(200, 220)})
+    out = tmp_path / "out"
+    score = translate(checkpoint, source, out)["seam_score"]
+    (out / "report.html").unlink()
+    with pytest.raises(NotGoodEnoughError, match=rf"seam score of {score:g}, above --max-seam 0\.5;") as caught:
+        translate(checkpoint, source, out, max_seam=0.5)  # the limit is none of the settings that a resumption compares
+    summary = json.loads((out / "summary.json").read_text())
+    assert caught.value.summary == summary and (out / "report.html").exists()
+    assert (summary["seam_score"], summary["max_seam"], summary["skipped"]) == (score, 0.5, 1)
+    assert translate(checkpoint, source, out, max_seam=score)["images"] == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_seam": -0.1}, {"max_seam": float("nan")}, {"max_seam": 1, "size_mode": "pad"}]
+)
+def test_a_limit_of_seams_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^max_seam "):
+        TranslateConfig(checkpoint="c", source="s", output="o", **options)
 
 
 def refused(checkpoint: str, source: Path | str, output: Path | str, **options: Any) -> str:
