@@ -22,6 +22,7 @@ OWN_WORDS = {
     "increase",
     "changes",
     "by",
+    "or",
     "label_values",
     "output",
     "stage",
@@ -97,6 +98,14 @@ def test_every_expression_uses_metrics_that_exist() -> None:
     assert unknown("sum(rate(ray_p2p_translate_total[5m]))") == {"ray_p2p_translate_total"}
     assert unknown("sum by (stage) (ray_p2p_failed_total)") == {"ray_p2p_failed_total"}
     assert unknown("summ(ray_p2p_failed_total)") == {"summ"}
+
+
+def test_no_range_is_of_several_metrics() -> None:
+    # increase(), rate() and changes() drop the name, and Prometheus refuses two series that then have the same labels.
+    several = re.compile(r"\{[^}]*__name__\s*(=~|!~|!=)[^}]*\}\s*\[")
+    assert several.search('increase({__name__=~"ray_p2p_translated_total|ray_p2p_failed_total"}[30m])')
+    for expression in (*alerts().values(), *expressions()):
+        assert not several.search(expression), expression
 
 
 def test_every_metric_is_shown() -> None:
