@@ -132,7 +132,7 @@ def test_every_link_leads_somewhere(page: str) -> None:
 
 PATH = r"`((?:[\w.-]+/)+(?:[\w-]+\.(?:py|yaml|sh|md))?)`"
 OF_OUTPUTS = re.compile(
-    r"(data|images|ledger|manifest|weights|work|previews|checkpoints|samples|tensorboard|errors|features|train|val|test)/"
+    r"(data|images|ledger|manifest|weights|work|previews|checkpoints|samples|tensorboard|errors|\.features|train|val|test)/"
 )
 
 

@@ -30,6 +30,10 @@ from p2p.storage.pixels import RGB, PixelFormat, Pixels
 from p2p.storage.trial import find_fatal_item, process_ended
 
 SPLITS = ("train", "val", "test")
+FEATURES_FOLDER = ".features"
+"""Within a data set: what a network found in the targets, a file for each split and network. Its name begins with a
+dot, so that no listing takes these files for images or pairs.
+"""
 ROW_GROUP_PAIRS = 32
 """Pairs in a row group: what one task reads and decodes."""
 PAIR_SCHEMA = pa.schema(

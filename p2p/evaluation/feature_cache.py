@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from p2p.data.pairs import Pairs
+from p2p.data.pairs import FEATURES_FOLDER, Pairs
 from p2p.errors import StorageError
 from p2p.model.inception import FEATURES
 from p2p.storage.filesystems import join, write_table
@@ -18,8 +18,6 @@ log = logging.getLogger("p2p")
 
 TargetFeatures = dict[str, npt.NDArray[np.float32]]
 """(2048,) each, by the digest of a target's pixels."""
-FOLDER = "features"
-"""Within the data set; a file for each split and each network."""
 MAX_TARGETS = 20_000
 """More of them, at 8 KiB each, are computed again."""
 
@@ -28,7 +26,7 @@ class FeatureCache:
     """The features that a network of known weights finds in the targets of one split."""
 
     def __init__(self, pairs: Pairs, weights_sha256: str) -> None:
-        self._uri = join(pairs.uri, FOLDER, f"{pairs.split}-{weights_sha256[:16]}.parquet")
+        self._uri = join(pairs.uri, FEATURES_FOLDER, f"{pairs.split}-{weights_sha256[:16]}.parquet")
         self._is_raw = pairs.is_raw  # a folder of somebody's images, where nothing is written
         self._stored = 0
 

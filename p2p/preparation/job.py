@@ -16,7 +16,7 @@ import pyarrow as pa
 from p2p.data.description import Description, SideDescription, write_description
 from p2p.data.local import LocalWorker, session, wants_ray
 from p2p.data.machine import available_cpus
-from p2p.data.pairs import SPLITS, part_name
+from p2p.data.pairs import FEATURES_FOLDER, SPLITS, part_name
 from p2p.data.tasks import is_repeat, memory_reported, run_as_task
 from p2p.doctor import Doctor
 from p2p.doctor.features import MAX_DETAILED
@@ -66,8 +66,8 @@ log = logging.getLogger("p2p")
 _ERRORS = "errors"
 _CHECK_FILES = (DOCUMENT, PAGE, "summary.json")
 _OWN_FILES = ("dataset.json", *_CHECK_FILES)
-_OWN_FOLDERS = (*SPLITS, _ERRORS)
-_PART = re.compile(r"part-\d{5,}\.parquet")
+_OWN_FOLDERS = (*SPLITS, _ERRORS, FEATURES_FOLDER)
+_OWN_TABLE = re.compile(rf"(part-\d{{5,}}|({'|'.join(SPLITS)})-[0-9a-f]{{16}})\.parquet")
 _ERROR_SCHEMA = pa.schema([("source_uri", pa.string()), ("error", pa.string()), ("message", pa.string())])
 _ERRORS_PER_PART = 100_000
 _SMALL_PAIRS_PER_CORE, _SMALL_BYTES_PER_CORE = 400, 100 * 2**20  # about ten seconds
@@ -161,7 +161,7 @@ def _require_replaceable(output: str, config: PrepareConfig) -> None:
     foreign = [name for name in list_names(output) if name not in (*own, *folders, LEASE)]
     for folder in folders:
         names = list_names(join(output, folder)) if not foreign else []
-        foreign += [f"{folder}/{name}" for name in names if not _PART.fullmatch(name)]
+        foreign += [f"{folder}/{name}" for name in names if not _OWN_TABLE.fullmatch(name)]
     if foreign:
         shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
         why = "; --check changes no data set" if config.check else ""

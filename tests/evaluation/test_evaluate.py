@@ -17,17 +17,20 @@ import torch
 from PIL import Image
 
 from p2p.data.description import Description, SideDescription, write_description
-from p2p.data.pairs import PAIR_SCHEMA
+from p2p.data.pairs import PAIR_SCHEMA, open_pairs
 from p2p.errors import ConfigError, P2PError, UsageError
 from p2p.evaluation import EvaluateConfig, evaluate
 from p2p.evaluation.evaluator import Evaluator
+from p2p.evaluation.feature_cache import FeatureCache
 from p2p.evaluation.plan import make_plan
 from p2p.model.checkpoint import save_checkpoint
 from p2p.model.config import ModelConfig
-from p2p.model.inception import Inception
+from p2p.model.inception import FEATURES, Inception
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.pretrained import find_inception_weights
+from p2p.preparation import PrepareConfig, prepare
 from p2p.storage import images
+from p2p.storage.filesystems import list_files
 
 PALETTE = ((242, 239, 233), (170, 211, 223), (200, 220, 170), (255, 255, 255))
 SIDE, CROP, PAIRS = 80, 64, 6
@@ -273,10 +276,25 @@ def test_options_that_do_not_go_together(options: dict[str, Any], complaint: str
         EvaluateConfig(data="d", output="o", **options)
 
 
+def test_kept_features_are_no_data_and_go_with_their_data_set(tmp_path: Path) -> None:
+    folder = str(tmp_path / "data")
+    config = PrepareConfig(source="synthetic:city?pairs=2", output=folder, load_size=64, val_fraction=1.0)
+    prepare(config)
+    FeatureCache(open_pairs(folder, "val"), "7f" * 32).write({"a" * 64: np.ones(FEATURES, np.float32)})
+    kept = next(tmp_path.rglob("val-7f*.parquet"))
+    assert str(kept) not in {file.uri for file in list_files(folder)}
+    prepare(config)
+    assert not kept.exists()
+    (tmp_path / "data" / ".features").mkdir()
+    (tmp_path / "data" / ".features" / "mine.parquet").touch()
+    with pytest.raises(ConfigError, match=r"something else \(.features/mine.parquet\)"):
+        prepare(config)
+
+
 @needs_inception
 def test_features_of_targets_are_computed_once(data: Path, run: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"checkpoint": str(run), "metrics": "fid,kid", "limit": 3}
-    stored = data / "features" / "val-7ff4a85c3a6378f0.parquet"
+    stored = data / ".features" / "val-7ff4a85c3a6378f0.parquet"
     stored.unlink(missing_ok=True)
     first, _ = measured(tmp_path, data, **options)
     table = pq.read_table(stored)
