@@ -33,14 +33,15 @@ def per_image_names(task: EvaluationTask) -> list[str]:
 def set_figures(task: EvaluationTask, results: Results, known: TargetFeatures) -> dict[str, float]:
     """Each metric over all pairs, of outputs, baselines (`untrained.l1`) and a round trip.
 
-    known: features of targets that were computed before; those of `results` are added.
+    known: features of targets that were computed before; those of `results` are added. All features are taken out of
+        `results`: they are 8 KiB each, and the rows of every checkpoint of a run are kept.
     """
     figures: dict[str, float] = {"n": len(results)}
     for prefix in prefixes(task):
         figures |= _totals(task, results, prefix)
     if task.inception:
         for row in results:
-            known.setdefault(str(row["target_sha256"]), np.asarray(row["target_features"], np.float32))
+            known.setdefault(str(row["target_sha256"]), np.asarray(row.pop("target_features"), np.float32))
         targets = np.stack([known[str(row["target_sha256"])] for row in results])
         for prefix in prefixes(task):
             figures |= _feature_figures(task, results, prefix, targets)
@@ -67,14 +68,14 @@ def _totals(task: EvaluationTask, results: Results, prefix: str) -> dict[str, fl
 def _feature_figures(
     task: EvaluationTask, results: Results, prefix: str, targets: npt.NDArray[np.float32]
 ) -> dict[str, float]:
-    outputs = np.stack([np.asarray(row[f"{prefix}features"]) for row in results])
+    outputs = np.stack([np.asarray(row.pop(f"{prefix}features")) for row in results])
     figures: dict[str, float] = {}
     if "fid" in task.metrics:
         figures["fid"] = fid(outputs, targets)
     if "kid" in task.metrics:
         figures["kid"], figures["kid_se"] = kid(outputs, targets)
     if "is" in task.metrics:
-        logits = np.stack([np.asarray(row[f"{prefix}logits"]) for row in results])
+        logits = np.stack([np.asarray(row.pop(f"{prefix}logits")) for row in results])
         figures["is"], figures["is_std"] = inception_score(logits)
     return {prefix + name: value for name, value in figures.items()}
 

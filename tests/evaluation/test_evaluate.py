@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import pickle
@@ -21,7 +22,8 @@ from p2p.data.pairs import PAIR_SCHEMA, open_pairs
 from p2p.errors import ConfigError, P2PError, UsageError
 from p2p.evaluation import EvaluateConfig, evaluate
 from p2p.evaluation.evaluator import Evaluator
-from p2p.evaluation.feature_cache import FeatureCache
+from p2p.evaluation.feature_cache import FeatureCache, TargetFeatures
+from p2p.evaluation.figures import set_figures
 from p2p.evaluation.plan import make_plan
 from p2p.model.checkpoint import save_checkpoint
 from p2p.model.config import ModelConfig
@@ -289,6 +291,20 @@ def test_kept_features_are_no_data_and_go_with_their_data_set(tmp_path: Path) ->
     (tmp_path / "data" / ".features" / "mine.parquet").touch()
     with pytest.raises(ConfigError, match=r"something else \(.features/mine.parquet\)"):
         prepare(config)
+
+
+def test_features_are_let_go_once_the_figures_of_the_set_are_known(data: Path, run: Path, tmp_path: Path) -> None:
+    plan = make_plan(EvaluateConfig(data=str(data), output=str(tmp_path / "out"), checkpoint=str(run), metrics="l1"))
+    task = dataclasses.replace(plan.task, inception="weights.pt", metrics=("kid", "is"), baselines=("input",))
+    rng = np.random.default_rng(0)
+    names = {"target_features": 2048, "features": 2048, "logits": 1008, "input.features": 2048, "input.logits": 1008}
+    rows: list[dict[str, Any]] = [
+        {"target_sha256": str(pair)} | {name: rng.random(size, np.float32) for name, size in names.items()}
+        for pair in range(10)
+    ]
+    known: TargetFeatures = {}
+    assert {"kid", "is", "input.kid"} <= set(set_figures(task, rows, known)) and len(known) == 10
+    assert rows == [{"target_sha256": str(pair)} for pair in range(10)]
 
 
 @needs_inception
