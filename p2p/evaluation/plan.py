@@ -43,15 +43,12 @@ class EvaluationPlan:
     """Of the first of the checkpoints."""
     rows: Sequence[Row]
     checkpoints: Sequence[str]
-    """Addresses; several for RUN#all, none with outputs made elsewhere."""
+    """Addresses; all that are kept for RUN#all, none with outputs made elsewhere."""
+    is_curve: bool
+    """Whether all checkpoints of a run are asked for, be it one that is kept."""
     inception_sha256: str | None
     lpips_sha256: str | None
     warnings: Sequence[str]
-
-    @property
-    def is_curve(self) -> bool:
-        """Whether all checkpoints of a run are measured."""
-        return len(self.checkpoints) > 1
 
 
 def load_finite(checkpoint: str, field: str = "checkpoint") -> Generator:
@@ -126,7 +123,8 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
     )
     warnings = _warnings(task, model, len(rows), len(checkpoints))
     hashes = inception[1] if inception else None, lpips[2] if lpips else None
-    return EvaluationPlan(task, rows, checkpoints, *hashes, warnings)
+    is_curve = (config.checkpoint or "").endswith(_ALL)
+    return EvaluationPlan(task, rows, checkpoints, is_curve, *hashes, warnings)
 
 
 def _crop(

@@ -144,6 +144,14 @@ def test_every_checkpoint_of_a_run_is_measured(data: Path, run: Path, tmp_path: 
     assert any("best of 2 checkpoints" in warning for warning in summary["warnings"])
 
 
+def test_the_one_checkpoint_that_is_kept_is_a_curve_too(data: Path, tmp_path: Path) -> None:
+    save_checkpoint(str(tmp_path / "run" / "checkpoints" / "epoch_0004"), Pix2Pix(ModelConfig(**SMALL)), {}, {})
+    summary, evaluation = measured(tmp_path, data, checkpoint=f"{tmp_path / 'run'}#all", metrics="l1", limit=2)
+    table = pq.read_table(tmp_path / "out" / "checkpoints.parquet").to_pydict()
+    assert table["checkpoint"] == ["epoch_0004"] and table["l1"] == [summary["metrics"]["l1"]]
+    assert summary["checkpoint"] == evaluation["protocol"]["checkpoint"] == f"{tmp_path}/run/checkpoints/epoch_0004"
+
+
 def test_a_round_trip_is_set_beside_that_of_the_real_targets(data: Path, run: Path, tmp_path: Path) -> None:
     back = tmp_path / "back"
     save_checkpoint(str(back), Pix2Pix(ModelConfig(**SMALL, direction="BtoA"), seed=5), {}, {})
