@@ -30,6 +30,7 @@ PROTOCOL: dict[str, Any] = {
     "palette": None,
     "inception": None,
     "lpips": None,
+    "round_trip": None,
     "checkpoint": "runs/a",
     "checkpoint_id": "abc",
 }

@@ -21,7 +21,7 @@ Colour = tuple[int, int, int]
 Values = npt.NDArray[np.float64]
 
 _MAY_DIFFER = {"checkpoint", "checkpoint_id", "data", "version", "seed"}
-_OPTIONAL = {"palette", "inception", "lpips"}
+_OPTIONAL = {"palette", "inception", "lpips", "round_trip"}
 """Where only one evaluation has it, the metrics that need it are missing in the other one; what remains is compared."""
 _JOINED = {"n", "data_digest"}
 """Looked at last: which pair it is says more."""

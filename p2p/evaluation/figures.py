@@ -14,6 +14,7 @@ from p2p.evaluation.feature_cache import TargetFeatures
 from p2p.evaluation.pool import Results
 from p2p.evaluation.protocol import data_digest, package_version
 from p2p.evaluation.statistics import class_table, metric_intervals
+from p2p.model.checkpoint import read_checkpoint_id
 from p2p.model.inception import RESIZE
 from p2p.model.metrics import METRICS, Measured, MetricTotals
 from p2p.model.pixel_metrics import CONFUSION_METRICS
@@ -111,6 +112,7 @@ def protocol(
         "palette": [list(colour) for colour in task.palette] if task.palette else None,
         "inception": None,
         "lpips": None,
+        "round_trip": read_checkpoint_id(task.round_trip) if task.round_trip else None,
         "checkpoint_id": checkpoint_id,
         "checkpoint": checkpoint,
     }

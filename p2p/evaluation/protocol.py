@@ -44,7 +44,7 @@ def signature(protocol: Mapping[str, Any]) -> str:
         >>> signature({"version": "1", "n": 9, "data": "s3://b/maps", "split": "val", "data_digest": "3fa1c2d4e5",
         ...            "direction": "AtoB", "region": "crop", "size": 256, "norm_mode": "running", "dropout": False,
         ...            "seed": 0, "precision": "bf16", "outputs": "memory", "palette": None, "inception": None,
-        ...            "lpips": None})
+        ...            "lpips": None, "round_trip": None})
         'p2p1|n9|maps/val:3fa1c2d4|AtoB|crop256|norm:running|dropout:false|bf16|memory'
 
     """
@@ -67,4 +67,6 @@ def signature(protocol: Mapping[str, Any]) -> str:
         parts.append(f"{inception['resize']}:{inception['sha256'][:_DIGITS]}")
     if lpips := protocol["lpips"]:
         parts.append(f"lpips:{lpips['net']}:{lpips['sha256'][:_DIGITS]}")
+    if round_trip := protocol["round_trip"]:
+        parts.append(f"round_trip:{round_trip[:_DIGITS]}")
     return "|".join(parts)

@@ -196,6 +196,14 @@ def test_unlike_evaluations_are_refused(
     assert outcome.status == 2 and words in outcome.stderr and "equal" in outcome.stderr
 
 
+def test_only_other_generators_of_the_way_back_are_refused(run: Callable[..., Any], evaluations: Path) -> None:
+    write_evaluation(evaluations / "back", {"ssim": SSIM}, round_trip="5f0e")
+    write_evaluation(evaluations / "other_back", {"ssim": SSIM}, round_trip="77aa")
+    outcome = run("back", "other_back")
+    assert outcome.status == 2 and "round_trip is '77aa' here and '5f0e' there" in outcome.stderr
+    assert run("equal", "back").status == 0  # one has none: the other figures are compared
+
+
 def test_other_pairs_are_refused_with_the_counts_of_both(run: Callable[..., Any], evaluations: Path) -> None:
     write_evaluation(evaluations / "fewer", {"ssim": SSIM[:150]})
     outcome = run("base", "fewer")

@@ -25,7 +25,7 @@ from p2p.evaluation.evaluator import Evaluator
 from p2p.evaluation.feature_cache import FeatureCache, TargetFeatures
 from p2p.evaluation.figures import set_figures
 from p2p.evaluation.plan import make_plan
-from p2p.model.checkpoint import save_checkpoint
+from p2p.model.checkpoint import read_checkpoint_id, save_checkpoint
 from p2p.model.config import ModelConfig
 from p2p.model.inception import FEATURES, Inception
 from p2p.model.pix2pix import Pix2Pix
@@ -155,7 +155,9 @@ def test_the_one_checkpoint_that_is_kept_is_a_curve_too(data: Path, tmp_path: Pa
 def test_a_round_trip_is_set_beside_that_of_the_real_targets(data: Path, run: Path, tmp_path: Path) -> None:
     back = tmp_path / "back"
     save_checkpoint(str(back), Pix2Pix(ModelConfig(**SMALL, direction="BtoA"), seed=5), {}, {})
-    summary, _ = measured(tmp_path, data, checkpoint=str(run), metrics="l1", round_trip=str(back))
+    summary, evaluation = measured(tmp_path, data, checkpoint=str(run), metrics="l1", round_trip=str(back))
+    assert evaluation["protocol"]["round_trip"] == read_checkpoint_id(str(back))
+    assert evaluation["signature"].endswith(f"|round_trip:{read_checkpoint_id(str(back))[:8]}")
     figures = summary["metrics"]
     for name in ("palette_accuracy", "class_accuracy", "palette_iou"):
         assert 0 <= figures[f"round_trip.{name}"] <= 1 and 0 <= figures[f"round_trip_targets.{name}"] <= 1
