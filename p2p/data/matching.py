@@ -100,8 +100,11 @@ def match_names(
             return Unclear(f"its images are {what}", are_pairs=False)
     words = _Words(names, layout)
     rows = [row for row in LAYOUTS if not label_kind or row.name != "Cityscapes" or label_kind in row.a]
-    if match := next((match for row in rows if row.is_published for match in words.matches(row)), None):
-        return [match]
+    published = []
+    for match in (match for row in rows if row.is_published for match in words.matches(row)):
+        if match.layout.is_certain:
+            return [match]
+        published.append(match)
     for one_sided in (False, True):
         found = _distinct(
             match for row in rows if not row.is_published for match in words.matches(row, one_sided=one_sided)
@@ -112,9 +115,9 @@ def match_names(
             return Unclear(f"the names fit several layouts: {sides}", choices)
         if found:
             return found
-    found = _distinct(_unknown_words(names, layout))
-    if found and found[0].layout.is_certain:
-        return found[:1]
+    found = _distinct([*published, *_unknown_words(names, layout)])
+    if match := next((match for match in found if match.layout.is_certain), None):
+        return [match]
     for match in found:
         match.layout = dataclasses.replace(match.layout, patterns=_patterns_of(match, paths))
     seen = words.near or _describe_folders(names)
@@ -246,6 +249,14 @@ class _Words:
                     tried.add(words)
                     yield match
 
+    def _are_clear(self, form: Form, words: tuple[str, str]) -> bool:
+        """Whether the words can mean nothing else: single letters also number images, unless nearly all have one."""
+        if max(map(len, words)) > 1:
+            return True
+        clear = {*words, "".join(words)}  # AB/ holds both
+        covered = sum(any(word in clear for word, _ in form(name)) for name in self._names)
+        return covered >= _MIN_SHARE_OF_TWO_KINDS * len(self._names)
+
     def _pair_up(self, row: Layout, form: Form, words: tuple[str, str]) -> Match | None:
         sides: tuple[Marked, Marked] = ([], [])
         unmarked = words.index("") if "" in words else None
@@ -257,7 +268,7 @@ class _Words:
             else:
                 if unmarked is not None:
                     sides[unmarked].append((number, name.split, whole_path(name, _OTHERS)))
-        match = _join(row.name, sides, len(self._names))
+        match = _join(row.name, sides, len(self._names), is_certain=self._all_folders or self._are_clear(form, words))
         if match is None or (_is_enough(match, sides, len(self._names)) or (self._all_folders and match.pairs)):
             return match
         if form is in_folder and unmarked is None and len(match.pairs) < min(map(len, sides)):

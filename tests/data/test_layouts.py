@@ -123,6 +123,17 @@ def test_names_that_say_nothing_leave_it_to_the_images(paths: list[str]) -> None
     assert [(match.layout.is_combined, match.layout.is_certain) for match in found] == [(True, False)]
 
 
+@pytest.mark.parametrize("name", ["{number}{letter}.png", "{letter}/{number}.png"])
+def test_letters_that_number_images_are_no_certain_sides(name: str) -> None:
+    paths = [name.format(number=number, letter=letter) for number in range(3) for letter in "abcd"]
+    found = match_names(paths)
+    assert isinstance(found, list)
+    assert [(match.layout.name, len(match.pairs), match.layout.is_certain) for match in found] == [
+        ("combined", 12, False),
+        ("A/B", 3, False),
+    ]
+
+
 def test_the_label_kind_of_cityscapes_can_be_chosen() -> None:
     paths = [f"gtFine/1_gtFine_{kind}.png" for kind in ("labelIds", "color", "labelTrainIds", "instanceIds")]
     paths.append("leftImg8bit/1_leftImg8bit.png")
