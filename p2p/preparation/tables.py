@@ -36,7 +36,7 @@ def _columns(file: pq.ParquetFile, layout: LayoutChoice, uri: str) -> list[str]:
     columns = image_columns(file)
     if len(columns) > 1 and layout != COMBINED:
         found = match_names([f"{column}/image" for column in columns])
-        if isinstance(found, list) and found[0].layout.is_certain:
+        if isinstance(found, list) and found[0].layout.is_certain and len(found[0].pairs) == 1:
             (pair,) = found[0].pairs
             columns = [columns[number] for number in (pair.a, pair.b) if number is not None]
     if len(columns) > 2 or not columns or (layout == "folders" and len(columns) != 2):

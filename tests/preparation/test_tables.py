@@ -26,3 +26,10 @@ def test_a_file_of_another_kind_is_a_bad_row(tmp_path: Path) -> None:
     (tmp_path / "good.parquet").unlink()
     with pytest.raises(UsageError, match="needs columns a and b"):
         pair_tables(str(tmp_path), "auto", 0.0)
+
+
+def test_columns_of_several_pairs_are_refused(tmp_path: Path) -> None:
+    columns = ("input_0", "target_0", "input_1", "target_1")
+    pq.write_table(pa.table({name: [b"1"] for name in columns}), tmp_path / "several.parquet")
+    with pytest.raises(UsageError, match="its columns are input_0, target_0, input_1, target_1"):
+        pair_tables(str(tmp_path), "auto", 0.0)
