@@ -199,7 +199,7 @@ def open_candidates(uri: str, split: str, *, raw_load_size: int = 286) -> list[P
 
 
 def _open_raw(uri: str, split: str, load_size: int) -> list[Pairs] | Unclear:
-    """The pairs of `split`, or all where nothing names a split and they train. Another split is a folder of its own."""
+    """The pairs of `split`; those of no split train. Another split is a folder of its own."""
     folder = uri if split in SPLITS else join(uri, split)
     files, left_out = [], LeftOut()
     for file in list_files(folder):
@@ -214,11 +214,10 @@ def _open_raw(uri: str, split: str, load_size: int) -> list[Pairs] | Unclear:
         return matches
     candidates = []
     for match in matches:
-        wanted = "" if folder != uri or (split == "train" and not any(pair.split for pair in match.pairs)) else split
         groups = [
             RowGroup(files[pair.a].uri, -1, 1, printable(pair.pair_id), "" if pair.b is None else files[pair.b].uri)
             for pair in match.pairs
-            if wanted in ("", pair.split)
+            if folder != uri or (pair.split or "train") == split
         ]
         if groups:
             candidates.append(Pairs(uri, split, tuple(groups), load_size, load_size, match.layout))

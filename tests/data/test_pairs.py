@@ -86,6 +86,12 @@ def test_images_beside_no_split_folders_are_for_training(tmp_path, make_pairs):
         open_pairs(str(tmp_path / "raw"), "val")
 
 
+def test_images_beside_the_folder_of_another_split_are_for_training(tmp_path, make_pairs):
+    make_pairs(tmp_path / "raw", 3, size=20)
+    make_pairs(tmp_path / "raw" / "test", 2, size=20)
+    assert [len(open_pairs(str(tmp_path / "raw"), split)) for split in ("train", "test")] == [3, 2]
+
+
 def test_a_raw_folder_of_two_sides_is_paired_by_its_layout_and_split(tmp_path, make_image):
     for name, height in (("train_label/1", 20), ("train_img/1", 40), ("val_label/2", 20), ("val_img/2", 20)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
