@@ -85,7 +85,7 @@ def join_sides(sides: tuple[Marked, Marked], match: Match, total: int) -> None:
     keys: tuple[dict[tuple[str, str], int], ...] = ({}, {})
     most = -1
     for names in _ways_to_compare([[mark for _, _, mark in side] for side in sides]):
-        found = [dict(zip(zip(splits[k], names[k], strict=True), range(len(names[k])), strict=True)) for k in (0, 1)]
+        found = [_first_places(zip(splits[k], names[k], strict=True)) for k in (0, 1)]
         common = len(found[0].keys() & found[1].keys())
         if common > most:
             most, keys, best = common, (found[0], found[1]), names
@@ -110,6 +110,14 @@ def join_sides(sides: tuple[Marked, Marked], match: Match, total: int) -> None:
                 match.pairs.append(NamedPaths(split or other_split, key[1], number, other))
     sides_paths = {number for side in sides for number, _, _ in side}
     match.left_out += [number for number in range(total) if number not in sides_paths]
+
+
+def _first_places(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
+    """Where each key comes first: of images of one name, the first counts."""
+    places: dict[tuple[str, str], int] = {}
+    for place, key in enumerate(keys):
+        places.setdefault(key, place)
+    return places
 
 
 def _ways_to_compare(sides: Sequence[Sequence[Mark]]) -> Iterator[list[list[str]]]:

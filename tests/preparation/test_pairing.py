@@ -142,6 +142,9 @@ def test_the_same_name_twice_is_a_bad_row_and_the_first_counts() -> None:
     pairing = one("1.jpg", "1.png", "2.jpg", "3.jpg")
     assert [pair.a.uri for pair in pairing.pairs] == ["/data/1.jpg", "/data/2.jpg", "/data/3.jpg"]
     assert [row.error for row in pairing.bad] == ["DuplicateName"]
+    pairing = one("A/1.jpg", "B/1.jpg", "B/1.png")
+    assert [(pair.a.uri, pair.b and pair.b.uri) for pair in pairing.pairs] == [("/data/A/1.jpg", "/data/B/1.jpg")]
+    assert [(row.source_uri, row.error) for row in pairing.bad] == [("/data/B/1.png", "DuplicateName")]
 
 
 def test_the_held_out_share_depends_on_the_id_alone_and_leaves_split_folders_alone() -> None:
