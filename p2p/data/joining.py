@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
@@ -11,10 +12,13 @@ from p2p.data.layouts import Mark, parse_names, split_name, whole_path
 
 COMBINED = "combined"
 TWO_FOLDERS = "two-folder"
+MAX_SHOWN = 6
+"""Kinds of names, folders or layouts that a message tells."""
 _ENOUGH = 0.5
 """Share of the side with fewer images that has a partner, at which no other way to compare names is tried."""
 _COMMON_END = re.compile(r"(?:[_\-. ]+[A-Za-z][A-Za-z0-9]*)+$")
 _COMMON_START = re.compile(r"(?:[A-Za-z][A-Za-z0-9]*[_\-. ]+)+")
+_LAST_WORD = re.compile(r"[_\-. ]([A-Za-z][^/_\-. ]*)\.[^./]*$")
 _ENDING = r"(?:\.[^./]+)?"
 
 SideName = Literal["a", "b"]
@@ -211,3 +215,34 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     if not re.search(r"\.\w+$", pattern):
         text += _ENDING
     return re.compile(text, re.IGNORECASE)
+
+
+def describe_left_out(paths: Sequence[str]) -> str:
+    """Images that are neither A nor B, by the words at the ends of their names or by folder: `train_inst/ (6)`."""
+    last = [_LAST_WORD.search(path) for path in paths]
+    words = [found[1] if found else "" for found in last]
+    shared = Counter(words)
+    counts = Counter(
+        f"…{word}" if word and shared[word] > 1 else f"{path.rpartition('/')[0]}/" if "/" in path else path
+        for word, path in zip(words, paths, strict=True)
+    )
+    shown = [f"{name} ({count})" for name, count in counts.most_common(MAX_SHOWN)]
+    return ", ".join(shown + ["…"] * (len(counts) > MAX_SHOWN))
+
+
+def describe_rest(match: Match, paths: Sequence[str], split: str) -> str:
+    """Images that became no pair of `split` (empty: of any): `4 without a partner: A/ (4)`."""
+    kinds = {
+        "without a partner": [number for number, _, _ in match.unmatched],
+        "of a name that another has": [number for number, _ in match.repeated],
+        "neither A nor B": match.left_out,
+    }
+    found = []
+    for kind, numbers in kinds.items():
+        names = parse_names([paths[number] for number in numbers])
+        these = [
+            paths[number] for number, name in zip(numbers, names, strict=True) if split in ("", name.split or "train")
+        ]
+        if these:
+            found.append(f"{len(these)} {kind}: {describe_left_out(these)}")
+    return "; ".join(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Literal, TypeVar
 
 from p2p.data.joining import (
     COMBINED,
+    MAX_SHOWN,
     TWO_FOLDERS,
     FoundLayout,
     Marked,
@@ -49,10 +49,8 @@ _MIN_SHARE_OF_TWO_KINDS = 0.9
 _MIN_SHARE_OF_UNKNOWN = 0.6
 """Of all images, those that are paired by words that no layout has."""
 _MAX_SEARCHED = 20_000  # names in which words are looked for; how many pair up is counted in all
-_LAST_WORD = re.compile(r"[_\-. ]([A-Za-z][^/_\-. ]*)\.[^./]*$")
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".gif")
-_MAX_SHOWN = 6
 _OTHERS = "the others"
 
 Named = TypeVar("Named", ParsedName, str)
@@ -110,8 +108,8 @@ def match_names(
             match for row in rows if not row.is_published for match in words.matches(row, one_sided=one_sided)
         )
         if len(found) > 1:
-            sides = " or ".join(match.layout.names_of_sides for match in found[:_MAX_SHOWN])
-            choices = tuple(_patterns_of(match, paths) for match in found[:_MAX_SHOWN])
+            sides = " or ".join(match.layout.names_of_sides for match in found[:MAX_SHOWN])
+            choices = tuple(_patterns_of(match, paths) for match in found[:MAX_SHOWN])
             return Unclear(f"the names fit several layouts: {sides}", choices)
         if found:
             return found
@@ -186,24 +184,11 @@ def _some(names: Sequence[Named]) -> Sequence[Named]:
     return names[:: max(1, len(names) // _MAX_SEARCHED)]
 
 
-def describe_left_out(paths: Sequence[str]) -> str:
-    """Images that are neither A nor B, by the words at the ends of their names or by folder: `train_inst/ (6)`."""
-    last = [_LAST_WORD.search(path) for path in paths]
-    words = [found[1] if found else "" for found in last]
-    shared = Counter(words)
-    counts = Counter(
-        f"…{word}" if word and shared[word] > 1 else f"{path.rpartition('/')[0]}/" if "/" in path else path
-        for word, path in zip(words, paths, strict=True)
-    )
-    shown = [f"{name} ({count})" for name, count in counts.most_common(_MAX_SHOWN)]
-    return ", ".join(shown + ["…"] * (len(counts) > _MAX_SHOWN))
-
-
 def _describe_folders(names: Sequence[ParsedName]) -> str:
     counts = Counter(f"{name.folders[0]}/" if name.folders else "" for name in names)
     loose = counts.pop("", 0)
-    shown = [f"{folder} ({count})" for folder, count in sorted(counts.items())[:_MAX_SHOWN]]
-    shown += ["…"] if len(counts) > _MAX_SHOWN else []
+    shown = [f"{folder} ({count})" for folder, count in sorted(counts.items())[:MAX_SHOWN]]
+    shown += ["…"] if len(counts) > MAX_SHOWN else []
     return ", ".join(shown + ([f"{loose} in no sub-folder"] if loose or not shown else []))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from p2p.data.joining import FoundLayout
+from p2p.data.joining import FoundLayout, describe_rest
 from p2p.data.matching import Unclear, match_names
 from p2p.data.order import Row
 from p2p.data.tasks import is_repeat
@@ -28,6 +29,8 @@ from p2p.storage.parquet import open_parquet, read_cells, short_text
 from p2p.storage.parquet_columns import find_bytes
 from p2p.storage.pixels import RGB, PixelFormat, Pixels
 from p2p.storage.trial import find_fatal_item, process_ended
+
+log = logging.getLogger("p2p")
 
 SPLITS = ("train", "val", "test")
 FEATURES_FOLDER = ".features"
@@ -96,6 +99,8 @@ class Pairs:
     """The shortest side of any pair, in pixels."""
     layout: FoundLayout | None = None
     """What was recognised in the names of a raw folder."""
+    left_out: str = ""
+    """Which images of the raw folder became no pair of the split, for people."""
 
     def __len__(self) -> int:
         return sum(group.rows for group in self.groups)
@@ -104,6 +109,12 @@ class Pairs:
     def is_raw(self) -> bool:
         """Whether they are images in a folder, not parts that jobs/prepare.py wrote."""
         return self.layout is not None
+
+    def log_left_out(self) -> Pairs:
+        """The same. What is left out is told once it is known that these pairs are meant."""
+        if self.left_out:
+            log.warning("%s: %s: left out: %s; jobs/prepare.py lists them", self.uri, self.split, self.left_out)
+        return self
 
     @property
     def group_rows(self) -> list[int]:
@@ -180,7 +191,7 @@ def open_pairs(uri: str, split: str, *, raw_load_size: int = 286) -> Pairs:
     found = open_candidates(uri, split, raw_load_size=raw_load_size)
     if isinstance(found, Unclear):
         raise ConfigError("data", f"{uri}: {found.seen}; make a data set of it with jobs/prepare.py")
-    return found[0]
+    return found[0].log_left_out()
 
 
 def open_candidates(uri: str, split: str, *, raw_load_size: int = 286) -> list[Pairs] | Unclear:
@@ -209,7 +220,8 @@ def _open_raw(uri: str, split: str, load_size: int) -> list[Pairs] | Unclear:
             left_out.add(file.path)
     if files:
         left_out.log(folder)
-    matches = match_names([file.path for file in files]) if files else []
+    paths = [file.path for file in files]
+    matches = match_names(paths) if files else []
     if isinstance(matches, Unclear):
         return matches
     candidates = []
@@ -220,7 +232,8 @@ def _open_raw(uri: str, split: str, load_size: int) -> list[Pairs] | Unclear:
             if folder != uri or (pair.split or "train") == split
         ]
         if groups:
-            candidates.append(Pairs(uri, split, tuple(groups), load_size, load_size, match.layout))
+            text = describe_rest(match, paths, "" if folder != uri else split)
+            candidates.append(Pairs(uri, split, tuple(groups), load_size, load_size, match.layout, text))
     if not candidates:
         raise NotFoundError(_nothing_there(uri, split))
     return candidates

@@ -144,7 +144,7 @@ def open_examined_pairs(uri: str, split: str, raw_load_size: int, layout: FoundL
     layouts = [pairs.layout for pairs in candidates if pairs.layout]
     for pairs in candidates:
         if not pairs.layout or pairs.layout.is_certain or (layout and pairs.layout.name == layout.name):
-            return pairs
+            return pairs.log_left_out()
     with session(small=True):
         first: Evidence | None = None
         for pairs, found in zip(candidates, layouts, strict=True):
@@ -154,7 +154,7 @@ def open_examined_pairs(uri: str, split: str, raw_load_size: int, layout: FoundL
                 raise UsageError(f"{evidence.problem}; jobs/prepare.py leaves bad images out and lists them")
             first = first or evidence
             if not evidence.examined or evidence.shows_pairs(found.is_combined):
-                return pairs
+                return pairs.log_left_out()
     choices = tuple(found.patterns for found in layouts if found.patterns)
     raise no_pairs("data", uri, len(candidates[0]), Unclear(layouts[0].seen, choices), first)
 

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from p2p.data.joining import FoundLayout, Match, match_patterns
-from p2p.data.matching import LayoutChoice, Unclear, describe_left_out, match_names, match_two_sources
+from p2p.data.joining import FoundLayout, Match, describe_left_out, match_patterns
+from p2p.data.matching import LayoutChoice, Unclear, match_names, match_two_sources
 from p2p.data.pairs import SPLITS
 from p2p.doctor.evidence import no_pairs
 from p2p.doctor.files import BadRow

@@ -104,6 +104,17 @@ def test_a_raw_folder_of_two_sides_is_paired_by_its_layout_and_split(tmp_path, m
     assert not np.array_equal(pair["a"], pair["b"])
 
 
+def test_images_of_a_raw_folder_that_become_no_pair_are_told(tmp_path, make_image, caplog):
+    for name in ("A/1.png", "A/2.png", "A/3.png", "B/1.png", "B/1.jpg", "B/2.png", "AB/1.png", "val/A/7.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert len(open_pairs(str(tmp_path), "train")) == 2
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    found = "1 without a partner: A/ (1); 1 of a name that another has: B/ (1); 1 neither A nor B: AB/ (1)"
+    assert f"{tmp_path}: train: left out: {found}" in record.getMessage()
+
+
 def test_other_parquet_is_refused_by_the_column_it_lacks(tmp_path):
     write_table(str(tmp_path / "train" / part_name(0)), pa.table({"pair_id": ["x"], "a": [b""]}))
     with pytest.raises(UsageError, match="has no column 'b'"):
