@@ -214,7 +214,11 @@ class _Words:
         self._names, self._all_folders = names, layout == "folders"
         some = _some(names)
         forms = FOLDER_FORMS if layout == "folders" else (*FOLDER_FORMS, *NAME_FORMS)
-        self._found = {form: {word for name in some for word, _ in form(name)} for form in forms}
+        self._found = {
+            form: Counter(word for name in some for word in {word for word, _ in form(name)}) for form in forms
+        }
+        # Of all images, those of which a word is looked for in all names: half of what two sides must cover.
+        self._few = 0.0 if self._all_folders else _MIN_SHARE_COVERED / 2 * len(some)
         self.near = ""
 
     def matches(self, row: Layout, *, one_sided: bool = False) -> Iterator[Match]:
@@ -229,6 +233,8 @@ class _Words:
             )
             for words in itertools.product(a, b):
                 if words in tried or ("" in words) != one_sided or words[0] == words[1]:
+                    continue
+                if found[words[0]] + found[words[1]] < self._few:
                     continue
                 if match := self._pair_up(row, form, words):
                     tried.add(words)

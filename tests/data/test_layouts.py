@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from p2p.data import layouts, matching
 from p2p.data.joining import Match
 from p2p.data.matching import Unclear, match_names
 
@@ -132,6 +133,16 @@ def test_letters_that_number_images_are_no_certain_sides(name: str) -> None:
         ("combined", 12, False),
         ("A/B", 3, False),
     ]
+
+
+def test_words_of_few_names_are_not_looked_for_in_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = " ".join(f"{row.a} {row.b}" for row in layouts.LAYOUTS).split()
+    paths = [f"{number}_{words[number % len(words)]}.png" for number in range(2 * len(words))]
+    calls = []
+    monkeypatch.setattr(matching._Words, "_pair_up", lambda *arguments: calls.append(arguments))
+    found = match_names(paths)
+    assert isinstance(found, list) and found[0].layout.is_combined
+    assert not calls
 
 
 def test_the_label_kind_of_cityscapes_can_be_chosen() -> None:
