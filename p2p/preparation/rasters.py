@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,14 +15,16 @@ import numpy.typing as npt
 
 from p2p.data.joining import FoundLayout
 from p2p.data.layouts import split_name
-from p2p.errors import BadInputError, ConfigError, StorageError
+from p2p.doctor.files import BadRow
+from p2p.errors import BadInputError, ConfigError
 from p2p.preparation.config import PrepareConfig
 from p2p.preparation.pairing import Pairing, PairRef, goes_to_val
 from p2p.preparation.windows import RasterWindow
 from p2p.scenes.bands import RasterBands, find_bands, parse_bands, parse_scale
 from p2p.storage.filesystems import is_file, list_files
+from p2p.storage.names import printable
 from p2p.storage.pixels import MAX_CHANNELS, PixelFormat
-from p2p.storage.rasters import Raster, open_raster, place_of
+from p2p.storage.rasters import Raster, open_raster
 
 ENDINGS = (".tif", ".tiff")
 _CELL = 4
@@ -56,16 +60,21 @@ def pair_rasters(config: PrepareConfig, source: str, source_b: str) -> RasterPai
     Raises ConfigError for rasters without a partner, on another grid, or of which nothing is learnt how to scale them.
     """
     scenes, sides = [], [_Side("a", config.bands_a, config.scale_a), _Side("b", config.bands_b, config.scale_b)]
-    for path, addresses in _partners(source, source_b):
+    bad: list[BadRow] = []
+    for path, addresses in _partners(source, source_b, bad):
         try:
-            with open_raster(addresses[0]) as a, open_raster(addresses[1]) as b:
-                scenes.append(_on_one_grid(path, a, b))
-                for side, raster in zip(sides, (a, b), strict=True):
+            with contextlib.ExitStack() as stack:
+                rasters = []
+                for address in addresses:
+                    rasters.append(stack.enter_context(open_raster(address)))
+                scenes.append(_on_one_grid(path, *rasters))
+                for side, raster in zip(sides, rasters, strict=True):
                     side.add(raster)
         except BadInputError as error:
-            raise ConfigError("source", f"{path}: {error}") from None
-    windows = [window for scene in scenes for window in _windows(scene, config)]
-    kept = [window for scene in scenes for window in _valid(scene, [w for w in windows if w.scene is scene], config)]
+            bad.append(BadRow(printable(address), error.kind, printable(str(error))))
+    if not scenes:
+        raise ConfigError("source", f"no raster and its partner can be read: {bad[-1].source_uri}: {bad[-1].message}")
+    kept = [window for scene in scenes for window in _valid(scene, list(_windows(scene, config)), config)]
     if not kept:
         raise ConfigError(
             "window", f"{config.window}: no window of that size is valid all over in both of any two rasters"
@@ -73,16 +82,23 @@ def pair_rasters(config: PrepareConfig, source: str, source_b: str) -> RasterPai
     bands = _learn(sides, kept, config.window)
     formats = [side.format(one) for side, one in zip(sides, bands, strict=True)]
     layout = FoundLayout("rasters", (f"windows of {source}", f"the same windows of {source_b}"))
-    return RasterPairing(_pairing(kept, config.window, formats, bands, layout), (formats[0], formats[1]), bands)
+    return RasterPairing(
+        _pairing(kept, config.window, formats, bands, Pairing(layout, bad)), (formats[0], formats[1]), bands
+    )
 
 
-def _partners(source: str, source_b: str) -> list[tuple[str, tuple[str, str]]]:
+def _partners(source: str, source_b: str, bad: list[BadRow]) -> list[tuple[str, tuple[str, str]]]:
     """Rasters of both sides by their path without ending; two files are partners whatever they are called."""
     if is_file(source) and is_file(source_b):
         return [(posixpath.basename(source), (source, source_b))]
     found: list[dict[str, tuple[str, str]]] = []
     for field, uri in (("source", source), ("source_b", source_b)):
-        files = {posixpath.splitext(file.path)[0]: (file.path, file.uri) for file in list_files(uri, ENDINGS)}
+        files: dict[str, tuple[str, str]] = {}
+        for file in list_files(uri, ENDINGS):
+            name = posixpath.splitext(file.path)[0]
+            if files.setdefault(name, (file.path, file.uri)) != (file.path, file.uri):
+                message = f"raster {printable(name)!r} is there more than once; give each file a name of its own"
+                bad.append(BadRow(printable(file.uri), "DuplicateName", message))
         if not files:
             raise ConfigError(field, f"{uri}: holds no GeoTIFF ({', '.join(ENDINGS)})")
         found.append(files)
@@ -102,6 +118,8 @@ def _on_one_grid(path: str, a: Raster, b: Raster) -> _RasterPair:
     if any(abs(t[place] - u[place]) > _MAX_SIZE_DIFFERENCE * size for place in (0, 1, 3, 4)):
         raise _not_alike(a, b, "GridsDiffer", f"their pixels differ: {t[0]:g} x {t[4]:g} and {u[0]:g} x {u[4]:g}")
     determinant = t[0] * t[4] - t[1] * t[3]
+    if not math.isfinite(determinant) or not determinant:
+        raise ConfigError("source", f"{a.uri}: its pixels have no area on the ground: its transform is {t}")
     dx, dy = u[2] - t[2], u[5] - t[5]
     column, row = (t[4] * dx - t[1] * dy) / determinant, (t[0] * dy - t[3] * dx) / determinant
     x, y = round(column), round(row)
@@ -147,7 +165,7 @@ def _windows(scene: _RasterPair, config: PrepareConfig) -> Iterator[_Window]:
 
 
 def _valid(scene: _RasterPair, windows: Sequence[_Window], config: PrepareConfig) -> list[_Window]:
-    """Those of a scene that hold no invalid pixel on either side. Raises ConfigError for a block that is damaged."""
+    """Those of a scene that hold no invalid pixel on either side, and damaged ones, which become bad rows later."""
     kept = list(windows)
     for address, (left, top) in zip(scene.addresses, scene.starts, strict=True):
         with open_raster(address) as raster:
@@ -160,7 +178,7 @@ def _valid(scene: _RasterPair, windows: Sequence[_Window], config: PrepareConfig
                 try:
                     _, valid, _ = raster.read(bands, place)
                 except BadInputError:
-                    continue  # not valid either
+                    valid = None
                 if valid is None or valid.all():
                     good.append(window)
             kept = good
@@ -244,7 +262,11 @@ def _learn(sides: Sequence[_Side], windows: Sequence[_Window], size: int) -> tup
     for number, side in enumerate(sides):
         assert side.found is not None
         if side.needs_scaling:
-            found.append(side.learn(list(_samples(number, chosen, list(side.found.bands), size))))
+            samples = list(_samples(number, chosen, list(side.found.bands), size))
+            if not samples:
+                problem = f"{chosen[0].scene.addresses[number]}: no window to learn the scaling from can be decoded"
+                raise ConfigError(("source", "source_b")[number], problem)
+            found.append(side.learn(samples))
         else:
             found.append(side.found)
     is_deep = [side.format(bands).bits == 16 for side, bands in zip(sides, found, strict=True)]
@@ -262,8 +284,8 @@ def _samples(number: int, windows: Sequence[_Window], bands: list[int], size: in
         try:
             with open_raster(window.scene.addresses[number]) as raster:
                 pixels, _, _ = raster.read(bands, place)
-        except BadInputError as error:
-            raise StorageError(f"{window.scene.addresses[number]}: {place_of(place)}: {error}") from None
+        except BadInputError:
+            continue  # a bad row later
         yield pixels.reshape(-1, pixels.shape[2])[::step]
 
 
@@ -276,9 +298,8 @@ def _pairing(
     size: int,
     formats: Sequence[PixelFormat],
     bands: Sequence[RasterBands],
-    layout: FoundLayout,
+    pairing: Pairing,
 ) -> Pairing:
-    pairing = Pairing(layout)
     places: dict[str, tuple[str, tuple[float, ...]]] = {}
     for window in windows:
         sides = []

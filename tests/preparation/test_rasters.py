@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from p2p.data.description import read_description
-from p2p.errors import ConfigError
+from p2p.errors import BadInputError, ConfigError
 from p2p.preparation import PrepareConfig
 from p2p.preparation.job import run
 from p2p.preparation.rasters import RasterPairing, pair_rasters
+from p2p.preparation.windows import read_window
 from p2p.scenes.bands import RasterBands
 from p2p.storage import images
 from p2p.training import TrainConfig
@@ -102,6 +103,44 @@ def test_rasters_on_another_grid_are_refused(transform: Any, crs: str | None, ki
         cut(a, b)
     if kind != "NoOverlap":
         assert "gdalwarp -t_srs EPSG:32633 -tr 0.5 0.5 -te 500000.0 4999968.0 500032.0 5000000.0" in str(caught.value)
+
+
+def test_pixels_without_an_area_are_refused(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.tif", noise(64, 64), Affine(1, 1, 500000, 1, 1, 5000000))
+    with pytest.raises(ConfigError, match="have no area"):
+        cut(a, a)
+
+
+def test_a_damaged_block_is_a_bad_window_and_not_an_invalid_one(tmp_path: Path) -> None:
+    tiles: dict[str, Any] = {"tiled": True, "blockxsize": 32, "blockysize": 32, "compress": "deflate"}
+    a = write(tmp_path / "a.tif", noise(128, 128, dtype="uint16"), nodata=0, **tiles)
+    with rasterio.open(a) as file:
+        [offset, size] = [int(file.get_tag_item(f"BLOCK_{what}_1_1", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE")]
+    data = bytearray(a.read_bytes())
+    data[offset : offset + size] = b"\xff" * size
+    a.write_bytes(data)
+    found = cut(a, write(tmp_path / "b.tif", noise(128, 128)), scale_a="percentile:2,98").pairing.pairs
+    assert len(found) == 16
+    [damaged] = [pair.a for pair in found if (pair.a.column, pair.a.row) == (32, 32)]
+    with pytest.raises(BadInputError):
+        read_window(damaged)
+
+
+def test_a_raster_that_cannot_be_read_or_has_the_name_of_another_is_a_bad_row(tmp_path: Path) -> None:
+    for side in ("a", "b"):
+        for name in ("1.tif", "1.tiff", "2.tif"):
+            write(tmp_path / side / name, noise(64, 64))
+    (tmp_path / "b" / "1.tiff").unlink()
+    (tmp_path / "b" / "2.tif").write_bytes(b"II*\0")
+    pairing = cut(tmp_path / "a", tmp_path / "b").pairing
+    assert {pair.a.address for pair in pairing.pairs} == {str(tmp_path / "a" / "1.tif")}
+    assert [(row.source_uri, row.error) for row in pairing.bad] == [
+        (str(tmp_path / "a" / "1.tiff"), "DuplicateName"),
+        (str(tmp_path / "b" / "2.tif"), "DamagedImage"),
+    ]
+    (tmp_path / "b" / "1.tif").write_bytes(b"II*\0")
+    with pytest.raises(ConfigError, match="no raster and its partner can be read"):
+        cut(tmp_path / "a", tmp_path / "b")
 
 
 def test_scaling_is_learnt_over_valid_pixels_and_kept(tmp_path: Path) -> None:
