@@ -114,8 +114,8 @@ def match_names(
         if found:
             return found
     found = _distinct([*published, *_unknown_words(names, layout)])
-    if match := next((match for match in found if match.layout.is_certain), None):
-        return [match]
+    if certain := [match for match in found if match.layout.is_certain]:
+        return certain[:1]
     for match in found:
         match.layout = dataclasses.replace(match.layout, patterns=_patterns_of(match, paths))
     seen = words.near or _describe_folders(names)
