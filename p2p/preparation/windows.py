@@ -46,10 +46,13 @@ class _OpenRasters(threading.local):
     """The rasters that a thread used last."""
 
     def __init__(self) -> None:
-        self.found: OrderedDict[str, tuple[contextlib.ExitStack, SceneReader]] = OrderedDict()
+        self.found: OrderedDict[
+            tuple[str, PixelFormat, RasterBands], tuple[contextlib.ExitStack, SceneReader]
+        ] = OrderedDict()
 
     def reader(self, where: RasterWindow) -> SceneReader:
-        if where.address not in self.found:
+        key = where.address, where.pixels, where.bands  # both sides may be bands of one file
+        if key not in self.found:
             while len(self.found) >= _MAX_OPEN:
                 self.found.popitem(last=False)[1][0].close()
             stack = contextlib.ExitStack()
@@ -57,9 +60,9 @@ class _OpenRasters(threading.local):
             # A side of 8 bits is stored as it is, and becomes 16 when it is read, where its partner has them.
             bands = where.bands if where.pixels.bits == 16 else dataclasses.replace(where.bands, low=(), high=())
             reader = SceneReader(raster, where.pixels.channels, where.pixels.dtype, bands)
-            self.found[where.address] = stack, reader
-        self.found.move_to_end(where.address)
-        return self.found[where.address][1]
+            self.found[key] = stack, reader
+        self.found.move_to_end(key)
+        return self.found[key][1]
 
 
 _open_rasters = _OpenRasters()

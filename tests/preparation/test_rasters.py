@@ -63,6 +63,17 @@ def test_windows_show_the_same_place_on_both_sides(tmp_path: Path) -> None:
         assert "32633" in row["crs"]
 
 
+def test_both_sides_can_be_bands_of_one_file(tmp_path: Path) -> None:
+    data = noise(64, 64, 6)
+    a, output = write(tmp_path / "a.tif", data, photometric="minisblack"), tmp_path / "out"
+    sides = {"source": str(a), "source_b": str(a), "bands_a": "1,2,3", "bands_b": "4,5,6"}
+    run(PrepareConfig(**sides, output=str(output), layout="rasters", window=32, val_fraction=0.0))
+    for row in pq.read_table(output / "train" / "part-00000.parquet").to_pylist():
+        column, line = map(int, row["pair_id"].partition("#")[2].split(","))
+        window = np.moveaxis(data[:, line : line + 32, column : column + 32], 0, 2)
+        assert (images.decode(row["a"]) == window[..., :3]).all() and (images.decode(row["b"]) == window[..., 3:]).all()
+
+
 def test_windows_with_an_invalid_pixel_on_either_side_are_left_out(tmp_path: Path) -> None:
     data, other = noise(128, 128), noise(128, 128)
     data[:, :, 100:] = 0
