@@ -149,6 +149,8 @@ class Raster:
                 valid = alpha > 0
             elif self.facts.validity == "none":
                 valid = None
+            elif self.facts.validity == "nodata":  # a pixel is invalid where every band that is read says so
+                valid = self._dataset.read_masks(bands, window=where).any(0)
             else:
                 valid = self._dataset.dataset_mask(window=where) > 0
         except Exception as error:
@@ -202,10 +204,15 @@ def open_raster(uri: str) -> Iterator[Raster]:
             file.raise_fault()
             raise _refusal(directories[0], error) from None
         with dataset:
-            if any("FILE" in name.upper() for name in dataset.tags(ns="OVERVIEWS")):
-                raise BadInputError("ForeignReference", "its metadata names another file for its overviews")
-            _check_dataset(dataset)
-            yield Raster(uri, dataset, file, directories)
+            try:
+                _check_dataset(dataset)
+                raster = Raster(uri, dataset, file, directories)
+            except BadInputError:
+                raise
+            except Exception as error:  # of metadata that rasterio cannot take
+                file.raise_fault()
+                raise BadInputError("DamagedImage", f"its metadata cannot be read: {_reason(error)}") from None
+            yield raster
     finally:
         file.close()
 
@@ -414,13 +421,20 @@ def _facts(dataset: Any, directory: tiff.Directory) -> RasterFacts:
         validity=validity,
         nodata=dataset.nodata,
         alpha_band=alpha,
-        names=tuple(name or "" for name in dataset.descriptions),
+        names=_names(dataset),
         scales=tuple(dataset.scales),
         offsets=tuple(dataset.offsets),
         bits=bits or 8 * np.dtype(dataset.dtypes[0]).itemsize,
         is_palette=dataset.colorinterp[0].name == "palette" and dataset.count == 1,
         is_georeferenced=any(tag in directory for tag in tiff.GEOREFERENCE),
     )
+
+
+def _names(dataset: Any) -> tuple[str, ...]:
+    try:
+        return tuple(name or "" for name in dataset.descriptions)
+    except UnicodeDecodeError:  # of one band, and rasterio tells none then
+        return ("",) * int(dataset.count)
 
 
 def place_of(window: Window) -> str:
