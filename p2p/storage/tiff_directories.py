@@ -23,6 +23,7 @@ IS_OVERVIEW, IS_MASK = 1, 4
 
 _MAX_DIRECTORIES, _MAX_TAGS = 64, 4096
 _MAX_VALUE_BYTES = 2**28  # of one tag: the offsets of 33 million tiles
+_MAX_VALUES_BYTES = 2**30  # of all tags of a file, which have no more than the file either
 _MAX_TEXT_BYTES = 2**24  # of a tag that is neither an offset nor a count
 _KINDS = {
     **{1: "u1", 2: "S1", 3: "u2", 4: "u4", 5: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 10: "i4", 11: "f4"},
@@ -87,11 +88,12 @@ def read_directories(file: SeekableFile, size: int) -> list[dict[int, TagValue]]
     (start,) = struct.unpack_from(order + ("Q" if large else "L"), head, 8 if large else 4)
     found: list[dict[int, TagValue]] = []
     seen: set[int] = set()
+    left = min(size, _MAX_VALUES_BYTES)
     while start:
         if start in seen or len(found) >= _MAX_DIRECTORIES:
             raise BadInputError("DamagedImage", f"the TIFF has a loop of directories, or more than {_MAX_DIRECTORIES}")
         seen.add(start)
-        directory, start = _read_directory(file, start, size, order, large)
+        directory, start, left = _read_directory(file, start, size, order, large, left=left)
         found.append(directory)
     if not found:
         raise BadInputError("DamagedImage", "the TIFF has no image")
@@ -111,8 +113,9 @@ def _read(file: SeekableFile, start: int, count: int, size: int) -> bytes:
 
 
 def _read_directory(
-    file: SeekableFile, start: int, size: int, order: Literal["<", ">"], large: bool
-) -> tuple[dict[int, TagValue], int]:
+    file: SeekableFile, start: int, size: int, order: Literal["<", ">"], large: bool, *, left: int
+) -> tuple[dict[int, TagValue], int, int]:
+    """A directory, where the next one lies, and how many bytes the values of its tags may have of the `left` ones."""
     count_format, entry = ("Q", struct.Struct(order + "HHQ8s")) if large else ("H", struct.Struct(order + "HHL4s"))
     room, width = (8, "Q") if large else (4, "L")
     count_size = struct.calcsize(count_format)
@@ -131,13 +134,18 @@ def _read_directory(
         if length > (_MAX_VALUE_BYTES if tag in _LARGE_TAGS else _MAX_TEXT_BYTES):
             raise BadInputError("DamagedImage", f"the TIFF has {values} values in tag {tag}")
         if length > room:
+            left -= length
+            if left < 0:
+                raise BadInputError(
+                    "DamagedImage", "the TIFF's tags share the same bytes, or are more than any image has"
+                )
             (offset,) = struct.unpack(order + width, inline)
             raw = _read(file, offset, length, size)
         else:
             raw = inline[:length]
         array = np.frombuffer(raw, dtype)
         directory[tag] = TagValue(kind, array.astype(dtype.newbyteorder("="), copy=False))
-    return directory, struct.unpack_from(order + width, data, count * entry.size)[0]
+    return directory, struct.unpack_from(order + width, data, count * entry.size)[0], left
 
 
 def layout(directories: Sequence[Directory], large: bool) -> bytes:
