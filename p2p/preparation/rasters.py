@@ -203,6 +203,10 @@ class _Side:
                 numbers = find_bands(self._wanted, facts.names)
             except KeyError as error:
                 raise ConfigError(field, f"{raster.uri} has no band {error.args[0]}") from None
+        if facts.is_palette and self._scale not in (None, ("none",)):
+            raise ConfigError(
+                f"scale_{self._letter}", f"{raster.uri} has a palette of colours, which are not scaled; leave it out"
+            )
         names = tuple(facts.names[number - 1] for number in numbers)
         found = RasterBands(tuple(numbers), facts.dtype, names if all(names) else ())
         channels = 3 if facts.is_palette else len(numbers)

@@ -46,9 +46,9 @@ class _OpenRasters(threading.local):
     """The rasters that a thread used last."""
 
     def __init__(self) -> None:
-        self.found: OrderedDict[
-            tuple[str, PixelFormat, RasterBands], tuple[contextlib.ExitStack, SceneReader]
-        ] = OrderedDict()
+        self.found: OrderedDict[tuple[str, PixelFormat, RasterBands], tuple[contextlib.ExitStack, SceneReader]] = (
+            OrderedDict()
+        )
 
     def reader(self, where: RasterWindow) -> SceneReader:
         key = where.address, where.pixels, where.bands  # both sides may be bands of one file

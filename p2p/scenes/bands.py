@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +96,8 @@ def parse_scale(text: str, field: str) -> tuple[Any, ...] | None:
         return ("none",) if text else None
     try:
         low, high = (float(number) for number in numbers.split(","))
-        if kind in ("percentile", "range") and low < high and (kind == "range" or (low >= 0 and high <= 100)):
+        is_possible = math.isfinite(low) and math.isfinite(high) if kind == "range" else low >= 0 and high <= 100
+        if kind in ("percentile", "range") and low < high and is_possible:
             return kind, low, high
     except ValueError:
         pass

@@ -186,7 +186,10 @@ def test_scaling_is_learnt_over_valid_pixels_and_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"scale_a": "percentile:98,2"}, {"scale_b": "0,1"}, {"bands_a": "0"}, {"bands_b": "1,1"}, {"pixels_a": "1x8"}],
+    [
+        *({"scale_a": "percentile:98,2"}, {"scale_a": "range:0,inf"}, {"scale_a": "range:-inf,0"}, {"scale_b": "0,1"}),
+        *({"bands_a": "0"}, {"bands_b": "1,1"}, {"pixels_a": "1x8"}),
+    ],
 )
 def test_mistakes_are_told_before_any_work(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -194,3 +197,13 @@ def test_mistakes_are_told_before_any_work(options: dict[str, Any], tmp_path: Pa
     assert caught.value.field in options
     with pytest.raises(ConfigError, match="layout rasters"):
         PrepareConfig(source="a", source_b="b", output="c", scale_a="none")
+
+
+def test_colours_of_a_palette_are_not_scaled(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.tif", noise(64, 64, 1, high=4), photometric="palette")
+    with rasterio.open(a, "r+") as file:
+        file.write_colormap(1, {index: (index, 0, 0, 255) for index in range(4)})
+    assert [str(side) for side in cut(a, a, scale_a="none").formats] == ["3x8", "3x8"]
+    with pytest.raises(ConfigError, match="palette") as caught:
+        cut(a, a, scale_a="range:0,3")
+    assert caught.value.field == "scale_a"
