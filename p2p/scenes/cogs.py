@@ -15,7 +15,7 @@ from typing import IO, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from p2p.errors import DamagedFileError
+from p2p.errors import ConfigError, DamagedFileError, P2PError, StorageError
 from p2p.scenes.sections import BLOCK
 from p2p.scenes.validity import Array, Mask, halve, step_off
 from p2p.storage import tiff_directories as tiff
@@ -27,11 +27,23 @@ Compression = Literal["deflate", "zstd", "jpeg", "webp", "none"]
 LOSSY: tuple[Compression, ...] = ("jpeg", "webp")
 PART_LEVELS = 3
 """Levels that a part has files of, as far as the whole has them: itself, and its overviews of half and a quarter."""
+_LOSSY_CHANNELS = {"jpeg": (1, 2, 3, 4), "webp": (3, 4)}
 _DEFLATE_LEVEL = 1  # a third of the time of level 6, for a tenth more bytes
 _ZSTD_LEVEL = 1
 _CLASSIC_BYTES = 4_000_000_000
 _COPY_BYTES = 16 * 2**20
 _HALVED_ROWS = 16  # at a time, since sums take more memory than pixels; an even number
+
+
+def check_compression(compression: Compression, channels: int, dtype: str) -> None:
+    """Raise ConfigError unless pixels of so many channels, without alpha, can be compressed so."""
+    if compression in LOSSY and (dtype != "uint8" or channels not in _LOSSY_CHANNELS[compression]):
+        allowed = " or ".join(map(str, _LOSSY_CHANNELS[compression]))
+        raise ConfigError(
+            "compression",
+            f"{compression}: the model's outputs have {channels} channels of {dtype}, and {compression} holds "
+            f"{allowed} channels of uint8; use deflate, zstd or none",
+        )
 
 
 @dataclass(frozen=True)
@@ -102,12 +114,15 @@ class PartWriter:
         rows: of the part.
         level: of the first file.
 
+    Raises StorageError where the disk takes no more.
+
     """
 
     def __init__(self, paths: Sequence[str], profile: CogProfile, rows: int, level: int = 0) -> None:
-        self._profile, self._rows = profile, rows
+        self._profile, self._rows, self._path = profile, rows, paths[0]
         self._width = profile.size_of(level)[0]
-        self._dataset = rasterio().open(paths[0], "w", **profile.creation_options(self._width, rows))
+        with _write_errors(self._path):
+            self._dataset = rasterio().open(paths[0], "w", **profile.creation_options(self._width, rows))
         if profile.validity == "alpha":
             kinds = rasterio().enums.ColorInterp
             colours = {1: [kinds.gray], 3: [kinds.red, kinds.green, kinds.blue]}
@@ -148,10 +163,11 @@ class PartWriter:
         self._waiting = 0
         mark_invalid(pixels, valid, self._profile)
         window = rasterio().windows.Window(0, self._written, self._width, len(pixels))
-        self._dataset.write(np.ascontiguousarray(np.moveaxis(pixels, 2, 0)), window=window)
-        if self._profile.validity == "mask":
-            mask = np.ones(pixels.shape[:2], bool) if valid is None else valid
-            self._dataset.write_mask(mask.astype(np.uint8) * 255, window=window)
+        with _write_errors(self._path):
+            self._dataset.write(np.ascontiguousarray(np.moveaxis(pixels, 2, 0)), window=window)
+            if self._profile.validity == "mask":
+                mask = np.ones(pixels.shape[:2], bool) if valid is None else valid
+                self._dataset.write_mask(mask.astype(np.uint8) * 255, window=window)
         self._written += len(pixels)
         for top in range(0, len(pixels) if self._next else 0, _HALVED_ROWS):
             assert self._next is not None
@@ -166,9 +182,24 @@ class PartWriter:
 
     def discard(self) -> None:
         """Close the files as they are."""
-        self._dataset.close()
+        with _write_errors(self._path):
+            self._dataset.close()
         if self._next:
             self._next.discard()
+
+
+@contextlib.contextmanager
+def _write_errors(path: str) -> Iterator[None]:
+    """What goes wrong while GDAL writes is the disk's fault, since options and pixels were checked."""
+    try:
+        yield
+    except P2PError:
+        raise
+    except rasterio().errors.RasterioError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise StorageError(
+            f"{path}: cannot be written: {reason}; is there room? TMPDIR names another folder for it"
+        ) from error
 
 
 def mark_invalid(pixels: Array, valid: Mask | None, profile: CogProfile) -> None:

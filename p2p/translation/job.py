@@ -23,6 +23,7 @@ from p2p.errors import (
 )
 from p2p.model.sizing import default_overlap
 from p2p.reports.translation import Example, write_translation_report
+from p2p.scenes.cogs import check_compression
 from p2p.storage.filesystems import (
     absolute,
     join,
@@ -77,6 +78,8 @@ class _Model:
     crop_size: int
     stride: int
     input_side: str
+    output_channels: int
+    output_dtype: str
 
 
 def run(config: TranslateConfig, workforce: Workforce | None = None) -> dict[str, Any]:
@@ -214,8 +217,16 @@ def _read_model(uri: str, for_scenes: bool) -> _Model:
         )
     of_run = resolved.folder_uri is not None and resolved.folder_uri != uri.rstrip("/")
     side = "a" if config.direction == "AtoB" else "b"
+    made = config.output_bands
     return _Model(
-        resolved.generator_uri, of_run, str(generator.checkpoint_id), config.crop_size, generator.stride, side
+        resolved.generator_uri,
+        of_run,
+        str(generator.checkpoint_id),
+        config.crop_size,
+        generator.stride,
+        side,
+        output_channels=config.output_channels,
+        output_dtype=made.dtype if made is not None and made.is_scaled else f"uint{config.bits}",
     )
 
 
@@ -227,6 +238,7 @@ def _settings(config: TranslateConfig, source: str, output: str, corpus: Corpus,
             f"{tile_size}: this generator needs a multiple of {model.stride}; "
             f"--tile-size {max(1, round(tile_size / model.stride)) * model.stride} is near",
         )
+    check_compression(config.compression, model.output_channels, model.output_dtype)
     decided: dict[str, Any] = {
         "source": source,
         "output": output,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import http.server
 import math
+import resource
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from conftest import S3Place, in_this_process
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from p2p.errors import NotGoodEnoughError, P2PError, UsageError
+from p2p.errors import ConfigError, NotGoodEnoughError, P2PError, StorageError, UsageError
 from p2p.model.translator import Translator
 from p2p.scenes import cogs, sections
 from p2p.scenes.bands import RasterBands
@@ -581,6 +582,52 @@ def test_blocks_are_compressed_as_asked(compression: str, tmp_path: Path, transl
     assert (valid == data.any(0)).all()  # lossy ones have a mask
     worst = np.abs(pixels.astype(int) - data)[:, 120:].max()
     assert worst == 0 if compression in ("zstd", "none") else 0 < worst < 40
+
+
+@pytest.mark.parametrize(
+    "compression, channels, dtype, works",
+    [
+        *(("jpeg", 1, "uint8", True), ("jpeg", 4, "uint8", True), ("jpeg", 5, "uint8", False)),
+        *(("jpeg", 3, "uint16", False), ("webp", 1, "uint8", False), ("webp", 4, "uint8", True)),
+        *(("webp", 3, "float32", False), ("zstd", 7, "uint16", True), ("deflate", 1, "float32", True)),
+    ],
+)
+def test_a_compression_is_refused_exactly_where_gdal_cannot_write_it(
+    compression: Any, channels: int, dtype: str, works: bool, tmp_path: Path
+) -> None:
+    profile = cogs.CogProfile(40, 40, channels, dtype, "mask", compression=compression)
+    writer = cogs.PartWriter([str(tmp_path / "a.tif")], profile, 40)
+    with nullcontext() if works else pytest.raises(P2PError, match="cannot be written"):
+        writer.add(np.ones((40, 40, channels), dtype), None)
+        writer.close()
+    with nullcontext() if works else pytest.raises(ConfigError, match=f"{channels} channels of {dtype}.*use deflate"):
+        cogs.check_compression(compression, channels, dtype)
+
+
+def test_a_compression_that_the_model_does_not_fit_is_told_before_any_work(
+    tmp_path: Path, translate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "a.tif", picture(70, 70), **UTM)
+    monkeypatch.setitem(cogs._LOSSY_CHANNELS, "webp", (4,))
+    with pytest.raises(ConfigError, match="webp") as caught:
+        translate(source, tmp_path / "out", Identity(), compression="webp")
+    assert caught.value.field == "compression" and not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_under_the_parts_is_told_in_one_line(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.tif")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = cogs.PartWriter([path], cogs.CogProfile(600, 600, 3, "uint8", "none", compression="none"), 600)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with pytest.raises(StorageError, match=r"a\.tif: cannot be written.*TMPDIR") as caught:
+            writer.add(picture(600, 600).transpose(1, 2, 0), None)
+            writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(StorageError, match=r"b\.tif: cannot be written"):
+        cogs.PartWriter([str(tmp_path / "none" / "b.tif")], cogs.CogProfile(60, 60, 3, "uint8", "none"), 60)
 
 
 def test_a_scene_from_a_bucket_takes_few_requests_and_goes_to_one(
