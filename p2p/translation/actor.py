@@ -125,7 +125,7 @@ class ShardTranslator:
             yield {"stopped": str(error)}
         except Exception as error:
             if is_device_lost(error):
-                if self._pipeline is not None:  # another process can go on; this one leaves crash records, as any does
+                if self._pipeline or self._scenes:  # another process can go on; this one leaves records of its crash
                     log.error("%s", error)
                     os._exit(1)
                 yield {"stopped": f"the GPU cannot be used: {str(error).splitlines()[0]}; pass --gpu false"}
@@ -145,6 +145,8 @@ class ShardTranslator:
             yield {}
         for report in self._scenes.run(sections):
             yield dataclasses.asdict(report)
+        if self._scenes.network.fallbacks:
+            yield {"fallbacks": self._scenes.network.fallbacks}
 
     def _translate(self, pipeline: Pipeline, shards: Sequence[Shard]) -> Iterator[ShardReport]:
         """All shards in one flow, except those in which a process has crashed: these go image by image."""

@@ -64,6 +64,23 @@ def test_a_process_whose_gpu_fails_at_work_is_replaced(
     assert "out of memory" in report["stopped"]
 
 
+def test_scenes_go_on_in_another_process_and_tell_what_the_gpu_could_not_do(
+    translator: ShardTranslator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: Any = SimpleNamespace(output="", format="geotiff")
+    translator._work = Work(settings=settings, generator_uri="", device="cuda", batch_size=64)
+    engine = SimpleNamespace(fallbacks=["no graphs: no memory"])
+    model = SimpleNamespace(input_bands=None, output_bands=None)
+    monkeypatch.setattr(actor, "load_engine", raising(ILLEGAL))
+    (report,) = translator.reports([])
+    assert "pass --gpu false" in report["stopped"]
+    monkeypatch.setattr(actor, "load_engine", lambda _: (engine, model))
+    assert list(translator.reports([])) == [{}, {"fallbacks": engine.fallbacks}]
+    monkeypatch.setattr(translator._scenes, "run", raising(ILLEGAL))
+    with pytest.raises(EndedError, match="1"):
+        list(translator.reports([]))
+
+
 def test_evaluation_measures_where_the_network_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(outputs: torch.Tensor, targets: torch.Tensor, *_: object) -> None:
         assert outputs.device.type == targets.device.type == "cuda"

@@ -53,6 +53,10 @@ class TileNetwork(Protocol):
     def in_flight(self) -> int:
         """Batches that may be started before the first is taken."""
 
+    @property
+    def fallbacks(self) -> list[str]:
+        """What the device could not do, so that something slower is done instead."""
+
     def start(self, tiles: Array, keys: Sequence[str]) -> Callable[[], Array]:
         """(B, T, T, C) -> a function that waits for its (B, T, T, C')."""
 
