@@ -23,6 +23,7 @@ import numpy.typing as npt
 from p2p.errors import BadInputError, NotFoundError, P2PError, RefusedError, UsageError
 from p2p.storage import tiff_directories as tiff
 from p2p.storage.bounded import require_regular_file
+from p2p.storage.deadline import Deadline
 from p2p.storage.error_mapping import storage_errors
 from p2p.storage.filesystems import is_remote, open_filesystem
 from p2p.storage.names import printable
@@ -143,16 +144,17 @@ class Raster:
         """
         where = rasterio().windows.Window(*window)
         try:
-            pixels = self._dataset.read(bands, window=where)
-            alpha = self._dataset.read(self.facts.alpha_band, window=where) if self.facts.alpha_band else None
-            if alpha is not None:
-                valid = alpha > 0
-            elif self.facts.validity == "none":
-                valid = None
-            elif self.facts.validity == "nodata":  # a pixel is invalid where every band that is read says so
-                valid = self._dataset.read_masks(bands, window=where).any(0)
-            else:
-                valid = self._dataset.dataset_mask(window=where) > 0
+            with self._file.decoding():
+                pixels = self._dataset.read(bands, window=where)
+                alpha = self._dataset.read(self.facts.alpha_band, window=where) if self.facts.alpha_band else None
+                if alpha is not None:
+                    valid = alpha > 0
+                elif self.facts.validity == "none":
+                    valid = None
+                elif self.facts.validity == "nodata":  # a pixel is invalid where every band that is read says so
+                    valid = self._dataset.read_masks(bands, window=where).any(0)
+                else:
+                    valid = self._dataset.dataset_mask(window=where) > 0
         except Exception as error:
             self._file.raise_fault()
             raise BadInputError("DamagedBlock", f"{place_of(window)}: {_reason(error)}") from None
@@ -185,15 +187,17 @@ def file_identity(uri: str) -> tuple[int, str]:
 
 
 @contextlib.contextmanager
-def open_raster(uri: str) -> Iterator[Raster]:
+def open_raster(uri: str, deadline: Deadline | None = None) -> Iterator[Raster]:
     """Open the GeoTIFF at `uri`; nothing is decoded before its tags were looked at.
+
+    Where there is a `deadline`, it holds for what GDAL does, and not while the storage is waited for.
 
     Raises StorageError where the storage fails, UsageError without rasterio, and BadInputError: NotFound, Refused,
     EmptyFile, NotAnImage, UnsupportedDriver, UnsupportedPixels, UnsupportedCompression, ForeignReference,
     BlockTooLarge, TooWide, DamagedImage.
     """
     library = rasterio()
-    file = _WatchedFile(uri)
+    file = _WatchedFile(uri, deadline)
     try:
         directories = _check_tags(file)
         try:
@@ -232,8 +236,10 @@ def _storage_errors(uri: str) -> Iterator[None]:
 class _WatchedFile:
     """One file of a file system, as GDAL sees it; remembers what went wrong there, which GDAL takes for a bad file."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, deadline: Deadline | None = None) -> None:
         self.uri = uri
+        self._deadline = deadline
+        self._is_decoding = False
         self._fault: P2PError | None = None
         self._file: IO[bytes] | None = None
         with _storage_errors(uri):
@@ -269,6 +275,28 @@ class _WatchedFile:
         except P2PError as error:
             self.note(error)
             raise OSError(str(error)) from None
+
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[None]:
+        """While entered, GDAL works under the deadline."""
+        with self._deadline or contextlib.nullcontext():
+            self._is_decoding = True
+            try:
+                yield
+            finally:
+                self._is_decoding = False
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While entered, the deadline does not count: a storage that stalls is no fault of the image."""
+        if self._deadline is None or not self._is_decoding:
+            yield
+            return
+        self._deadline.__exit__()
+        try:
+            yield
+        finally:
+            self._deadline.__enter__()
 
     def note(self, error: P2PError) -> None:
         """Remember the first fault."""
@@ -315,7 +343,7 @@ class _Watched(io.RawIOBase):
 
     def _noted(self, call: Any, *args: Any) -> Any:
         try:
-            with _storage_errors(self._owner.uri):
+            with self._owner.waiting(), _storage_errors(self._owner.uri):
                 return call(*args)
         except P2PError as error:
             self._owner.note(error)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from p2p.errors import BadInputError
+from p2p.storage import rasters
+from p2p.storage.deadline import Deadline
 from p2p.storage.rasters import open_raster
 from p2p.storage.tiff_directories import read_directories
 
@@ -51,3 +53,28 @@ def test_tags_that_share_bytes_are_not_read_over_and_over() -> None:
     data += struct.pack("<H", count) + entries + bytes(4)
     with pytest.raises(BadInputError, match="share the same bytes"):
         read_directories(io.BytesIO(data), len(data))
+
+
+def test_a_storage_that_stalls_is_not_under_the_decoders_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, reads = [], []
+
+    class NotedDeadline(Deadline):
+        def _move(self, step: int) -> None:
+            super()._move(step)
+            entered.append(self._inside)
+
+    class NotedFile(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            reads.append((len(entered), entered[-1] if entered else 0))
+            return super().read(size)
+
+    monkeypatch.setattr(rasters, "open", NotedFile, raising=False)
+    path = write(tmp_path / "a.tif", np.ones((1, 64, 64), np.uint8))
+    with open_raster(str(path), NotedDeadline(1000)) as raster:
+        assert reads and not entered
+        raster.read([1], (0, 0, 64, 64))
+    assert any(moves for moves, _ in reads), "nothing was read while GDAL decoded"
+    assert all(inside == 0 for _, inside in reads)
+    assert max(entered) == 1 and entered[-1] == 0

@@ -95,7 +95,7 @@ class SceneTranslator:
         self._require_open(shard)
         (item,) = read_inputs(shard)
         try:
-            with open_raster(address_of(item)) as raster:
+            with open_raster(address_of(item), self._deadline) as raster:
                 task = self._open_scene(shard, item, raster)
                 missing = task.store.missing()
                 for first, last in consecutive(missing & sections):
@@ -263,8 +263,7 @@ class _Flow:
             top = plan.rows[row]
             bottom = min(top + size, plan.height)
             started = time.perf_counter()
-            with self._scene.owner._deadline:
-                self._read_to(bottom)
+            self._read_to(bottom)
             self._pixels.drop_before(top)
             pixels = self._pixels.take(top, bottom)
             valid = self._valid.take(top, bottom) if self._scene.reader.has_validity else None
