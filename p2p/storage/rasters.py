@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import logging
 import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from p2p.errors import BadInputError, NotFoundError, P2PError, RefusedError, UsageError
+from p2p.errors import BadInputError, UsageError
 from p2p.storage import tiff_directories as tiff
-from p2p.storage.bounded import require_regular_file
 from p2p.storage.deadline import Deadline
-from p2p.storage.error_mapping import storage_errors
-from p2p.storage.filesystems import is_remote, open_filesystem
-from p2p.storage.names import printable
+from p2p.storage.watched_file import WatchedFile, file_errors
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -37,7 +33,6 @@ MAX_BLOCK_BYTES = 64 * 2**20
 """Of one decoded strip or tile: whatever window is asked for, GDAL decodes whole ones."""
 MAX_WIDTH = 131_072
 """Pixels. The memory that a scene takes grows with its width alone: 1.7 GB at this one."""
-_READ_AHEAD = 5 * 2**20
 _JP2 = (b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51")
 _ENVIRONMENT = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
@@ -102,7 +97,7 @@ class RasterFacts:
 class Raster:
     """An open GeoTIFF. Not for several threads at once. Bands are numbered from 1."""
 
-    def __init__(self, uri: str, dataset: Any, file: _WatchedFile, directories: list[dict[int, tiff.TagValue]]) -> None:
+    def __init__(self, uri: str, dataset: Any, file: WatchedFile, directories: list[dict[int, tiff.TagValue]]) -> None:
         self.uri, self._dataset, self._file = uri, dataset, file
         self._directory = directories[0]
         self.facts = _facts(dataset, self._directory)
@@ -182,7 +177,7 @@ class Raster:
 
 def file_identity(uri: str) -> tuple[int, str]:
     """Size and time (or ETag) of the file at `uri`, as `Raster` has them. Raises StorageError, BadInputError."""
-    file = _WatchedFile(uri)
+    file = WatchedFile(uri)
     return file.size, file.modified
 
 
@@ -197,7 +192,7 @@ def open_raster(uri: str, deadline: Deadline | None = None) -> Iterator[Raster]:
     BlockTooLarge, TooWide, DamagedImage.
     """
     library = rasterio()
-    file = _WatchedFile(uri, deadline)
+    file = WatchedFile(uri, deadline)
     try:
         directories = _check_tags(file)
         try:
@@ -221,140 +216,11 @@ def open_raster(uri: str, deadline: Deadline | None = None) -> Iterator[Raster]:
         file.close()
 
 
-@contextlib.contextmanager
-def _storage_errors(uri: str) -> Iterator[None]:
-    """As `storage_errors`; but what is wrong with this one file alone is a BadInputError."""
-    try:
-        with storage_errors(uri):
-            yield
-    except NotFoundError:
-        raise BadInputError("NotFound", "no file lies at this address, or no longer") from None
-    except RefusedError as error:
-        raise BadInputError("Refused", printable(str(error))) from None
-
-
-class _WatchedFile:
-    """One file of a file system, as GDAL sees it; remembers what went wrong there, which GDAL takes for a bad file."""
-
-    def __init__(self, uri: str, deadline: Deadline | None = None) -> None:
-        self.uri = uri
-        self._deadline = deadline
-        self._is_decoding = False
-        self._fault: P2PError | None = None
-        self._file: IO[bytes] | None = None
-        with _storage_errors(uri):
-            filesystem, path = open_filesystem(uri)
-            require_regular_file(filesystem, path)
-            details = filesystem.info(path)
-            self.size = int(details["size"] or 0)
-            changed = (
-                details.get("ETag") or details.get("mtime") or details.get("LastModified") or details.get("updated")
-            )
-            self.modified = str(changed or "")
-        self._filesystem, self._path = filesystem, path
-
-    def open(self) -> _Watched:
-        """A file object with a place of its own; all share what was read ahead."""
-        if self._file is None:
-            if is_remote(self.uri):
-                options = {"block_size": _READ_AHEAD, "cache_type": "readahead", "size": self.size}
-                self._file = self._filesystem.open(self._path, "rb", **options)
-            else:
-                self._file = open(self._path, "rb")  # noqa: SIM115 - closed by close
-        return _Watched(self._file, self)
-
-    def opener(self, path: str, mode: str = "rb", **options: Any) -> Any:
-        """What rasterio opens files with."""
-        if path == "test":  # rasterio tries out what it was given
-            return io.BytesIO()
-        if path != "scene.tif" or "r" not in mode or "+" in mode:
-            raise FileNotFoundError(path)
-        try:
-            with _storage_errors(self.uri):
-                return self.open()
-        except P2PError as error:
-            self.note(error)
-            raise OSError(str(error)) from None
-
-    @contextlib.contextmanager
-    def decoding(self) -> Iterator[None]:
-        """While entered, GDAL works under the deadline."""
-        with self._deadline or contextlib.nullcontext():
-            self._is_decoding = True
-            try:
-                yield
-            finally:
-                self._is_decoding = False
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """While entered, the deadline does not count: a storage that stalls is no fault of the image."""
-        if self._deadline is None or not self._is_decoding:
-            yield
-            return
-        self._deadline.__exit__()
-        try:
-            yield
-        finally:
-            self._deadline.__enter__()
-
-    def note(self, error: P2PError) -> None:
-        """Remember the first fault."""
-        self._fault = self._fault or error
-
-    def raise_fault(self) -> None:
-        """Raise what the storage raised, if it did."""
-        if self._fault is not None:
-            raise self._fault
-
-    def close(self) -> None:
-        """Close it."""
-        if self._file is not None:
-            with contextlib.suppress(Exception):
-                self._file.close()
-
-
-class _Watched(io.RawIOBase):
-    """A file object whose errors are noted."""
-
-    def __init__(self, file: IO[bytes], owner: _WatchedFile) -> None:
-        self._inner, self._owner = file, owner
-        self._place = 0
-
-    def read(self, size: int = -1) -> bytes:
-        """As every file object does."""
-
-        def read() -> bytes:
-            self._inner.seek(self._place)
-            return self._inner.read(size)
-
-        data: bytes = self._noted(read)
-        self._place += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """As every file object does."""
-        self._place = offset + {0: 0, 1: self._place, 2: self._owner.size}[whence]
-        return self._place
-
-    def tell(self) -> int:
-        """As every file object does."""
-        return self._place
-
-    def _noted(self, call: Any, *args: Any) -> Any:
-        try:
-            with self._owner.waiting(), _storage_errors(self._owner.uri):
-                return call(*args)
-        except P2PError as error:
-            self._owner.note(error)
-            raise OSError(str(error)) from None
-
-
-def _check_tags(file: _WatchedFile) -> list[dict[int, tiff.TagValue]]:
+def _check_tags(file: WatchedFile) -> list[dict[int, tiff.TagValue]]:
     """The file's directories. Raises BadInputError where one is cut off, or has blocks that are too large."""
     if not file.size:
         raise BadInputError("EmptyFile", "zero bytes")
-    with _storage_errors(file.uri):
+    with file_errors(file.uri):
         handle = file.open()
         head = handle.read(16)
         if head.startswith(_JP2):

@@ -26,7 +26,7 @@ from p2p.errors import ConfigError, NotGoodEnoughError, P2PError, StorageError, 
 from p2p.model.translator import Translator
 from p2p.scenes import cogs, sections
 from p2p.scenes.bands import RasterBands
-from p2p.storage import rasters
+from p2p.storage import rasters, watched_file
 from p2p.storage.filesystems import read_bytes, write_bytes
 from p2p.translation import TranslateConfig, actor
 from p2p.translation.config import Settings
@@ -656,7 +656,7 @@ def test_a_storage_that_fails_is_no_fault_of_the_scene(
     noise = np.random.default_rng(0).integers(0, 256, (3, 600, 600)).astype(np.uint8)
     path = write(tmp_path / "a.tif", noise, **UTM, **TILED)
     write_bytes(s3.uri("in", "a.tif"), path.read_bytes())
-    monkeypatch.setattr(rasters, "_READ_AHEAD", 50_000)
+    monkeypatch.setattr(watched_file, "_READ_AHEAD", 50_000)
     fetch = s3fs.S3File._fetch_range
     for failing in (1, 3, 9):  # while the tags are read, while GDAL opens, while it reads
         calls = []
