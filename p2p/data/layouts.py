@@ -79,7 +79,8 @@ LAYOUTS = (
     Layout("night and day", "night", "day"),
     Layout("gray and color", "gray grayscale grey bw", "color colour"),
 )
-"""The first published row that pairs images counts; of the others, the only one that does."""
+"""The first published row that pairs images counts, but for single letters that few of them have, which also number
+images; of the others, the only one that does."""
 
 NOT_PAIRS = (
     (
