@@ -14,9 +14,9 @@ from p2p.errors import BadInputError, ConfigError
 from p2p.preparation import PrepareConfig
 from p2p.preparation.job import run
 from p2p.preparation.rasters import RasterPairing, pair_rasters
-from p2p.preparation.windows import read_window
 from p2p.scenes.bands import RasterBands
 from p2p.storage import images
+from p2p.storage.rasters import open_raster
 from p2p.training import TrainConfig
 
 rasterio = pytest.importorskip("rasterio")
@@ -133,8 +133,8 @@ def test_a_damaged_block_is_a_bad_window_and_not_an_invalid_one(tmp_path: Path) 
     found = cut(a, write(tmp_path / "b.tif", noise(128, 128)), scale_a="percentile:2,98").pairing.pairs
     assert len(found) == 16
     [damaged] = [pair.a for pair in found if (pair.a.column, pair.a.row) == (32, 32)]
-    with pytest.raises(BadInputError):
-        read_window(damaged)
+    with open_raster(damaged.address) as raster, pytest.raises(BadInputError, match="rows 32"):
+        raster.read([1], (32, 32, 32, 32))
 
 
 def test_a_raster_that_cannot_be_read_or_has_the_name_of_another_is_a_bad_row(tmp_path: Path) -> None:
