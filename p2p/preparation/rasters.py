@@ -74,7 +74,8 @@ def pair_rasters(config: PrepareConfig, source: str, source_b: str) -> RasterPai
             bad.append(BadRow(printable(address), error.kind, printable(str(error))))
     if not scenes:
         raise ConfigError("source", f"no raster and its partner can be read: {bad[-1].source_uri}: {bad[-1].message}")
-    kept = [window for scene in scenes for window in _valid(scene, list(_windows(scene, config)), config)]
+    bands_read = [side.found.bands for side in sides if side.found is not None]
+    kept = [w for scene in scenes for w in _valid(scene, list(_windows(scene, config)), config, bands_read)]
     if not kept:
         raise ConfigError(
             "window", f"{config.window}: no window of that size is valid all over in both of any two rasters"
@@ -164,19 +165,20 @@ def _windows(scene: _RasterPair, config: PrepareConfig) -> Iterator[_Window]:
                         yield _Window(scene, column, row, by_folder or ("val" if is_val else "train"))
 
 
-def _valid(scene: _RasterPair, windows: Sequence[_Window], config: PrepareConfig) -> list[_Window]:
-    """Those of a scene that hold no invalid pixel on either side, and damaged ones, which become bad rows later."""
+def _valid(
+    scene: _RasterPair, windows: Sequence[_Window], config: PrepareConfig, bands: Sequence[Sequence[int]]
+) -> list[_Window]:
+    """Those of a scene that hold no invalid pixel in the `bands` of either side, and damaged ones: bad rows later."""
     kept = list(windows)
-    for address, (left, top) in zip(scene.addresses, scene.starts, strict=True):
+    for address, (left, top), chosen in zip(scene.addresses, scene.starts, bands, strict=True):
         with open_raster(address) as raster:
             if raster.facts.validity == "none" and not raster.facts.dtype.startswith("float"):
                 continue
-            bands = [1] if raster.facts.bands == 1 else list(range(1, raster.facts.bands + 1))
             good = []
             for window in kept:
                 place = (left + window.column, top + window.row, config.window, config.window)
                 try:
-                    _, valid, _ = raster.read(bands, place)
+                    _, valid, _ = raster.read(list(chosen), place)
                 except BadInputError:
                     valid = None
                 if valid is None or valid.all():

@@ -83,6 +83,14 @@ def test_windows_with_an_invalid_pixel_on_either_side_are_left_out(tmp_path: Pat
     assert corners == {(x, y) for x in (0, 32, 64) for y in (0, 32, 64, 96)} - {(0, 0)}
 
 
+def test_windows_are_valid_by_the_bands_that_are_chosen(tmp_path: Path) -> None:
+    data = noise(64, 64, 6)
+    data[:3, 5, 5], data[3:, 60, 60], data[4, 60, 5] = 0, 0, 0
+    path = write(tmp_path / "a.tif", data, photometric="minisblack", nodata=0)
+    found = cut(path, path, bands_a="1,2,3", bands_b="4,5,6", val_fraction=0.0)
+    assert {(pair.a.column, pair.a.row) for pair in found.pairing.pairs} == {(32, 0), (0, 32)}
+
+
 def test_no_window_of_train_comes_near_one_of_val(tmp_path: Path) -> None:
     a = write(tmp_path / "a.tif", noise(1024, 1024, 1))
     pairs = cut(a, a, val_fraction=0.3).pairing.pairs
