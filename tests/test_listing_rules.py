@@ -14,8 +14,8 @@ from PIL import Image
 
 from p2p.data.pairs import open_pairs
 from p2p.errors import ConfigError
-from p2p.preparation.job import _log_left_out
 from p2p.preparation.locations import SourceReader
+from p2p.preparation.recognition import _log_left_out
 from p2p.preparation.sources import list_source, read_stream
 from p2p.storage import formats
 from p2p.storage.filesystems import list_files, require_readable

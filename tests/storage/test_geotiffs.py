@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from p2p.errors import BadInputError
-from p2p.storage import rasters
+from p2p.storage import watched_file
 from p2p.storage.deadline import Deadline
 from p2p.storage.rasters import open_raster
 from p2p.storage.tiff_directories import read_directories
@@ -70,7 +70,7 @@ def test_a_storage_that_stalls_is_not_under_the_decoders_deadline(
             reads.append((len(entered), entered[-1] if entered else 0))
             return super().read(size)
 
-    monkeypatch.setattr(rasters, "open", NotedFile, raising=False)
+    monkeypatch.setattr(watched_file, "open", NotedFile, raising=False)
     path = write(tmp_path / "a.tif", np.ones((1, 64, 64), np.uint8))
     with open_raster(str(path), NotedDeadline(1000)) as raster:
         assert reads and not entered
