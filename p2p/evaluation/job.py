@@ -239,6 +239,6 @@ def _write(
         details,
         classes=evaluation["classes"],
         confusion=None if counts is None else counts.sum(axis=0).tolist(),
-        examples=browsable(kept, values),
+        examples=run_as_task(browsable, kept, values, seconds=_SECONDS),
         curve=curve,
     )

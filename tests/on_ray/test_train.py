@@ -142,7 +142,8 @@ def test_another_network_in_the_same_folder_is_refused_by_option(finished, raw_p
         train(config(raw_pairs, run, ngf=8))
 
 
-def test_a_run_is_not_deleted_for_options_that_the_cluster_cannot_serve(finished, raw_pairs, tmp_path):
+def test_a_run_is_not_deleted_for_options_that_the_cluster_cannot_serve(finished, raw_pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr("p2p.data.cluster._SECONDS_FOR_GPUS", 0.1)
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)
     with pytest.raises(UsageError, match=r"gpu true: 1 workers need one each, the cluster has 0 GPUs"):

@@ -18,7 +18,7 @@ from conftest import descendants, read_process
 
 from p2p.errors import P2PError, TooManyBadInputsError, UsageError
 from p2p.storage.filesystems import arrow_filesystem, list_files, list_names, read_bytes, write_bytes
-from p2p.translation import TranslateConfig, ray_pool, translate
+from p2p.translation import TranslateConfig, translate
 
 pytestmark = pytest.mark.ray
 PATIENCE = 120.0  # seconds until a test that waits for another process gives up
@@ -114,8 +114,8 @@ def test_a_killed_actor_costs_nothing_and_a_second_run_does_nothing(
 def test_a_gpu_that_no_node_has_is_waited_for_before_anything_is_begun(
     ray_cluster: None, tmp_path: Path, checkpoint: str, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_pool, "_SECONDS_FOR_A_GPU", 0.1)
-    with pytest.raises(UsageError, match="--gpu true: the cluster has no GPU"):
+    monkeypatch.setattr("p2p.data.cluster._SECONDS_FOR_GPUS", 0.1)
+    with pytest.raises(UsageError, match="gpu true: the cluster has no GPU"):
         translate(config_of(checkpoint, corpus, tmp_path / "out", gpu="true"))
     assert not (tmp_path / "out" / "manifest").exists()
 

@@ -49,12 +49,12 @@ def in_processes(work: Work, left: RemainingWork) -> Outcome:
 def dangerous(decode: Callable[..., Any]) -> Callable[..., Any]:
     """Some images kill the process, or hang while Python is locked, as a defect in a decoder's C code would."""
 
-    def instead(data: bytes, *rest: Any) -> Any:
+    def instead(data: bytes, *rest: Any, **options: Any) -> Any:
         if b"KILLS" in data:
             os.kill(os.getpid(), signal.SIGKILL)
         if b"HANGS" in data:
             ctypes.PyDLL(None).sleep(300)
-        return decode(data, *rest)
+        return decode(data, *rest, **options)
 
     return instead
 
