@@ -706,6 +706,16 @@ def test_status_and_report_know_of_scenes(
     assert page.count("data:image") >= 2 and f"a.tif (seam score {summary['seam_score']:.3f})" in page
 
 
+def test_the_report_shows_nothing_where_a_scene_holds_nothing(tmp_path: Path, translate: Any) -> None:
+    data = picture(90, 140)
+    data[:, :, :30] = 0
+    translate(write(tmp_path / "a.tif", data, nodata=0, **UTM), tmp_path / "out", Identity())
+    shown = store.read_preview(str(tmp_path / "out"), 0)
+    for rows in (shown.before, shown.after):
+        pixels = np.concatenate(rows)
+        assert (pixels[:, :30] == 255).all() and np.array_equal(pixels[:, 30:], data[:, :, 30:].transpose(1, 2, 0))
+
+
 def test_the_worst_scene_decides_whether_seams_are_too_visible(
     tmp_path: Path, translate: Callable[..., dict[str, Any]]
 ) -> None:

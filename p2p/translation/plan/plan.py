@@ -84,6 +84,7 @@ def extend_plan(
     be written where another needs a folder.
     """
     files = [read_plan_file(uri) for uri in plan_uris(output)]
+    is_resumed = bool(files)
     listing = _Listing(corpus, limit)
     changed: list[Input] = []
     containers: dict[str, int] = {}
@@ -112,7 +113,7 @@ def extend_plan(
             remove(uri)
         raise
     count = 0
-    if changed or containers:
+    if is_resumed and (changed or containers):
         is_whole = not limit and not isinstance(corpus, Selection)
         count = redo_changed(output, changed, containers, sink, fence, is_whole=is_whole, only_failed=only_failed)
         files = [read_plan_file(uri) for uri in plan_uris(output)]

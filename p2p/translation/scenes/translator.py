@@ -291,7 +291,7 @@ class _Flow:
             assert alpha is not None
             self._alpha.append(alpha)
         for y in range(-(-top // self._step) * self._step, bottom, self._step):
-            self._before[y] = _shown(pixels[y - top : y - top + 1, :: self._step])
+            self._before[y] = self._preview_row(pixels, valid, y - top)
 
     def _start(self, batch: list[tuple[int, Array]]) -> None:
         while len(self._pending) >= self._network.in_flight:
@@ -333,12 +333,19 @@ class _Flow:
         self._valid.drop_before(top)
         self._alpha.drop_before(top)
 
+    def _preview_row(self, pixels: Array, valid: Mask | None, row: int) -> npt.NDArray[np.uint8]:
+        """(1, columns, 3): what the report shows of a row, white like its page where the scene holds nothing."""
+        shown = _shown(pixels[row : row + 1, :: self._step])
+        if valid is not None:
+            shown[~valid[row : row + 1, :: self._step]] = 255
+        return shown
+
     def _write_rows(self, top: int, rows: Array) -> None:
         bottom, scene = top + len(rows), self._scene
         valid = self._valid.take(top, bottom) if scene.reader.has_validity else None
         self._meter.add(top, rows, valid)
         for y in range(-(-top // self._step) * self._step, bottom, self._step):
-            self._facts.after.append(_shown(rows[y - top : y - top + 1, :: self._step]))
+            self._facts.after.append(self._preview_row(rows, valid, y - top))
             self._facts.before.append(self._before.pop(y))
         made = scene.owner.output_bands
         values = made.from_shares(rows) if made is not None and made.is_scaled else rows
