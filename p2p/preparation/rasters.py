@@ -25,8 +25,10 @@ from p2p.storage.filesystems import is_file, list_files
 from p2p.storage.names import printable
 from p2p.storage.pixels import MAX_CHANNELS, PixelFormat
 from p2p.storage.rasters import Raster, open_raster
+from p2p.storage.tiff_directories import CONTROL_POINTS
 
 ENDINGS = (".tif", ".tiff")
+_IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 _CELL = 4
 """Windows on a side of what goes into one split as a whole."""
 _SAMPLED_WINDOWS, _SAMPLED_PIXELS = 256, 4096
@@ -110,11 +112,21 @@ def _partners(source: str, source_b: str, bad: list[BadRow]) -> list[tuple[str, 
     return [(a[name][0], (a[name][1], b[name][1])) for name in sorted(a)]
 
 
+def _control_points(raster: Raster) -> dict[int, bytes]:
+    """The GCPs and RPCs of a raster, which say where it lies in place of a transform."""
+    return {tag: value.values.tobytes() for tag, value in raster.georeference.items() if tag in CONTROL_POINTS}
+
+
 def _on_one_grid(path: str, a: Raster, b: Raster) -> _RasterPair:
     """Raises ConfigError unless B's pixels lie on A's."""
     if a.crs != b.crs:
         raise _not_alike(a, b, "CrsDiffers", "their coordinate systems differ")
     t, u = a.transform, b.transform
+    if t == u == _IDENTITY and _control_points(a) != _control_points(b):
+        raise ConfigError(
+            "source_b",
+            f"{b.uri}: has other control points (GCPs or RPCs) than {a.uri}; put both on one grid with gdalwarp first",
+        )
     size = max(abs(value) for value in (t[0], t[1], t[3], t[4])) or 1.0
     if any(abs(t[place] - u[place]) > _MAX_SIZE_DIFFERENCE * size for place in (0, 1, 3, 4)):
         raise _not_alike(a, b, "GridsDiffer", f"their pixels differ: {t[0]:g} x {t[4]:g} and {u[0]:g} x {u[4]:g}")

@@ -168,6 +168,9 @@ class TranslateConfig:
         for field in ("dry_run", "allow_signed_addresses"):
             if getattr(self, field):
                 raise ConfigError(field, "true: not with --format geotiff in this version; leave it out")
+        for field, limit in (("max_pixels", MAX_PIXELS), ("max_bytes", DEFAULT_MAX_BYTES)):
+            if getattr(self, field) != limit:
+                raise ConfigError(field, f"{getattr(self, field)}: scenes may have any size; leave it out")
         for field in ("image_column", "id_column"):
             if getattr(self, field) not in ("auto", ""):
                 raise ConfigError(field, f"{getattr(self, field)}: GeoTIFFs are no rows; leave it out")

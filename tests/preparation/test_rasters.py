@@ -20,6 +20,7 @@ from p2p.storage.rasters import open_raster
 from p2p.training import TrainConfig
 
 rasterio = pytest.importorskip("rasterio")
+from rasterio.control import GroundControlPoint  # noqa: E402
 from rasterio.transform import Affine, from_origin  # noqa: E402
 
 T = from_origin(500000, 5000000, 0.5, 0.5)
@@ -122,6 +123,22 @@ def test_rasters_on_another_grid_are_refused(transform: Any, crs: str | None, ki
         cut(a, b)
     if kind != "NoOverlap":
         assert "gdalwarp -t_srs EPSG:32633 -tr 0.5 0.5 -te 500000.0 4999968.0 500032.0 5000000.0" in str(caught.value)
+
+
+def test_rasters_of_other_control_points_are_refused(tmp_path: Path) -> None:
+    def placed(name: str, east: float) -> Path:
+        corners = [(0, 0), (0, 64), (64, 0), (64, 64)]
+        points = [GroundControlPoint(row, column, east + column, 5000000 - row) for row, column in corners]
+        path = tmp_path / name
+        with rasterio.open(path, "w", driver="GTiff", count=3, height=64, width=64, dtype="uint8") as file:
+            file.gcps = points, rasterio.crs.CRS.from_epsg(32633)
+            file.write(noise(64, 64))
+        return path
+
+    a = placed("a.tif", 500000)
+    assert cut(a, placed("b.tif", 500000))
+    with pytest.raises(ConfigError, match="other control points"):
+        cut(a, placed("c.tif", 600000))
 
 
 def test_pixels_without_an_area_are_refused(tmp_path: Path) -> None:

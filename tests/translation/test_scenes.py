@@ -733,7 +733,14 @@ def test_the_worst_scene_decides_whether_seams_are_too_visible(
 
 
 def test_what_is_not_for_scenes_is_told_before_any_work(tmp_path: Path) -> None:
-    for options in ({"side": "left"}, {"size_mode": "pad"}, {"dry_run": True}, {"bands": "1,1"}, {"bands": "0"}):
+    for options in (
+        {"side": "left"},
+        {"size_mode": "pad"},
+        {"dry_run": True},
+        {"bands": "1,1"},
+        {"bands": "0"},
+        {"max_pixels": 9},
+    ):
         with pytest.raises(UsageError, match=next(iter(options))):
             TranslateConfig(checkpoint="a", source="b", output="c", format="geotiff", **options)
     for options in ({"bands": "1"}, {"on_bad_window": "nodata"}, {"compression": "jpeg"}):
