@@ -6,6 +6,7 @@ import contextlib
 import html
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -193,6 +194,18 @@ def ray_cluster(s3_server: S3Server) -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_new_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What earlier tests of the same process left is not seen: how jobs log and, outside tests/on_ray, their Ray."""
+    ray = sys.modules.get("ray")
+    if ray is not None and "ray" not in request.keywords:
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    logger = logging.getLogger("p2p")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
 
 
 @pytest.fixture
