@@ -21,7 +21,7 @@ def combinations(overlay: Path) -> list[tuple[str, ...]]:
     """The components that may be added to an overlay: none, each by itself, and all that go together."""
     if overlay == KIND:
         return [()]
-    others = ["s3-secret", "pull-secret", "shared-volume"]
+    others = ["s3-secret", "pull-secret", "shared-volume", "logs"]
     others += ["gpu-types"] * (overlay.parent.name == "gpu") + ["redis"] * (overlay.name == "cluster")
     kueue = ("kueue",) if overlay.name == "train" else ("fixed-size", "kueue")
     return [
@@ -66,7 +66,8 @@ def workers_of(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def container_of(group: dict[str, Any]) -> dict[str, Any]:
-    (container,) = group["template"]["spec"]["containers"]
+    """Ray's, which is the first; the component `logs` adds another."""
+    container: dict[str, Any] = group["template"]["spec"]["containers"][0]
     return container
 
 

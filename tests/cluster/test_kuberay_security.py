@@ -22,6 +22,7 @@ from manifests import (
     rendered,
     workers_of,
 )
+from ray.dashboard.consts import DASHBOARD_METRIC_PORT
 
 OPERATOR_LABEL = {"app.kubernetes.io/name": "kuberay-operator"}
 
@@ -68,7 +69,9 @@ def test_what_must_be_written_is_a_volume_that_exists() -> None:
         volumes = {volume["name"] for volume in pod.get("volumes", [])}
         for container in pod["containers"]:
             mounts = mounts_of(container)
-            own = {"redis": {"/data"}, "ray-job-submitter": {"/tmp"}}.get(container["name"], {"/tmp", "/home/p2p"})
+            own = {"redis": {"/data"}, "ray-job-submitter": {"/tmp"}, "logs": {"/tmp"}}.get(
+                container["name"], {"/tmp", "/home/p2p"}
+            )
             assert own <= set(mounts) <= {*own, "/data"}  # and the operator adds /dev/shm
             assert container["name"] == "redis" or set(mounts.values()) <= volumes
 
@@ -180,7 +183,7 @@ def test_the_network_lets_through_what_is_needed_and_nothing_else() -> None:
         "far impostor": (head, elsewhere),
     }
     receivers = {"head": head, "worker": worker, "submitter": submitter, "redis": redis}
-    ports = {"gcs": 6379, "dashboard": 8265, "metrics": 8080, "any": 31234}
+    ports = {"gcs": 6379, "dashboard": 8265, "metrics": 8080, "autoscaler's": 44217, "dashboard's": 44227, "any": 31234}
     open_ways = {
         (sender, receiver, port)
         for (sender, (labels, namespace)), (receiver, to), (port, number) in itertools.product(
@@ -191,7 +194,7 @@ def test_the_network_lets_through_what_is_needed_and_nothing_else() -> None:
     nodes = ("head", "worker")
     expected = {(a, b, port) for a in nodes for b in nodes for port in ports}
     expected |= {("submitter", "head", "dashboard"), ("operator", "head", "dashboard")}
-    expected |= {("prometheus", node, "metrics") for node in nodes}
+    expected |= {("prometheus", node, port) for node in nodes for port in ("metrics", "autoscaler's", "dashboard's")}
     expected |= {("head", "redis", "gcs")}  # the same number
     assert open_ways == expected
 
@@ -231,11 +234,11 @@ def test_prometheus_finds_the_ports() -> None:
     for manifest in (monitor, rules):  # what the chart's Prometheus looks at
         assert manifest["metadata"]["namespace"] == "monitoring" and manifest["metadata"]["labels"]["release"]
     assert monitor["spec"]["namespaceSelector"] == {"any": True}
-    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    scraped = [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]]
     for overlay in OVERLAYS:
         manifest = main(render(overlay))
-        for group in (cluster_of(manifest)["headGroupSpec"], workers_of(manifest)):
-            assert {endpoint["port"]: 8080}.items() <= {
-                port["name"]: port["containerPort"] for port in container_of(group)["ports"]
-            }.items()
+        head, workers = cluster_of(manifest)["headGroupSpec"], workers_of(manifest)
+        for group, expected in ((head, [8080, 44217, DASHBOARD_METRIC_PORT]), (workers, [8080])):
+            ports = {port["name"]: port["containerPort"] for port in container_of(group)["ports"]}
+            assert [ports[name] for name in scraped if name in ports] == expected
             assert monitor["spec"]["selector"]["matchLabels"].items() <= group["template"]["metadata"]["labels"].items()

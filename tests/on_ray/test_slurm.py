@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def short_folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(script: Path, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def start(script: Path, *words: object, **environment: str) -> subprocess.Popen[str]:
     """In the folder `HOME`, as if the repository were there: jobs are named by their whole path."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_", "SLURM_"))}
     slurm = {
@@ -58,14 +59,13 @@ def run(script: Path, *words: object, **environment: str) -> subprocess.Complete
         "SLURM_JOB_ID": "7",
     }
     fakes = f"{Path(__file__).parent / 'slurm'}:{clean['PATH']}"
-    return subprocess.run(
+    return subprocess.Popen(
         ["bash", script, *map(str, words)],
         env={**clean, **slurm, "PATH": fakes, "P2P_BIN": str(BIN), "PYTHONPATH": str(ROOT), **environment},
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=500,
-        check=False,
     )
 
 
@@ -74,23 +74,45 @@ def can_make_namespaces() -> bool:
     return bool(shutil.which("ip")) and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+TRAIN = (
+    "--generator unet_64 --ngf 4 --discriminator patch_16 --ndf 4 --crop-size 64 --batch-size 2 --workers 2 --gpu false"
+)
+
+
 @pytest.mark.skipif(not can_make_namespaces(), reason="this machine lets nobody make namespaces")
 def test_two_nodes_train_on_one_ray(make_pairs: Callable[..., Path], tmp_path: Path, short_folder: Path) -> None:
     shutil.copy(SCRIPT, tmp_path / "slurm_script")  # Slurm runs a copy that lies elsewhere
     (tmp_path / "job.py").write_text(_JOB)
     data = make_pairs(tmp_path / "pairs" / "train", 8, size=72).parent
-    words = "--generator unet_64 --ngf 4 --discriminator patch_16 --ndf 4 --crop-size 64 --batch-size 2 --workers 2"
-    words += " --gpu false --epochs 2 --epochs-decay 0"
     place, output = tmp_path / "place", tmp_path / "run"
-    job = (tmp_path / "job.py", place, ROOT / "jobs" / "train.py", "--data", data, "--output", output, *words.split())
-    done = run(tmp_path / "slurm_script", *job, HOME=str(tmp_path), RAY_TMPDIR=str(short_folder))
-    assert done.returncode == 0, done.stdout + done.stderr
+    words = ("--data", data, "--output", output, *TRAIN.split(), "--epochs-decay", 0, "--epochs")
+    job = (tmp_path / "job.py", place, ROOT / "jobs" / "train.py", *words)
+    environment = {"HOME": str(tmp_path), "RAY_TMPDIR": str(short_folder)}
+    script = start(tmp_path / "slurm_script", *job, 2, **environment)
+    out, err = script.communicate(timeout=300)
+    assert script.returncode == 0, out + err
     found = json.loads(place.read_text())
     assert found["nodes"] == sorted(found["workers"]) == ["node1", "node2"]
     summary = json.loads((output / "summary.json").read_text())
     assert (summary["epochs"], summary["images_seen"]) == (2, 16)
     assert not list(tmp_path.glob("p2p-*"))
     assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.skipif(not can_make_namespaces(), reason="this machine lets nobody make namespaces")
+def test_a_training_saves_before_its_time_is_up(
+    make_pairs: Callable[..., Path], tmp_path: Path, short_folder: Path
+) -> None:
+    data = make_pairs(tmp_path / "pairs" / "train", 8, size=72).parent
+    words = ("--data", data, "--output", tmp_path / "run", *TRAIN.split(), "--epochs", 10_000)
+    environment = {"HOME": str(tmp_path), "RAY_TMPDIR": str(short_folder)}
+    script = start(SCRIPT, ROOT / "jobs" / "train.py", *words, **environment)
+    while not (tmp_path / "run" / "metrics.jsonl").exists() and script.poll() is None:
+        time.sleep(0.2)
+    script.terminate()  # to the shell alone, as `--signal=B:TERM` does
+    out, err = script.communicate(timeout=200)
+    assert script.returncode == 1 and "interrupted" in err, out + err
+    assert (tmp_path / "run" / "latest.json").exists() and not list(tmp_path.glob("p2p-*"))
 
 
 def test_scripts_are_clean() -> None:
@@ -102,5 +124,5 @@ def test_scripts_are_clean() -> None:
 
 
 def test_a_script_without_a_job_says_how(tmp_path: Path) -> None:
-    done = run(SCRIPT, HOME=str(tmp_path))
-    assert done.returncode == 2 and "usage: sbatch" in done.stderr
+    script = start(SCRIPT, HOME=str(tmp_path))
+    assert "usage: sbatch" in script.communicate()[1] and script.returncode == 2
