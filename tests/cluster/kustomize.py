@@ -47,7 +47,7 @@ def _apply(folder: Path, manifests: list[Manifest], components: Sequence[Path] =
         manifests = _apply(component, manifests)
     for patch in settings.get("patches", []):
         assert set(patch) == {"target", "patch"} and set(patch["target"]) == {"kind"}, patch
-        operations = yaml.safe_load(patch["patch"])
+        (operations,) = map(json.loads, _documents(patch["patch"]))
         manifests = [
             jsonpatch.apply_patch(manifest, operations) if manifest["kind"] == patch["target"]["kind"] else manifest
             for manifest in manifests
