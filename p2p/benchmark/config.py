@@ -14,8 +14,9 @@ class BenchmarkConfig:
 
     output: str
     """Folder or prefix for benchmark.json and summary.json."""
-    what: Literal["train", "translate", "data", "gpu", "all"] = "all"
-    """Which part to measure; gpu: whether a CUDA GPU computes what a CPU does, and all of its rates, in six minutes."""
+    what: Literal["train", "translate", "data", "scenes", "gpu", "all"] = "all"
+    """Which part to measure; scenes: one GeoTIFF from the first tile to the published file; gpu: whether a CUDA GPU
+    computes what a CPU does, and all of its rates, in six minutes; all: train, translate and data."""
     seconds: float = 30.0
     """Seconds each single measurement lasts, after its warm-up, and about as long as each job has work; with --what gpu
     at most 4."""
@@ -27,11 +28,15 @@ class BenchmarkConfig:
     """Combined pair images to measure on. Default: made pairs of 1200x600 from the embedded synthetic city."""
     images: int = 200
     """Images to measure on, repeated as often as --seconds take."""
+    scene_side: int = 0
+    """Pixels on a side of the scene of --what scenes. 0: as many as the bare network needs --seconds for."""
 
     def __post_init__(self) -> None:
         if self.seconds <= 0:
             raise ConfigError("seconds", f"{self.seconds:g}: must be above 0")
         if self.images < 8:
             raise ConfigError("images", f"{self.images}: at least 8 are needed to measure anything")
+        if self.scene_side < 0:
+            raise ConfigError("scene_side", f"{self.scene_side}: must be 0 or more")
         if self.batch_size is not None and self.batch_size < 1:
             raise ConfigError("batch_size", f"{self.batch_size}: must be at least 1")

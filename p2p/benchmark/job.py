@@ -22,6 +22,7 @@ from p2p.benchmark.gpu_checks import CHECKS
 from p2p.benchmark.images import feed_rate
 from p2p.benchmark.networks import SIZE, alone, fast_path_difference
 from p2p.benchmark.rows import PAIRS, Row, Setting, print_rows, row
+from p2p.benchmark.scene_rows import scene_rows
 from p2p.benchmark.train_rows import train_job_rows, train_rows
 from p2p.benchmark.translate_rows import translate_job_rows, translate_rows
 from p2p.data.machine import available_cpus
@@ -31,6 +32,7 @@ from p2p.preparation import PrepareConfig, prepare
 from p2p.storage.filesystems import absolute, join, list_files, read_bytes, write_json
 from p2p.storage.formats import SUFFIXES
 from p2p.storage.outputs import require_output
+from p2p.storage.rasters import rasterio
 from p2p.synthetic.pairs import city_pair
 
 log = logging.getLogger("p2p")
@@ -103,6 +105,8 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     device = _device(config.what, config.device)
     output = absolute(config.output)
     require_output(output, "output", "a benchmark")
+    if config.what == "scenes":
+        rasterio()
     precision = choose_precision("auto", device)
     rows: list[Row] = []
     wrong: list[str] = []
@@ -119,7 +123,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
             folder=folder,
         )
         pairs = folder / PAIRS
-        if config.what != "translate":
+        if config.what not in ("translate", "scenes"):
             prepare(PrepareConfig(source=str(at.images), output=str(pairs), load_size=_LOAD_SIZE))
         if config.what in ("data", "all"):
             rate = alone(feed_rate, str(pairs), SIZE, config.seconds)
@@ -128,6 +132,8 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
             rows += train_rows(at)
         if config.what in ("translate", "all"):
             rows += translate_rows(at)
+        if config.what == "scenes":
+            rows += scene_rows(at, config.scene_side)
         if config.what == "gpu":
             rows, wrong = _gpu_rows(at, started)
     print_rows(rows)

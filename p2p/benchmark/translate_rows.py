@@ -17,7 +17,7 @@ def translate_rows(at: Setting) -> list[Row]:
     """The bare generator and the job that runs it."""
     plain = row(f"network, {at.textbook}, batch 1", alone(plain_forward, 1, at.seconds, at.device), "images/s")
     rows = [plain]
-    for size in (1, _network_batch(at)):
+    for size in (1, network_batch(at)):
         rate = alone(engine_rate, size, at.seconds, at.device, at.precision, 0)
         bare = row(f"bare network, {at.precision}, batch {size}", rate, "images/s", plain)
         rows.append(bare)
@@ -28,7 +28,8 @@ def translate_rows(at: Setting) -> list[Row]:
     return rows
 
 
-def _network_batch(at: Setting) -> int:
+def network_batch(at: Setting) -> int:
+    """Of the job's network."""
     return 64 if at.device == "cuda" else 8
 
 
@@ -40,7 +41,7 @@ def translate_job_rows(at: Setting, bare: Row) -> list[Row]:
     cores, overlapping = available_cpus(), at.device == "cuda"
 
     def parts() -> float:
-        network = alone(engine_rate, _network_batch(at), at.seconds / 2, at.device, at.precision, 0)
+        network = alone(engine_rate, network_batch(at), at.seconds / 2, at.device, at.precision, 0)
         codecs: Codecs = alone(codec_seconds, str(at.images), at.seconds / 2)
         outside = (codecs.decode + codecs.resize + codecs.encode) / cores
         return min(network, 1 / outside) if overlapping else 1 / (1 / network + outside)
@@ -71,7 +72,8 @@ def _repeated_images(at: Setting, wanted: int) -> Path:
     return corpus
 
 
-def _untrained_checkpoint(folder: Path) -> Path:
+def untrained_checkpoint(folder: Path) -> Path:
+    """Of U-Net 256, in `folder`."""
     from p2p.model.checkpoint import save_checkpoint
     from p2p.model.pix2pix import Pix2Pix
 
@@ -84,7 +86,7 @@ def _translate_job(at: Setting, corpus: Path) -> float:
     """Images per second of `jobs/translate.py` (left half, resized to the model's size, PNG in Parquet)."""
     summary = translate(
         TranslateConfig(
-            checkpoint=str(_untrained_checkpoint(at.folder)),
+            checkpoint=str(untrained_checkpoint(at.folder)),
             source=str(corpus),
             output=str(at.folder / "translated"),
             resume="never",

@@ -23,6 +23,7 @@ _STAGES = {
     "encode": "tiles joined, pixels to bytes",
     "publish": "writing outputs and the ledger",
     "wait": "idle until inputs arrived",
+    "assemble": "putting the sections of a scene together, and its ledger",
 }
 """What a translation spends time on, in the order of its flow."""
 

@@ -76,6 +76,12 @@ def make_pipeline(work: Work, open_writer: Callable[[int], ShardWriter], journal
     )
 
 
+def make_scene_translator(work: Work) -> SceneTranslator:
+    """Load the model, for scenes. Raises CheckpointError."""
+    engine, model = load_engine(work)
+    return SceneTranslator(work.settings, engine, work.fence, model.input_bands, model.output_bands)
+
+
 class ShardTranslator:
     """Loads the model once; each call translates the shards of one batch and reports on them meanwhile."""
 
@@ -139,9 +145,7 @@ class ShardTranslator:
 
     def _translate_scenes(self, sections: Sequence[Shard]) -> Iterator[dict[str, Any]]:
         if self._scenes is None:
-            engine, model = load_engine(self._work)
-            settings, fence = self._work.settings, self._work.fence
-            self._scenes = SceneTranslator(settings, engine, fence, model.input_bands, model.output_bands)
+            self._scenes = make_scene_translator(self._work)
             yield {}
         for report in self._scenes.run(sections):
             yield dataclasses.asdict(report)

@@ -16,7 +16,7 @@ from p2p.data.tasks import run_as_task
 from p2p.errors import ConfigError
 from p2p.model.engine import choose_device
 from p2p.progress import format_duration
-from p2p.translation.actor import make_pipeline
+from p2p.translation.actor import make_pipeline, make_scene_translator
 from p2p.translation.config import TranslateConfig
 from p2p.translation.corpus.addresses import host_of
 from p2p.translation.corpus.corpus import Corpus
@@ -26,12 +26,14 @@ from p2p.translation.plan.files import Shard
 from p2p.translation.plan.journal import StartedShard
 from p2p.translation.plan.ledger import LedgerRow
 from p2p.translation.pool import ACTORS_PER_GPU, on_gpu
+from p2p.translation.scenes.estimate import measure_scenes
 from p2p.translation.sinks import Record
 from p2p.translation.work import Work
 
 log = logging.getLogger("p2p")
 
 _SHARE = 0.01
+_SCENE_SHARE = 1.0  # of which only the headers are read; one may be a thousand times as large as another
 _MAX_SAMPLE = 200
 
 
@@ -65,7 +67,7 @@ def _estimate(config: TranslateConfig, corpus: Corpus, work: Work, cores: int, g
     return estimate(config, corpus, work, processes, min(cores, processes * max(1, cores // processes)))
 
 
-def sample(corpus: Corpus, limit: int) -> tuple[int, list[Input]]:
+def sample(corpus: Corpus, limit: int, share: float = _SHARE) -> tuple[int, list[Input]]:
     """Number of inputs, and 1 % of them (1 to 200) spread evenly over the listing, which is not kept in memory."""
     kept: list[Input] = []
     stride = 1
@@ -78,7 +80,7 @@ def sample(corpus: Corpus, limit: int) -> tuple[int, list[Input]]:
             if len(kept) > 2 * _MAX_SAMPLE:
                 kept, stride = kept[::2], 2 * stride
         count += 1
-    wanted = min(_MAX_SAMPLE, max(1, round(_SHARE * count)))
+    wanted = min(_MAX_SAMPLE, max(1, round(share * count)))
     step = max(1, len(kept) // wanted)
     return count, kept[::step][:wanted]
 
@@ -121,9 +123,14 @@ class _SampleJournal:
         pass
 
 
-def _measure(work: Work, chosen: Sequence[Input]) -> tuple[float, int, int]:
-    """Translate `chosen`. Returns the seconds that took, how many could be translated, and their pixels."""
+def _measure(work: Work, chosen: Sequence[Input]) -> tuple[float, int, int, dict[str, int]]:
+    """Translate `chosen`, of scenes some windows. Returns the seconds that all of it takes, how many can be
+    translated, their pixels, and how many parts scenes have.
+    """
     torch.set_num_threads(1)
+    if work.settings.format == "geotiff":
+        seconds, found = measure_scenes(make_scene_translator(work), chosen)
+        return seconds, found.scenes, found.pixels, {"sections": found.sections, "tiles": found.tiles}
     journal = _SampleJournal([chosen[:1], chosen])  # the first image pays for memory and kernels
     hosts = {host_of(item.source_uri) for item in chosen}
     pipeline = make_pipeline(work.reading_from(hosts), lambda shard: _NullWriter(), journal)
@@ -131,7 +138,7 @@ def _measure(work: Work, chosen: Sequence[Input]) -> tuple[float, int, int]:
     started = time.monotonic()
     reports = [report for report in pipeline.run([Shard(1, "", 0, len(chosen))]) if report.finished]
     seconds = time.monotonic() - started
-    return seconds, sum(report.translated for report in reports), sum(report.pixels for report in reports)
+    return seconds, sum(report.translated for report in reports), sum(report.pixels for report in reports), {}
 
 
 def estimate(config: TranslateConfig, corpus: Corpus, work: Work, processes: int, undisturbed: int) -> dict[str, Any]:
@@ -141,18 +148,22 @@ def estimate(config: TranslateConfig, corpus: Corpus, work: Work, processes: int
 
     undisturbed: the number of processes of that speed that do as much as all `processes`, which share cores and GPUs.
     """
-    count, chosen = sample(corpus, config.limit)
-    seconds, translated, pixels = run_as_task(_measure, work, chosen, num_gpus=int(work.device == "cuda"))
+    of_scenes = config.format == "geotiff"
+    count, chosen = sample(corpus, config.limit, _SCENE_SHARE if of_scenes else _SHARE)
+    seconds, translated, pixels, parts = run_as_task(_measure, work, chosen, num_gpus=int(work.device == "cuda"))
     rate = len(chosen) / seconds * undisturbed
     total_seconds = count / rate
+    megapixels = pixels / len(chosen) * count / 1e6
     result = {
         "dry_run": True,
         "images": count,
-        "megapixels": round(pixels / max(translated, 1) * count / 1e6, 1),
+        **{name: round(number / len(chosen) * count) for name, number in parts.items()},
+        "megapixels": round(megapixels, 1),
         "sampled": len(chosen),
         "sampled_failed": len(chosen) - translated,
         "processes": processes,
         "images_per_second": round(rate, 2),
+        "megapixels_per_second": round(megapixels / total_seconds, 3),
         "estimated_seconds": round(total_seconds, 3),
         "checkpoint_id": work.settings.checkpoint_id,
     }
@@ -160,8 +171,10 @@ def estimate(config: TranslateConfig, corpus: Corpus, work: Work, processes: int
     if config.price_per_hour:
         result["estimated_cost"] = round(total_seconds / 3600 * config.price_per_hour, 4)
         cost = f" and cost about {result['estimated_cost']}"
+    speed = f"{megapixels / total_seconds:.1f} megapixels/s" if of_scenes else f"{rate:.1f} images/s"
     log.info(
-        "%d images would take about %s with %d processes (%.1f images/s, from %d sampled, %d of those bad)%s",
-        *(count, format_duration(total_seconds), processes, rate, len(chosen), len(chosen) - translated, cost),
+        "%d %s would take about %s with %d processes (%s, from %d sampled, %d of those bad)%s",
+        *(count, "scenes" if of_scenes else "images", format_duration(total_seconds), processes),
+        *(speed, len(chosen), len(chosen) - translated, cost),
     )
     return result

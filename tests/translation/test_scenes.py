@@ -29,6 +29,7 @@ from p2p.scenes.bands import RasterBands
 from p2p.storage import rasters, watched_file
 from p2p.storage.filesystems import read_bytes, write_bytes
 from p2p.translation import TranslateConfig, actor
+from p2p.translation import translate as translate_job
 from p2p.translation.config import Settings
 from p2p.translation.corpus.corpus import open_scenes
 from p2p.translation.job import run
@@ -732,11 +733,28 @@ def test_the_worst_scene_decides_whether_seams_are_too_visible(
     assert translate(tmp_path / "in", tmp_path / "out", Identity(), max_seam=score)["skipped"] == 2
 
 
+def test_a_dry_run_counts_the_parts_of_scenes_and_writes_nothing(
+    tmp_path: Path, checkpoint_of_64: str, run_cli: Any
+) -> None:
+    write(tmp_path / "in" / "a.tif", picture(200, 90), **UTM)
+    write(tmp_path / "in" / "b.tif", picture(2100, 70), nodata=20, **UTM)
+    (tmp_path / "in" / "c.tif").write_bytes(b"no TIFF")
+    words = ["--checkpoint", checkpoint_of_64, "--source", tmp_path / "in", "--output", tmp_path / "out"]
+    words += ["--format", "geotiff", "--tile-size", 64, "--overlap", 16, "--gpu", "false", "--dry-run"]
+    outcome = run_cli(TranslateConfig, translate_job, *words)
+    assert outcome.status == 0, outcome.stderr
+    found = outcome.summary
+    assert (found["images"], found["sampled"], found["sampled_failed"]) == (3, 3, 1)
+    assert (found["sections"], found["tiles"], found["megapixels"]) == (3, 4 * 2 + 44 * 2, 0.2)
+    assert found["estimated_seconds"] > 0 and found["megapixels_per_second"] > 0
+    assert "3 scenes would take about" in outcome.stderr and not (tmp_path / "out").exists()
+
+
 def test_what_is_not_for_scenes_is_told_before_any_work(tmp_path: Path) -> None:
     for options in (
         {"side": "left"},
         {"size_mode": "pad"},
-        {"dry_run": True},
+        {"allow_signed_addresses": True},
         {"bands": "1,1"},
         {"bands": "0"},
         {"max_pixels": 9},

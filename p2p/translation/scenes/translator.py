@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from p2p.errors import BadInputError, NotFoundError
 from p2p.scenes.bands import RasterBands, parse_bands
+from p2p.scenes.cogs import CogProfile
 from p2p.scenes.reading import SceneReader
 from p2p.scenes.rows import RowBuffer
 from p2p.scenes.sections import consecutive, section_rows, tile_rows_between
@@ -77,7 +78,7 @@ class SceneTranslator:
     fence: Fence | None = None
     input_bands: RasterBands | None = None
     output_bands: RasterBands | None = None
-    _deadline: Deadline = field(default_factory=lambda: Deadline(DECODE_SECONDS))
+    deadline: Deadline = field(default_factory=lambda: Deadline(DECODE_SECONDS))
 
     def run(self, units: Sequence[Shard]) -> Iterator[ShardReport]:
         """Yield a report for each section, and one that is `finished` for each scene that this process ends.
@@ -95,7 +96,7 @@ class SceneTranslator:
         self._require_open(shard)
         (item,) = read_inputs(shard)
         try:
-            with open_raster(address_of(item), self._deadline) as raster:
+            with open_raster(address_of(item), self.deadline) as raster:
                 task = self._open_scene(shard, item, raster)
                 missing = task.store.missing()
                 for first, last in consecutive(missing & sections):
@@ -109,6 +110,13 @@ class SceneTranslator:
             raise
 
     def _open_scene(self, shard: Shard, item: Input, raster: Raster) -> _Scene:
+        reader, profile = self.examine(raster)
+        store = SceneStore(self.settings.output, shard.index, profile)
+        store.require_same(raster.size, raster.modified)
+        return _Scene(self, shard, item, raster, reader, store)
+
+    def examine(self, raster: Raster) -> tuple[SceneReader, CogProfile]:
+        """How a scene is read, and what its output is. Raises BadInputError where the model cannot take it."""
         settings, network, made = self.settings, self.network, self.output_bands
         reader = SceneReader(
             raster,
@@ -122,9 +130,12 @@ class SceneTranslator:
         profile = output_profile(
             settings, raster.facts, network.output_channels, dtype, made, has_validity=reader.has_validity
         )
-        store = SceneStore(settings.output, shard.index, profile)
-        store.require_same(raster.size, raster.modified)
-        return _Scene(self, shard, item, raster, reader, store)
+        return reader, profile
+
+    def values_of(self, rows: Array) -> Array:
+        """(n, W, C) outputs of the network -> what is stored."""
+        made = self.output_bands
+        return made.from_shares(rows) if made is not None and made.is_scaled else rows
 
     def _require_open(self, shard: Shard) -> None:
         if exists(ledger_uri(self.settings.output, shard.index)):
@@ -153,7 +164,7 @@ class SceneTranslator:
         write_ledger(self.settings.output, task.shard.index, [row])
         task.store.remove()
         report = ShardReport(task.shard.index, finished=True, translated=1, output_bytes=size)
-        report.seconds["publish"] = time.perf_counter() - started
+        report.seconds["assemble"] = time.perf_counter() - started
         return report
 
     def _fail(self, shard: Shard, item: Input, error: BadInputError) -> ShardReport:
@@ -347,8 +358,7 @@ class _Flow:
         for y in range(-(-top // self._step) * self._step, bottom, self._step):
             self._facts.after.append(self._preview_row(rows, valid, y - top))
             self._facts.before.append(self._before.pop(y))
-        made = scene.owner.output_bands
-        values = made.from_shares(rows) if made is not None and made.is_scaled else rows
+        values = scene.owner.values_of(rows)
         if scene.store.profile.validity == "alpha":
             values = np.concatenate([values, self._alpha.take(top, bottom)[..., None]], axis=2)
         assert self._writer is not None
