@@ -45,6 +45,7 @@ _ENVIRONMENT = {
 }
 _OF_OTHER_INSTALLATIONS = ("PROJ_LIB", "PROJ_DATA", "GDAL_DATA", "GDAL_DRIVER_PATH")
 _DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+_HALF = "float16"  # rasterio reads it as float32 before its version 1.5
 _CONVERT = "gdal_translate -of COG IN OUT.tif"
 
 
@@ -140,10 +141,12 @@ class Raster:
         where = rasterio().windows.Window(*window)
         try:
             with self._file.decoding():
-                pixels = self._dataset.read(bands, window=where)
+                pixels = self._dataset.read(bands, window=where, out_dtype=self.facts.dtype)
                 alpha = self._dataset.read(self.facts.alpha_band, window=where) if self.facts.alpha_band else None
                 if alpha is not None:
                     valid = alpha > 0
+                    if self.facts.nodata is not None:  # as well: GDAL and viewers leave out what either says
+                        valid &= self._dataset.read_masks(bands, window=where).any(0)
                 elif self.facts.validity == "none":
                     valid = None
                 elif self.facts.validity == "nodata":  # a pixel is invalid where every band that is read says so
@@ -240,7 +243,7 @@ def _check_dataset(dataset: Any) -> None:
         raise BadInputError("ForeignReference", "its metadata names another file for its overviews")
     if len(set(dataset.dtypes)) > 1:
         raise BadInputError("UnsupportedPixels", f"its bands are of several types: {', '.join(dataset.dtypes)}")
-    if dataset.dtypes[0] not in _DTYPES:
+    if dataset.dtypes[0] not in (*_DTYPES, _HALF):
         raise BadInputError(
             "UnsupportedPixels", f"pixels of {dataset.dtypes[0]} are not read; {', '.join(_DTYPES)} are"
         )
@@ -311,7 +314,7 @@ def _facts(dataset: Any, directory: tiff.Directory) -> RasterFacts:
         width=dataset.width,
         height=dataset.height,
         bands=dataset.count,
-        dtype=dataset.dtypes[0],
+        dtype="float32" if dataset.dtypes[0] == _HALF else dataset.dtypes[0],
         validity=validity,
         nodata=dataset.nodata,
         alpha_band=alpha,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 
 from p2p.errors import BadInputError
 from p2p.storage import watched_file
@@ -37,6 +38,24 @@ def test_a_pixel_is_invalid_where_all_bands_that_are_read_hold_nodata(tmp_path: 
             valid = raster.read(bands, (0, 0, 8, 8))[1]
             assert valid is not None and np.flatnonzero(~valid.any(1)).tolist() == rows
             assert valid.any(1).tolist() == valid.all(1).tolist()
+
+
+def test_beside_alpha_a_nodata_number_counts_too(tmp_path: Path) -> None:
+    data = np.full((2, 8, 8), 255, np.uint8)
+    data[1, 0], data[0, 1] = 0, 7
+    path = write(tmp_path / "a.tif", data, nodata=7, alpha="yes")
+    with open_raster(str(path)) as raster:
+        valid = raster.read([1], (0, 0, 8, 8))[1]
+        assert raster.facts.validity == "alpha" and valid is not None
+        assert np.flatnonzero(~valid.any(1)).tolist() == [0, 1]
+
+
+def test_half_floats_are_floats(tmp_path: Path) -> None:
+    data = np.linspace(-3, 9, 64, dtype=np.float16).reshape(8, 8)
+    tifffile.imwrite(tmp_path / "a.tif", data)
+    with open_raster(str(tmp_path / "a.tif")) as raster:
+        pixels = raster.read([1], (0, 0, 8, 8))[0][..., 0]
+    assert raster.facts.dtype == pixels.dtype == np.float32 and (pixels == data).all()
 
 
 def test_a_description_that_is_no_utf_8_is_none(tmp_path: Path) -> None:
