@@ -32,6 +32,7 @@ _DEFLATE_LEVEL = 1  # a third of the time of level 6, for a tenth more bytes
 _ZSTD_LEVEL = 1
 _CLASSIC_BYTES = 4_000_000_000
 _COPY_BYTES = 16 * 2**20
+_WRITTEN_COLUMNS = 8 * BLOCK  # at a time, since GDAL wants them in another order, which is a copy
 _HALVED_ROWS = 16  # at a time, since sums take more memory than pixels; an even number
 
 
@@ -162,12 +163,14 @@ class PartWriter:
         valid = None if self._valid is None else self._valid[: self._waiting]
         self._waiting = 0
         mark_invalid(pixels, valid, self._profile)
-        window = rasterio().windows.Window(0, self._written, self._width, len(pixels))
         with _write_errors(self._path):
-            self._dataset.write(np.ascontiguousarray(np.moveaxis(pixels, 2, 0)), window=window)
-            if self._profile.validity == "mask":
-                mask = np.ones(pixels.shape[:2], bool) if valid is None else valid
-                self._dataset.write_mask(mask.astype(np.uint8) * 255, window=window)
+            for left in range(0, self._width, _WRITTEN_COLUMNS):
+                part = slice(left, min(left + _WRITTEN_COLUMNS, self._width))
+                window = rasterio().windows.Window(left, self._written, part.stop - left, len(pixels))
+                self._dataset.write(np.ascontiguousarray(np.moveaxis(pixels[:, part], 2, 0)), window=window)
+                if self._profile.validity == "mask":
+                    mask = np.ones((len(pixels), part.stop - left), bool) if valid is None else valid[:, part]
+                    self._dataset.write_mask(mask.astype(np.uint8) * 255, window=window)
         self._written += len(pixels)
         for top in range(0, len(pixels) if self._next else 0, _HALVED_ROWS):
             assert self._next is not None

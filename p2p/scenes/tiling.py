@@ -19,6 +19,7 @@ Array = npt.NDArray[Any]
 """Of uint8 or uint16; results have the dtype of the inputs."""
 Floats = npt.NDArray[np.float32]
 
+_EMITTED_ROWS = 32  # at a time, so that rows of a wide scene are not there twice
 _WEIGHT_SUM = 2**15
 """Horizontal blend weights are integers with this sum. Weight times uint8 then stays below 2**24, where float32 adds
 exactly, so the order in which tiles arrive cannot change a bit of the result; uint16 is added in float64."""
@@ -211,8 +212,11 @@ class RowStitcher:
         if self._carry is not None:
             strip[: self._carry.shape[0]] += self._carry
         finished = rows[row + 1] - rows[row] if row + 1 < len(rows) else strip.shape[0]
-        pixels = np.rint(strip[:finished], out=strip[:finished])
-        self._emit(rows[row], pixels.clip(0, np.iinfo(self._dtype).max, out=pixels).astype(self._dtype))
+        for top in range(0, finished, _EMITTED_ROWS):
+            pixels = strip[top : min(top + _EMITTED_ROWS, finished)]
+            np.rint(pixels, out=pixels)
+            pixels.clip(0, np.iinfo(self._dtype).max, out=pixels)
+            self._emit(rows[row] + top, pixels.astype(self._dtype))
         self._carry = strip[finished:].copy() if row + 1 < len(rows) else None
 
 

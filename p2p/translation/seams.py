@@ -17,7 +17,6 @@ Mask = npt.NDArray[np.bool_]
 _OFFSETS = (-4, 4)
 """Where to look for comparison, in pixels from a border. Near, since blending two tiles makes all between their borders
 smoother; a multiple of 4, since the stride-2 layers of a generator leave a pattern that repeats so."""
-_STRIP = 32  # rows looked at together, so that a large scene is not copied
 
 
 @dataclass(frozen=True)
@@ -40,54 +39,55 @@ class Seams:
         return (self.across / self.across_count) / (self.beside / self.beside_count)
 
 
-def _borders(starts: Iterable[int], tile_size: int, size: int) -> list[int]:
-    """Steps (from pixel n to n + 1) at which a tile begins or ends."""
-    places = {place for start in starts for place in (start, start + tile_size)}
-    return sorted(place - 1 for place in places if 0 < place < size)
+def _places(starts: Iterable[int], tile_size: int, size: int) -> tuple[list[int], list[int]]:
+    """Steps (from pixel n to n + 1) at which a tile begins or ends, and those that they are compared with."""
+    ends = {place for start in starts for place in (start, start + tile_size)}
+    borders = sorted(place - 1 for place in ends if 0 < place < size)
+    near = [place + offset for place in borders for offset in _OFFSETS if 0 <= place + offset < size - 1]
+    return borders, [place for place in near if place not in borders]
 
 
 class SeamMeter:
-    """Measures an output, or some neighbouring rows of it, as its rows come. Steps to an invalid pixel do not count."""
+    """Measures an output, or some neighbouring rows of it, as its rows come. Steps to an invalid pixel do not count.
+
+    Only the few rows and columns that count are looked at.
+    """
 
     def __init__(self, plan: TilePlan, channels: int) -> None:
-        self._plan, self._channels = plan, channels
+        self._channels = channels
+        self._rows = _places(plan.rows, plan.tile_size, plan.height)
+        self._columns = _places(plan.columns, plan.tile_size, plan.width)
+        self._wanted_rows = sorted({*self._rows[0], *self._rows[1]})
+        self._wanted_columns = np.array(sorted({*self._columns[0], *self._columns[1]}), np.intp)
         self._down, self._down_count = np.zeros(plan.height), np.zeros(plan.height)
         self._right, self._right_count = np.zeros(plan.width), np.zeros(plan.width)
         self._above: tuple[Array, Mask | None] | None = None
 
     def add(self, top: int, rows: Array, valid: Mask | None = None) -> None:
         """Take (n, W, C) uint8 or uint16, the rows from `top` on, below those before."""
-        for start in range(0, len(rows), _STRIP):
-            part = rows[start : start + _STRIP].astype(np.int16 if rows.dtype == np.uint8 else np.int32)
-            good = None if valid is None else valid[start : start + _STRIP]
-            self._add(top + start, part, good)
-
-    def _add(self, top: int, rows: Array, valid: Mask | None) -> None:
-        right = np.abs(np.diff(rows, axis=1)).sum(2, dtype=np.float64)
-        self._right[: right.shape[1]] += (right if valid is None else right * _both(valid, 1)).sum(0)
-        self._right_count[: right.shape[1]] += len(rows) if valid is None else _both(valid, 1).sum(0)
-        if self._above is not None:
-            above, valid_above = self._above
-            rows = np.concatenate([above, rows])
-            valid = None if valid is None or valid_above is None else np.concatenate([valid_above, valid])
-            top -= 1
-        down = np.abs(np.diff(rows, axis=0)).sum(2, dtype=np.float64)
-        place = slice(top, top + len(down))
-        self._down[place] = (down if valid is None else down * _both(valid, 0)).sum(1)
-        self._down_count[place] = rows.shape[1] if valid is None else _both(valid, 0).sum(1)
-        self._above = rows[-1:], None if valid is None else valid[-1:]
+        columns = self._wanted_columns
+        left, right = (
+            (rows[:, places], None if valid is None else valid[:, places]) for places in (columns, columns + 1)
+        )
+        sums, counts = _steps(left, right)
+        self._right[columns] += sums
+        self._right_count[columns] += counts
+        for place in self._wanted_rows:
+            row = place - top
+            if not -1 <= row < len(rows) - 1 or (row < 0 and self._above is None):
+                continue
+            above = self._above if row < 0 else _row(rows, valid, row)
+            assert above is not None
+            self._down[place], self._down_count[place] = _steps(above, _row(rows, valid, row + 1))
+        self._above = _row(rows, valid, len(rows) - 1)
 
     def result(self) -> Seams:
         """What the rows so far have."""
-        seams, size = Seams(), self._plan.tile_size
-        plan = self._plan
-        for steps, counts, starts, length in (
-            (self._down, self._down_count, plan.rows, plan.height),
-            (self._right, self._right_count, plan.columns, plan.width),
+        seams = Seams()
+        for steps, counts, (borders, beside) in (
+            (self._down, self._down_count, self._rows),
+            (self._right, self._right_count, self._columns),
         ):
-            borders = _borders(starts, size, length)
-            beside = [place + offset for place in borders for offset in _OFFSETS if 0 <= place + offset < length - 1]
-            beside = [place for place in beside if place not in borders]
             seams += Seams(
                 float(steps[borders].sum()),
                 int(counts[borders].sum()) * self._channels,
@@ -97,9 +97,17 @@ class SeamMeter:
         return seams
 
 
-def _both(valid: Mask, axis: int) -> Mask:
-    """Whether a pixel and the next one along `axis` are valid."""
-    return valid[1:] & valid[:-1] if axis == 0 else valid[:, 1:] & valid[:, :-1]
+def _row(rows: Array, valid: Mask | None, row: int) -> tuple[Array, Mask | None]:
+    return rows[row].copy(), None if valid is None else valid[row].copy()
+
+
+def _steps(one: tuple[Array, Mask | None], other: tuple[Array, Mask | None]) -> tuple[Any, Any]:
+    """Sums over the first axis of steps between (n, m, C) or (m, C) pixels that are both valid, and their number."""
+    steps = np.abs(one[0].astype(np.int32) - other[0]).sum(-1)
+    if one[1] is None or other[1] is None:
+        return steps.sum(0), len(steps)
+    both = one[1] & other[1]
+    return (steps * both).sum(0), both.sum(0)
 
 
 def measure_seams(output: Array, tiling: tuple[int, int]) -> Seams:

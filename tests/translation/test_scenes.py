@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 from conftest import S3Place, in_this_process
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from p2p.errors import ConfigError, NotGoodEnoughError, P2PError, StorageError, UsageError
 from p2p.model.translator import Translator
-from p2p.scenes import cogs, sections
+from p2p.scenes import cogs, sections, tiling
 from p2p.scenes.bands import RasterBands
 from p2p.storage import rasters, watched_file
 from p2p.storage.filesystems import read_bytes, write_bytes
@@ -94,6 +94,7 @@ def small_sections(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None
     def use(block: int, rows: int) -> None:
         monkeypatch.setattr(cogs, "BLOCK", block)
         monkeypatch.setattr(sections, "SECTION_ROWS", rows)
+        monkeypatch.setattr(tiling, "_EMITTED_ROWS", 5)
 
     return use
 
@@ -186,9 +187,14 @@ DTYPES = {"uint8": ("uint8", None), "uint16": ("uint16", None), "int16": ("uint1
     dtype=st.sampled_from(sorted(DTYPES)),
     block=st.sampled_from([0, 16, 64]),
     rows=st.sampled_from([1, 2, 4]),
-    tiling=st.sampled_from([(64, 16), (64, 40), (64, 0)]),
+    tiles=st.sampled_from([(64, 16), (64, 40), (64, 0)]),
     seed=st.integers(0, 9),
+    batch=st.sampled_from([1, 4]),
 )
+@example(  # three rows of tiles begin above the last section, and none is read before those above it are done
+    height=190, width=130, channels=1, validity="nodata", dtype="uint8",
+    block=0, rows=1, tiles=(64, 40), seed=4, batch=1,
+)  # fmt: skip
 def test_what_the_identity_makes_of_a_scene_is_that_scene(
     tmp_path_factory: pytest.TempPathFactory, **drawn: Any
 ) -> None:
@@ -196,6 +202,7 @@ def test_what_the_identity_makes_of_a_scene_is_that_scene(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cogs, "BLOCK", 16)
         patch.setattr(sections, "SECTION_ROWS", 64 * drawn["rows"])
+        patch.setattr(tiling, "_EMITTED_ROWS", 5)
         _round_trip(folder, **drawn)
     shutil.rmtree(folder)
 
@@ -208,9 +215,10 @@ def _round_trip(
     validity: str,
     dtype: str,
     block: int,
-    tiling: tuple[int, int],
+    tiles: tuple[int, int],
     seed: int,
     rows: int,
+    batch: int,
 ) -> None:
     rng = np.random.default_rng(seed)
     data = picture(height, width, channels, dtype, seed)
@@ -237,10 +245,12 @@ def _round_trip(
     output = str(folder / "out")
     config = Settings(
         checkpoint="c", source=str(source), output=output, format="geotiff", checkpoint_id="x",
-        tile_size=tiling[0], overlap=tiling[1],
+        tile_size=tiles[0], overlap=tiles[1],
     )  # fmt: skip
     (scene,) = extend_plan(output, open_scenes(str(source)), GeotiffNames()).shards
-    work = translator.SceneTranslator(config, Identity(channels, network), None, bands, bands)
+    identity = Identity(channels, network)
+    identity.batch_size = identity.in_flight = batch
+    work = translator.SceneTranslator(config, identity, None, bands, bands)
     for last in (True, False):  # in two goes, from below
         numbers = range(sections.section_count(height))
         list(work.run([dataclasses.replace(scene, section=number) for number in numbers if (number % 3 == 2) == last]))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from p2p.scenes.tiling import TilePlan
-from p2p.translation.seams import Seams, measure_seams
+from p2p.translation.seams import SeamMeter, Seams, measure_seams
 
 TILING = (64, 16)
 
@@ -35,9 +35,24 @@ def test_an_image_of_one_tile_or_one_colour_has_no_score() -> None:
     assert Seams().score is None
 
 
-def test_large_images_are_measured_in_strips_without_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    from p2p.translation import seams
-
-    whole = measure_seams(texture(700, 90), TILING)
-    monkeypatch.setattr(seams, "_STRIP", 33)
-    assert measure_seams(texture(700, 90), TILING) == whole
+@pytest.mark.parametrize("has_holes", [False, True])
+def test_rows_in_any_portions_are_measured_without_a_difference(has_holes: bool) -> None:
+    image, plan = texture(300, 200), TilePlan(300, 200, *TILING)
+    valid = np.random.default_rng(1).random((300, 200)) < 0.9 if has_holes else None
+    found = []
+    for portion in (300, 1, 33, 48):
+        meter = SeamMeter(plan, 3)
+        for top in range(0, 300, portion):
+            area = slice(top, top + portion)
+            meter.add(top, image[area], None if valid is None else valid[area])
+        found.append(meter.result())
+    good = np.ones((300, 200), bool) if valid is None else valid
+    across = 0
+    for axis, (starts, size) in enumerate([(plan.rows, 300), (plan.columns, 200)]):
+        steps = np.abs(np.diff(image.astype(int), axis=axis)).sum(2).swapaxes(0, axis)
+        turned = good.swapaxes(0, axis)
+        places = {place - 1 for start in starts for place in (start, start + 64) if 0 < place < size}
+        across += sum((steps[place] * (turned[place] & turned[place + 1])).sum() for place in places)
+    assert found[0].across == across and all(one == found[0] for one in found)
+    if has_holes:
+        assert found[0].across_count < measure_seams(image, TILING).across_count

@@ -266,6 +266,9 @@ class _Flow:
                 self._pending.popleft()[1]()
         if self._writer is not None:
             self._writer.remove()
+        del (
+            self._stitcher
+        )  # it refers to this object, and both would stay in memory until Python looks for such circles
 
     def _tiles(self) -> Iterator[tuple[int, Array | None]]:
         """Inputs of the network by their number; None for a tile without a valid pixel."""
@@ -329,8 +332,8 @@ class _Flow:
 
     def _take_rows(self, top: int, rows: Array) -> None:
         """Finished rows; those above the first section are not, for tiles above were not computed."""
-        bottom = min(top + len(rows), self._bottom)
-        rows = rows[: bottom - top]
+        finished = top + len(rows)
+        rows = rows[: max(0, self._bottom - top)]
         if top < self._top:
             rows = rows[self._top - top :]
             top = self._top
@@ -341,8 +344,8 @@ class _Flow:
             rows, top = rows[count:], top + count
             if top == end:
                 self._end_section()
-        self._valid.drop_before(top)
-        self._alpha.drop_before(top)
+        self._valid.drop_before(finished)
+        self._alpha.drop_before(finished)
 
     def _preview_row(self, pixels: Array, valid: Mask | None, row: int) -> npt.NDArray[np.uint8]:
         """(1, columns, 3): what the report shows of a row, white like its page where the scene holds nothing."""
