@@ -688,9 +688,13 @@ def test_a_storage_that_fails_is_no_fault_of_the_scene(
 
 def test_a_manifest_names_scenes_and_not_web_servers(tmp_path: Path, translate: Any) -> None:
     write(tmp_path / "scenes" / "a.tif", picture(70, 70), **UTM)
-    (tmp_path / "list.txt").write_text("scenes/a.tif\nhttp://127.0.0.1:1/b.tif\nscenes/gone.tif\n")
+    signed = "https://example.org/c.tif?sig=hush"
+    (tmp_path / "list.txt").write_text(f"scenes/a.tif\nhttp://127.0.0.1:1/b.tif\nscenes/gone.tif\n{signed}\n")
     translate(tmp_path / "list.txt", tmp_path / "out", Identity())
-    assert sorted(row["error"] for row in ledger(tmp_path / "out").values()) == ["", "AddressRefused", "NotFound"]
+    rows = list(ledger(tmp_path / "out").values())
+    assert sorted(row["error"] for row in rows) == ["", "AddressRefused", "AddressRefused", "NotFound"]
+    assert all("not from web servers" in row["message"] for row in rows if row["error"] == "AddressRefused")
+    assert "hush" not in str(rows)
 
 
 def test_status_and_report_know_of_scenes(

@@ -146,7 +146,8 @@ def open_scenes(uri: str, *, local_root: str = "") -> Corpus:
             )
         return FolderCorpus(uri, are_scenes=True)
     if uri.lower().endswith((*_MANIFESTS, ".parquet")):
-        return ManifestCorpus(uri, AddressRules(posixpath.dirname(uri), local_root))
+        # Signed addresses are refused like all of web servers, when they are read: nothing allows those of scenes.
+        return ManifestCorpus(uri, AddressRules(posixpath.dirname(uri), local_root, allow_signed=True))
     if uri.lower().endswith(SCENE_SUFFIXES):
         return FolderCorpus(uri, are_scenes=True)
     raise ConfigError(
