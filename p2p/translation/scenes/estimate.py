@@ -18,6 +18,7 @@ from p2p.scenes.tiling import RowStitcher, TilePlan, reflect_to
 from p2p.scenes.validity import fill_invalid
 from p2p.storage.rasters import Raster, open_raster
 from p2p.translation.corpus.inputs import Input
+from p2p.translation.scenes.flow import values_of
 from p2p.translation.scenes.store import SectionWriter
 from p2p.translation.scenes.translator import SceneTranslator, address_of
 
@@ -77,7 +78,7 @@ def _translate_window(
 
     def write(row: int, rows: Array) -> None:
         good = None if valid is None else valid[row : row + len(rows)]
-        writer.add(translator.values_of(rows), good)
+        writer.add(values_of(rows, translator.output_bands), good)
 
     stitcher = RowStitcher(window, network.output_channels, network.dtype, write)
     try:
