@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
@@ -19,6 +20,8 @@ _ENOUGH = 0.5
 _COMMON_END = re.compile(r"(?:[_\-. ]+[A-Za-z][A-Za-z0-9]*)+$")
 _COMMON_START = re.compile(r"(?:[A-Za-z][A-Za-z0-9]*[_\-. ]+)+")
 _LAST_WORD = re.compile(r"[_\-. ]([A-Za-z][^/_\-. ]*)\.[^./]*$")
+_SEPARATOR = re.compile(r"[/_\-. ]")
+_DIGITS = re.compile(r"\d+")
 _ENDING = r"(?:\.[^./]+)?"
 
 SideName = Literal["a", "b"]
@@ -114,6 +117,22 @@ def join_sides(sides: tuple[Marked, Marked], match: Match, total: int) -> None:
                 match.pairs.append(NamedPaths(split or other_split, key[1], number, other))
     sides_paths = {number for side in sides for number, _, _ in side}
     match.left_out += [number for number in range(total) if number not in sides_paths]
+
+
+def leave_out_companions(match: Match) -> None:
+    """Images without a partner whose names begin with that of a pair are neither A nor B: `7_parts_1` beside `7`, and
+    what lies in a folder `7`.
+    """
+    pair_ids = {pair.pair_id for pair in match.pairs}
+    alone = match.unmatched
+    match.unmatched = [found for found in alone if not any(start in pair_ids for start in _starts(found[1]))]
+    kept = {number for number, _, _ in match.unmatched}
+    match.left_out = sorted([*match.left_out, *(number for number, _, _ in alone if number not in kept)])
+
+
+def _starts(name: str) -> Iterator[str]:
+    """Where a name may end earlier: before each separator."""
+    return (name[: found.start()] for found in _SEPARATOR.finditer(name))
 
 
 def _first_places(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
@@ -215,6 +234,34 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     if not re.search(r"\.\w+$", pattern):
         text += _ENDING
     return re.compile(text, re.IGNORECASE)
+
+
+def advised_patterns(paths: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Patterns for two folders, the first that pair their images up; none if no two folders do."""
+    folders: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        folder, slash, name = path.rpartition("/")
+        if slash:
+            folders[folder].append(name)
+    largest = sorted(sorted(folders, key=lambda folder: -len(folders[folder]))[:MAX_SHOWN])
+    for two in itertools.combinations(largest, 2):
+        if len({_DIGITS.sub("", "/".join(names.folders)) for names in parse_names([f"{one}/" for one in two])}) < 2:
+            continue  # of two splits, or numbered
+        few = [f"{folder}/{name}" for folder in two for name in folders[folder]]
+        for varying in (lambda names: "{id}", _varying_part):
+            patterns = (f"{two[0]}/{varying(folders[two[0]])}", f"{two[1]}/{varying(folders[two[1]])}")
+            if patterns[0].count("{id}") == patterns[1].count("{id}") == 1:
+                match = match_patterns(few, patterns)
+                if len(match.pairs) >= _ENOUGH * min(len(folders[folder]) for folder in two):
+                    return (patterns,)
+    return ()
+
+
+def _varying_part(names: Sequence[str]) -> str:
+    """Names with {id} in place of what they do not have in common: of `a_1.png` and `a_2.png` it is `a_{id}.png`."""
+    start = common_start(names).rstrip("0123456789")
+    end = common_start([name[len(start) :][::-1] for name in names])[::-1].lstrip("0123456789")
+    return f"{start}{{id}}{end}"
 
 
 def describe_left_out(paths: Sequence[str]) -> str:

@@ -33,6 +33,8 @@ class Layout:
 
 
 _PHOTOS = "image images img imgs photo photos picture pictures pic pics jpegimages rgb frame frames"
+UNPAIRED_TOO = "A/B"
+"""The layout whose words also stand for two sets of images without partners."""
 LAYOUTS = (
     *(
         Layout("Cityscapes", f"gtFine_{kind} gtCoarse_{kind}", "leftImg8bit", is_published=True, where="name")
@@ -43,11 +45,12 @@ LAYOUTS = (
     Layout("CamVid", "LabeledApproved_full", "701_StillsRaw_full", is_published=True, where="folder"),
     Layout("xView", "pre_disaster", "post_disaster", is_published=True, where="name"),
     Layout("pix2pix results", "real_A", "real_B", is_published=True, where="name"),
-    Layout("A/B", "a", "b", is_published=True),
+    Layout(UNPAIRED_TOO, "a", "b", is_published=True),
     Layout(
         "labels and photos",
-        "label labels labelmap labelmaps mask masks annotation annotations annot annots ann anns seg segs segmentation "
-        "segmentations segmentationclass semantic semantics edge edges hed canny sketch sketches lineart contour "
+        "label labels labelmap labelmaps stuffthingmaps mask masks annotation annotations annot annots ann anns seg "
+        "segs segmentation segmentations segmentationclass semantic semantics edge edges hed canny sketch sketches "
+        "lineart contour "
         "conditioning conditioning_image control",
         f"{_PHOTOS} sat satellite",
         other="b",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from p2p.data.joining import (
     Marked,
     Match,
     NamedPaths,
+    advised_patterns,
     common_start,
     join_sides,
+    leave_out_companions,
     match_two,
 )
 from p2p.data.layouts import (
@@ -52,6 +55,7 @@ _MAX_SEARCHED = 20_000  # names in which words are looked for; how many pair up 
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".gif")
 _OTHERS = "the others"
+_CMP = re.compile(r"cmp_[bx]\d", re.IGNORECASE)
 
 Named = TypeVar("Named", ParsedName, str)
 
@@ -119,7 +123,7 @@ def match_names(
     for match in found:
         match.layout = dataclasses.replace(match.layout, patterns=_patterns_of(match, paths))
     seen = words.near or _describe_folders(names)
-    choices = () if found else _folder_patterns(names)
+    choices = () if found else advised_patterns(_some(paths))
     return Unclear(seen, choices) if layout == "folders" else [_combined(names, unwrap, seen, *choices), *found]
 
 
@@ -157,11 +161,6 @@ def _distinct(matches: Iterable[Match]) -> list[Match]:
         if all(match.pairs != other.pairs for other in found):
             found.append(match)
     return found
-
-
-def _folder_patterns(names: Sequence[ParsedName]) -> tuple[tuple[str, str], ...]:
-    folders = sorted({name.folders[0] for name in _some(names) if name.folders})
-    return ((f"{folders[0]}/{{id}}", f"{folders[1]}/{{id}}"),) if len(folders) > 1 else ()
 
 
 def _combined(
@@ -260,6 +259,8 @@ class _Words:
                 if unmarked is not None:
                     sides[unmarked].append((number, name.split, whole_path(name, _OTHERS)))
         match = _join(row.name, sides, len(self._names), is_certain=self._all_folders or self._are_clear(form, words))
+        if match is not None and unmarked is not None:
+            leave_out_companions(match)
         if match is None or (_is_enough(match, sides, len(self._names)) or (self._all_folders and match.pairs)):
             return match
         if form is in_folder and unmarked is None and len(match.pairs) < min(map(len, sides)):
@@ -313,8 +314,11 @@ def _unknown_words(names: Sequence[ParsedName], layout: LayoutChoice) -> Iterato
                 found[mark.spelled].append((number, name.split, mark))
         two = sorted(sorted(found, key=lambda kind: -len(found[kind]))[:2], key=_side_first)
         sides = found[two[0]], found[two[1]]
-        is_cmp = two[0] == ".jpg" and two[1] in _LOSSLESS
-        match = _join("CMP facades" if is_cmp else title, sides, len(names), is_certain=is_cmp or layout == "folders")
+        are_photos = two[0] == ".jpg" and two[1] in _LOSSLESS
+        is_cmp = are_photos and _CMP.match(names[sides[0][0][0]].stem)
+        match = _join(
+            "CMP facades" if is_cmp else title, sides, len(names), is_certain=are_photos or layout == "folders"
+        )
         of_all = _MIN_SHARE_OF_TWO_KINDS * len(names) <= sum(map(len, sides))
         if match and of_all and 2 * len(match.pairs) >= _MIN_SHARE_OF_UNKNOWN * len(names):
             yield match

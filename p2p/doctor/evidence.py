@@ -39,6 +39,8 @@ _MAX_SHIFT = 2.0
 _MIN_PEAK = 6.0  # as where the doctor measures shifts
 _MIN_CONTRAST = 1.5
 _MIN_STYLES = 3
+_MIN_STRANGERS = 8
+"""Pairs without common outlines that are remarkable: of aerial views and maps, half have them."""
 _FEW = 4.0  # of few pairs chance makes a contrast of this, divided by their number
 _STYLE_NOISE = 0.01
 _SECONDS = 600.0
@@ -92,6 +94,16 @@ class Evidence:
 
     def _are_most(self, count: int, share: float) -> bool:
         return count >= max(1.0, share * self.examined)
+
+
+def warn_of_strangers(uri: str, layout: FoundLayout, evidence: Evidence) -> None:
+    """Report sides of which no two have outlines in common: photographs of horses and of zebras, for example."""
+    if not layout.is_combined and evidence.examined >= _MIN_STRANGERS and not evidence.outlines:
+        log.warning(
+            "%s: in none of the %d pairs looked at have %s and %s their outlines in the same places; are they pairs at "
+            "all? Those of CycleGAN's trainA/ and trainB/ are not, whatever their names",
+            *(uri, evidence.examined, *layout.sides),
+        )
 
 
 def examine(pairs: Iterable[tuple[Image, Image]]) -> Evidence:
@@ -154,6 +166,7 @@ def open_examined_pairs(uri: str, split: str, raw_load_size: int, layout: FoundL
                 raise UsageError(f"{evidence.problem}; jobs/prepare.py leaves bad images out and lists them")
             first = first or evidence
             if not evidence.examined or evidence.shows_pairs(found.is_combined):
+                warn_of_strangers(uri, found, evidence)
                 return pairs.log_left_out()
     choices = tuple(found.patterns for found in layouts if found.patterns)
     raise no_pairs("data", uri, len(candidates[0]), Unclear(layouts[0].seen, choices), first)
@@ -176,7 +189,7 @@ def no_pairs(field: str, uri: str, count: int, seen: Unclear, evidence: Evidence
     if not seen.are_pairs:
         return ConfigError(field, f"{uri}: {seen.seen}")
     problem = f"{uri}: no pairs: {seen.seen}"
-    ways = [f"--pattern-a '{a}' --pattern-b '{b}'" for a, b in seen.choices]
+    ways = [f"--pattern-a '{a}' --pattern-b '{b}' if these are A and B" for a, b in seen.choices]
     if evidence is not None:
         problem = (
             f"{uri}: {count} images and no pairs: {seen.seen}; nor are they combined pairs, with A in the left half "

@@ -17,7 +17,7 @@ from p2p.storage.error_mapping import storage_errors
 from p2p.storage.filesystems import open_filesystem, read_bytes
 from p2p.storage.names import printable
 from p2p.storage.parquet import open_parquet, read_cells
-from p2p.storage.parquet_columns import find_bytes, find_images
+from p2p.storage.parquet_columns import find_images, path_of_bytes
 
 _ZIP_ENCRYPTED = 0x1
 
@@ -223,8 +223,7 @@ def _read_on(
     with open_parquet(where.file, metadata=footers.get(where.file)) as parquet:
         footers.clear()
         footers[where.file] = parquet.metadata
-        schema = parquet.schema_arrow
-        path = find_bytes(schema.field(where.column)) if schema.names.count(where.column) == 1 else None
+        path = path_of_bytes(parquet, where.column)
         if path is not None and where.row_group < parquet.num_row_groups:
             rows = range(where.row, parquet.metadata.row_group(where.row_group).num_rows)
             before_row = (lambda row: None) if row_by_row else None

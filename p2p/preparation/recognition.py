@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from p2p.data.joining import FoundLayout
+from p2p.data.layouts import UNPAIRED_TOO
 from p2p.data.matching import Unclear
-from p2p.doctor.evidence import MAX_EXAMINED, NO_PAIR, Evidence, examine, examine_in_task, no_pairs
+from p2p.doctor.evidence import MAX_EXAMINED, NO_PAIR, Evidence, examine, examine_in_task, no_pairs, warn_of_strangers
 from p2p.doctor.files import BadRow
 from p2p.errors import ConfigError
 from p2p.preparation.chunks import ChunkStore
@@ -103,12 +104,15 @@ def choose_pairing(found: Sequence[Pairing], config: PrepareConfig, source: str,
     """
     first: Evidence | None = None
     for pairing in found:
-        if pairing.layout.is_certain:
+        is_certain = pairing.layout.is_certain
+        if is_certain and pairing.layout.name != UNPAIRED_TOO:
             break
         evidence = examine_in_task(_examine, _spread(pairing.pairs), config, chunks)
         first = first or evidence
-        if not evidence.examined or evidence.shows_pairs(pairing.layout.is_combined):
-            break  # where nothing can be decoded, each is a bad input
+        # Where nothing can be decoded, each is a bad input.
+        if is_certain or not evidence.examined or evidence.shows_pairs(pairing.layout.is_combined):
+            warn_of_strangers(source, pairing.layout, evidence)
+            break
     else:
         layout = found[0].layout
         choices = [other.layout.patterns for other in found if other.layout.patterns]

@@ -26,6 +26,7 @@ from p2p.storage.tars import TarMember, read_members
 SourceFormat = Literal["synthetic", "zip", "tar", "stream", "parquet", "folder"]
 """stream: a tar that is compressed or on a web server, which is read once from start to end."""
 _STREAMED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_OTHER_ARCHIVES = (".zst", ".tzst", ".7z", ".rar", ".gz", ".bz2", ".xz", ".lz4")
 _CHUNK_BYTES = 16 * 2**20
 _PIECE_BYTES = 2**20
 _MAX_MEMBERS = 1_000_000
@@ -126,7 +127,12 @@ def list_source(uri: str, field: str, max_bytes: int = DEFAULT_MAX_BYTES) -> Lis
         case "tar":
             return _list_tar(listing, field)
     if uri.startswith(("http://", "https://")) or is_file(uri):
-        problem = "neither a folder nor a .tar, .tar.gz, .zip or .parquet; give the folder that holds it"
+        is_packed = uri.lower().endswith(_OTHER_ARCHIVES)
+        problem = (
+            "an archive of a kind that is not read; unpack it and give the folder, or pack it as .tar"
+            if is_packed
+            else "neither a folder nor a .tar, .tar.gz, .zip or .parquet; give the folder that holds it"
+        )
         raise ConfigError(field, f"{uri}: {problem}")
     for file in list_files(uri):
         listing.add(file.path, file.size, functools.partial(File, file.uri))

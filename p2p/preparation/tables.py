@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 
 import pyarrow.parquet as pq
@@ -11,15 +13,19 @@ from p2p.data.joining import COMBINED, FoundLayout
 from p2p.data.layouts import split_name
 from p2p.data.matching import LayoutChoice, match_names
 from p2p.doctor.files import BadRow
-from p2p.errors import ConfigError, DamagedFileError, StorageError
+from p2p.errors import BadInputError, ConfigError, DamagedFileError, StorageError
 from p2p.preparation.locations import Cell, image_columns
 from p2p.preparation.pairing import Pairing, PairRef, choose_split
+from p2p.storage.bounded import DEFAULT_MAX_BYTES
 from p2p.storage.filesystems import FileInfo, list_files
+from p2p.storage.formats import format_of
 from p2p.storage.names import printable
-from p2p.storage.parquet import MIN_IMAGE_BYTES, check_row_count, open_parquet, read_text
-from p2p.storage.parquet_columns import why_no_images
+from p2p.storage.parquet import MIN_IMAGE_BYTES, check_row_count, open_parquet, read_cells, read_text
+from p2p.storage.parquet_columns import is_text, path_of_bytes, why_no_images
 
 _ID_COLUMNS = ("pair_id", "id", "image_id")
+_SPLIT_COLUMN = "split"
+_MAX_LOOKED_AT = 8  # rows of a column that may hold something else than images
 _SPLIT_PREFIX = re.compile(r"(train|validation|valid|val|test)-", re.IGNORECASE)
 
 
@@ -39,6 +45,8 @@ def _columns(file: pq.ParquetFile, layout: LayoutChoice, uri: str) -> list[str]:
         if isinstance(found, list) and found[0].layout.is_certain and len(found[0].pairs) == 1:
             (pair,) = found[0].pairs
             columns = [columns[number] for number in (pair.a, pair.b) if number is not None]
+        elif "a" not in columns or "b" not in columns:
+            columns = _of_images(file, columns)
     if len(columns) > 2 or not columns or (layout == "folders" and len(columns) != 2):
         raise ConfigError(
             "source",
@@ -48,25 +56,50 @@ def _columns(file: pq.ParquetFile, layout: LayoutChoice, uri: str) -> list[str]:
     return columns[:1] if layout == "combined" else columns
 
 
+def _of_images(file: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
+    """Those columns of bytes of which the first rows hold an image; all where none does."""
+    return [column for column in columns if _holds_an_image(file, column)] or list(columns)
+
+
+def _holds_an_image(file: pq.ParquetFile, column: str) -> bool:
+    path = path_of_bytes(file, column)
+    if path is None or not file.num_row_groups:
+        return False
+    for _, data in read_cells(file, 0, path, range(_MAX_LOOKED_AT), DEFAULT_MAX_BYTES):
+        with contextlib.suppress(BadInputError):
+            return isinstance(data, bytes) and bool(format_of(data))
+    return False
+
+
+def _names_and_splits(file: pq.ParquetFile, uri: str) -> Iterator[tuple[str | None, str | None]]:
+    """The id and the split of each row, as far as there are columns of them. Raises DamagedFileError."""
+    schema = file.schema_arrow
+    id_column = next((name for name in _ID_COLUMNS if name in schema.names), None)
+    has_splits = schema.names.count(_SPLIT_COLUMN) == 1 and is_text(schema.field(_SPLIT_COLUMN).type)
+    columns = [*([id_column] if id_column else []), *([_SPLIT_COLUMN] if has_splits else [])]
+    if not columns:
+        yield from repeat((None, None))
+    for batch in read_text(uri, columns):
+        for values in zip(*batch, strict=True):
+            yield values[0] if id_column else None, values[-1] if has_splits else None
+
+
 def _rows_of(file: FileInfo, layout: LayoutChoice, pairing: Pairing, val_fraction: float) -> None:
     """Add the pairs of one file. Raises DamagedFileError where they cannot all be listed, and then adds none."""
     with open_parquet(file.uri) as parquet:
         columns = _columns(parquet, layout, file.uri)
         check_row_count(parquet, file.uri, MIN_IMAGE_BYTES)
-        id_column = next((name for name in _ID_COLUMNS if name in parquet.schema_arrow.names), None)
         split, stem = _split_of(file.path), file.path.rpartition(".")[0]
         pairs: list[PairRef] = []
         first = 0
-        ids = (
-            (value for (values,) in read_text(file.uri, [id_column]) for value in values) if id_column else repeat(None)
-        )
+        rows = _names_and_splits(parquet, file.uri)
         for group in range(parquet.num_row_groups):
             facts = parquet.metadata.row_group(group)
             weight = facts.total_byte_size // max(1, facts.num_rows)
-            for row, name in zip(range(facts.num_rows), ids, strict=False):
+            for row, (name, named_split) in zip(range(facts.num_rows), rows, strict=False):
                 pair_id = name or f"{stem}/{first + row}"
                 cells = [Cell(file.uri, group, row, column) for column in columns]
-                chosen = choose_split(split, pair_id, val_fraction)
+                chosen = choose_split(split_name(named_split or "") or split, pair_id, val_fraction)
                 pairs.append(PairRef(pair_id, chosen, cells[0], cells[1] if cells[1:] else None, weight))
             first += facts.num_rows
     for pair in pairs:

@@ -18,9 +18,11 @@ from p2p.storage.tiff_tags import Tags
 _ORIENTATION = 274
 _EXIF = b"Exif\0\0"
 _APP0, _APP1, _APP2, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
+_JPEG_LS, _NO_FRAMES = 0xF7, (0xC4, 0xC8, 0xCC)  # of the markers C0 to CF, those of tables
 _MIN_BYTES = {_APP0: 14, _APP2: 14, _APP14: 12}  # of JFIF, a profile's part, Adobe: libjpeg passes shorter ones by
 _NAMES = {_APP0: b"JFIF\0", _APP14: b"Adobe"}
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_COLOUR = 25  # place of the colour type
 _PNG_CHUNK = struct.Struct(">I4s")  # length and name
 
 
@@ -37,7 +39,7 @@ class EssentialParts(NamedTuple):
 def essential_parts(data: bytes, format: ImageFileType) -> EssentialParts:
     """Leave out of a JPEG, PNG or GIF what its pixels do not need; images of other formats stay as they are.
 
-    Raises BadInputError as `limits.jpeg_segments` does.
+    Raises BadInputError as `limits.jpeg_segments` does, and for PNGs that decoders make other pixels of.
     """
     if format is PNG:
         return _of_png(data)
@@ -55,6 +57,17 @@ def orientation_of(exif: bytes) -> int:
         return Tags(block).number(_ORIENTATION, 1)
     except (BadInputError, struct.error, OverflowError, ValueError):
         return 1
+
+
+def unusual_jpeg(data: bytes) -> str:
+    """Which kind of JPEG it is that common decoders do not read; empty for none of these."""
+    for segment in limits.jpeg_segments(data):
+        if segment.marker == _JPEG_LS:
+            return "JPEG-LS"
+        if 0xC0 <= segment.marker <= 0xCF and segment.marker not in _NO_FRAMES:
+            bits = segment.body(data)[:1]
+            return f"a JPEG of {bits[0]} bits a sample" if bits and bits != b"\x08" else ""
+    return ""
 
 
 def exif_of_jpeg(data: bytes, segments: list[limits.Segment]) -> bytes:
@@ -90,13 +103,21 @@ def _is_needed(segment: limits.Segment, data: bytes) -> bool:
 
 
 def _of_png(data: bytes) -> EssentialParts:
+    if data[12:16] == b"CgBI":
+        raise BadInputError(
+            "UnsupportedPixels", "a PNG in the form of Apple's programs (CgBI), which others do not read; save it anew"
+        )
     kept, exif, has_texts = [], b"", False
+    lacks_palette = data[_PNG_COLOUR : _PNG_COLOUR + 1] == b"\3"
     begin, start = 0, len(PNG_SIGNATURE)
     while start + 12 <= len(data):
         length, name = _PNG_CHUNK.unpack_from(data, start)
         end = start + 12 + length
         if end > len(data) or name == b"IEND" or not name.isalpha():
             break
+        lacks_palette = lacks_palette and name != b"PLTE"
+        if name == b"IDAT" and lacks_palette:
+            raise BadInputError("DamagedImage", "a PNG whose palette is missing")
         if name[0] & 0x20 and not (name == b"tRNS" and _is_whole(data, start, end)):
             kept.append(memoryview(data)[begin:start])
             begin = end

@@ -85,6 +85,13 @@ _NOT_IMAGES = {
     "a zip archive": rb"PK\x03\x04",
     "a Photoshop file": rb"8BPS",
     "a pointer of git LFS, whose file was not fetched": rb"version https://git-lfs",
+    "a PNG that was copied as text, which changes its line ends": rb"[\x89\t]PNG\r?\n",
+    "JSON": rb"\s*[{\[]",
+    "a video": rb"....ftyp(isom|iso\d|mp4|qt  |avc1|M4V|3gp)|\x1aE\xdf\xa3",
+    "an image in base64, which must be decoded first": rb"data:image/|/9j/|iVBORw0KGgo|UklGR|R0lGOD",
+    "a NumPy array": rb"\x93NUMPY",
+    "a pickle": rb"\x80[\x02-\x05]",
+    "zeros only, at the start": rb"\0{16}",
 }
 _BY_ENDING = {ending: format for format in FORMATS for ending in format.endings}
 
@@ -115,7 +122,7 @@ def format_of(data: bytes) -> ImageFileType:
         if format.start.match(data):
             return format
     known = ", ".join(format.name for format in FORMATS)
-    what = next((what for what, start in _NOT_IMAGES.items() if re.match(start, data)), "")
+    what = next((what for what, start in _NOT_IMAGES.items() if re.match(start, data, re.DOTALL)), "")
     raise BadInputError("NotAnImage", f"{f'this is {what}: ' if what else ''}not one of the images read here ({known})")
 
 

@@ -25,7 +25,14 @@ import tifffile
 from PIL import Image, UnidentifiedImageError
 
 from p2p.errors import BadInputError
-from p2p.storage.ancillary import EssentialParts, essential_parts, exif_of_jpeg, has_metadata, orientation_of
+from p2p.storage.ancillary import (
+    EssentialParts,
+    essential_parts,
+    exif_of_jpeg,
+    has_metadata,
+    orientation_of,
+    unusual_jpeg,
+)
 from p2p.storage.formats import JPEG, PNG, TIFF, ImageFileType, format_of
 from p2p.storage.limits import MAX_PIXELS, check_size, jpeg_segments
 from p2p.storage.pixels import RGB, Array, Depth, PixelFormat, Pixels, StoredPixels, from_pillow, upright
@@ -140,6 +147,10 @@ def _open(parts: EssentialParts, format: ImageFileType, max_pixels: int) -> Imag
             warnings.simplefilter("ignore")  # our own limit is checked below
             image = Image.open(io.BytesIO(parts.data), formats=(format.plugin,))
     except UnidentifiedImageError:
+        if format is JPEG and (kind := unusual_jpeg(parts.data)):
+            raise BadInputError(
+                "UnsupportedPixels", f"{kind}, which is not read; save it as PNG, or as JPEG of 8 bits"
+            ) from None
         raise BadInputError("DamagedImage", f"its header is no {format.name}'s, though it begins like one") from None
     except Image.DecompressionBombError:
         limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))

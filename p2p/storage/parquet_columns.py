@@ -44,6 +44,12 @@ def find_bytes(field: pa.Field) -> str | None:
     return f"{field.name}.bytes" if kind is not None and is_binary(kind) else None
 
 
+def path_of_bytes(file: pq.ParquetFile, column: str) -> str | None:
+    """As `find_bytes` of a column of that name in this file; None also where none or several have it."""
+    schema = file.schema_arrow
+    return find_bytes(schema.field(column)) if schema.names.count(column) == 1 else None
+
+
 def find_path(field: pa.Field) -> str | None:
     """`name.path` for a struct with the path of an image, as Hugging Face datasets have; None for anything else."""
     kind = _member(field, "path")
@@ -77,6 +83,7 @@ def _without_values(metadata: pq.FileMetaData, paths: set[str]) -> set[str]:
 def why_no_images(schema: pa.Schema) -> str:
     """What the columns hold instead of encoded images, and what to do, for a message; empty if that is plain."""
     reasons = [f"column {field.name!r} {reason}" for field in schema if (reason := _why_not(field))]
+    reasons += [f"{count} columns are called {name!r}" for name, count in Counter(schema.names).items() if count > 1]
     return "; ".join(reasons[:_MAX_REASONS])
 
 
@@ -91,6 +98,10 @@ def _why_not(field: pa.Field) -> str:
         return f"holds {kind.byte_width} bytes in every row: raw pixels perhaps, no encoded images; encode them as PNG"
     if find_path(field):
         return "holds paths and no bytes; give the folder of those images, or translate this one file as a manifest"
+    if types.is_map(kind) or (types.is_struct(kind) and find_bytes(field) is None):
+        return "holds other columns; write their images as a column of their own"
+    if types.is_null(kind):
+        return "holds nothing in any row"
     if is_text(kind) and field.name.lower() in _NAMES_OF_IMAGES:
         return "holds text; decode it to bytes if it is base64"
     if is_text(kind) and field.name.lower() in _NAMES_OF_ADDRESSES:

@@ -103,6 +103,7 @@ class Tiff:
         is_plain = self._photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) and self._bits in (8, 16)
         kind = self._photometric, self.channels, self._bits
         is_simple = self._planes == 1 and self._kind in _UNSIGNED and kind in _PILLOW_READS
+        is_simple = is_simple and not self._file.is_large_big_endian
         is_webp = self._compression == _WEBP
         if is_plain and (self._bits == 8 if is_webp else self._compression in _EXACT and not is_simple):
             if self._file.number(_FILL_ORDER, 1) > 1:

@@ -39,6 +39,8 @@ class Tags:
         self.data = data
         self.order: Literal["<", ">"] = "<" if data[:2] == b"II" else ">"
         self._is_large = 43 in data[2:4]
+        self.is_large_big_endian = self._is_large and self.order == ">"
+        """A BigTIFF whose numbers have their high bytes first, which Pillow does not open."""
         self._count_bytes = 8 if self._is_large else 2
         self._start = 0
         self.is_cut_off = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from p2p.data import layouts, matching
-from p2p.data.joining import Match
+from p2p.data.joining import Match, match_patterns
 from p2p.data.matching import Unclear, match_names
 
 # The layout's name; then A, B and the rest of one pair (more of them are made of these, with other numbers); its name.
@@ -28,7 +28,7 @@ LAYOUTS = [
     ("ADE20K", "annotations/training/ADE_@.png", "images/training/ADE_@.jpg", [], "train:ADE_@"),
     ("ADE20K", "ADE/annotations/validation/@.png", "ADE/images/validation/@.jpg", [], "val:@"),
     ("CMP facades", "base/cmp_b@.jpg", "base/cmp_b@.png", [], ":base/cmp_b@"),
-    ("CMP facades", "@.JPEG", "@.PNG", [], ":@"),
+    ("two-ending", "@.JPEG", "@.PNG", [], ":@"),
     ("CamVid", "LabeledApproved_full/@_L.png", "701_StillsRaw_full/@.png", [], ":@"),
     ("xView", "train/images/hurricane_@_pre_disaster.png", "train/images/hurricane_@_post_disaster.png", [], None),
     ("pix2pix results", "images/@_real_A.png", "images/@_real_B.png", ["images/@_fake_B.png"], ":images/@"),
@@ -45,6 +45,13 @@ LAYOUTS = [
     ("labels and photos", "masks/train2017/@.png", "images/train2017/@.jpg", [], "train:@"),
     ("labels and photos", "Masks/@.png", "Images/@.jpg", ["instances/@.png"], ":@"),
     ("labels and photos", "@-seg.png", "@.jpg", [], ":@"),
+    (
+        "labels and photos",
+        "ADE/training/bar/ADE_@_seg.png",
+        "ADE/training/bar/ADE_@.jpg",
+        ["ADE/training/bar/ADE_@_parts_1.png", "ADE/training/bar/ADE_@/instance_000.png"],
+        "train:ADE/bar/ADE_@",
+    ),
     ("input and target", "@.input.png", "@.target.png", [], ":@"),
     ("input and target", "@-input.JPG", "@-target.JPG", [], ":@"),
     ("input and target", "pre/@.png", "post/@.png", ["meta/@.png"], ":@"),
@@ -122,6 +129,24 @@ def test_names_that_say_nothing_leave_it_to_the_images(paths: list[str]) -> None
     found = match_names(paths)
     assert isinstance(found, list)
     assert [(match.layout.is_combined, match.layout.is_certain) for match in found] == [(True, False)]
+
+
+@pytest.mark.parametrize(
+    "kinds, patterns",
+    [
+        (["bing/19/@.jpg", "panos/x/@.jpg"], ("bing/19/{id}", "panos/x/{id}")),
+        (["RGB/SN6_11_RGB_@.tif", "SAR/SN6_11_SAR_@.tif"], ("RGB/SN6_11_RGB_{id}.tif", "SAR/SN6_11_SAR_{id}.tif")),
+        (["high/@.png", "low/X2/@x2.png", "low/X4/@x4.png"], ("high/{id}.png", "low/X2/{id}x2.png")),
+        (["image_2/@.png", "image_3/@.png"], None),
+        (["one/7@.png", "two/8@.png"], None),
+    ],
+)
+def test_the_patterns_that_are_advised_pair_images(kinds: list[str], patterns: tuple[str, str] | None) -> None:
+    paths = [kind.replace("@", number) for kind in kinds for number in ("0011", "0012", "0023")]
+    [first, *_] = match_names([*paths, "x.png"])
+    assert first.layout.patterns == patterns
+    if patterns:
+        assert len(match_patterns(paths, patterns).pairs) == 3
 
 
 @pytest.mark.parametrize("name", ["{number}{letter}.png", "{letter}/{number}.png"])

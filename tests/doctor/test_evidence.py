@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from p2p.doctor.evidence import examine, open_examined_pairs
+from p2p.data.joining import FoundLayout
+from p2p.doctor.evidence import examine, open_examined_pairs, warn_of_strangers
 from p2p.errors import UsageError
 from p2p.synthetic.pairs import city_pair
 
@@ -70,6 +71,14 @@ def test_two_folders_of_the_same_names_must_have_something_in_common() -> None:
         assert examine(COMBINED[kind](index) for index in range(8)).shows_pairs(is_combined=False)
     strangers = examine((city(index)[0], city(index + 50)[0]) for index in range(8))
     assert not strangers.shows_pairs(is_combined=False), strangers
+
+
+def test_sides_without_common_outlines_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    layout = FoundLayout("A/B", ("A/", "B/"))
+    for kind, count in (("of other places", 8), ("of other places", 3), ("photo and map", 8)):
+        warn_of_strangers("here", layout, examine(COMBINED[kind](index) for index in range(count)))
+    [message] = caplog.messages
+    assert message.startswith("here: in none of the 8 pairs looked at have A/ and B/ their outlines in the same places")
 
 
 def save(folder: Path, pictures: list[Picture]) -> str:

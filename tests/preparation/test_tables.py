@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from p2p.errors import UsageError
 from p2p.preparation.tables import pair_tables
@@ -33,3 +35,30 @@ def test_columns_of_several_pairs_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({name: [b"1"] for name in columns}), tmp_path / "several.parquet")
     with pytest.raises(UsageError, match="its columns are input_0, target_0, input_1, target_1"):
         pair_tables(str(tmp_path), "auto", 0.0)
+
+
+def png(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 4), (shade, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_columns_of_other_bytes_are_no_side(tmp_path: Path) -> None:
+    columns = {"png": [png(1), png(2)], "json": [b"{}", b"{}"], "embedding": [b"1234", None]}
+    pq.write_table(pa.table(columns), tmp_path / "shard.parquet")
+    found = pair_tables(str(tmp_path), "auto", 0.0)
+    assert found.layout.sides == ("left half of column png", "right half of column png")
+    columns["left"] = [b"damaged", png(3)]
+    pq.write_table(pa.table(columns), tmp_path / "shard.parquet")
+    assert pair_tables(str(tmp_path), "auto", 0.0).layout.sides == ("column png", "column left")
+
+
+def test_a_column_says_the_split(tmp_path: Path) -> None:
+    columns = {"a": [b"1"] * 4, "b": [b"2"] * 4, "id": list("wxyz"), "split": ["train", "validation", "test", None]}
+    for left_out, ids in (((), list("wxyz")), (("id",), ["val-0/0", "val-0/1", "val-0/2", "val-0/3"])):
+        table = pa.table({name: values for name, values in columns.items() if name not in left_out})
+        pq.write_table(table, tmp_path / "val-0.parquet")
+        pairs = pair_tables(str(tmp_path), "auto", 0.0).pairs
+        assert [(pair.pair_id, pair.split) for pair in pairs] == list(
+            zip(ids, ("train", "val", "test", "val"), strict=True)
+        )

@@ -73,6 +73,12 @@ def jpeg_without(marker: int, data: bytes, instead: bytes) -> bytes:
     return data[:start] + b"\xff" + bytes([marker]) + struct.pack(">H", len(instead) + 2) + instead + data[end:]
 
 
+def with_frame(data: bytes, marker: int, bits: bytes) -> bytes:
+    """The JPEG with another marker of its frame, and other bits a sample."""
+    place = data.index(b"\xff\xc0")
+    return data[:place] + b"\xff" + bytes([marker]) + data[place + 2 : place + 4] + bits + data[place + 5 :]
+
+
 def with_16_bit_alpha() -> np.ndarray:
     return np.dstack([DEEP, np.full((48, 80), 30000, np.uint16)])
 
@@ -150,6 +156,7 @@ READ: dict[str, tuple[Callable[[], bytes], np.ndarray, int]] = {
     "WhiteIsZero, 16 bit": (lambda: tiff(65535 - GRAY.astype(np.uint16) * 257, photometric="miniswhite"), GRAY_RGB, 0),
     "RGB of 16 bit": (lambda: tiff(DEEP, photometric="rgb"), PICTURE, 0),
     "RGB of 16 bit, big-endian": (lambda: tiff(DEEP, photometric="rgb", byteorder=">"), PICTURE, 0),
+    "BigTIFF, big-endian": (lambda: tiff(PICTURE, photometric="rgb", byteorder=">", bigtiff=True), PICTURE, 0),
     "RGB of 16 bit, planar": (lambda: tiff(PLANAR, photometric="rgb", planarconfig="separate"), PICTURE, 0),
     "RGB of 16 bit, BlackIsZero": (lambda: tiff(DEEP, **BLACK), PICTURE, 0),
     "RGBA of 16 bit": (lambda: tiff(with_16_bit_alpha(), photometric="rgb", extrasamples=[2]), PICTURE, 0),
@@ -231,6 +238,15 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         r"compression by JPEG XL \(50002\)",
     ),
     "12 bands as RGB": (lambda: tiff(np.zeros((8, 8, 12), np.uint8), **BLACK), "pixels_a .* 12x8"),
+    "JPEG of 12 bits": (lambda: with_frame(jpeg(), 0xC1, b"\x0c"), "a JPEG of 12 bits a sample"),
+    "JPEG-LS": (lambda: with_frame(jpeg(), 0xF7, b"\x08"), "JPEG-LS, which is not read"),
+    "a PNG of Apple's": (lambda: saved(PICTURE)[:8] + chunk(b"CgBI", bytes(4)) + saved(PICTURE)[8:], "CgBI"),
+    "no palette": (lambda: saved(Image.fromarray(GRAY).convert("P")).replace(b"PLTE", b"teXt"), "palette is missing"),
+    "line ends of text": (lambda: saved(PICTURE).replace(b"\r\n", b"\n"), "a PNG that was copied as text"),
+    "a video": (lambda: b"\0\0\0\x20ftypisom" + bytes(99), "this is a video"),
+    "base64": (lambda: b"iVBORw0KGgoAAAANSUhEUg", "this is an image in base64"),
+    "an array": (lambda: b"\x93NUMPY\1\0v", "this is a NumPy array"),
+    "zeros": (lambda: bytes(99), "this is zeros"),
     "HTML": (lambda: b"<!DOCTYPE html><html>", "this is a web page"),
     "a pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\n", "git LFS"),
 }

@@ -61,8 +61,11 @@ def test_parquet_uses_the_images_column_and_an_id_column_if_there_is_one(tmp_pat
     assert contents(folder, input_side="b") == {"p": b"3", "q": "EmptyFile"}
     assert contents(folder, image_column="b") == {"p": b"3", "q": "EmptyFile"}
     nested = pa.array([{"bytes": b"x", "path": "p"}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-    pq.write_table(pa.table({"image": nested}), tmp_path / "hf.parquet")
-    assert contents(tmp_path / "hf.parquet") == {"hf.parquet#0": b"x"}
+    (tmp_path / "drift").mkdir()
+    pq.write_table(pa.table({"image": nested}), tmp_path / "drift" / "hf.parquet")
+    assert contents(tmp_path / "drift" / "hf.parquet") == {"hf.parquet#0": b"x"}
+    pq.write_table(pa.table({"image": [b"y"]}), tmp_path / "drift" / "a.parquet")
+    assert contents(tmp_path / "drift") == {"a.parquet#0": b"y", "hf.parquet#0": b"x"}
 
 
 def test_tars_are_read_in_place(tmp_path: Path) -> None:

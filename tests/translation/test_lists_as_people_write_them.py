@@ -66,6 +66,7 @@ LISTS = {
     "tabs.tsv": (b"URL\tTEXT\na.png\tx\n", ["a.png"]),
     "upper.csv": (b'\xef\xbb\xbfCaption,URL\r\nx,"d,e.png"\r\n', ["d,e.png"]),
     "utf16.csv": ("url,x\na.png,1\nü.png,2\n".encode("utf-16"), ["a.png", "ü.png"]),
+    "index.csv": (b",file_name\n0,a.png\n1,b c.png\n", ["a.png", "b c.png"]),
     "percent.txt": (b"f%20g.png\n", ["f%20g.png"]),
 }
 
@@ -89,6 +90,11 @@ BAD_LINES = {
     "sub\\a.png": r"NotFound: no file lies at /.*/sub\\a\.png.*separated by /",
     "b%20c.png": "NotFound: no file lies at /.*/b%20c.png.*as they stand",
     "*.png": r"NotFound: no file lies at /.*/\*\.png.*patterns are not followed",
+    "a?.png": r"NotFound: .*patterns are not followed",
+    "$DATA/a.png": "NotFound: .*names of the environment are not replaced",
+    "s3:/bucket/a.png": "NotFound: .*begin like https:// and s3://",
+    "a.png, a caption": r"NotFound: .*stands behind a tab, or the list is a \.csv",
+    "/elsewhere/a.png": "AddressRefused: /elsewhere/a.png is outside of /.*; see --allow-local",
     ".": "Refused: /.*: is a folder",
     "gone.png": "NotFound: no file lies at /.*/gone.png, or no longer$",
 }
@@ -99,6 +105,15 @@ def test_the_reason_is_true_and_names_the_address(folder: Path, line: str) -> No
     good, bad = read(folder, "x.txt", f"a.png\n{line}\n".encode())
     assert good == ["a.png"]
     assert len(bad) == 1 and re.match(BAD_LINES[line], bad[0]), bad
+
+
+@pytest.mark.parametrize(
+    "line, what", [('{"image": "a.png"}', "JSON"), ('["a.png",', "JSON"), ("<!DOCTYPE html>", "HTML")]
+)
+def test_what_is_no_list_is_refused(folder: Path, line: str, what: str) -> None:
+    (folder / "x.txt").write_text(line)
+    with pytest.raises(ConfigError, match=f"holds {what}.*one address in a line"):
+        open_corpus(str(folder / "x.txt"))
 
 
 def test_signed_addresses_of_a_wide_list_are_found_again(folder: Path) -> None:
@@ -164,6 +179,9 @@ REASONS: dict[str, tuple[pa.Array, str]] = {
     "lists of bytes": (pa.array([[data] for data in PNGS]), "holds lists of images; write one image in each row"),
     "lists of numbers": (pa.array([[1, 2]] * 3), "holds lists of numbers, perhaps pixels; encode them as PNG"),
     "raw pixels": (pa.array([bytes(192)] * 3, pa.binary(192)), "holds 192 bytes in every row: raw pixels perhaps"),
+    "structs of structs": (pa.array([{"image": row} for row in STRUCTS]), "holds other columns; write their images"),
+    "maps": (pa.array([[("x", b"1")]] * 3, pa.map_(pa.string(), pa.binary())), "holds other columns"),
+    "nothing": (pa.nulls(3), "holds nothing in any row"),
     "base64": (pa.array([base64.b64encode(data).decode() for data in PNGS]), "base64"),
 }
 

@@ -96,7 +96,8 @@ class AddressRules:
             raise BadInputError("AddressRefused", "local files are named by local manifests only; see --allow-local")
         whole = posixpath.normpath(posixpath.join(roots[0], path))  # `..` is taken literally, whatever links there are
         if not any(f"{whole}/".startswith(f"{root.rstrip('/')}/") for root in roots):
-            raise BadInputError("AddressRefused", f"it is outside of {' and '.join(roots)}; see --allow-local")
+            problem = f"{whole} is outside of {' and '.join(roots)}; see --allow-local"
+            raise BadInputError("AddressRefused", problem)
         return whole
 
 

@@ -22,13 +22,17 @@ from p2p.translation.corpus.addresses import AddressRules, carries_secret, quote
 from p2p.translation.corpus.inputs import DAMAGED, SIGNED, Input
 from p2p.translation.corpus.parquet_corpus import address_columns
 
-ADDRESS_COLUMNS = ("source_uri", "uri", "url", "path", "image", "file")
+ADDRESS_COLUMNS = (
+    *("source_uri", "uri", "url", "path", "image", "file"),
+    *("file_name", "filename", "file_path", "filepath", "image_path", "image_url"),
+)
 MAX_LINE_BYTES = 64 * 2**10
 _MAX_LINES_KEPT = 4096
 _MAX_SKIPPED = 2**20  # positions, which are bytes of text and rows of Parquet; farther ahead, the file is opened again
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 _DELIMITERS = ",;\t|"
 _BASE64_IMAGE = re.compile(r"data:image/|/9j/|iVBORw0KGgo|UklGR|R0lGOD")
+_NOT_ADDRESSES = {re.compile(r"[\[{]\s*[\"\[{]"): "JSON", re.compile(r"<(\?xml|!doctype|html)", re.I): "HTML or XML"}
 _QUOTES = "\"'"
 
 
@@ -78,10 +82,13 @@ class ManifestCorpus:
                 yield Input(image_id, whole)
 
     def require_addresses(self) -> None:
-        """Raise ConfigError where the first line is no address but an image itself."""
+        """Raise ConfigError where the first line is no address but an image itself, or something else."""
         first = next(self.entries(), None)
         if first and _BASE64_IMAGE.match(first.address):
             raise ConfigError("source", f"{self.uri}: holds images in base64, no addresses; write them as bytes")
+        for start, what in _NOT_ADDRESSES.items() if first else ():
+            if first and start.match(first.address):
+                raise ConfigError("source", f"{self.uri}: holds {what}; write one address in a line, or a table (.csv)")
 
     def entries(self, start: int = 0) -> Iterator[_Entry]:
         """The lines as they are now, from position `start` on. Raises ConfigError, StorageError."""
@@ -121,7 +128,11 @@ class ManifestCorpus:
                         return
                     if row:
                         named = dict(zip(header, row, strict=False))
-                        yield _entry(position, named.get(address, "").strip(), named.get(image_id, "").strip())
+                        yield _entry(
+                            position,
+                            named.get(address, "").strip(),
+                            named.get(image_id, "").strip() if image_id else "",
+                        )
             except csv.Error as error:
                 raise ConfigError("source", f"{self.uri}: line {lines.number} is not CSV: {error}") from None
 
@@ -255,7 +266,7 @@ class _Lines:
         except UnicodeDecodeError:
             if self.number == 1:
                 raise ConfigError("source", f"{self._uri}: not a text file in UTF-8") from None
-            return position, "", f"the line is not text in {self._encoding.upper()}"
+            return position, "", f"the line is not text in {self._encoding.upper()}, in which a list must be saved"
 
     def _read_line(self, limit: int) -> bytes:
         """Bytes up to a line feed, which has two of them in UTF-16, or up to `limit`."""

@@ -35,8 +35,8 @@ class _Footer:
     schema: pa.Schema
     row_groups: list[tuple[int, int]]
     """Rows and stored bytes of each."""
-    image_columns: dict[str, str]
-    """The columns that may hold images, with the path of their bytes."""
+    image_columns: list[str]
+    """Those that may hold images."""
 
 
 def _read_footer(file: str) -> _Footer | DamagedFileError:
@@ -46,7 +46,7 @@ def _read_footer(file: str) -> _Footer | DamagedFileError:
             footer = _Footer(
                 parquet.schema_arrow,
                 [(group.num_rows, group.total_byte_size) for group in groups],
-                find_images(parquet),
+                list(find_images(parquet)),
             )
             if footer.image_columns:
                 check_row_count(parquet, file, MIN_IMAGE_BYTES)
@@ -77,7 +77,7 @@ def holds_images(file: str) -> bool | None:
 
 
 def _choose_image_column(footer: _Footer, wanted: str, input_side: str, uri: str) -> str:
-    """The path of the images' bytes. Raises ConfigError naming the candidates."""
+    """The column of images. Raises ConfigError naming the candidates."""
     candidates, columns = footer.image_columns, ", ".join(footer.schema.names)
     if wanted != "auto":
         if wanted not in candidates:
@@ -86,17 +86,17 @@ def _choose_image_column(footer: _Footer, wanted: str, input_side: str, uri: str
                 "image_column",
                 f"{wanted}: {uri} has no such column of bytes; its columns are {columns}" + (f"; {why}" if why else ""),
             )
-        return candidates[wanted]
+        return wanted
     for name in ("image", "bytes", input_side, "input"):
         if name in candidates:
-            return candidates[name]
+            return name
     if not candidates:
         why = why_no_images(footer.schema)
         raise ConfigError(
             "source", f"{uri}: none of its columns ({columns}) holds image bytes" + (f"; {why}" if why else "")
         )
     if len(candidates) == 1:
-        return next(iter(candidates.values()))
+        return next(iter(candidates))
     raise ConfigError("source", f"{uri}: pass --image-column, one of {', '.join(candidates)}")
 
 
@@ -160,9 +160,10 @@ class ParquetCorpus:
         version = file.version
         ids = self._ids(file.uri)
         try:
-            if self.image_column not in footer.image_columns.values():
+            if self.image_column not in footer.image_columns:
                 raise DamagedFileError(
-                    f"{file.uri}: has no column {self.image_column} of bytes, which other files of the data set have"
+                    f"{file.uri}: has no column {self.image_column} of bytes, which other files of the data set have; "
+                    f"its columns are {', '.join(footer.schema.names)}"
                 )
             if self.id_column and self.id_column not in footer.schema.names:
                 raise DamagedFileError(

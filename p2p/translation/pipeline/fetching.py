@@ -26,6 +26,7 @@ from p2p.storage.error_mapping import storage_errors
 from p2p.storage.filesystems import is_remote, open_filesystem
 from p2p.storage.names import printable
 from p2p.storage.parquet import open_parquet, read_cells
+from p2p.storage.parquet_columns import path_of_bytes
 from p2p.storage.web import WebReader
 from p2p.translation.corpus.addresses import is_web
 from p2p.translation.corpus.inputs import DAMAGED, SIGNED, WHOLE_FILE, Input, on_disk
@@ -43,7 +44,10 @@ StartRow = Callable[[int], None]
 _HINTS = {
     "\\": "; on this system folders are separated by /",
     "%": "; in a path, unlike in a file:// address, %20 and the like are taken as they stand",
-    "*": "; patterns are not followed",
+    **dict.fromkeys(("*", "?", "{"), "; patterns are not followed"),
+    "$": "; names of the environment are not replaced",
+    ":/": "; addresses of the web and of object storage begin like https:// and s3://",
+    **dict.fromkeys((", ", ";", "|"), "; what follows an address in a line stands behind a tab, or the list is a .csv"),
 }
 """For a file that is not there, by what its path holds."""
 FETCH_FAILED = "FetchFailed"
@@ -54,7 +58,7 @@ class InputFetcher:
     """Reads inputs in units: one file, or neighbours in a container that one read serves. Safe to use from threads.
 
     Args:
-        image_column: path of the bytes in Parquet files.
+        image_column: the column of images in Parquet files.
         max_bytes: larger encoded images are refused; their bytes are counted as they come.
         allow_private: whether web addresses may lead into private networks, and to this machine.
         manifest: what holds the addresses with a signature.
@@ -187,8 +191,9 @@ class InputFetcher:
         try:
             with open_parquet(uri, metadata=metadata if before == uri else None) as file:
                 self._footer = uri, file.metadata
-                column, limit = self._image_column, self._max_bytes
-                found.update(read_cells(file, unit[0].row_group, column, places, limit, before_row=before_row))
+                path, limit = path_of_bytes(file, self._image_column), self._max_bytes
+                if path is not None:
+                    found.update(read_cells(file, unit[0].row_group, path, places, limit, before_row=before_row))
         except DamagedFileError as error:  # what came before the damage is good
             missing = BadInputError(error.kind, printable(str(error)))
         except BadInputError as error:  # the first row that was not found must not be read, nor can any behind it be
