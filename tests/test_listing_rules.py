@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from p2p.data.pairs import open_pairs
-from p2p.errors import ConfigError
+from p2p.errors import BadInputError, ConfigError
 from p2p.preparation.locations import SourceReader
 from p2p.preparation.recognition import _log_left_out
 from p2p.preparation.sources import list_source, read_stream
@@ -145,6 +145,7 @@ def tar_of_links(tmp_path: Path) -> Path:
             ("lost.png", tarfile.LNKTYPE, "nowhere.png"),
             ("soft.png", tarfile.SYMTYPE, "a/one.png"),
             ("latest", tarfile.SYMTYPE, "a"),
+            ("pipe.png", tarfile.FIFOTYPE, ""),
         ):
             link = tarfile.TarInfo(name)
             link.type, link.linkname = kind, target
@@ -160,12 +161,14 @@ def test_hard_links_in_tars_are_the_files_they_name(tar_of_links: Path) -> None:
     assert {row.source_uri.rpartition("#")[2]: row.error for row in listing.bad} == {
         "lost.png": "LinkMember",
         "soft.png": "LinkMember",
+        "pipe.png": "NotAFile",
     }
     inputs = list(open_corpus(str(tar_of_links)).items())
     assert {item.image_id for item in inputs if item.row != DAMAGED} == good
-    assert {item.image_id: item.reason.split(":")[0] for item in inputs if item.row == DAMAGED} == {
-        "lost.png": "LinkMember",
-        "soft.png": "LinkMember",
+    assert {item.image_id: item.reason for item in inputs if item.row == DAMAGED} == {
+        "lost.png": "LinkMember: it is a link to nowhere.png, which is no file of this archive",
+        "soft.png": "LinkMember: it is a symbolic link, which is not followed in archives",
+        "pipe.png": "NotAFile: it is a special file, which is not followed in archives",
     }
     fetcher = InputFetcher("")
     assert {bytes(fetcher.fetch([item])[0]) for item in inputs if item.row != DAMAGED} == {image(7)}  # type: ignore[arg-type]
@@ -176,6 +179,25 @@ def test_a_tar_that_is_compressed_says_so(folder: Path, tmp_path: Path) -> None:
     for job in (lambda uri: list(open_corpus(uri).items()), lambda uri: list_source(uri, "source")):
         with pytest.raises(Exception, match=r"compressed by gzip, though its name ends in \.tar"):
             job(str(tmp_path / "x.tar"))
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.7z", "x.tar.zst", "x.tgz"])
+def test_archives_that_a_job_does_not_read_are_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(ConfigError, match="unpack"):
+        open_corpus(str(tmp_path / name))
+    if name not in ("x.zip", "x.tgz"):
+        with pytest.raises(ConfigError, match="an archive of a kind that is not read; unpack it"):
+            list_source(str(tmp_path / name), "source")
+
+
+def test_a_link_to_nothing_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "x.png").symlink_to("gone.png")
+    [member] = list_source(str(tmp_path), "source").members
+    with pytest.raises(BadInputError, match="a link to nothing"):
+        SourceReader()(member.location)
+    [fetched] = InputFetcher("").fetch(list(open_corpus(str(tmp_path)).items()))
+    assert "no file lies at" in str(fetched)
 
 
 def test_of_a_tar_the_members_that_are_meant(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ class SourceReader:
                 case Drawing():
                     raise AssertionError("a drawing has no bytes")
         except NotFoundError:
-            raise BadInputError("Missing", "the file was listed and is gone now") from None
+            raise BadInputError("Missing", "it was listed and is not there: removed, or a link to nothing") from None
         except DamagedFileError as error:
             raise BadInputError(error.kind, str(error)) from None
 

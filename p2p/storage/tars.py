@@ -24,8 +24,8 @@ MAX_NAME_BYTES = 4096
 _MAX_SIZE = 2**62
 _BLOCK = 512
 
-MemberKind = Literal["file", "folder", "hard link", "symbolic link", "sparse", "other"]
-# Types of the ustar format and of GNU tar; all others are "other".
+MemberKind = Literal["file", "folder", "hard link", "symbolic link", "sparse", "special file"]
+# Types of the ustar format and of GNU tar; all others are "special file".
 _KINDS: dict[bytes, MemberKind] = {
     b"0": "file",
     b"\0": "file",
@@ -129,7 +129,7 @@ class _Headers:
     def _member(self, block: bytes, size: int, records: dict[bytes, bytes]) -> TarMember:
         """The member of its own header and the records before it."""
         type_ = block[156:157]
-        kind = "sparse" if _SPARSE_RECORDS & records.keys() else _KINDS.get(type_, "other")
+        kind = "sparse" if _SPARSE_RECORDS & records.keys() else _KINDS.get(type_, "special file")
         is_extended = type_ == b"S" and block[482]
         while is_extended:  # the list of a sparse file's parts continues
             is_extended = self._read(_BLOCK)[504]

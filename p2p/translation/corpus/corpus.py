@@ -22,6 +22,7 @@ from p2p.translation.corpus.tar_corpus import TarCorpus
 log = logging.getLogger("p2p")
 
 _MANIFESTS = (".txt", ".csv", ".tsv")
+_ARCHIVES = (".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
 _SIDECARS = (".tfw", ".tifw", ".wld", ".aux.xml", ".msk", ".ovr")
 SCENE_SUFFIXES = (".tif", ".tiff", ".jp2")
 """Endings of rasters; one in another format than GeoTIFF fails with the reason."""
@@ -122,6 +123,10 @@ def _format_of_source(uri: str, is_alone: bool, means_parquet: bool) -> FileForm
     if format is FileFormat.COMPRESSED_TAR:
         raise ConfigError("source", f"{uri}: compressed tars cannot be read in pieces; unpack them to plain .tar first")
     if format is None:
+        if uri.lower().endswith(_ARCHIVES):
+            raise ConfigError(
+                "source", f"{uri}: of archives only plain .tar is read here; unpack it, and give the folder"
+            )
         endings = ", ".join(SUFFIXES)
         raise ConfigError(
             "source", f"{uri}: expected a folder, an image ({endings}), a .parquet, .tar, .txt, .csv or .tsv file"

@@ -63,7 +63,8 @@ def _members(file: FileInfo, is_alone: bool, is_meant: Callable[[str], bool], le
             elif member.kind == "hard link":
                 links.setdefault(member.target, []).append(name)
             elif member.kind not in ("file", "sparse"):
-                yield _no_file(prefix + name, file, f"a {member.kind}, which is not followed in archives")
+                kind = "LinkMember" if member.kind == "symbolic link" else "NotAFile"
+                yield _no_file(prefix + name, file, f"a {member.kind}, which is not followed in archives", kind)
             elif not member.size or not 0 < file.size <= member.start:  # a bucket refuses to read behind its end
                 # One byte more than there is shows that it is cut off; what a header claims may be anything.
                 size = min(member.size, file.size - member.start + 1) if is_cut else member.size
@@ -75,9 +76,9 @@ def _members(file: FileInfo, is_alone: bool, is_meant: Callable[[str], bool], le
             for name in names:
                 yield _no_file(prefix + name, file, f"a link to {target}, which is no file of this archive")
     except (BadInputError, DamagedFileError) as error:
-        if is_alone and not position:
-            raise ConfigError("source", f"{file.uri}: not a readable tar: {error}") from None
         why = str(error).removeprefix(f"{file.uri}: ")
+        if is_alone and not position:
+            raise ConfigError("source", f"{file.uri}: not a readable tar: {why}") from None
         reason = (
             f"DamagedFile: when it was listed, this was cut off or damaged at byte {position} ({why}); what could be "
             f"read before is translated, what follows is not"
@@ -93,5 +94,5 @@ def _read(file: FileInfo) -> Iterator[TarMember]:
             yield from read_members(raw, file.uri)
 
 
-def _no_file(image_id: str, file: FileInfo, what: str) -> Input:
-    return Input(image_id, file.uri, row=DAMAGED, reason=printable(f"LinkMember: it is {what}"), version=file.version)
+def _no_file(image_id: str, file: FileInfo, what: str, kind: str = "LinkMember") -> Input:
+    return Input(image_id, file.uri, row=DAMAGED, reason=printable(f"{kind}: it is {what}"), version=file.version)
