@@ -116,6 +116,12 @@ def test_what_is_no_list_is_refused(folder: Path, line: str, what: str) -> None:
         open_corpus(str(folder / "x.txt"))
 
 
+def test_a_table_without_names_of_columns_says_so(folder: Path) -> None:
+    (folder / "x.csv").write_text("a.png\nb c.png\n")
+    with pytest.raises(ConfigError, match=r"its first line \(a\.png\) names no columns"):
+        open_corpus(str(folder / "x.csv"))
+
+
 def test_signed_addresses_of_a_wide_list_are_found_again(folder: Path) -> None:
     signed = [f"https://example.com/{number}ਊ.png?token=secret{number}" for number in range(5)]
     (folder / "x.txt").write_bytes("\r\n".join(["a.png", *signed]).encode("utf-16"))

@@ -16,6 +16,7 @@ from typing import IO, NamedTuple
 from p2p.errors import BadInputError, ConfigError, DamagedFileError, redact
 from p2p.storage.error_mapping import storage_errors
 from p2p.storage.filesystems import open_filesystem
+from p2p.storage.formats import SUFFIXES
 from p2p.storage.names import printable
 from p2p.storage.parquet import MIN_ADDRESS_BYTES, check_row_count, open_parquet, read_text
 from p2p.translation.corpus.addresses import AddressRules, carries_secret, quote_gaps
@@ -203,6 +204,9 @@ def choose_address_column(columns: Iterable[str], uri: str, why: str = "") -> st
     for name in ADDRESS_COLUMNS:
         if found := _find(names, name):
             return found
+    if any(name.strip().lower().endswith(SUFFIXES) for name in names):
+        problem = f"its first line ({', '.join(names)}) names no columns; begin it with a line that does, such as url"
+        raise ConfigError("source", f"{uri}: {problem}")
     paths = [name for name in names if name.endswith(".path")]
     if len(paths) == 1:
         return paths[0]
