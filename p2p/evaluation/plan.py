@@ -74,10 +74,6 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
     checkpoints = _checkpoints(config)
     model = load_finite(checkpoints[0]).config if checkpoints else None
     direction = config.direction or (model.direction if model else "AtoB")
-    if model and direction != model.direction:
-        log.warning(
-            "direction %s, but the generator was trained %s: its inputs are exchanged", direction, model.direction
-        )
     description = read_description(data)
     pairs = _open(config, data, model)
     rows = pairs.rows(config.limit or None)

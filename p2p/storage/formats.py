@@ -91,7 +91,7 @@ _NOT_IMAGES = {
     "an image in base64, which must be decoded first": rb"data:image/|/9j/|iVBORw0KGgo|UklGR|R0lGOD",
     "a NumPy array": rb"\x93NUMPY",
     "a pickle": rb"\x80[\x02-\x05]",
-    "zeros only, at the start": rb"\0{16}",
+    "nothing but zeros, at its start": rb"\0{16}",
 }
 _BY_ENDING = {ending: format for format in FORMATS for ending in format.endings}
 

@@ -246,7 +246,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "a video": (lambda: b"\0\0\0\x20ftypisom" + bytes(99), "this is a video"),
     "base64": (lambda: b"iVBORw0KGgoAAAANSUhEUg", "this is an image in base64"),
     "an array": (lambda: b"\x93NUMPY\1\0v", "this is a NumPy array"),
-    "zeros": (lambda: bytes(99), "this is zeros"),
+    "zeros": (lambda: bytes(99), "this is nothing but zeros"),
     "HTML": (lambda: b"<!DOCTYPE html><html>", "this is a web page"),
     "a pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\n", "git LFS"),
 }
