@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from p2p.data.layouts import Mark, parse_names, split_name, whole_path
+from p2p.data.layouts import Mark, parse_names, split_name, stored_split, whole_path
 
 COMBINED = "combined"
 TWO_FOLDERS = "two-folder"
@@ -114,7 +114,7 @@ def join_sides(sides: tuple[Marked, Marked], match: Match, total: int) -> None:
                 match.unmatched.append((number, key[1], missing))  # type: ignore[arg-type]
             elif k == 0:
                 other, other_split, _ = sides[1][partner]
-                match.pairs.append(NamedPaths(split or other_split, key[1], number, other))
+                match.pairs.append(NamedPaths(stored_split(split or other_split), key[1], number, other))
     sides_paths = {number for side in sides for number, _, _ in side}
     match.left_out += [number for number in range(total) if number not in sides_paths]
 
@@ -288,7 +288,9 @@ def describe_rest(match: Match, paths: Sequence[str], split: str) -> str:
     for kind, numbers in kinds.items():
         names = parse_names([paths[number] for number in numbers])
         these = [
-            paths[number] for number, name in zip(numbers, names, strict=True) if split in ("", name.split or "train")
+            paths[number]
+            for number, name in zip(numbers, names, strict=True)
+            if split in ("", stored_split(name.split) or "train")
         ]
         if these:
             found.append(f"{len(these)} {kind}: {describe_left_out(these)}")

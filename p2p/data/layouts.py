@@ -100,6 +100,8 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing", "testset"), "test"),
 }
 """What folders of these names hold, in lower case."""
+TRAIN_EXTRA = "train_extra"
+"""A part of train that may have one side only, while the others have both: of Cityscapes, without its coarse labels."""
 _SPLIT = r"(training|train|validation|valid|val|testing|test)(?:set)?(?:20\d\d)?"
 _SPLIT_BEFORE = re.compile(rf"{_SPLIT}([_\-. ]*)(.+)", re.IGNORECASE)
 _SPLIT_AFTER = re.compile(rf"(.+?)([_\-. ]*){_SPLIT}", re.IGNORECASE)
@@ -124,7 +126,7 @@ _ALL_WORDS = frozenset(words_of(" ".join(f"{row.a} {row.b}" for row in LAYOUTS) 
 
 
 class ParsedName(NamedTuple):
-    """A path: its split, the folders that remain, the name without its ending, and that."""
+    """A path: its split, or TRAIN_EXTRA; the folders that remain, the name without its ending, and that."""
 
     split: str
     folders: tuple[str, ...]
@@ -168,7 +170,7 @@ def _read_folders(path: str, several: Collection[str]) -> tuple[str, tuple[str, 
 def _read_folder(folder: str, several: Collection[str]) -> tuple[str, str]:
     """The split that a folder's name holds, if any, and the word beside it: `trainA`, `test_label`, `images-val`."""
     if split := split_name(folder):
-        return split, ""
+        return (TRAIN_EXTRA if folder.lower() == TRAIN_EXTRA else split), ""
     for pattern, split_group, rest_group in ((_SPLIT_BEFORE, 1, 3), (_SPLIT_AFTER, 3, 1)):
         found = pattern.fullmatch(folder)
         if found and (
@@ -182,6 +184,11 @@ def split_name(folder: str) -> str:
     """The split that a folder of that name is; empty if it is none."""
     found = _SPLIT_ALONE.fullmatch(folder)
     return SPLIT_NAMES.get(found[1].lower() if found else folder.lower(), "")
+
+
+def stored_split(split: str) -> str:
+    """The split of a data set to which that of a path belongs."""
+    return "train" if split == TRAIN_EXTRA else split
 
 
 class Mark(NamedTuple):

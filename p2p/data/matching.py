@@ -39,6 +39,7 @@ from p2p.data.layouts import (
     parse_names,
     path_of,
     plain_word,
+    stored_split,
     whole_path,
     words_of,
 )
@@ -175,7 +176,7 @@ def _combined(
             match.repeated.append((number, pair_id))
             continue
         found.add((name.split, pair_id))
-        match.pairs.append(NamedPaths(name.split, pair_id, number, None))
+        match.pairs.append(NamedPaths(stored_split(name.split), pair_id, number, None))
     return match
 
 

@@ -181,6 +181,18 @@ def test_the_label_kind_of_cityscapes_can_be_chosen() -> None:
         )
 
 
+@pytest.mark.parametrize("has_labels", [True, False])
+def test_photos_of_cityscapes_without_labels_are_no_bad_pairs(has_labels: bool) -> None:
+    parts = ["train", "train_extra"]
+    paths = [f"leftImg8bit/{part}/x/{part}{number}_leftImg8bit.png" for part in parts for number in range(3)]
+    paths += [f"gtFine/train/x/train{number}_gtFine_color.png" for number in range(2)]
+    paths += [f"gtFine/train_extra/x/train_extra{number}_gtFine_color.png" for number in range(3) if has_labels]
+    [match] = match_names(paths)
+    assert [name for _, name, _ in match.unmatched] == ["x/train2"]
+    assert match.left_out == ([] if has_labels else [3, 4, 5])
+    assert [pair.split for pair in match.pairs] == ["train"] * (5 if has_labels else 2)
+
+
 @pytest.mark.parametrize(
     "path, split",
     [("trainset/1.png", "train"), ("x/train/1.png", "train"), ("val2014/1.png", "val"), ("train_extra/1.png", "train"),
