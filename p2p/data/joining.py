@@ -282,7 +282,7 @@ def describe_rest(match: Match, paths: Sequence[str], split: str) -> str:
     kinds = {
         "without a partner": [number for number, _, _ in match.unmatched],
         "of a name that another has": [number for number, _ in match.repeated],
-        "neither A nor B": match.left_out,
+        "neither A nor B of a pair": match.left_out,
     }
     found = []
     for kind, numbers in kinds.items():

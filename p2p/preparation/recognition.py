@@ -121,7 +121,7 @@ def choose_pairing(found: Sequence[Pairing], config: PrepareConfig, source: str,
     counts = pairing.counts()
     log.info("%s", pairing.layout.summary(counts))
     if pairing.left_out:
-        log.info("left out, neither A nor B: %s", pairing.left_out)
+        log.info("left out, neither A nor B of a pair: %s", pairing.left_out)
     if config.val_fraction and not counts["val"]:
         log.warning(
             "--val-fraction %g puts no pair into val: it leaves split folders alone, and may choose none of few pairs",

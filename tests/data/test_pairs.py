@@ -111,7 +111,7 @@ def test_images_of_a_raw_folder_that_become_no_pair_are_told(tmp_path, make_imag
     assert len(open_pairs(str(tmp_path), "train")) == 2
     [record] = caplog.records
     assert record.levelname == "WARNING"
-    found = "1 without a partner: A/ (1); 1 of a name that another has: B/ (1); 1 neither A nor B: AB/ (1)"
+    found = "1 without a partner: A/ (1); 1 of a name that another has: B/ (1); 1 neither A nor B of a pair: AB/ (1)"
     assert f"{tmp_path}: train: left out: {found}" in record.getMessage()
 
 

@@ -39,7 +39,7 @@ def test_a_published_layout_is_printed_before_work_and_stored(run: Callable[...,
     outcome = run("--source", tmp_path / "in")
     assert outcome.status == 0, outcome.stderr
     printed = outcome.stderr.index("Cityscapes layout: 3 train, 2 val; A = gtFine color, B = leftImg8bit\n")
-    left_out = outcome.stderr.index("left out, neither A nor B: …labelIds (5)\n")
+    left_out = outcome.stderr.index("left out, neither A nor B of a pair: …labelIds (5)\n")
     assert printed < left_out < outcome.stderr.index("preparing")
     [row] = pq.read_table(tmp_path / "out/val", filters=[("pair_id", "=", "ulm/d")]).to_pylist()
     assert np.array_equal(images.decode(row["a"]), city_pair(1, 0, 32, 64)[1])
