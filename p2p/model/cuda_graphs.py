@@ -93,6 +93,7 @@ class RecordedCall(Generic[Result]):
     From then on such a call is a single start of the graph. Calls with other shapes compute as before, and so do all on
     other devices. `compute` must read nothing back, and what it changes it must change in place, in tensors that stay
     where they are: a graph knows addresses only. Noise follows `torch.manual_seed` in a graph too.
+    A graph keeps memory of its own; where the device has none left for that, calls compute as before.
     """
 
     def __init__(self, compute: Callable[..., Result], device: torch.device) -> None:
@@ -125,8 +126,15 @@ class RecordedCall(Generic[Result]):
             with _recording(graph):
                 self._outputs = self._compute(*self._inputs)
             self._graph = graph
-        except _NotRecordedError as error:
-            self.fallback = f"not recorded as a CUDA graph, it runs slower: {error}"
+        except (_NotRecordedError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
+            reason = str(error).split("\n")[0].split(". ")[0]
+            self.fallback = f"not recorded as a CUDA graph, it runs slower: {reason}"
+        if self._graph is None:  # out here, where no error holds the recording's tensors any more
+            self._inputs = []
+            del graph
+            torch.cuda.empty_cache()
 
 
 class CudaGraphStream:

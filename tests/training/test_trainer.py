@@ -165,24 +165,50 @@ def test_a_recorded_step_is_the_step_to_the_bit(tmp_path, monkeypatch, options):
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_step_that_cannot_be_recorded_is_computed_all_the_same(tmp_path, monkeypatch):
+REFUSED = RuntimeError("operation not permitted when stream is capturing\nmore")
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize("error", [REFUSED, FULL, RuntimeError("CUDA error: out of memory\nmore")])
+def test_a_step_that_cannot_be_recorded_is_computed_all_the_same(tmp_path, monkeypatch, error):
     plain, recorded = (trainer_of(config(tmp_path)) for _ in range(2))
-    card = FakeCard(monkeypatch, recorded)
+    card, freed = FakeCard(monkeypatch, recorded), []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(recorded._step._inputs))
 
     @contextlib.contextmanager
     def fail(*_, **__):
         with card.record(card, stream=None, capture_error_mode="thread_local"):
             yield
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        raise error
 
     monkeypatch.setattr(torch.cuda, "graph", fail)
     for trained in (plain, recorded):
         run(trained, 1, batches(6))
-    assert recorded.fallback == (
-        "not recorded as a CUDA graph, it runs slower: operation not permitted when stream is capturing"
-    )
-    assert card.replays == 0
+    reason = str(error).split("\n")[0].split(". ")[0]
+    assert recorded.fallback == f"not recorded as a CUDA graph, it runs slower: {reason}"
+    assert card.replays == 0 and freed == [[]]
     assert recorded.check_losses() == plain.check_losses()
+
+
+def test_a_step_without_memory_even_unrecorded_says_so(tmp_path, monkeypatch):
+    trained = trainer_of(config(tmp_path))
+    card = FakeCard(monkeypatch, trained)
+
+    @contextlib.contextmanager
+    def fill_up(*_, **__):
+        with card.record(card, stream=None, capture_error_mode="thread_local"):
+            yield
+        monkeypatch.setattr(trained.pix2pix, "encode", fail)
+        raise FULL
+
+    def fail(_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Without a graph too")
+
+    monkeypatch.setattr(torch.cuda, "graph", fill_up)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    with pytest.raises(torch.OutOfMemoryError, match="Without a graph too"):
+        run(trained, 1, batches(6))
+    assert trained.position.step == 3 and "runs slower: CUDA out of memory" in trained.fallback
 
 
 def test_how_busy_a_gpu_was_is_told_where_there_is_one(tmp_path, monkeypatch):
