@@ -6,7 +6,6 @@ import copy
 import hashlib
 import logging
 import math
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +16,12 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from p2p.errors import ConfigError
 from p2p.model.config import Precision
 from p2p.model.cuda import require_cuda
 from p2p.model.cuda_graphs import CudaGraphStream, convolution_kernels, fits_float16
+from p2p.model.inference_layers import KeyedDropout, PerSampleNorm, SignBitReLU, fold_batch_norm, pad_thin_layers
 from p2p.model.networks import Generator, replace_modules
 from p2p.model.packing import pack_weights
 from p2p.model.tensors import InputEncoder, as_tensor, to_pixels
@@ -125,13 +124,13 @@ class Engine:
         self._seed = seed
         network = copy.deepcopy(generator).cpu().eval().requires_grad_(False)
         if norm_mode == "batch":
-            replace_modules(network, lambda layer: _PerSampleNorm(layer) if isinstance(layer, nn.BatchNorm2d) else None)
+            replace_modules(network, lambda layer: PerSampleNorm(layer) if isinstance(layer, nn.BatchNorm2d) else None)
         else:
-            _fold_batch_norm(network)
-        self._noise: list[_KeyedDropout] = []
+            fold_batch_norm(network)
+        self._noise: list[KeyedDropout] = []
         if dropout:
-            replace_modules(network, lambda layer: _KeyedDropout(layer) if isinstance(layer, nn.Dropout) else None)
-            self._noise = [module for module in network.modules() if isinstance(module, _KeyedDropout)]
+            replace_modules(network, lambda layer: KeyedDropout(layer) if isinstance(layer, nn.Dropout) else None)
+            self._noise = [module for module in network.modules() if isinstance(module, KeyedDropout)]
         self._precision_fallback: str | None = None
         if precision == "fp16":
             side = tile_size or math.lcm(self.stride, _TRIAL_SIDE)
@@ -142,7 +141,8 @@ class Engine:
         self._dtype = _DTYPES[precision]
         self._exact = precision == "fp32"
         if self.device.type == "cpu" and precision == "bf16":
-            replace_modules(network, lambda layer: _SignBitReLU(layer) if isinstance(layer, nn.ReLU) else None)
+            replace_modules(network, lambda layer: SignBitReLU(layer) if isinstance(layer, nn.ReLU) else None)
+        self._more_planes = pad_thin_layers(network) if self.device.type == "cuda" else 0
         network.to(device=self.device, dtype=self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._network = network
         self._streams: deque[CudaGraphStream] = deque()
@@ -253,7 +253,10 @@ class Engine:
     @torch.inference_mode()
     def _forward(self, tiles: Tensor) -> Tensor:
         """(B, H, W, C_in) -> (B, H, W, C_out) of the same depth, on the engine's device."""
-        return to_pixels(self._network(self._encode(tiles).to(self._dtype)), self._bits)
+        planes = self._encode(tiles).to(self._dtype)
+        if self._more_planes:
+            planes = F.pad(planes, (0, 0, 0, 0, 0, self._more_planes))
+        return to_pixels(self._network(planes)[:, : self.output_channels], self._bits)
 
     def _check(self, tiles: Sequence[Pixels] | Pixels, keys: Sequence[str] | None) -> None:
         wanted = self.tile_size or f"a multiple of {self.stride}"
@@ -274,68 +277,3 @@ class Engine:
 
 def _noise_seed(seed: int, key: str, layer: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{layer}/{key}".encode()).digest()[:8], "big") >> 1
-
-
-class _PerSampleNorm(nn.Module):
-    """Batch norm in training mode, applied to each sample of the batch as if it were a batch of its own."""
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
-
-
-class _KeyedDropout(nn.Module):
-    """Dropout whose mask for each sample is drawn from that sample's seed; samples beyond the seeds are unchanged.
-
-    Masks are drawn on the CPU, so that every device gets the same.
-    """
-
-    def __init__(self, dropout: nn.Dropout) -> None:
-        super().__init__()
-        self.keep = 1.0 - dropout.p
-        self._of_thread = threading.local()
-
-    @property
-    def seeds(self) -> list[int]:
-        """One for each sample of the batch that this thread computes."""
-        return getattr(self._of_thread, "seeds", [])
-
-    @seeds.setter
-    def seeds(self, seeds: list[int]) -> None:
-        self._of_thread.seeds = seeds
-
-    def forward(self, x: Tensor) -> Tensor:
-        mask = torch.ones(x.shape, dtype=torch.float32)
-        for sample, seed in zip(mask, self.seeds, strict=False):
-            sample.bernoulli_(self.keep, generator=torch.Generator().manual_seed(seed)).div_(self.keep)
-        return x * mask.to(device=x.device, dtype=x.dtype)
-
-
-class _SignBitReLU(nn.Module):
-    """ReLU of bfloat16, in place: read as 16-bit integers, negative numbers are negative too.
-
-    On a CPU six times as quick as torch's own, which converts each number to float32 and back.
-    """
-
-    def __init__(self, relu: nn.ReLU) -> None:
-        super().__init__()
-        assert relu.inplace, "another layer may need the input"
-
-    def forward(self, x: Tensor) -> Tensor:
-        x.view(torch.int16).clamp_(min=0)
-        return x
-
-
-def _fold_batch_norm(network: nn.Module) -> None:
-    """Put each batch norm that follows a convolution into its weights; exact, as the statistics no longer change."""
-    for parent in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
-        layers = list(parent)
-        for index in range(1, len(layers)):
-            convolution, norm = layers[index - 1], layers[index]
-            if isinstance(norm, nn.BatchNorm2d) and isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d):
-                transpose = isinstance(convolution, nn.ConvTranspose2d)
-                parent[index - 1] = fuse_conv_bn_eval(convolution, norm, transpose=transpose)
-                parent[index] = nn.Identity()

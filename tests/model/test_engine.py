@@ -7,12 +7,11 @@ from p2p.errors import UsageError
 from p2p.model.config import ModelConfig
 from p2p.model.engine import (
     Engine,
-    _KeyedDropout,
-    _SignBitReLU,
     choose_device,
     choose_engine_precision,
     choose_precision,
 )
+from p2p.model.inference_layers import KeyedDropout, PerSampleNorm, SignBitReLU, pad_thin_layers
 from p2p.model.networks import build_generator
 from p2p.model.tensors import to_model_range, to_pixels
 
@@ -76,7 +75,7 @@ def test_relu_by_sign_bit_is_relu_for_every_bfloat16():
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
     numbers = every[~every.isnan()]
     expected = torch.relu(numbers)
-    assert torch.equal(_SignBitReLU(torch.nn.ReLU(inplace=True))(numbers.clone()), expected)
+    assert torch.equal(SignBitReLU(torch.nn.ReLU(inplace=True))(numbers.clone()), expected)
 
 
 def test_own_statistics_are_those_of_training_mode_with_a_batch_of_one():
@@ -100,7 +99,7 @@ def test_noise_is_reproducible_by_seed_and_key():
 
 
 def test_noise_drops_half_of_the_features_and_keeps_their_mean():
-    dropout = _KeyedDropout(torch.nn.Dropout(0.5))
+    dropout = KeyedDropout(torch.nn.Dropout(0.5))
     dropout.seeds = [1, 2]
     found = dropout(torch.ones(3, 16, 32, 32))
     assert set(found[:2].unique().tolist()) == {0.0, 2.0}
@@ -196,3 +195,34 @@ def test_every_uint8_value_survives_the_model_range():
         255,
         255,
     ]
+
+
+@pytest.mark.parametrize("name", ["unet_64", "resnet_6"])
+@pytest.mark.parametrize("channels", [(3, 1), (12, 3), (8, 8)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_thin_layers_padded_to_eight_channels_change_no_output(name, channels, precision):
+    generator = small_generator(generator=name, input_channels=channels[0], output_channels=channels[1])
+    tiles = np.random.default_rng(1).integers(0, 256, (4, 64, 64, channels[0]), np.uint8)
+    plain, padded = (engine(generator, precision=precision, tile_size=None) for _ in range(2))
+    padded._more_planes = pad_thin_layers(padded._network)
+    assert (channels[0] + padded._more_planes) % 8 == 0
+    with torch.inference_mode():
+        planes = torch.zeros(1, channels[0] + padded._more_planes, 64, 64).to(padded._dtype)
+        assert padded._network(planes).shape[1] == 8
+    difference = steps(padded(tiles), plain(tiles))
+    assert difference.max() <= (0 if precision == "fp32" else 1), "bfloat16 kernels of other widths may round otherwise"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batch_statistics_in_channels_last_are_those_of_torch(dtype):
+    torch.manual_seed(0)
+    layer = torch.nn.BatchNorm2d(8)
+    torch.nn.init.normal_(layer.weight)
+    torch.nn.init.normal_(layer.bias)
+    norm = PerSampleNorm(layer).to(dtype)
+    pixels = (torch.randn(3, 8, 16, 16) * 5 + 20).to(dtype, memory_format=torch.channels_last)
+    with torch.inference_mode():
+        found = norm._in_layout(pixels)
+        expected = norm.double()(pixels.double())
+    assert found.is_contiguous(memory_format=torch.channels_last) and found.dtype == dtype
+    assert (found - expected).abs().max() <= (1e-5 if dtype == torch.float32 else 2e-2)
