@@ -28,6 +28,14 @@ def _crop(image: Pixels, top: int, left: int, crop_size: int, mirror: bool) -> P
     return window[:, ::-1] if mirror else window
 
 
+def _draw(height: int, width: int, crop_size: int, text: str, flip: bool) -> tuple[int, int, bool]:
+    """Top and left of a window, and whether to mirror it, by a hash of `text`."""
+    digest = hashlib.blake2b(text.encode(), digest_size=17).digest()
+    top = int.from_bytes(digest[:8], "big") % (height - crop_size + 1)
+    left = int.from_bytes(digest[8:16], "big") % (width - crop_size + 1)
+    return top, left, flip and bool(digest[16] & 1)
+
+
 def jitter(
     image_a: Pixels, image_b: Pixels, crop_size: int, *, seed: int, epoch: int, pair_id: str, flip: bool = True
 ) -> tuple[Pixels, Pixels]:
@@ -44,10 +52,7 @@ def jitter(
     """
     _check(image_a, image_b, crop_size)
     height, width = image_a.shape[:2]
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{pair_id}".encode(), digest_size=17).digest()
-    top = int.from_bytes(digest[:8], "big") % (height - crop_size + 1)
-    left = int.from_bytes(digest[8:16], "big") % (width - crop_size + 1)
-    mirror = flip and bool(digest[16] & 1)
+    top, left, mirror = _draw(height, width, crop_size, f"{seed}/{epoch}/{pair_id}", flip)
     return _crop(image_a, top, left, crop_size, mirror), _crop(image_b, top, left, crop_size, mirror)
 
 
@@ -74,7 +79,23 @@ class CropSettings:
     @property
     def pair_bytes(self) -> int:
         """Of one training pair in memory."""
-        return self.crop_size**2 * sum(wanted.bytes_per_pixel for wanted in self.formats)
+        return self.crop_size**2 * self.pixel_bytes
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Of one pixel of A and of B."""
+        return sum(wanted.bytes_per_pixel for wanted in self.formats)
+
+    def window(self, height: int, width: int, epoch: int, pair_id: str) -> tuple[int, int, bool]:
+        """Top and left of what `crop` takes of a training pair of that size, and whether it is mirrored."""
+        return _draw(height, width, self.crop_size, f"{self.seed}/{epoch}/{pair_id}", self.flip)
+
+    def check(self, pair: Pair) -> None:
+        """Raise BadInputError that names the pair, if its sides differ in size or it is too small."""
+        try:
+            _check(pair["a"], pair["b"], self.crop_size)
+        except BadInputError as error:
+            raise BadInputError(error.kind, f"pair {pair['pair_id']!r}: {error}") from None
 
     def crop(self, pair: Pair, epoch: int = 0) -> Pixels:
         """Input and target of a pair, joined in a row of values; in epoch 0 (validation) the middle of both.

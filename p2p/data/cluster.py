@@ -39,6 +39,12 @@ def cpus_per_gpu() -> int:
     return max(1, min((int(node.get("CPU", 0) / node["GPU"]) for node in nodes if node.get("GPU")), default=1))
 
 
+def gpu_node_memory() -> int:
+    """Bytes by which Ray places work on the node with a GPU that has the least. Needs Ray."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return min((int(node.get("memory", 0)) for node in nodes if node.get("GPU")), default=0)
+
+
 def spread_over_gpus(processes: int, gpus: int) -> tuple[int, int]:
     """How many of `processes` to start on `gpus` GPUs, and how many on each.
 

@@ -45,17 +45,21 @@ def pairs_per_worker(pairs: int, workers: int) -> int:
     return pairs // workers
 
 
-def training_blocks(part: EpochRange, pairs: int, workers: int, block_pairs: int) -> Iterator[PairBlock]:
+def training_blocks(
+    part: EpochRange, pairs: int, workers: int, block_pairs: int, *, fixed_shares: bool = False
+) -> Iterator[PairBlock]:
     """Yield the blocks of an epoch of `pairs` pairs, or of a part of it; the workers take them in turn.
 
-    Blocks have `block_pairs` pairs, those of the last round fewer.
+    Blocks have `block_pairs` pairs, those of the last round fewer. With `fixed_shares`, positions are those of
+    `block_rows` with as many shares as there are workers, so that a worker has the same pairs in every epoch.
     """
     if part.skip >= part.stop:
         return
+    share = pairs_per_worker(pairs, workers)
     for first in range(part.skip // block_pairs * block_pairs, part.stop, block_pairs):
-        size = min(block_pairs, pairs_per_worker(pairs, workers) - first)
+        size = min(block_pairs, share - first)
         for worker in range(workers):
-            start = first * workers + worker * size
+            start = worker * share + first if fixed_shares else first * workers + worker * size
             yield PairBlock(part.epoch, start + max(0, part.skip - first), start + min(size, part.stop - first))
 
 
@@ -67,7 +71,7 @@ def validation_blocks(pairs: int, workers: int, block_pairs: int) -> Iterator[Pa
         yield PairBlock(0, min(number * size, pairs), min((number + 1) * size, pairs))
 
 
-def block_rows(block: PairBlock, group_rows: Sequence[int], *, seed: int, window: int) -> list[Row]:
+def block_rows(block: PairBlock, group_rows: Sequence[int], *, seed: int, window: int, shares: int = 1) -> list[Row]:
     """The rows of a block.
 
     Args:
@@ -75,19 +79,26 @@ def block_rows(block: PairBlock, group_rows: Sequence[int], *, seed: int, window
         group_rows: pairs in each row group.
         seed: with the epoch it decides the order.
         window: so many pairs, of row groups drawn at random, are shuffled together.
+        shares: the pairs as stored are cut into so many equal shares, each shuffled by itself; a few may be left over.
 
     """
-    rows = np.asarray(group_rows)
+    every = np.asarray(group_rows)
+    rows, starts, skipped = every, np.cumsum(every) - every, np.zeros_like(every)
     groups, positions = np.arange(len(rows)), np.arange(block.start, block.stop)
     if block.epoch and len(block):
+        share = int(every.sum()) // shares
+        before = block.start // share * share  # pairs in shares before the block's
+        positions -= before
+        rows = np.clip(starts + every, before, before + share) - np.clip(starts, before, before + share)
+        skipped = np.clip(before - starts, 0, every)  # rows of each group that come before that share
         groups = np.random.default_rng([seed, block.epoch]).permutation(len(rows))
-        first = block.start // window
+        first = int(positions[0]) // window
         shuffled = [
-            start + np.random.default_rng([seed, block.epoch, 1 + number]).permutation(min(window, rows.sum() - start))
-            for number, start in enumerate(range(first * window, block.stop, window), first)
+            start + np.random.default_rng([seed, block.epoch, 1 + number]).permutation(min(window, share - start))
+            for number, start in enumerate(range(first * window, int(positions[-1]) + 1, window), first)
         ]
         positions = np.concatenate(shuffled)[positions - first * window]
     ends = np.cumsum(rows[groups])
     places = np.searchsorted(ends, positions, side="right")
-    inside = positions - (ends - rows[groups])[places]
+    inside = positions - (ends - rows[groups])[places] + skipped[groups[places]]
     return list(zip(groups[places].tolist(), inside.tolist(), strict=True))

@@ -97,6 +97,8 @@ class Pairs:
     """Side in pixels to which both sides of a raw pair are resized on reading; 0 leaves pairs as they are stored."""
     smallest_side: int
     """The shortest side of any pair, in pixels."""
+    largest_area: int
+    """Pixels that no image of a side exceeds; 0 where that is not known."""
     layout: FoundLayout | None = None
     """What was recognised in the names of a raw folder."""
     left_out: str = ""
@@ -137,14 +139,14 @@ def _open_part(uri: str, *, has_ids: bool = False) -> Iterator[pq.ParquetFile]:
         raise UsageError(str(error)) from None
 
 
-def _smallest(metadata: pq.FileMetaData, number: int, column: str) -> int | None:
+def _range(metadata: pq.FileMetaData, number: int, column: str) -> tuple[int, int] | None:
     group = metadata.row_group(number)
     for index in range(group.num_columns):
         chunk = group.column(index)
         if chunk.path_in_schema == column:
             statistics = chunk.statistics
             known = statistics is not None and statistics.has_min_max and isinstance(statistics.min, int)
-            return int(statistics.min) if known else None
+            return (int(statistics.min), int(statistics.max)) if known else None
     return None
 
 
@@ -161,8 +163,8 @@ def _require_pairs(parquet: pq.ParquetFile, uri: str) -> None:
         raise UsageError(f"{uri}: column 'pair_id' holds no names; make the data set with jobs/prepare.py")
 
 
-def _groups_of_part(uri: str) -> tuple[list[RowGroup], list[int]]:
-    """One part's row groups and the shortest sides that their statistics know."""
+def _groups_of_part(uri: str) -> tuple[list[RowGroup], list[int], list[int]]:
+    """One part's row groups, the shortest sides that their statistics know, and the largest areas; 0 is unknown."""
     with _open_part(uri) as parquet:
         metadata = parquet.metadata
         _require_pairs(parquet, uri)
@@ -171,8 +173,9 @@ def _groups_of_part(uri: str) -> tuple[list[RowGroup], list[int]]:
         for number in range(metadata.num_row_groups)
         if metadata.row_group(number).num_rows
     ]
-    sides = [_smallest(metadata, group.number, column) for group in groups for column in ("width", "height")]
-    return groups, [side for side in sides if side is not None]
+    sizes = [[_range(metadata, group.number, column) for column in ("width", "height")] for group in groups]
+    areas = [width[1] * height[1] if width and height else 0 for width, height in sizes]
+    return groups, [side[0] for size in sizes for side in size if side], areas
 
 
 def open_pairs(uri: str, split: str, *, raw_load_size: int = 286) -> Pairs:
@@ -202,11 +205,12 @@ def open_candidates(uri: str, split: str, *, raw_load_size: int = 286) -> list[P
         return _open_raw(uri, split, raw_load_size)
     with ThreadPoolExecutor(_FOOTER_READERS) as readers:
         read = list(readers.map(_groups_of_part, parts))
-    found = tuple(group for groups, _ in read for group in groups)
+    found = tuple(group for groups, _, _ in read for group in groups)
     if not found:
         raise NotFoundError(f"{join(uri, split)}: its parts hold no pairs")
-    sides = [side for _, known in read for side in known] or [min(_first_size(found[0]))]
-    return [Pairs(uri, split, found, 0, min(sides))]
+    sides = [side for _, known, _ in read for side in known] or [min(_first_size(found[0]))]
+    areas = [area for _, _, known in read for area in known]
+    return [Pairs(uri, split, found, 0, min(sides), max(areas) if all(areas) else 0)]
 
 
 def _open_raw(uri: str, split: str, load_size: int) -> list[Pairs] | Unclear:
@@ -233,7 +237,8 @@ def _open_raw(uri: str, split: str, load_size: int) -> list[Pairs] | Unclear:
         ]
         if groups:
             text = describe_rest(match, paths, "" if folder != uri else split)
-            candidates.append(Pairs(uri, split, tuple(groups), load_size, load_size, match.layout, text))
+            area = load_size * load_size
+            candidates.append(Pairs(uri, split, tuple(groups), load_size, load_size, area, match.layout, text))
     if not candidates:
         raise NotFoundError(_nothing_there(uri, split))
     return candidates

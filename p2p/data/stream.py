@@ -2,15 +2,17 @@
 
 Ray's own shuffles cannot be repeated after a restart, so the order is made by `order`. A row of the stream is a block
 of pairs, decoded and cropped, that one worker takes at a time: Ray's split hands rows out in turn. Validations come
-between the epochs, so that they too are read ahead.
+between the epochs, so that they too are read ahead. For workers that keep their pairs the stream ends once they have
+them all, and its pairs are whole.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import ray.data
@@ -25,11 +27,26 @@ from p2p.data.tasks import memory_reported, run_as_task
 from p2p.errors import BadInputError, StorageError
 from p2p.storage.pixels import Pixels
 
+Cache = Literal["none", "host", "device"]
+"""Where workers keep the decoded pairs of their first epoch for all others."""
 MAX_BLOCK_PAIRS = 128
 """What a task reads: rows of four or five row groups."""
 MAX_BLOCK_BYTES = 64 * 2**20
 _MAX_LISTS = 256
 """Ray Data takes a millisecond for each block it begins with, so epochs are listed as it goes on."""
+
+
+_Size = tuple[str, int, int]
+"""Pair id, height, width."""
+
+
+class WholeBlock(NamedTuple):
+    """The pairs of a block as they were decoded."""
+
+    block: PairBlock
+    sizes: list[_Size]
+    values: Pixels
+    """Those of all A, then those of all B."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,12 @@ class PairStream:
     batch_size: int
     """Pairs per step and worker."""
     workers: int = 1
+    cache: Cache = "none"
+
+    @property
+    def whole_pair_bytes(self) -> int:
+        """At most, of a training pair that is not cropped."""
+        return self.train.largest_area * self.crop.pixel_bytes
 
     @property
     def window(self) -> int:
@@ -51,11 +74,24 @@ class PairStream:
     @property
     def block_pairs(self) -> int:
         """Pairs of a block: whole batches."""
-        return max(1, self.window // self.batch_size) * self.batch_size
+        pairs = self.window if self.cache == "none" else min(self.window, MAX_BLOCK_BYTES // self.whole_pair_bytes)
+        return max(1, pairs // self.batch_size) * self.batch_size
 
     def training_blocks(self, part: EpochRange) -> Iterator[PairBlock]:
         """Of all workers, for one epoch or a part of it."""
-        return training_blocks(part, len(self.train), self.workers, self.block_pairs)
+        fixed = self.cache != "none"
+        return training_blocks(part, len(self.train), self.workers, self.block_pairs, fixed_shares=fixed)
+
+    def parts_to_read(self, parts: Sequence[EpochRange]) -> Sequence[EpochRange]:
+        """Those of `parts` for which pairs are decoded: with a cache, up to the first epoch that is whole."""
+        whole = (number for number, part in enumerate(parts, 1) if part.skip == 0)
+        return parts if self.cache == "none" else parts[: next(whole, None)]
+
+    def rows(self, block: PairBlock) -> list[Row]:
+        """Where the pairs of a block are."""
+        pairs = self.train if block.epoch or self.val is None else self.val
+        shares = 1 if self.cache == "none" else self.workers
+        return block_rows(block, pairs.group_rows, seed=self.crop.seed, window=self.window, shares=shares)
 
     def validation_blocks(self) -> Iterator[PairBlock]:
         """Of all workers, for one validation; none without validation pairs."""
@@ -69,13 +105,15 @@ class PairStream:
     def execution_options(self) -> ExecutionOptions:
         """Ray Data's, of the execution that reads the stream. Needs Ray."""
         # Each core reads a block and has read another, each worker holds one and has three before it.
-        ahead = (2 * cluster_cpus() + 4 * self.workers) * self.block_pairs * self.crop.pair_bytes
+        pair_bytes = self.crop.pair_bytes if self.cache == "none" else self.whole_pair_bytes
+        ahead = (2 * cluster_cpus() + 4 * self.workers) * self.block_pairs * pair_bytes
         limits = ExecutionResources.for_limits(object_store_memory=ahead)
         return ExecutionOptions(preserve_order=True, resource_limits=limits)
 
     def dataset(self, parts: Sequence[EpochRange]) -> ray.data.Dataset:
         """The stream from the first of `parts` to the last. Needs Ray."""
         quiet_data_context()
+        parts = self.parts_to_read(parts)
         # The list is cut into Ray blocks of a single row, for which Ray Data then starts a reading task each.
         dataset = (
             ray.data.from_items([asdict(part) for part in parts], override_num_blocks=min(len(parts), _MAX_LISTS))
@@ -91,22 +129,41 @@ class PairStream:
             yield asdict(block)
 
     def _read_block(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The task: a row that names a block gets its pairs, (1, n * values)."""
+        """The task: a row that names a block gets its pairs, (1, n * values); with a cache, their sizes too."""
         block = PairBlock(*(int(row[name][0]) for name in ("epoch", "start", "stop")))
-        values = np.zeros(1, self.crop.formats[0].dtype)
+        values: Pixels = np.zeros(1, self.crop.formats[0].dtype)
+        sizes: list[_Size] = []
         try:
             if len(block):
-                values = np.concatenate(list(self._read_pairs(block)))
+                values, sizes = self._read_pairs(block)
         except BadInputError as error:
             raise BadInputError(error.kind, f"{error}; jobs/prepare.py leaves bad pairs out and lists them") from None
-        return {**row, "pairs": values[None]}
+        if self.cache == "none":
+            return {**row, "pairs": values[None]}
+        text = json.dumps(sizes).encode()  # Ray's arrays hold no ids of varying length
+        return {**row, "pairs": values[None], "sizes": np.frombuffer(text, np.uint8)[None]}
 
-    def _read_pairs(self, block: PairBlock) -> Iterator[Pixels]:
+    def _read_pairs(self, block: PairBlock) -> tuple[Pixels, list[_Size]]:
+        """Values, and of pairs that are not cropped their sizes."""
         pairs = self.train if block.epoch or self.val is None else self.val
-        rows = block_rows(block, pairs.group_rows, seed=self.crop.seed, window=self.window)
+        rows = self.rows(block)
         with memory_reported(f"reading {pairs.groups[rows[0][0]].uri}"):
-            for pair in read_rows_in_task(pairs, rows, self.crop.formats):
-                yield self.crop.crop(pair, block.epoch)
+            decoded = read_rows_in_task(pairs, rows, self.crop.formats)
+            if self.cache == "none" or not block.epoch:
+                return np.concatenate([self.crop.crop(pair, block.epoch) for pair in decoded]), []
+            return self._join(list(decoded))
+
+    def _join(self, pairs: Sequence[Pair]) -> tuple[Pixels, list[_Size]]:
+        sizes = []
+        for pair in pairs:
+            self.crop.check(pair)
+            height, width = pair["a"].shape[:2]
+            if height * width > self.train.largest_area:
+                said = f"more than the {self.train.largest_area} that its part says the largest has"
+                raise BadInputError("SizeMismatch", f"pair {pair['pair_id']!r} has {height * width} pixels, {said}")
+            sizes.append((pair["pair_id"], height, width))
+        values = np.concatenate([pair["a"] for pair in pairs] + [pair["b"] for pair in pairs], axis=None)
+        return values, sizes
 
 
 class BlockReader:
@@ -130,21 +187,34 @@ class BlockReader:
 
     def training(self, part: EpochRange) -> Iterator[Pixels]:
         """Yield the training blocks of an epoch, (n, values) each."""
-        return self._read(self._stream.training_blocks(part))
+        return self._crops(self._stream.training_blocks(part))
+
+    def whole(self, part: EpochRange) -> Iterator[WholeBlock]:
+        """Yield the training blocks of an epoch, of a stream for a cache."""
+        for block, row in self._read(self._stream.training_blocks(part)):
+            yield WholeBlock(block, json.loads(row["sizes"][0].tobytes()), row["pairs"][0])
 
     def validation(self) -> Iterator[Pixels]:
         """Yield the validation blocks that follow an epoch, (n, values) each; n may be 0, in the last one."""
-        return self._read(self._stream.validation_blocks())
+        return self._crops(self._stream.validation_blocks())
 
-    def _read(self, blocks: Iterable[PairBlock]) -> Iterator[Pixels]:
-        for block in itertools.islice(blocks, self._rank, None, self._stream.workers):
+    def _crops(self, blocks: Iterable[PairBlock]) -> Iterator[Pixels]:
+        for block, row in self._read(blocks):
+            values = row["pairs"][0]
+            yield values.reshape(len(block), -1) if len(block) else values[:0, None]
+
+    def own(self, blocks: Iterable[PairBlock]) -> Iterator[PairBlock]:
+        """Those of all workers' `blocks` that are this worker's."""
+        return itertools.islice(blocks, self._rank, None, self._stream.workers)
+
+    def _read(self, blocks: Iterable[PairBlock]) -> Iterator[tuple[PairBlock, dict[str, Any]]]:
+        for block in self.own(blocks):
             row = self._first or next(self._rows, None)
             self._first = None
             if row is None or any(row[name][0] != value for name, value in asdict(block).items()):
                 # latest.json has changed between the start of the stream and that of this worker.
                 raise StorageError(f"the stream of pairs does not begin at {block}, where the training does")
-            values = row["pairs"][0]
-            yield values.reshape(len(block), -1) if len(block) else values[:0, None]
+            yield block, row
 
     def close(self) -> None:
         """End the stream."""

@@ -35,10 +35,8 @@ _FREE_TO_CHANGE = {
         "max_steps",
         "workers",
         "gpu",
+        "cache",
         "precision",
-        "best_metric",
-        "patience",
-        "resume",
     ),
     *("checkpoint_every", "checkpoint_every_steps", "samples_every", "samples_every_steps", "keep_checkpoints"),
     *("best_metric", "patience", "resume"),
@@ -85,6 +83,9 @@ class TrainConfig(ModelOptions, RunOptions):
     """Training processes; with several, each takes --batch-size pairs per step and gradients are averaged."""
     gpu: Literal["auto", "true", "false"] = "auto"
     """One GPU per worker; auto takes them if the cluster has enough."""
+    cache: Literal["auto", "none", "host", "device"] = "auto"
+    """Keep the first epoch's decoded pairs for all others, in the machine's memory or the GPUs'; auto does where GPUs
+    are used and a quarter of either suffices."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic; auto takes bf16 where the processor is made for it. Weights stay in 32 bit."""
     seed: int = 0

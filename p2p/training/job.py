@@ -119,6 +119,10 @@ def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
                 f"{config.output}: lies in {config.data}, where every image is taken for a pair, the run's own samples "
                 "too; choose a folder beside it",
             )
+    if config.cache in ("host", "device") and not train.largest_area:
+        raise ConfigError(
+            "cache", f"{config.cache}: the parts of {config.data} do not say how large pairs are; prepare it again"
+        )
     if pairs_per_worker(len(train), config.workers) < 1:
         raise ConfigError("workers", f"{config.workers}: there are only {len(train)} pairs, not one for each worker")
     return train, val

@@ -25,6 +25,7 @@ from p2p.data.machine import worker_environment
 from p2p.data.order import EpochRange
 from p2p.errors import ConfigError, P2PError, TrainingStoppedError
 from p2p.training.config import TrainConfig
+from p2p.training.pair_cache import choose_cache
 from p2p.training.position import Position, remaining_epochs, remaining_images
 from p2p.training.reporter import Display, LostWorkers, RunReporter, is_preemption, last_line
 from p2p.training.run_folder import RunFolder
@@ -47,6 +48,8 @@ def resources(config: TrainConfig) -> ScalingConfig:
         gpus = cluster_gpus()
         raise ConfigError("gpu", f"true: {config.workers} workers need one each, the cluster has {gpus} GPUs; use auto")
     use_gpu = config.gpu != "false" and cluster_gpus() >= config.workers
+    if config.cache == "device" and not use_gpu:
+        raise ConfigError("cache", "device: no GPUs are used; use host, auto or none")
     logical = smallest_node_cpus()
     # Ray counts CPUs to place work, it does not reserve them. Workers that took all would leave readers none, for ever;
     # and any node may be the one that is left to all of them.
@@ -86,6 +89,10 @@ def launch(task: TrainTask, position: Position, scaling: ScalingConfig) -> None:
         config.last_epoch,
         config.workers,
     )
+    cache, why = choose_cache(config, task.stream, use_gpu=bool(scaling.use_gpu))
+    if why:
+        log.info("cache %s: %s", cache, why)
+    task = dataclasses.replace(task, stream=dataclasses.replace(task.stream, cache=cache))
     total = position.images_seen + remaining_images(config, pairs, position)
     # RUN alone decides where training continues, so that it can be read without Ray and by other versions of it. What
     # Ray Train itself records is deleted at the end of the job.

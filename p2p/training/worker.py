@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from p2p.data.machine import available_cpus
-from p2p.data.stream import BlockReader, PairStream
 from p2p.errors import P2PError, TrainingStoppedError, root_cause
 from p2p.model.checkpoint import load_trainer
 from p2p.model.cuda import require_cuda
@@ -22,7 +19,7 @@ from p2p.model.cuda_graphs import is_out_of_memory
 from p2p.model.distributed import data_parallel, synchronise_batch_norm
 from p2p.model.engine import choose_precision
 from p2p.model.pix2pix import Pix2Pix
-from p2p.storage.pixels import Pixels
+from p2p.training.feed import Feed
 from p2p.training.keeper import RunKeeper
 from p2p.training.position import Position, remaining_epochs
 from p2p.training.run_folder import RunFolder
@@ -34,8 +31,6 @@ from p2p.training.validation import average_statistics, validate
 STREAM = "train"
 """The data set's name, for Ray Train."""
 _MIN_VALIDATION_BATCH = 8
-Batches = Iterator[tuple[Tensor, Tensor]]
-"""Inputs (B, H, W, C) and targets (B, H, W, C'), uint8 or uint16 each, on the device."""
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -49,7 +44,8 @@ def train_worker(settings: dict[str, Any]) -> None:
         cause = root_cause(error)  # an error of a reading task comes wrapped by Ray
         if is_out_of_memory(cause):
             reason = str(cause).split(". ")[0] or "out of memory"
-            cause = TrainingStoppedError(f"{reason}; lower batch_size or crop_size")
+            less = ", or set cache host or none" if task.stream.cache == "device" else ""
+            cause = TrainingStoppedError(f"{reason}; lower batch_size or crop_size{less}")
         if isinstance(cause, P2PError) and not cause.retryable:
             ray.get(task.reporter.fail.remote(cause))
         raise cause from None
@@ -62,19 +58,18 @@ def _train(task: TrainTask) -> None:
     pix2pix = _build_networks(task, context)
     trainer = Trainer(config, pix2pix, _restore(task, pix2pix, rank), rank=rank, world=world)
     epochs = list(remaining_epochs(config, len(task.stream.train), trainer.position))
-    blocks = BlockReader(ray.train.get_dataset_shard(STREAM), task.stream, rank)
-    with RunKeeper(task, trainer) as keeper, contextlib.closing(blocks):
+    feed = Feed(ray.train.get_dataset_shard(STREAM), task.stream, rank, epochs, pix2pix.device)
+    with RunKeeper(task, trainer) as keeper, contextlib.closing(feed):
         if keeper.is_out_of_patience():
             return  # lost between its last checkpoint and the end
         stop = StopSignal(task.reporter, trainer)
-        blocks.wait()
+        feed.wait()
         keeper.begin()
         try:
             for part in epochs:
                 trainer.start_epoch(part.epoch)
                 last_step = trainer.position.step + task.stream.count_steps(part)
-                batches = _batches(task.stream, blocks.training(part), config.batch_size, pix2pix.device)
-                for inputs, targets in trainer.waiting_for(batches):
+                for inputs, targets in trainer.waiting_for(feed.training(part)):
                     trainer.update(inputs, targets)
                     if trainer.position.step < last_step:
                         keeper.after_step()
@@ -84,9 +79,8 @@ def _train(task: TrainTask) -> None:
                 if trainer.fallback and part is epochs[0]:
                     task.reporter.log.remote(f"the step is {trainer.fallback}")
                 if task.stream.val is not None:
-                    held_out = stop.checked(blocks.validation(), keeper)
-                    validation_batch = max(config.batch_size, _MIN_VALIDATION_BATCH)
-                    batches = _batches(task.stream, held_out, validation_batch, pix2pix.device)
+                    held_out = stop.checked(feed.validation(), keeper)
+                    batches = feed.cut(held_out, max(config.batch_size, _MIN_VALIDATION_BATCH))
                     row |= validate(pix2pix, batches, task.data.target_palette)
                 ends = keeper.after_epoch(row, part, is_last=part is epochs[-1])
                 ray.train.report(row)  # a barrier: no rank starts the next epoch before this one is saved
@@ -128,15 +122,3 @@ def _restore(task: TrainTask, pix2pix: Pix2Pix, rank: int) -> Position:
     if rank == 0:
         task.reporter.log.remote(f"continuing after step {position.step} from {latest['checkpoint']}")
     return position
-
-
-def _batches(stream: PairStream, blocks: Iterable[Pixels], size: int, device: torch.device) -> Batches:
-    """Cut blocks, (n, values) each, into batches of `size`; a block's last one may be smaller."""
-    for block in blocks:
-        for start in range(0, len(block), size):
-            part = block[start : start + size]
-            # A copy, since Ray's arrays cannot be written; a GPU reads it by itself from pinned memory.
-            dtype = torch.from_numpy(np.empty(0, part.dtype)).dtype
-            batch = torch.empty(part.shape, dtype=dtype, pin_memory=device.type == "cuda")
-            batch.numpy()[...] = part
-            yield stream.crop.sides(batch.to(device, non_blocking=True))

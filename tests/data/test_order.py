@@ -54,6 +54,24 @@ def test_workers_see_equal_numbers_of_different_pairs_wherever_an_epoch_is_enter
 
 
 @settings(max_examples=40, deadline=None)
+@given(group_rows, st.integers(1, 7), st.integers(1, 40), st.integers(1, 50))
+def test_with_fixed_shares_a_worker_has_the_same_pairs_in_every_epoch(groups, workers, block_pairs, window):
+    pairs = sum(groups)
+    share = pairs_per_worker(pairs, workers)
+
+    def of_workers(epoch: int, skip: int = 0) -> list[list[tuple[int, int]]]:
+        blocks = list(training_blocks(EpochRange(epoch, skip, share), pairs, workers, block_pairs, fixed_shares=True))
+        in_order = [block_rows(block, groups, seed=SEED, window=window, shares=workers) for block in blocks]
+        return [[row for rows in in_order[worker::workers] for row in rows] for worker in range(workers)]
+
+    first = of_workers(1)
+    assert list(map(set, first)) == list(map(set, of_workers(2)))
+    seen = [row for rows in first for row in rows]
+    assert len(set(seen)) == len(seen) == share * workers and set(seen) <= set(every_row(groups))
+    assert of_workers(1, share // 2) == [rows[share // 2 :] for rows in first]
+
+
+@settings(max_examples=40, deadline=None)
 @given(group_rows, st.integers(1, 7), st.integers(1, 40))
 def test_validation_sees_each_pair_once_in_stored_order_and_workers_about_as_many(groups, workers, block_pairs):
     blocks = list(validation_blocks(sum(groups), workers, block_pairs))

@@ -52,3 +52,10 @@ def test_gpus_that_never_come_are_a_mistake_of_the_options(ray_with_gpus: Simple
         resources(TrainConfig(data="d", output="o", workers=2, gpu="true"))
     assert ray_with_gpus.removed == (not is_private), "only a cluster can start one"
     assert not resources(TrainConfig(data="d", output="o", workers=2)).use_gpu
+
+
+def test_pairs_are_not_kept_on_gpus_that_are_not_there(ray_with_gpus: SimpleNamespace) -> None:
+    with pytest.raises(ConfigError, match="cache device: no GPUs are used; use host, auto or none"):
+        resources(TrainConfig(data="d", output="o", cache="device"))
+    ray_with_gpus.gpus = 1
+    assert resources(TrainConfig(data="d", output="o", cache="device")).use_gpu

@@ -136,6 +136,22 @@ def test_a_finished_run_is_not_trained_again(finished, raw_pairs):
     assert (run / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+def test_kept_pairs_train_to_the_same_bits_from_within_an_epoch_too(
+    finished, raw_pairs, tmp_path, train_in_this_process
+):
+    train(config(raw_pairs, tmp_path, cache="host", max_steps=7))
+    assert read_json(f"{tmp_path}/latest.json")["step"] == 7, "two steps of the second epoch"
+    assert train(config(raw_pairs, tmp_path, cache="host"))["steps"] == 15
+    assert_ends_as(tmp_path, finished[0])
+
+
+def test_several_workers_train_on_pairs_that_they_keep(raw_pairs, tmp_path):
+    summary = train(config(raw_pairs, tmp_path, cache="host", workers=2))
+    assert (summary["epochs"], summary["steps"], summary["images_seen"]) == (3, 9, 30)
+    first, _, last = rows(tmp_path)
+    assert last["g_l1"] < first["g_l1"] and 0 < last["val_l1"] < 1
+
+
 def test_another_network_in_the_same_folder_is_refused_by_option(finished, raw_pairs):
     run, _ = finished
     with pytest.raises(UsageError, match=r"ngf was 4, now 8.*resume never"):

@@ -1,0 +1,138 @@
+"""Decoded pairs that a worker keeps in memory: whether and where, and the same crops of them as of pairs just read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from p2p.data.augment import CropSettings
+from p2p.data.cluster import gpu_node_memory
+from p2p.data.order import Row
+from p2p.data.pairs import Pair
+from p2p.data.stream import Cache, PairStream, WholeBlock
+from p2p.data.tasks import run_as_task
+from p2p.model.cuda import require_cuda
+from p2p.model.tensors import as_tensor
+from p2p.storage.pixels import Pixels
+from p2p.training.config import TrainConfig
+
+MAX_SHARE = 0.25
+"""Of a GPU's memory that is free before the training, or of a machine's, that is taken unasked."""
+
+
+def choose_cache(config: TrainConfig, stream: PairStream, *, use_gpu: bool) -> tuple[Cache, str]:
+    """Where the workers of `stream` keep their pairs, and why, for the log. Needs Ray."""
+    if config.cache != "auto":
+        return config.cache, "each decoded pair is kept, as asked for" if config.cache != "none" else ""
+    if not use_gpu:
+        return "none", ""
+    if not stream.whole_pair_bytes:
+        return "none", "the parts do not say how large the pairs are"
+    needed = cache_bytes(stream)
+    return place_cache(needed, config.workers, run_as_task(_free_device_memory, num_gpus=1), gpu_node_memory())
+
+
+def cache_bytes(stream: PairStream) -> int:
+    """What the pairs of all workers take at most: those to train on whole, those to validate on cropped."""
+    held_out = len(stream.val) if stream.val is not None else 0
+    return len(stream.train) * stream.whole_pair_bytes + held_out * stream.crop.pair_bytes
+
+
+def place_cache(needed: int, workers: int, device_memory: int, host_memory: int) -> tuple[Cache, str]:
+    """Where so many bytes of pairs go, and why.
+
+    Each worker has a GPU with so much free memory, and they all may share one machine with `host_memory`.
+
+    >>> place_cache(60 * 2**30, 8, 140 * 2**30, 1000 * 2**30)
+    ('device', 'each GPU keeps 7.5 GiB of pairs, at most 25 % of 140.0 GiB')
+    >>> place_cache(300 * 2**30, 8, 140 * 2**30, 1000 * 2**30)[0], place_cache(250 * 2**30, 1, 0, 1000 * 2**30)[0]
+    ('none', 'host')
+
+    """
+    share, part = f"{MAX_SHARE:.0%}".replace("%", " %"), needed / workers
+    if part <= MAX_SHARE * device_memory:
+        return "device", f"each GPU keeps {_gib(part)} of pairs, at most {share} of {_gib(device_memory)}"
+    if needed <= MAX_SHARE * host_memory:
+        return "host", f"{_gib(needed)} of pairs, at most {share} of a machine's {_gib(host_memory)}"
+    return "none", f"{_gib(needed)} of pairs are more than {share} of the memory of GPU or machine"
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _free_device_memory() -> int:
+    require_cuda()
+    return int(torch.cuda.mem_get_info()[0])
+
+
+class PairCache:
+    """Whole pairs, decoded, by their row: in memory of the host, which crops them, or of a GPU, which does likewise.
+
+    Args:
+        crop: how they are cropped.
+        pixels: how many the images of a side have together, at most.
+        device: whose memory it is.
+
+    """
+
+    def __init__(self, crop: CropSettings, pixels: int, device: torch.device) -> None:
+        self._crop = crop
+        self._sides = [  # in bytes, since few of torch's functions take uint16
+            torch.empty((pixels, wanted.bytes_per_pixel), dtype=torch.uint8, device=device) for wanted in crop.formats
+        ]
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all pairs."""
+        self._places: dict[Row, tuple[int, str, int, int]] = {}
+        self._filled = 0
+
+    def add(self, rows: Sequence[Row], block: WholeBlock) -> None:
+        """Keep the pairs of a block, which are those of `rows`."""
+        first = self._filled
+        for row, (pair_id, height, width) in zip(rows, block.sizes, strict=True):
+            self._places[row] = (self._filled, pair_id, height, width)
+            self._filled += height * width
+        values = block.values.view(np.uint8)
+        for side in self._sides:
+            size = (self._filled - first) * side.shape[1]
+            side[first : self._filled] = as_tensor(values[:size].reshape(-1, side.shape[1]))
+            values = values[size:]
+
+    def crops(self, rows: Sequence[Row], epoch: int) -> list[Pixels]:
+        """Of a cache on the host: input and target of each pair, joined as `CropSettings.crop` does."""
+        return [self._crop.crop(self._pair(row), epoch) for row in rows]
+
+    def _pair(self, row: Row) -> Pair:
+        first, pair_id, height, width = self._places[row]
+        a, b = (
+            side[first : first + height * width].numpy().view(wanted.dtype).reshape(height, width, wanted.channels)
+            for side, wanted in zip(self._sides, self._crop.formats, strict=True)
+        )
+        return Pair(pair_id=pair_id, a=a, b=b)
+
+    def crop_on_device(
+        self, rows: Sequence[Row], epoch: int, upload: Callable[[Sequence[Pixels]], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Of a cache on a device: inputs (B, crop, crop, C) and targets (B, crop, crop, C') there.
+
+        `upload` makes one tensor on the device of equal arrays.
+        """
+        windows = []
+        for row in rows:
+            first, pair_id, height, width = self._places[row]
+            top, left, mirrored = self._crop.window(height, width, epoch, pair_id)
+            windows.append(np.array([first + top * width + left, width, mirrored]))
+        corners, widths, mirrors = upload(windows).unbind(1)
+        steps = torch.arange(self._crop.crop_size, device=corners.device)
+        columns = torch.where(mirrors[:, None] > 0, steps.flip(0), steps)
+        pixels = (corners[:, None] + widths[:, None] * steps)[:, :, None] + columns[:, None, :]
+        a, b = (
+            side[pixels].view(torch.uint16 if wanted.bits == 16 else torch.uint8)
+            for side, wanted in zip(self._sides, self._crop.formats, strict=True)
+        )
+        return (b, a) if self._crop.swap else (a, b)

@@ -1,0 +1,225 @@
+"""A worker's batches, with pairs kept in memory and without. No Ray is needed: a stream's row is a dictionary."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import Counter
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from p2p.data import stream as stream_module
+from p2p.data.augment import CropSettings
+from p2p.data.order import EpochRange
+from p2p.data.pairs import open_pairs
+from p2p.data.stream import PairStream
+from p2p.storage.pixels import PixelFormat
+from p2p.training import TrainConfig, pair_cache
+from p2p.training import feed as feed_module
+from p2p.training.feed import Feed, Upload
+from p2p.training.pair_cache import PairCache, cache_bytes, choose_cache, place_cache
+
+SIZE, PAIRS, HELD_OUT = 16, 11, 3
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, make_pairs) -> str:
+    folder = tmp_path_factory.mktemp("pairs")
+    make_pairs(folder / "train", PAIRS, size=20)
+    make_pairs(folder / "val", HELD_OUT, size=20, seed=1)
+    return str(folder)
+
+
+def stream_of(data: str, cache: str, *, workers: int = 1, bits: int = 8, swap: bool = True) -> PairStream:
+    train, val = (open_pairs(data, split, raw_load_size=20) for split in ("train", "val"))
+    formats = (PixelFormat(3, bits), PixelFormat(1, bits))
+    return PairStream(train, val, CropSettings(SIZE, 0, True, swap, formats), 2, workers, cache)
+
+
+def feed_of(stream: PairStream, parts: list[EpochRange], rank: int = 0) -> Feed:
+    class Rows:
+        """What Ray Data makes of a stream, from the worker's side."""
+
+        def iter_batches(self, **_):
+            listed = [row for part in stream.parts_to_read(parts) for row in stream._list_blocks(vars(part))]
+            for row in listed[rank :: stream.workers]:
+                yield stream._read_block({name: np.array([value]) for name, value in row.items()})
+
+    return Feed(Rows(), stream, rank, parts, CPU)
+
+
+def seen(stream: PairStream, parts: list[EpochRange], rank: int = 0) -> list[list[tuple[bytes, ...]]]:
+    """Inputs and targets of each batch, for each part those trained and those validated on."""
+    found = []
+    with contextlib.closing(feed_of(stream, parts, rank)) as feed:
+        feed.wait()
+        for part in parts:
+            for batches in (feed.training(part), feed.cut(feed.validation(), 8)):
+                found.append([tuple(side.numpy().tobytes() for side in batch) for batch in batches])
+    return found
+
+
+@pytest.mark.parametrize("skip", [0, 4])
+@pytest.mark.parametrize("cache", ["host", "device"])
+@pytest.mark.parametrize(("bits", "swap"), [(8, False), (16, True)])
+def test_kept_pairs_give_the_same_batches_to_the_bit_and_are_decoded_once(data, monkeypatch, cache, skip, bits, swap):
+    parts = [EpochRange(3, skip, PAIRS), EpochRange(4, 0, PAIRS), EpochRange(5, 0, PAIRS)]
+    expected = seen(stream_of(data, "none", bits=bits, swap=swap), parts)
+    decoded, read = [], stream_module.read_rows_in_task
+
+    def count(pairs, rows, formats):
+        for pair in read(pairs, rows, formats):
+            decoded.append(pair["pair_id"])
+            yield pair
+
+    monkeypatch.setattr(stream_module, "read_rows_in_task", count)
+    assert seen(stream_of(data, cache, bits=bits, swap=swap), parts) == expected
+    assert len(decoded) == PAIRS + HELD_OUT + ((PAIRS - skip + HELD_OUT) if skip else 0)
+    assert [len(batches) for batches in expected[2:]] == [6, 1] * 2
+    assert len({batch for batches in expected[2::2] for batch in batches}) == 12, "each epoch has its own crops"
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_each_of_several_workers_keeps_its_share_of_which_it_sees_each_pair_once_an_epoch(data, workers):
+    share = PAIRS // workers
+    parts = [EpochRange(epoch, 0, share) for epoch in range(1, 7)]
+    stream = stream_of(data, "host", workers=workers)
+    held_out = Counter()
+    trained: list[list[set]] = []
+    for rank in range(workers):
+        rows = [
+            [row for block in list(stream.training_blocks(part))[rank::workers] for row in stream.rows(block)]
+            for part in parts
+        ]
+        assert set(map(len, rows)) == {share}
+        assert len(set(map(frozenset, rows))) == 1 < len(set(map(tuple, rows))), "the same pairs in another order"
+        trained.append(set(rows[0]))
+        found = seen(stream, parts, rank)
+        assert [sum(len(batch[1]) for batch in batches) for batches in found[::2]] == [share * SIZE * SIZE * 3] * 6
+        assert found[1] == found[3] == found[11]
+        held_out.update(hashlib.sha256(batch[1]).digest() for batch in found[11])
+    assert len(set.union(*trained)) == share * workers
+    assert sum(held_out.values()) == HELD_OUT if workers == 3 else 2
+
+
+def test_an_epoch_that_is_cut_short_by_the_number_of_steps_is_decoded_as_far_as_it_goes(data):
+    parts = [EpochRange(1, 0, 6, finishes_epoch=False)]
+    assert seen(stream_of(data, "host"), parts) == seen(stream_of(data, "none"), parts)
+
+
+def test_pairs_that_are_larger_than_their_part_says_are_refused_by_name(data):
+    stream = stream_of(data, "host")
+    small = replace(stream, train=replace(stream.train, largest_area=399))
+    with pytest.raises(Exception, match=r"pair '00\d\d' has 400 pixels, more than the 399"):
+        seen(small, [EpochRange(1, 0, PAIRS)])
+
+
+def test_blocks_of_large_pairs_hold_fewer_of_them(data):
+    stream = stream_of(data, "host")
+    large = replace(stream, train=replace(stream.train, largest_area=2**20))
+    assert (stream.block_pairs, large.block_pairs, replace(large, cache="none").block_pairs) == (128, 16, 128)
+    assert replace(large, train=replace(stream.train, largest_area=2**30)).block_pairs == 2
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("needed", "workers", "device", "host", "place"),
+    [
+        (25, 1, 100, 1000, "device"),
+        (26, 1, 100, 1000, "host"),
+        (200, 8, 100, 0, "device"),
+        (250, 1, 0, 1000, "host"),
+        (251, 1, 100, 1000, "none"),
+        (250, 8, 100, 999, "none"),
+    ],
+)
+def test_where_pairs_are_kept_unasked(needed, workers, device, host, place):
+    chosen, why = place_cache(needed * GIB, workers, device * GIB, host * GIB)
+    assert chosen == place and f"{needed / workers if place == 'device' else needed:.1f} GiB" in why
+
+
+def test_gpu_and_machine_are_asked_only_where_the_choice_is_open(data, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pair_cache, "run_as_task", lambda call, num_gpus: asked.append((call, num_gpus)) or 20_000)
+    monkeypatch.setattr(pair_cache, "gpu_node_memory", lambda: 90_000)
+    stream = stream_of(data, "none")
+    assert cache_bytes(stream) == 20_672
+
+    def chosen(cache: str, *, use_gpu: bool = True, stream: PairStream = stream) -> str:
+        config = TrainConfig(data="d", output="o", cache=cache)
+        return choose_cache(config, stream, use_gpu=use_gpu)[0]
+
+    assert [chosen(cache) for cache in ("none", "host", "device")] == ["none", "host", "device"]
+    assert chosen("auto", use_gpu=False) == "none"
+    assert chosen("auto", stream=replace(stream, train=replace(stream.train, largest_area=0))) == "none"
+    assert not asked
+    assert chosen("auto") == "host" and asked == [(pair_cache._free_device_memory, 1)]
+
+
+def test_what_a_cache_takes_is_counted_at_load_size_and_validation_at_crop_size(data):
+    assert cache_bytes(stream_of(data, "none")) == PAIRS * 20 * 20 * 4 + HELD_OUT * SIZE * SIZE * 4
+    cache = PairCache(CropSettings(SIZE), 7, CPU)
+    assert [tuple(side.shape) for side in cache._sides] == [(7, 3), (7, 3)]
+
+
+class FakeStream:
+    """Of a card: says in `log` what is asked of it."""
+
+    log: ClassVar[list[str]] = []
+
+    def __init__(self, *_: object, blocking: bool = True, name: str = "side") -> None:
+        self.name = name
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.log.append(f"{self.name} waits for {other.name}")
+
+
+class FakeEvent:
+    made = 0
+
+    def __init__(self, blocking: bool) -> None:
+        assert blocking
+        self.number = FakeEvent.made
+        FakeEvent.made += 1
+
+    def record(self, stream: FakeStream) -> None:
+        FakeStream.log.append(f"{stream.name} will use {self.number}")
+
+    def synchronize(self) -> None:
+        FakeStream.log.append(f"wait for {self.number}")
+
+
+def test_a_gpu_gets_batches_on_a_stream_of_its_own_and_no_memory_is_written_before_its_step_is_done(monkeypatch):
+    current = FakeStream(name="steps")
+    monkeypatch.setattr(FakeEvent, "made", 0)
+    monkeypatch.setattr(FakeStream, "log", [])
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    empty, pinned = torch.empty, []
+
+    def on_cpu(*shape, pin_memory=False, device=None, **options):
+        pinned.append(pin_memory)
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", on_cpu)
+    upload = Upload(torch.device("cuda"))
+    assert feed_module._UPLOADS == 3
+    batches = [[np.full(5, 10 * step + row, np.uint8) for row in range(2 if step < 5 else 1)] for step in range(6)]
+    kept = []
+    for step, batch in enumerate(batches):
+        FakeStream.log.clear()
+        kept.append(upload(batch))
+        assert np.array_equal(kept[-1].numpy(), np.stack(batch))
+        before, slot = (step - 1) % 3, step % 3
+        assert FakeStream.log == [f"steps will use {before}", f"wait for {slot}", "steps waits for side"]
+    assert sum(pinned) == 3, "pinned memory is made once"
+    assert kept[3].data_ptr() == kept[0].data_ptr() != kept[1].data_ptr()
