@@ -13,13 +13,18 @@ import torch
 from torch import Tensor
 
 from p2p.benchmark.networks import stretched_generator
+from p2p.data.augment import CropSettings
+from p2p.data.order import PairBlock
+from p2p.data.stream import WholeBlock
 from p2p.model.config import ModelConfig
 from p2p.model.cuda_graphs import RecordedCall, convolution_kernels
 from p2p.model.engine import Engine, choose_engine_precision
 from p2p.model.metrics import default_metrics, measure
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.tensors import to_model_range
-from p2p.storage.pixels import Pixels
+from p2p.storage.pixels import PixelFormat, Pixels
+from p2p.training.feed import Upload
+from p2p.training.pair_cache import PairCache
 
 log = logging.getLogger("p2p")
 
@@ -142,12 +147,34 @@ def check_metrics(device: str) -> Iterator[GpuCheck]:
         yield GpuCheck(f"metric {name}", float((ours[name].cpu() - values).abs().max()), 1e-9)
 
 
+def check_kept_pairs(device: str) -> Iterator[GpuCheck]:
+    """Crops of pairs that the device keeps, and of others as they reach it, against the host's."""
+    count, upload = 8, Upload(torch.device(device))
+    rows, sizes = [(0, row) for row in range(count)], [(str(row), 64, 64) for row in range(count)]
+    for bits, dtype in ((8, np.uint8), (16, np.uint16)):
+        crop = CropSettings(48, flip=True, formats=(PixelFormat(3, bits), PixelFormat(3, bits)))
+        values = np.concatenate([_images(count, seed, dtype) for seed in (1, 2)], axis=None)
+        here, there = (PairCache(crop, count * 64 * 64, torch.device(where)) for where in ("cpu", device))
+        for cache in (here, there):
+            cache.add(rows, WholeBlock(PairBlock(1, 0, count), sizes, values))
+        wrong = {"kept": 0, "uploaded": 0}
+        for epoch in range(1, 9):  # memory for uploads is used again
+            crops = here.crops(rows, epoch)
+            found = {"kept": there.crop_on_device(rows, epoch, upload), "uploaded": crop.sides(upload(crops))}
+            for what, sides in found.items():
+                pairs = zip(sides, crop.sides(np.stack(crops)), strict=True)
+                wrong[what] += sum(int((side.cpu().numpy() != wanted).sum()) for side, wanted in pairs)
+        for what, different in wrong.items():
+            yield GpuCheck(f"pairs, {what}, {bits} bits: values that differ", different, 0)
+
+
 CHECKS: tuple[Callable[[str], Iterator[GpuCheck]], ...] = (
     check_updates,
     check_recorded_updates,
     check_waiting,
     check_engine,
     check_metrics,
+    check_kept_pairs,
 )
 
 
