@@ -14,9 +14,9 @@ class BenchmarkConfig:
 
     output: str
     """Folder or prefix for benchmark.json and summary.json."""
-    what: Literal["train", "translate", "data", "scenes", "gpu", "all"] = "all"
+    what: Literal["train", "translate", "evaluate", "data", "scenes", "gpu", "all"] = "all"
     """Which part to measure; scenes: one GeoTIFF from the first tile to the published file; gpu: whether a CUDA GPU
-    computes what a CPU does, and all of its rates, in six minutes; all: train, translate and data."""
+    computes what a CPU does, and all of its rates, in six minutes; all: train, translate, evaluate and data."""
     seconds: float = 30.0
     """Seconds each single measurement lasts, after its warm-up, and about as long as each job has work; with --what gpu
     at most 4."""

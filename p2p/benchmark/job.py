@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from p2p.benchmark.config import BenchmarkConfig
+from p2p.benchmark.evaluate_rows import evaluate_rows
 from p2p.benchmark.gpu import network_rows
 from p2p.benchmark.gpu_checks import CHECKS
 from p2p.benchmark.images import feed_rate
@@ -46,7 +47,7 @@ _JPEG_QUALITY = 90
 
 def _device(what: str, wanted: str) -> str:
     if what == "gpu" and (wanted == "cpu" or not torch.cuda.is_available()):
-        raise ConfigError("what", "gpu: no CUDA GPU is visible here; use train, translate, data or all")
+        raise ConfigError("what", "gpu: no CUDA GPU is visible here; use train, translate, evaluate, data or all")
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device", "cuda: no CUDA GPU is visible here; use auto or cpu")
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
@@ -123,7 +124,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
             folder=folder,
         )
         pairs = folder / PAIRS
-        if config.what not in ("translate", "scenes"):
+        if config.what not in ("translate", "evaluate", "scenes"):
             prepare(PrepareConfig(source=str(at.images), output=str(pairs), load_size=_LOAD_SIZE))
         if config.what in ("data", "all"):
             rate = alone(feed_rate, str(pairs), SIZE, config.seconds)
@@ -132,6 +133,8 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
             rows += train_rows(at)
         if config.what in ("translate", "all"):
             rows += translate_rows(at)
+        if config.what in ("evaluate", "all"):
+            rows += evaluate_rows(at)
         if config.what == "scenes":
             rows += scene_rows(at, config.scene_side)
         if config.what == "gpu":

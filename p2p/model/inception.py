@@ -50,7 +50,7 @@ class Inception:
         module = require_module(_MODULE, "fid")
         weights = read_inception_weights(uri)
         self.has_classifier = has_classifier(weights.sha256)
-        self._network = _build(module.FeatureExtractorInceptionV3, weights).to(
+        self.network = _build(module.FeatureExtractorInceptionV3, weights).to(
             device=device, memory_format=torch.channels_last
         )
         self._device = torch.device(device)
@@ -66,7 +66,7 @@ class Inception:
         count = len(images)
         padded = images.new_zeros((_BATCH, *images.shape[1:]))  # kernels, and with them rounding, are chosen by shape
         padded[:count] = images
-        features, logits = self._network(padded.permute(0, 3, 1, 2).to(self._device))
+        features, logits = self.network(padded.permute(0, 3, 1, 2).to(self._device))
         return features[:count].cpu(), logits[:count].cpu()
 
 

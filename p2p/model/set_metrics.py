@@ -6,15 +6,17 @@ Everything is float64. Features are (N, D) arrays, outputs and targets of the sa
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 Features = npt.NDArray[np.floating]
+Doubles = npt.NDArray[np.float64]
 MIN_PAIRS = 2
 FID_MIN_TRUSTED = 2048
 """Fewer images than features has each: FID is then far above that of many."""
-_ROWS = 2048  # at a time, of N x N kernels
+_ROWS = 2048  # at a time in float64, so that memory does not grow with the number of features
 _SPLITS, _SHUFFLE_SEED = 10, 2020
 """Of the Inception score, as torch-fidelity has them."""
 _TINY = np.finfo(np.float64).tiny
@@ -33,21 +35,22 @@ def fid(outputs: Features, targets: Features) -> float:
         (True, 8.0)
 
     """
-    means, factors, traces = [], list[npt.NDArray[np.float64]](), []
-    for features in (outputs, targets):
-        values = np.asarray(features, np.float64)
-        mean = values.mean(axis=0)
-        centred = values - mean
-        means.append(mean)
-        traces.append(float(np.square(centred).sum()) / (len(values) - 1))
-        # With more images than features a triangle has the same products, and is smaller.
-        factors.append(_triangle(centred) if len(centred) > centred.shape[1] else centred)
+    means, factors, traces = zip(*(_moments(features) for features in (outputs, targets)), strict=True)
     root = np.linalg.svd(factors[0] @ factors[1].T, compute_uv=False).sum() / (len(outputs) - 1)
     return float(np.square(means[0] - means[1]).sum() + sum(traces) - 2 * root)
 
 
-def _triangle(centred: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.asarray(np.linalg.qr(centred, mode="r"), np.float64)
+def _moments(features: Features) -> tuple[Doubles, Doubles, float]:
+    """Mean, a matrix whose product with itself is that of the centred features, and the trace of their covariance."""
+    mean = features.mean(axis=0, dtype=np.float64)
+    factor, squares = np.empty((0, len(mean))), 0.0
+    for rows in _blocks(len(features)):
+        centred = features[rows] - mean
+        squares += float(np.square(centred).sum())
+        factor = np.concatenate([factor, centred])
+        if len(factor) > len(mean):  # a triangle has the same products, and is smaller
+            factor = np.linalg.qr(factor, mode="r")
+    return mean, factor, squares / (len(features) - 1)
 
 
 def kid(outputs: Features, targets: Features) -> tuple[float, float]:
@@ -56,18 +59,9 @@ def kid(outputs: Features, targets: Features) -> tuple[float, float]:
     Bińkowski et al., "Demystifying MMD GANs", ICLR 2018, over all pairs of images instead of random subsets. The error
     is the jackknife's over pairs of output and target (NaN for two of them).
     """
-    x, y = np.asarray(outputs, np.float64), np.asarray(targets, np.float64)
-    count = len(x)
-    within_x, within_y, from_x, from_y, own = (np.zeros(count) for _ in range(5))
-    for start in range(0, count, _ROWS):
-        rows = slice(start, start + _ROWS)
-        for one, within in ((x, within_x), (y, within_y)):
-            kernel = _kernel(one[rows], one)
-            within[rows] = kernel.sum(axis=1) - kernel[np.arange(len(kernel)), np.arange(start, start + len(kernel))]
-        across = _kernel(x[rows], y)
-        from_x[rows] = across.sum(axis=1)
-        from_y += across.sum(axis=0)
-        own[rows] = across[np.arange(len(across)), np.arange(start, start + len(across))]
+    count = len(outputs)
+    within_x, within_y = _sums_within(outputs), _sums_within(targets)
+    from_x, from_y, own = _sums_across(outputs, targets)
     same, cross = within_x.sum() + within_y.sum(), from_x.sum()
     value = same / (count * (count - 1)) - 2 * cross / count**2
     if count <= MIN_PAIRS:
@@ -78,8 +72,43 @@ def kid(outputs: Features, targets: Features) -> tuple[float, float]:
     return float(value), float(np.sqrt(fewer / count * np.square(left_out - left_out.mean()).sum()))
 
 
-def _kernel(x: Features, y: Features) -> npt.NDArray[np.float64]:
-    return np.asarray((x @ y.T / x.shape[1] + 1.0) ** 3)
+def _sums_within(x: Features) -> Doubles:
+    """For each row, the sum of its kernel with every other row."""
+    sums = np.zeros(len(x))
+    for rows in _blocks(len(x)):
+        for columns in _blocks(rows.stop):  # the rest is a mirror image
+            kernel = _kernel(x[rows], x[columns])
+            if columns == rows:
+                np.fill_diagonal(kernel, 0.0)
+            else:
+                sums[columns] += kernel.sum(axis=0)
+            sums[rows] += kernel.sum(axis=1)
+    return sums
+
+
+def _sums_across(x: Features, y: Features) -> tuple[Doubles, Doubles, Doubles]:
+    """Sums of the kernels of each row of x with all of y and of each of y with all of x; that of each pair."""
+    from_x, from_y, own = (np.zeros(len(x)) for _ in range(3))
+    for rows in _blocks(len(x)):
+        for columns in _blocks(len(y)):
+            kernel = _kernel(x[rows], y[columns])
+            from_x[rows] += kernel.sum(axis=1)
+            from_y[columns] += kernel.sum(axis=0)
+            if columns == rows:
+                own[rows] = kernel.diagonal()
+    return from_x, from_y, own
+
+
+def _kernel(x: Features, y: Features) -> Doubles:
+    kernel: Doubles = np.asarray(x, np.float64) @ np.asarray(y, np.float64).T
+    kernel /= x.shape[1]
+    kernel += 1.0
+    kernel *= kernel * kernel
+    return kernel
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + _ROWS, count)) for start in range(0, count, _ROWS))
 
 
 def inception_score(logits: Features) -> tuple[float, float]:

@@ -267,9 +267,9 @@ def test_features_are_those_of_which_torchmetrics_documents_the_distance() -> No
     torch.manual_seed(42)
     inception = Inception(find_inception_weights() or "")
     sets = [torch.randint(low, high, (100, 3, 299, 299), dtype=torch.uint8) for low, high in ((0, 200), (100, 255))]
-    inception._network.features_list = ["64"]
+    inception.network.features_list = ["64"]
     with torch.inference_mode():
-        features = [torch.cat([inception._network(part)[0] for part in images.split(20)]).numpy() for images in sets]
+        features = [torch.cat([inception.network(part)[0] for part in images.split(20)]).numpy() for images in sets]
     assert fid(*features) == pytest.approx(12.6388, abs=1e-4)
 
 

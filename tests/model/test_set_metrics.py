@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -15,7 +18,10 @@ def features(count: int, size: int, shift: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count, size", [(30, 64), (200, 16)])
-def test_fid_is_the_distance_with_the_root_of_the_covariances(count: int, size: int) -> None:
+def test_fid_is_the_distance_with_the_root_of_the_covariances(
+    monkeypatch: pytest.MonkeyPatch, count: int, size: int
+) -> None:
+    monkeypatch.setattr("p2p.model.set_metrics._ROWS", 24)
     x, y = features(count, size, 0.0), np.random.default_rng(1).normal(size=(count, size))
     covariances = [np.cov(values, rowvar=False) for values in (x, y)]
     roots = np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(min=0)
@@ -45,6 +51,19 @@ def test_kid_and_its_jackknife_follow_their_formulas(monkeypatch: pytest.MonkeyP
     left_out = np.array([slow_kid(np.delete(x, i, 0), np.delete(y, i, 0)) for i in range(25)])
     assert error == pytest.approx(np.sqrt(24 / 25 * np.square(left_out - left_out.mean()).sum()), rel=1e-8)
     assert np.isnan(kid(x[:2], y[:2])[1])
+
+
+@pytest.mark.parametrize("distance", [fid, kid])
+def test_memory_does_not_grow_with_the_number_of_pairs(monkeypatch: pytest.MonkeyPatch, distance: Any) -> None:
+    monkeypatch.setattr("p2p.model.set_metrics._ROWS", 128)
+    peaks = []
+    for count in (500, 4000):
+        x, y = (np.random.default_rng(seed).random((count, 64), np.float32) for seed in (0, 1))
+        tracemalloc.start()
+        distance(x, y)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 3500 * 64 * 4  # less than one copy of what was added to one side
 
 
 def test_the_inception_score_counts_classes() -> None:
