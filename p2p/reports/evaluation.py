@@ -20,6 +20,8 @@ from p2p.storage.filesystems import join
 from p2p.storage.pixels import Pixels
 
 _UNTRAINED = "untrained."
+_BASELINES = (_UNTRAINED, "input.")
+"""What begins the names of figures that stand beside those of the outputs."""
 _BETTER = {"higher": "↑ higher", "lower": "↓ lower", "close to 1": "→ close to 1"}
 _WARNING = "warning "
 _DIFFERENCE_GAIN = 2
@@ -49,7 +51,7 @@ class Judged:
 class _Row(NamedTuple):
     name: str
     value: str
-    untrained: str | None
+    baselines: list[str]
     better: str
     meaning: str
     improved: bool | None
@@ -88,8 +90,8 @@ def write_evaluation_report(
 ) -> str:
     """Publish `report.html` below `output_uri`; returns its address.
 
-    metrics: metric name -> value over the whole set, `untrained.`+name -> the same of an untrained generator, and `n`,
-    the number of images. Values may be None or NaN.
+    metrics: metric name -> value over the whole set; `untrained.`+name and `input.`+name: the same of an untrained
+    generator and of the unchanged inputs; `n`: the number of images. Values may be None or NaN.
     groups: name of a group, such as `best` -> its examples, in the order of the page.
     per_image: metric name -> one value per image.
     details: what was evaluated, by name: checkpoint, data, split, direction, and all that the figures depend on as
@@ -101,8 +103,9 @@ def write_evaluation_report(
 
     Raises ValueError if an output and its target differ in size.
     """
-    names = [name for name in metrics if name != "n" and not name.startswith(_UNTRAINED)]
-    rows = [_row(name, metrics) for name in names]
+    names = [name for name in metrics if name != "n" and not name.startswith(_BASELINES)]
+    baselines = [prefix for prefix in _BASELINES if any(prefix + name in metrics for name in names)]
+    rows = [_row(name, metrics, baselines) for name in names]
     special = {"signature", *(name for name in details if name.startswith(_WARNING))}
     return render(
         "evaluation.html",
@@ -110,7 +113,7 @@ def write_evaluation_report(
         n=metrics.get("n"),
         headline=_headline(metrics),
         rows=rows,
-        compares=any(row.untrained is not None for row in rows),
+        baselines=[prefix.rstrip(".") for prefix in baselines],
         worse=[row.name for row in rows if row.improved is False],
         histograms=[one for one in (_histogram(name, values) for name, values in per_image.items()) if one],
         groups={name: [_card(judged) for judged in group] for name, group in groups.items() if group},
@@ -196,14 +199,16 @@ def _browsable(examples: Sequence[BrowsablePair]) -> dict[str, Any] | None:
     }
 
 
-def _row(name: str, metrics: Mapping[str, Any]) -> _Row:
+def _row(name: str, metrics: Mapping[str, Any], baselines: Sequence[str]) -> _Row:
     metric = find_figure(name)
     value, untrained = metrics[name], metrics.get(_UNTRAINED + name)
     comparable = metric is not None and is_number(value) and is_number(untrained)
     return _Row(
         name=name,
         value=format_value(name, value),
-        untrained=format_value(name, untrained) if _UNTRAINED + name in metrics else None,
+        baselines=[
+            format_value(name, metrics[key]) if (key := prefix + name) in metrics else "" for prefix in baselines
+        ],
         better=_BETTER[metric.better] if metric else "",
         meaning=metric.meaning if metric else "",
         improved=metric.improves(value, untrained) if metric and comparable else None,

@@ -54,6 +54,13 @@ def test_a_generator_no_better_than_an_untrained_one_is_called_so(tmp_path: Path
     assert "No better than an untrained generator by l1, psnr." in text
 
 
+def test_baselines_stand_beside_the_figures(tmp_path: Path) -> None:
+    baselines = {"untrained.l1": 0.4, "input.l1": 0.6, "input.kid_se": 0.5}
+    text = text_of(write(tmp_path, {"l1": 0.04, "kid_se": 0.1, **baselines, "n": 2}))
+    assert "metric value untrained input better" in text
+    assert "l1 0.0400 0.400 0.600 ↓ lower" in text and "input." not in text
+
+
 def test_without_an_untrained_generator_nothing_is_compared(tmp_path: Path) -> None:
     page = text_of(write(tmp_path, {"l1": 0.04, "pixel_accuracy": 0.5, "n": 1}))
     assert "50.0% of pixels have the right colour" in page and "untrained" not in page
