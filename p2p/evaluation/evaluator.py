@@ -193,7 +193,11 @@ class Evaluator:
             encode_example(images) if is_example(pair_id, self._task.total) else nothing
             for pair_id, *images in zip(batch.ids, batch.inputs, outputs, batch.targets, strict=True)
         ]
-        return {f"{EXAMPLE}{name}": [getattr(one, name) for one in kept] for name in ExamplePictures._fields}
+        # As objects: Arrow ends NumPy's own strings of bytes at the first zero.
+        return {
+            f"{EXAMPLE}{name}": np.array([getattr(one, name) for one in kept], dtype=object)
+            for name in ExamplePictures._fields
+        }
 
     def _compare(self, outputs: Tensor, targets: Tensor) -> Columns:
         task, columns = self._task, Columns()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,9 +24,15 @@ _UNTRAINED = "untrained."
 _BASELINES = (_UNTRAINED, "input.")
 """What begins the names of figures that stand beside those of the outputs."""
 _BETTER = {"higher": "↑ higher", "lower": "↓ lower", "close to 1": "→ close to 1"}
+_MEANINGS = {
+    "kid_se": "standard error of kid, by the jackknife over pairs",
+    "is_std": "standard deviation of is over its 10 splits",
+}
 _WARNING = "warning "
 _DIFFERENCE_GAIN = 2
-_QUALITY = 92  # the page is for judging pixels, so the encoder should leave few marks of its own
+_QUALITIES = (92, 75, 50)  # the page is for judging pixels, so the encoder should leave few marks of its own
+_MAX_CHARACTERS = 2_200_000
+"""Of the best, median and worst pairs; the first quality with which they are no more is taken."""
 _BINS = 24
 _NARROW = 1e-9  # a range that small against its values is one value and rounding
 
@@ -116,7 +123,7 @@ def write_evaluation_report(
         baselines=[prefix.rstrip(".") for prefix in baselines],
         worse=[row.name for row in rows if row.improved is False],
         histograms=[one for one in (_histogram(name, values) for name, values in per_image.items()) if one],
-        groups={name: [_card(judged) for judged in group] for name, group in groups.items() if group},
+        groups=_cards(groups),
         gain=_DIFFERENCE_GAIN,
         details={name: value for name, value in details.items() if name not in special},
         signature=details.get("signature"),
@@ -210,7 +217,7 @@ def _row(name: str, metrics: Mapping[str, Any], baselines: Sequence[str]) -> _Ro
             format_value(name, metrics[key]) if (key := prefix + name) in metrics else "" for prefix in baselines
         ],
         better=_BETTER[metric.better] if metric else "",
-        meaning=metric.meaning if metric else "",
+        meaning=metric.meaning if metric else _MEANINGS.get(name, ""),
         improved=metric.improves(value, untrained) if metric and comparable else None,
     )
 
@@ -246,7 +253,18 @@ def _histogram(name: str, values: Sequence[float | None]) -> _Histogram | None:
     )
 
 
-def _card(judged: Judged) -> _Card:
+def _cards(groups: Mapping[str, Sequence[Judged]]) -> dict[str, list[_Card]]:
+    """The groups that have any, all small enough that the page stays below 8 MB."""
+    found: dict[str, list[_Card]] = {}
+    for quality in _QUALITIES:
+        found = {name: [_card(judged, quality) for judged in group] for name, group in groups.items() if group}
+        cards = itertools.chain.from_iterable(found.values())
+        if sum(len(picture.uri) for card in cards for picture in card.pictures) <= _MAX_CHARACTERS:
+            break
+    return found
+
+
+def _card(judged: Judged, quality: int) -> _Card:
     output, target = as_rgb(judged.output), as_rgb(judged.target)
     if output.shape != target.shape:
         raise ValueError(f"{judged.pair_id}: output {output.shape} and target {target.shape} must have one size")
@@ -255,6 +273,6 @@ def _card(judged: Judged) -> _Card:
     images = {"input": judged.input, "output": output, "target": target, "difference": difference}
     return _Card(
         judged.pair_id,
-        [show(name, image, _QUALITY) for name, image in images.items()],
+        [show(name, image, quality) for name, image in images.items()],
         [(name, format_value(name, value)) for name, value in judged.values.items()],
     )

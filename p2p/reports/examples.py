@@ -24,7 +24,7 @@ _NAMES = ("input", "output", "target")
 _SIDE, _QUALITY = 320, 90
 _SIZES_AND_QUALITIES = ((256, 88), (256, 75), (192, 75), (160, 65), (128, 60), (96, 50))
 """Largest side and JPEG quality on a page; the first that keeps all of its examples small enough is taken."""
-_MAX_CHARACTERS = 7_000_000
+_MAX_CHARACTERS = 5_500_000
 
 
 class ExamplePictures(NamedTuple):
@@ -77,7 +77,7 @@ def browsable(
     values: Mapping[str, Mapping[str, float | None]],
     max_characters: int = _MAX_CHARACTERS,
 ) -> list[BrowsablePair]:
-    """At most `MAX_EXAMPLES` of the examples, so large that all fit into a page of about 8 MB.
+    """At most `MAX_EXAMPLES` of the examples, so large that all fit into a page of 8 MB.
 
     values: pair id -> metric -> value.
     """

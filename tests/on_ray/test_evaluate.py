@@ -122,31 +122,35 @@ def test_the_checkpoint_knows_its_direction_and_an_option_overrules_it(
         assert ("palette_accuracy" in metrics) == (side == "b")
 
 
-def test_one_two_and_four_workers_give_the_same_bits(
+def test_one_process_two_threads_and_four_workers_give_the_same_bits(
     ray_cluster, make_pairs, checkpoint, tmp_path, monkeypatch: pytest.MonkeyPatch
 ):
     import ray.data
 
     from p2p.data.local import LocalWorker
+    from p2p.evaluation.evaluator import evaluate_rows
     from p2p.evaluation.plan import make_plan
     from p2p.evaluation.pool import measure_rows
 
-    sizes, strategy = [], ray.data.ActorPoolStrategy
-    monkeypatch.setattr(ray.data, "ActorPoolStrategy", lambda size: (sizes.append(size), strategy(size=size))[1])
     make_pairs(tmp_path / "pairs" / "val", 27, SIDE)
     (tmp_path / "pairs" / "dataset.json").write_text(json.dumps({"palette_a": None, "palette_b": PALETTE}))
     options = {"data": str(tmp_path / "pairs"), "output": str(tmp_path / "out"), "checkpoint": str(checkpoint)}
     plan = make_plan(EvaluateConfig(**options, baselines="untrained", precision="fp32"))
-    found = []
-    for workers in (1, 2, 4):
-        monkeypatch.setattr("p2p.data.cluster.cluster_cpus", lambda workers=workers: workers)
-        found.append(measure_rows(None, "false", plan.task, plan.rows))
+    groups, rows = (np.array(column) for column in zip(*plan.rows, strict=True))
+    found = [evaluate_rows(plan.task)({"group": groups, "row": rows})]
+
+    monkeypatch.setattr("p2p.evaluation.pool.available_cpus", lambda: 2)
     child = LocalWorker()
     found.append(measure_rows(child, "false", plan.task, plan.rows))
     child.close()
-    assert sizes == [1, 2, 4]
-    for rows in found[1:]:
-        for one, other in zip(found[0], rows, strict=True):
+
+    sizes, strategy = [], ray.data.ActorPoolStrategy
+    monkeypatch.setattr(ray.data, "ActorPoolStrategy", lambda size: (sizes.append(size), strategy(size=size))[1])
+    monkeypatch.setattr("p2p.data.cluster.cluster_cpus", lambda: 4)
+    found.append(measure_rows(None, "false", plan.task, plan.rows))
+    assert sizes == [4]
+    for measured in found[1:]:
+        for one, other in zip(found[0], measured, strict=True):
             assert [name for name in one if not np.array_equal(one[name], other[name])] == [], one["pair_id"]
 
 

@@ -168,8 +168,12 @@ def kept(count: int, size: int = 256) -> tuple[dict[str, ExamplePictures], dict[
 
 
 def test_two_hundred_examples_fit_into_eight_megabytes(tmp_path: Path) -> None:
-    page = write(tmp_path, examples=browsable(*kept(200)))
-    assert page.stat().st_size <= 8e6 and page.read_text().count("data:image/jpeg") == 600
+    noise = np.random.default_rng(1).integers(0, 256, (3, 256, 256, 3), dtype=np.uint8)
+    groups = {
+        name: [Judged(f"val/{number}", *noise, {}) for number in range(3)] for name in ("best", "median", "worst")
+    }
+    page = write(tmp_path, groups=groups, examples=browsable(*kept(200)))
+    assert page.stat().st_size <= 8e6 and page.read_text().count("data:image/jpeg") == 600 + 36
 
 
 @pytest.mark.parametrize("width", [1280, 400])
