@@ -49,7 +49,7 @@ def _moments(features: Features) -> tuple[Doubles, Doubles, float]:
         squares += float(np.square(centred).sum())
         factor = np.concatenate([factor, centred])
         if len(factor) > len(mean):  # a triangle has the same products, and is smaller
-            factor = np.linalg.qr(factor, mode="r")
+            factor = np.asarray(np.linalg.qr(factor, mode="r"), np.float64)
     return mean, factor, squares / (len(features) - 1)
 
 
