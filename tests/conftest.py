@@ -196,6 +196,16 @@ def ray_cluster(s3_server: S3Server) -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def torch_threads() -> Iterator[None]:
+    """For a test that computes what sets them for its thread: as many are there afterwards as were before."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def as_in_a_new_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What earlier tests of the same process left is not seen: how jobs log and, outside tests/on_ray, their Ray."""

@@ -194,7 +194,14 @@ def _job_rows(at: Setting, data: Path) -> list[Row]:
     there = len(open_pairs(str(data), _SPLIT))
     pairs = min(_MAX_PAIRS, there, max(4 * _BATCH * cores, round(at.seconds * parts())))
     few = min(_BATCH * cores, pairs // 2)
-    limits, jobs = alternate(parts, lambda: (_evaluate(at, data, few), _evaluate(at, data, pairs)), at.rounds)
+
+    def start_and_whole() -> tuple[float, float]:
+        while True:  # where other work comes in between, the few may take longer than all, of which no rate can be made
+            start, whole = _evaluate(at, data, few), _evaluate(at, data, pairs)
+            if whole > start:
+                return start, whole
+
+    limits, jobs = alternate(parts, start_and_whole, at.rounds)
     rates = [(pairs - few) / (whole - start) for start, whole in jobs]
     limit = row(f"sum of the parts on {cores} cores", statistics.median(limits), "pairs/s")
     middle = statistics.median

@@ -24,6 +24,16 @@ def at(tmp_path: Path) -> Setting:
     return Setting(device="cpu", precision="fp32", seconds=10, batch=1, rounds=3, **folders)
 
 
+def test_a_round_whose_shorter_job_took_longer_is_repeated(monkeypatch: pytest.MonkeyPatch, at: Setting) -> None:
+    seconds = iter([20.0, 10.0, 20.0, 20.0] + [5.0, 15.0] * 3)
+    monkeypatch.setattr(evaluate_rows, "available_cpus", lambda: 2)
+    monkeypatch.setattr(evaluate_rows, "open_pairs", lambda *_: range(1000))
+    monkeypatch.setattr(evaluate_rows, "alone", lambda *_: Parts(read=0.01, network=0.03, metrics=0.01))
+    monkeypatch.setattr(evaluate_rows, "_evaluate", lambda *_: next(seconds))
+    rows = {line["what"]: line for line in evaluate_rows._job_rows(at, at.folder)}
+    assert rows["evaluation job, while it measures"]["value"] == pytest.approx((200 - 16) / 10)
+
+
 def test_the_rate_of_the_job_is_that_beyond_its_start(monkeypatch: pytest.MonkeyPatch, at: Setting) -> None:
     measured: list[int] = []
     monkeypatch.setattr(evaluate_rows, "available_cpus", lambda: 2)
@@ -38,6 +48,7 @@ def test_the_rate_of_the_job_is_that_beyond_its_start(monkeypatch: pytest.Monkey
     assert rows["evaluation job, 200 pairs from start to end"]["value"] == pytest.approx(5 + 200 / 18)
 
 
+@pytest.mark.usefixtures("torch_threads")
 def test_parts_are_measured_on_pairs_that_are_there(prepared_pairs: Path) -> None:
     parts = evaluate_rows.part_seconds(str(prepared_pairs), 0.01, "cpu", "fp32")
     assert min(parts.read, parts.network, parts.metrics) > 0

@@ -31,7 +31,7 @@ def test_fid_is_the_distance_with_the_root_of_the_covariances(
 
 def test_fid_of_a_set_and_itself_is_nothing() -> None:
     x = features(40, 64, 0.0).astype(np.float32)
-    assert abs(fid(x, x)) < 1e-10
+    assert all(0 <= fid(same, same) < 1e-10 for same in (x, 10 * x, x[::2]))
 
 
 def slow_kid(x: np.ndarray, y: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -122,6 +123,7 @@ def test_the_checkpoint_knows_its_direction_and_an_option_overrules_it(
         assert ("palette_accuracy" in metrics) == (side == "b")
 
 
+@pytest.mark.usefixtures("torch_threads")
 def test_one_process_two_threads_and_four_workers_give_the_same_bits(
     ray_cluster, make_pairs, checkpoint, tmp_path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -140,9 +142,8 @@ def test_one_process_two_threads_and_four_workers_give_the_same_bits(
     found = [evaluate_rows(plan.task)({"group": groups, "row": rows})]
 
     monkeypatch.setattr("p2p.evaluation.pool.available_cpus", lambda: 2)
-    child = LocalWorker()
-    found.append(measure_rows(child, "false", plan.task, plan.rows))
-    child.close()
+    with contextlib.closing(LocalWorker()) as child:
+        found.append(measure_rows(child, "false", plan.task, plan.rows))
 
     sizes, strategy = [], ray.data.ActorPoolStrategy
     monkeypatch.setattr(ray.data, "ActorPoolStrategy", lambda size: (sizes.append(size), strategy(size=size))[1])
