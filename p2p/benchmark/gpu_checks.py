@@ -149,7 +149,9 @@ def check_metrics(device: str) -> Iterator[GpuCheck]:
 
 def check_kept_pairs(device: str) -> Iterator[GpuCheck]:
     """Crops of pairs that the device keeps, and of others as they reach it, against the host's."""
-    count, upload = 8, Upload(torch.device(device))
+    count = 8
+    windows, images = (Upload(torch.device(device)) for _ in range(2))
+    slow = torch.ones(2, *(2 * (4096 if device == "cuda" else 8,)), device=device)
     rows, sizes = [(0, row) for row in range(count)], [(str(row), 64, 64) for row in range(count)]
     for bits, dtype in ((8, np.uint8), (16, np.uint16)):
         crop = CropSettings(48, flip=True, formats=(PixelFormat(3, bits), PixelFormat(3, bits)))
@@ -157,13 +159,17 @@ def check_kept_pairs(device: str) -> Iterator[GpuCheck]:
         here, there = (PairCache(crop, count * 64 * 64, torch.device(where)) for where in ("cpu", device))
         for cache in (here, there):
             cache.add(rows, WholeBlock(PairBlock(1, 0, count), sizes, values))
-        wrong = {"kept": 0, "uploaded": 0}
-        for epoch in range(1, 9):  # memory for uploads is used again
+        wrong, found = {"kept": 0, "uploaded": 0}, []
+        for epoch in range(1, 9):  # memory for uploads is used again, while what reads it still waits for slow work
             crops = here.crops(rows, epoch)
-            found = {"kept": there.crop_on_device(rows, epoch, upload), "uploaded": crop.sides(upload(crops))}
-            for what, sides in found.items():
-                pairs = zip(sides, crop.sides(np.stack(crops)), strict=True)
-                wrong[what] += sum(int((side.cpu().numpy() != wanted).sum()) for side, wanted in pairs)
+            torch.mm(slow[0], slow[0], out=slow[1])
+            kept = there.crop_on_device(rows, epoch, windows)
+            uploaded = [side.clone() for side in crop.sides(images(crops))]
+            found.append((crop.sides(np.stack(crops)), {"kept": kept, "uploaded": uploaded}))
+        for wanted, sides in found:
+            for what, ours in sides.items():
+                pairs = zip(ours, wanted, strict=True)
+                wrong[what] += sum(int((side.cpu().numpy() != exact).sum()) for side, exact in pairs)
         for what, different in wrong.items():
             yield GpuCheck(f"pairs, {what}, {bits} bits: values that differ", different, 0)
 

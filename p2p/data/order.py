@@ -6,10 +6,12 @@ rounds of one block for each worker, all of one size, so that every worker ends 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 Row = tuple[int, int]
 """(row group, row inside it)."""
@@ -71,7 +73,19 @@ def validation_blocks(pairs: int, workers: int, block_pairs: int) -> Iterator[Pa
         yield PairBlock(0, min(number * size, pairs), min((number + 1) * size, pairs))
 
 
-def block_rows(block: PairBlock, group_rows: Sequence[int], *, seed: int, window: int, shares: int = 1) -> list[Row]:
+@functools.lru_cache(maxsize=2)  # of an epoch that ends while the next is read ahead
+def _group_order(seed: int, epoch: int, groups: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(groups)
+
+
+def block_rows(
+    block: PairBlock,
+    group_rows: Sequence[int] | npt.NDArray[np.int64],
+    *,
+    seed: int,
+    window: int,
+    shares: int = 1,
+) -> list[Row]:
     """The rows of a block.
 
     Args:
@@ -91,7 +105,7 @@ def block_rows(block: PairBlock, group_rows: Sequence[int], *, seed: int, window
         positions -= before
         rows = np.clip(starts + every, before, before + share) - np.clip(starts, before, before + share)
         skipped = np.clip(before - starts, 0, every)  # rows of each group that come before that share
-        groups = np.random.default_rng([seed, block.epoch]).permutation(len(rows))
+        groups = _group_order(seed, block.epoch, len(rows))
         first = int(positions[0]) // window
         shuffled = [
             start + np.random.default_rng([seed, block.epoch, 1 + number]).permutation(min(window, share - start))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -118,10 +120,10 @@ class Pairs:
             log.warning("%s: %s: left out: %s; jobs/prepare.py lists them", self.uri, self.split, self.left_out)
         return self
 
-    @property
-    def group_rows(self) -> list[int]:
+    @functools.cached_property  # each block needs it, and there may be a million
+    def group_rows(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Pairs in each row group."""
-        return [group.rows for group in self.groups]
+        return np.array([group.rows for group in self.groups], np.int64)
 
     def rows(self, limit: int | None = None) -> list[Row]:
         """All rows, or the first `limit`, in stored order."""

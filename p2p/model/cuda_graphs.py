@@ -16,7 +16,14 @@ Array = npt.NDArray[np.uint8]
 Result = TypeVar("Result")
 _WARM_UP_CALLS = 3  # before a graph is recorded, as in torch's documentation
 _FLOAT16_HEADROOM = 16.0
-_MEMORY_ERRORS = ("out of memory", "ALLOC_FAILED", "NOT_ENOUGH_WORKSPACE", "CUDNN_STATUS_NOT_INITIALIZED")
+_MEMORY_ERRORS = (
+    "out of memory",
+    "ALLOC_FAILED",
+    "NOT_ENOUGH_WORKSPACE",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "can't allocate memory",  # of torch's for the host
+    "not enough memory",  # likewise, on other systems
+)
 
 
 def convolution_kernels(*, benchmark: bool, exact: bool) -> contextlib.AbstractContextManager[None]:
@@ -93,11 +100,14 @@ class RecordedCall(Generic[Result]):
     From then on such a call is a single start of the graph. Calls with other shapes compute as before, and so do all on
     other devices. `compute` must read nothing back, and what it changes it must change in place, in tensors that stay
     where they are: a graph knows addresses only. Noise follows `torch.manual_seed` in a graph too.
-    A graph keeps memory of its own; where the device has none left for that, calls compute as before.
+    A graph keeps memory of its own; where the device has none left for that, calls compute as before. `clear` then lets
+    go of tensors that `compute` has left behind.
     """
 
-    def __init__(self, compute: Callable[..., Result], device: torch.device) -> None:
-        self._compute, self._device = compute, device
+    def __init__(
+        self, compute: Callable[..., Result], device: torch.device, clear: Callable[[], None] = lambda: None
+    ) -> None:
+        self._compute, self._device, self._clear = compute, device, clear
         self._calls: Counter[tuple[torch.Size, ...]] = Counter()
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
@@ -120,9 +130,9 @@ class RecordedCall(Generic[Result]):
         return self._outputs
 
     def _record(self, inputs: Sequence[Tensor]) -> None:
-        self._inputs = [tensor.clone() for tensor in inputs]
         graph = torch.cuda.CUDAGraph()
         try:
+            self._inputs = [tensor.clone() for tensor in inputs]
             with _recording(graph):
                 self._outputs = self._compute(*self._inputs)
             self._graph = graph
@@ -133,6 +143,7 @@ class RecordedCall(Generic[Result]):
             self.fallback = f"not recorded as a CUDA graph, it runs slower: {reason}"
         if self._graph is None:  # out here, where no error holds the recording's tensors any more
             self._inputs = []
+            self._clear()
             del graph
             torch.cuda.empty_cache()
 

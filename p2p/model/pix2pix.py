@@ -132,6 +132,11 @@ class Pix2Pix:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
+    def clear_gradients(self) -> None:
+        """Let go of the memory of gradients until the next update."""
+        for adam in (self._generator_adam, self._discriminator_adam):
+            adam.zero_grad(set_to_none=True)
+
     def update(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """One step on (B, C, H, W) float `inputs` and `targets` in [-1, 1] (class planes: 0 and 1).
 

@@ -13,11 +13,12 @@ from torch import Tensor
 from p2p.data.order import EpochRange, Row, pairs_per_worker
 from p2p.data.stream import BlockReader, PairStream
 from p2p.storage.pixels import Pixels
+from p2p.training.gpu_meter import STEPS_AHEAD
 from p2p.training.pair_cache import PairCache
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 """Inputs (B, H, W, C) and targets (B, H, W, C'), uint8 or uint16 each, on the device."""
-_UPLOADS = 3  # one is computed with, one is on its way, one is being filled
+_UPLOADS = STEPS_AHEAD + 1  # those that steps are queued for, and one that is being filled
 
 
 class Upload:

@@ -9,9 +9,12 @@ import torch
 
 from p2p.model.distributed import max_over_ranks, sum_over_ranks, world_size
 
+STEPS_AHEAD = 2
+"""So many steps are queued before a GPU that computes an earlier one is waited for."""
+
 
 class GpuMeter:
-    """Measures one rank's GPU while it trains, without waiting for it."""
+    """Measures one rank's GPU while it trains, and keeps the steps from being queued too far ahead."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -25,12 +28,17 @@ class GpuMeter:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """What is started inside is work of the GPU's."""
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        """What is started inside is work of the GPU's; returns once no more than `STEPS_AHEAD` steps are queued.
+
+        Uploading the next batch would have to wait as long for memory, which would pass for waiting for data.
+        """
+        begin, end = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         yield
         end.record()
         self._steps.append((begin, end))
+        if len(self._steps) > STEPS_AHEAD:
+            self._steps[-1 - STEPS_AHEAD][1].synchronize()
 
     def add_up(self) -> None:
         """Add up the steps so far; call it where the device has been waited for."""

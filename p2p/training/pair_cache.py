@@ -14,6 +14,7 @@ from p2p.data.order import Row
 from p2p.data.pairs import Pair
 from p2p.data.stream import Cache, PairStream, WholeBlock
 from p2p.data.tasks import run_as_task
+from p2p.errors import TaskFailedError
 from p2p.model.cuda import require_cuda
 from p2p.model.tensors import as_tensor
 from p2p.storage.pixels import Pixels
@@ -22,17 +23,23 @@ from p2p.training.config import TrainConfig
 MAX_SHARE = 0.25
 """Of a GPU's memory that is free before the training, or of a machine's, that is taken unasked."""
 
+_SECONDS_TO_ASK = 120.0  # starting a process that loads torch takes half a minute on a busy machine
+
 
 def choose_cache(config: TrainConfig, stream: PairStream, *, use_gpu: bool) -> tuple[Cache, str]:
     """Where the workers of `stream` keep their pairs, and why, for the log. Needs Ray."""
     if config.cache != "auto":
-        return config.cache, "each decoded pair is kept, as asked for" if config.cache != "none" else ""
+        kept = f"{_gib(cache_bytes(stream))} of pairs at most, as asked for"
+        return config.cache, kept if config.cache != "none" else ""
     if not use_gpu:
         return "none", ""
     if not stream.whole_pair_bytes:
         return "none", "the parts do not say how large the pairs are"
-    needed = cache_bytes(stream)
-    return place_cache(needed, config.workers, run_as_task(_free_device_memory, num_gpus=1), gpu_node_memory())
+    try:  # no CPU is asked for, since all may be taken
+        device_memory = run_as_task(_free_device_memory, num_cpus=0, num_gpus=1, seconds=_SECONDS_TO_ASK)
+    except TaskFailedError as error:
+        return "none", f"no GPU says how much memory it has: {error}"
+    return place_cache(cache_bytes(stream), config.workers, device_memory, gpu_node_memory())
 
 
 def cache_bytes(stream: PairStream) -> int:

@@ -58,7 +58,8 @@ def remaining_epochs(config: TrainConfig, pairs: int, position: Position) -> Ite
     """Yield what remains to be done on `pairs` pairs from `position` on, under --epochs and --max-steps.
 
     If --workers has changed within an epoch, as many pairs are left of it as were, but some of the last blocks' pairs
-    come again or not at all.
+    come again or not at all. Of any of its pairs that holds where several workers go on with a cache and began without
+    one, or the reverse, since then each has other pairs: `auto` may choose otherwise than before too.
     """
     share, batch = pairs_per_worker(pairs, config.workers), config.batch_size
     # The data may have shrunk since, or the workers become fewer.

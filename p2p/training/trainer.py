@@ -41,7 +41,9 @@ class Trainer:
         self._run = RunFolder(config.output)
         self._sums = torch.zeros(len(LOSSES), dtype=torch.float64, device=pix2pix.device)
         # The gradients of several ranks are averaged by hooks, which are not recorded.
-        self._step = RecordedCall(self._add_step, pix2pix.device) if world == 1 else self._add_step
+        self._step = (
+            RecordedCall(self._add_step, pix2pix.device, pix2pix.clear_gradients) if world == 1 else self._add_step
+        )
         self._gpu = GpuMeter(pix2pix.device) if pix2pix.device.type == "cuda" else None
         self.start_clock()
 
@@ -68,8 +70,8 @@ class Trainer:
             asked = time.monotonic()
 
     def update(self, inputs: Tensor, targets: Tensor) -> None:
-        """One optimiser step. Nothing is read back, so the device is not waited for, but every so many steps, when the
-        losses are looked at (all ranks).
+        """One optimiser step. Nothing is read back, so a device is waited for only where it is steps behind, and every
+        so many steps, when the losses are looked at (all ranks).
 
         Args:
             inputs: (B, H, W, C) uint8 or uint16, on the device.
@@ -78,10 +80,10 @@ class Trainer:
         """
         started = time.monotonic()
         self._seed_noise()
+        seen = len(inputs) * self.world
         with self._gpu.step() if self._gpu is not None else contextlib.nullcontext():
             self._step(inputs, targets)
-        seen = len(inputs) * self.world
-        self.pix2pix.update_average(seen, self.position.images_seen)
+            self.pix2pix.update_average(seen, self.position.images_seen)
         self.position = replace(
             self.position,
             step=self.position.step + 1,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from p2p.data.machine import available_cpus
+from p2p.data.stream import Cache
 from p2p.errors import P2PError, TrainingStoppedError, root_cause
 from p2p.model.checkpoint import load_trainer
 from p2p.model.cuda import require_cuda
@@ -43,12 +44,18 @@ def train_worker(settings: dict[str, Any]) -> None:
     except Exception as error:
         cause = root_cause(error)  # an error of a reading task comes wrapped by Ray
         if is_out_of_memory(cause):
-            reason = str(cause).split(". ")[0] or "out of memory"
-            less = ", or set cache host or none" if task.stream.cache == "device" else ""
-            cause = TrainingStoppedError(f"{reason}; lower batch_size or crop_size{less}")
+            cause = TrainingStoppedError(_memory_advice(cause, task.stream.cache))
         if isinstance(cause, P2PError) and not cause.retryable:
             ray.get(task.reporter.fail.remote(cause))
         raise cause from None
+
+
+def _memory_advice(error: BaseException, cache: Cache) -> str:
+    text = str(error)
+    # Before that torch names the line of its source that noticed.
+    reason = (text.partition("DefaultCPUAllocator: ")[2] or text).split(". ")[0] or "out of memory"
+    less = {"none": "", "host": ", or set cache none", "device": ", or set cache host or none"}[cache]
+    return f"{reason}; lower batch_size or crop_size{less}"
 
 
 def _train(task: TrainTask) -> None:
@@ -65,6 +72,7 @@ def _train(task: TrainTask) -> None:
         stop = StopSignal(task.reporter, trainer)
         feed.wait()
         keeper.begin()
+        is_fallback_logged = False
         try:
             for part in epochs:
                 trainer.start_epoch(part.epoch)
@@ -76,8 +84,9 @@ def _train(task: TrainTask) -> None:
                     stop.check(keeper)
                 average_statistics(pix2pix)
                 row = trainer.epoch_metrics()
-                if trainer.fallback and part is epochs[0]:
+                if trainer.fallback and not is_fallback_logged:  # an epoch that is continued may be too short for one
                     task.reporter.log.remote(f"the step is {trainer.fallback}")
+                    is_fallback_logged = True
                 if task.stream.val is not None:
                     held_out = stop.checked(feed.validation(), keeper)
                     batches = feed.cut(held_out, max(config.batch_size, _MIN_VALIDATION_BATCH))

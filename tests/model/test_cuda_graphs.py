@@ -16,6 +16,7 @@ from p2p.model import cuda_graphs
 from p2p.model.config import ModelConfig
 from p2p.model.cuda_graphs import (
     CudaGraphStream,
+    RecordedCall,
     convolution_kernels,
     fits_float16,
     is_device_lost,
@@ -67,6 +68,8 @@ OUT_OF_MEMORY = (
     RuntimeError("CUDA error: out of memory"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes."),
 )
 OTHER = (RuntimeError("shape mismatch"), ValueError("out of memory"), KeyError("x"))
 
@@ -95,6 +98,15 @@ class FakeGraph:
 def fail_to_record(*_: object) -> Iterator[None]:
     yield
     raise cuda_graphs._NotRecordedError("not here")
+
+
+def test_a_card_too_full_for_a_copy_of_the_inputs_computes_unrecorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    inputs = torch.ones(2)
+    monkeypatch.setattr(inputs, "clone", lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    call = RecordedCall(lambda tensor: tensor + 1, torch.device("cuda"))
+    assert all(call(inputs).sum() == 4 for _ in range(6))
+    assert call.fallback is not None and call.fallback.endswith("CUDA out of memory")
 
 
 @pytest.fixture

@@ -17,11 +17,14 @@ from p2p.data.augment import CropSettings
 from p2p.data.order import EpochRange
 from p2p.data.pairs import open_pairs
 from p2p.data.stream import PairStream
+from p2p.errors import TaskFailedError
+from p2p.model.cuda_graphs import is_out_of_memory
 from p2p.storage.pixels import PixelFormat
 from p2p.training import TrainConfig, pair_cache
 from p2p.training import feed as feed_module
 from p2p.training.feed import Feed, Upload
 from p2p.training.pair_cache import PairCache, cache_bytes, choose_cache, place_cache
+from p2p.training.worker import _memory_advice
 
 SIZE, PAIRS, HELD_OUT = 16, 11, 3
 CPU = torch.device("cpu")
@@ -104,7 +107,7 @@ def test_each_of_several_workers_keeps_its_share_of_which_it_sees_each_pair_once
         assert found[1] == found[3] == found[11]
         held_out.update(hashlib.sha256(batch[1]).digest() for batch in found[11])
     assert len(set.union(*trained)) == share * workers
-    assert sum(held_out.values()) == HELD_OUT if workers == 3 else 2
+    assert sum(held_out.values()) == (HELD_OUT if workers == 3 else 2)
 
 
 def test_an_epoch_that_is_cut_short_by_the_number_of_steps_is_decoded_as_far_as_it_goes(data):
@@ -147,7 +150,7 @@ def test_where_pairs_are_kept_unasked(needed, workers, device, host, place):
 
 def test_gpu_and_machine_are_asked_only_where_the_choice_is_open(data, monkeypatch):
     asked = []
-    monkeypatch.setattr(pair_cache, "run_as_task", lambda call, num_gpus: asked.append((call, num_gpus)) or 20_000)
+    monkeypatch.setattr(pair_cache, "run_as_task", lambda call, **options: asked.append((call, options)) or 20_000)
     monkeypatch.setattr(pair_cache, "gpu_node_memory", lambda: 90_000)
     stream = stream_of(data, "none")
     assert cache_bytes(stream) == 20_672
@@ -160,7 +163,32 @@ def test_gpu_and_machine_are_asked_only_where_the_choice_is_open(data, monkeypat
     assert chosen("auto", use_gpu=False) == "none"
     assert chosen("auto", stream=replace(stream, train=replace(stream.train, largest_area=0))) == "none"
     assert not asked
-    assert chosen("auto") == "host" and asked == [(pair_cache._free_device_memory, 1)]
+    wanted = {"num_cpus": 0, "num_gpus": 1, "seconds": 120}
+    assert chosen("auto") == "host" and asked == [(pair_cache._free_device_memory, wanted)]
+
+
+def test_a_gpu_that_does_not_answer_keeps_no_pairs_and_an_explicit_choice_says_what_it_takes(data, monkeypatch):
+    def fail(*_, **__):
+        raise TaskFailedError("the task free_device_memory has not ended after 120 s")
+
+    monkeypatch.setattr(pair_cache, "run_as_task", fail)
+    stream, config = stream_of(data, "none"), TrainConfig(data="d", output="o", cache="auto")
+    place, why = choose_cache(config, stream, use_gpu=True)
+    assert place == "none" and why.endswith("has not ended after 120 s")
+    large = replace(stream, train=replace(stream.train, largest_area=2**28))
+    assert choose_cache(replace(config, cache="host"), large, use_gpu=True) == (
+        "host",
+        "11.0 GiB of pairs at most, as asked for",
+    )
+
+
+def test_a_machine_without_memory_for_pairs_is_told_from_other_errors():
+    with pytest.raises(RuntimeError) as found:
+        PairCache(CropSettings(SIZE), 2**58, CPU)
+    assert is_out_of_memory(found.value)
+    advice = _memory_advice(found.value, "host")
+    assert "allocat" in advice and "alloc_cpu" not in advice
+    assert advice.endswith("; lower batch_size or crop_size, or set cache none")
 
 
 def test_what_a_cache_takes_is_counted_at_load_size_and_validation_at_crop_size(data):

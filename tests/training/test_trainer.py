@@ -14,6 +14,7 @@ from p2p.model.cuda_graphs import RecordedCall
 from p2p.model.pix2pix import Pix2Pix
 from p2p.training import TrainConfig
 from p2p.training import trainer as trainer_module
+from p2p.training.feed import _UPLOADS
 from p2p.training.gpu_meter import GpuMeter
 from p2p.training.position import Position
 from p2p.training.run_folder import RunFolder
@@ -129,7 +130,7 @@ class FakeCard:
 
     def __init__(self, monkeypatch, trained: Trainer) -> None:
         self.trained, self.replays = trained, 0
-        trained._step = RecordedCall(trained._add_step, torch.device("cuda"))
+        trained._step = RecordedCall(trained._add_step, torch.device("cuda"), trained.pix2pix.clear_gradients)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
         monkeypatch.setattr(torch.cuda, "graph", self.record)
 
@@ -173,7 +174,11 @@ FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 def test_a_step_that_cannot_be_recorded_is_computed_all_the_same(tmp_path, monkeypatch, error):
     plain, recorded = (trainer_of(config(tmp_path)) for _ in range(2))
     card, freed = FakeCard(monkeypatch, recorded), []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(recorded._step._inputs))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append((recorded._step._inputs, gradients())))
+
+    def gradients() -> list[torch.Tensor]:
+        networks = recorded.pix2pix.generator, recorded.pix2pix.discriminator
+        return [weight.grad for network in networks for weight in network.parameters() if weight.grad is not None]
 
     @contextlib.contextmanager
     def fail(*_, **__):
@@ -186,7 +191,7 @@ def test_a_step_that_cannot_be_recorded_is_computed_all_the_same(tmp_path, monke
         run(trained, 1, batches(6))
     reason = str(error).split("\n")[0].split(". ")[0]
     assert recorded.fallback == f"not recorded as a CUDA graph, it runs slower: {reason}"
-    assert card.replays == 0 and freed == [[]]
+    assert card.replays == 0 and freed == [([], [])]
     assert recorded.check_losses() == plain.check_losses()
 
 
@@ -215,11 +220,14 @@ def test_how_busy_a_gpu_was_is_told_where_there_is_one(tmp_path, monkeypatch):
     clock = [0.0]
 
     class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
+        def __init__(self, enable_timing: bool, blocking: bool) -> None:
+            assert enable_timing and blocking
 
         def record(self) -> None:
             self.at = clock[0] = clock[0] + 1.0
+
+        def synchronize(self) -> None:
+            pass
 
         def elapsed_time(self, end: Event) -> float:
             return 1000.0 * (end.at - self.at)
@@ -238,3 +246,47 @@ def test_how_busy_a_gpu_was_is_told_where_there_is_one(tmp_path, monkeypatch):
     )
     assert len(resets) == 2
     assert run(trained, 3, batches(1))["gpu_busy"] == 0.5
+
+
+def test_waiting_for_a_slow_gpu_is_not_taken_for_waiting_for_data(tmp_path, monkeypatch):
+    clock, idle_from = [0.0], [0.0]  # when the GPU has computed all that is queued
+
+    class Event:
+        def __init__(self, **_) -> None:
+            pass
+
+        def record(self) -> None:
+            self.at = idle_from[0]
+
+        def synchronize(self) -> None:
+            clock[0] = max(clock[0], self.at)
+
+        def elapsed_time(self, end: Event) -> float:
+            return 1000.0 * (end.at - self.at)
+
+    def uploaded():
+        used = []
+        for batch in batches(8):
+            clock[0] += 0.5
+            used.append(Event())  # as `Upload` waits before it overwrites a batch
+            used[-1].record()
+            if len(used) >= _UPLOADS:
+                used[-_UPLOADS].synchronize()
+            yield batch
+
+    trained = trainer_of(config(tmp_path))
+    update = trained.pix2pix.update
+
+    def queue(*pair):
+        idle_from[0] = max(idle_from[0], clock[0]) + 3.0
+        return update(*pair)
+
+    monkeypatch.setattr(trained.pix2pix, "update", queue)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 0)
+    monkeypatch.setattr("p2p.training.trainer.time.monotonic", lambda: clock[0])
+    trained._gpu = GpuMeter(trained.pix2pix.device)
+    row = run(trained, 1, uploaded())
+    assert clock[0] > 15, "the GPU was waited for"
+    assert row["data_wait"] == pytest.approx(8 * 0.5 / clock[0])
