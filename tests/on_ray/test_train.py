@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 
-from p2p.errors import UsageError
+from p2p.errors import TrainingStoppedError, UsageError
 from p2p.model.checkpoint import load_generator
 from p2p.storage.filesystems import list_names, read_bytes, read_json
 from p2p.training import TrainConfig, launch, train
@@ -143,6 +143,14 @@ def test_kept_pairs_train_to_the_same_bits_from_within_an_epoch_too(
     assert read_json(f"{tmp_path}/latest.json")["step"] == 7, "two steps of the second epoch"
     assert train(config(raw_pairs, tmp_path, cache="host"))["steps"] == 15
     assert_ends_as(tmp_path, finished[0])
+
+
+def test_a_machine_without_memory_for_pairs_ends_the_run_with_advice(
+    raw_pairs, tmp_path, train_in_this_process, monkeypatch
+):
+    monkeypatch.setattr("p2p.training.feed.pairs_per_worker", lambda *_: 2**40)
+    with pytest.raises(TrainingStoppedError, match=r"allocat.*; lower batch_size or crop_size, or set cache none$"):
+        train(config(raw_pairs, tmp_path, cache="host"))
 
 
 def test_several_workers_train_on_pairs_that_they_keep(raw_pairs, tmp_path):
