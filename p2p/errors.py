@@ -6,6 +6,7 @@ P2PError                          exit status 1
 ├── StorageError                  a file system, bucket or disk refused
 │   ├── NotFoundError             nothing lies at that address
 │   ├── DamagedFileError          a file is not what was written there
+│   │   ├── LongTextError         it holds longer text than an id or a name is
 │   │   └── UnsafeFileError       reading it could run code that its author chose
 │   ├── RefusedError              this one file or object is denied, a folder, …; its neighbours may be fine
 │   └── CredentialsError          the credentials are missing, wrong or expired: nothing can be read or written
@@ -165,6 +166,10 @@ class DamagedFileError(StorageError):
 
     retryable = False
     kind = "DamagedFile"
+
+
+class LongTextError(DamagedFileError):
+    """A column of short text, such as ids, holds a value that is longer."""
 
 
 class UnsafeFileError(DamagedFileError):

@@ -22,6 +22,7 @@ _COMMON_START = re.compile(r"(?:[A-Za-z][A-Za-z0-9]*[_\-. ]+)+")
 _LAST_WORD = re.compile(r"[_\-. ]([A-Za-z][^/_\-. ]*)\.[^./]*$")
 _SEPARATOR = re.compile(r"[/_\-. ]")
 _DIGITS = re.compile(r"\d+")
+_LETTER = re.compile(r"[^\W\d_]")
 _ENDING = r"(?:\.[^./]+)?"
 
 SideName = Literal["a", "b"]
@@ -100,6 +101,7 @@ def join_sides(sides: tuple[Marked, Marked], match: Match, total: int) -> None:
             break
     seen: tuple[set[tuple[str, str]], ...] = (set(), set())
     paired_splits = {split for split, _ in keys[0].keys() & keys[1].keys()}
+    paired: set[tuple[str, str]] = set()
     for k, missing in ((0, "b"), (1, "a")):
         for place, (number, split, _) in enumerate(sides[k]):
             key = splits[k][place], best[k][place]
@@ -114,25 +116,30 @@ def join_sides(sides: tuple[Marked, Marked], match: Match, total: int) -> None:
                 match.unmatched.append((number, key[1], missing))  # type: ignore[arg-type]
             elif k == 0:
                 other, other_split, _ = sides[1][partner]
-                match.pairs.append(NamedPaths(stored_split(split or other_split), key[1], number, other))
+                stored = stored_split(split or other_split)
+                if (stored, key[1]) in paired:  # by a split that is stored in the same one
+                    match.repeated += [(number, key[1]), (other, key[1])]
+                    continue
+                paired.add((stored, key[1]))
+                match.pairs.append(NamedPaths(stored, key[1], number, other))
     sides_paths = {number for side in sides for number, _, _ in side}
     match.left_out += [number for number in range(total) if number not in sides_paths]
 
 
-def leave_out_companions(match: Match) -> None:
-    """Images without a partner whose names begin with that of a pair are neither A nor B: `7_parts_1` beside `7`, and
-    what lies in a folder `7`.
+def leave_out_companions(match: Match, missing: SideName) -> None:
+    """Images without a `missing` side, whose names are that of a pair and words, are neither A nor B: `7_parts_1`
+    beside `7`, and `7/instance_000`. Numbers alone make the name of another image: `7_2`, `7 3`.
     """
     pair_ids = {pair.pair_id for pair in match.pairs}
     alone = match.unmatched
-    match.unmatched = [found for found in alone if not any(start in pair_ids for start in _starts(found[1]))]
+    match.unmatched = [found for found in alone if found[2] != missing or pair_ids.isdisjoint(_starts(found[1]))]
     kept = {number for number, _, _ in match.unmatched}
     match.left_out = sorted([*match.left_out, *(number for number, _, _ in alone if number not in kept)])
 
 
 def _starts(name: str) -> Iterator[str]:
-    """Where a name may end earlier: before each separator."""
-    return (name[: found.start()] for found in _SEPARATOR.finditer(name))
+    """Where a name may end earlier: before each separator after which a letter comes."""
+    return (name[: found.start()] for found in _SEPARATOR.finditer(name) if _LETTER.search(name, found.end()))
 
 
 def _first_places(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:

@@ -172,11 +172,12 @@ def _combined(
     common = common_start([name.folders for name in names]) if unwrap else ()
     for number, name in enumerate(names):
         pair_id = path_of(name.folders[len(common) :], name.stem)
-        if (name.split, pair_id) in found:
+        split = stored_split(name.split)
+        if (split, pair_id) in found:
             match.repeated.append((number, pair_id))
             continue
-        found.add((name.split, pair_id))
-        match.pairs.append(NamedPaths(stored_split(name.split), pair_id, number, None))
+        found.add((split, pair_id))
+        match.pairs.append(NamedPaths(split, pair_id, number, None))
     return match
 
 
@@ -261,7 +262,7 @@ class _Words:
                     sides[unmarked].append((number, name.split, whole_path(name, _OTHERS)))
         match = _join(row.name, sides, len(self._names), is_certain=self._all_folders or self._are_clear(form, words))
         if match is not None and unmarked is not None:
-            leave_out_companions(match)
+            leave_out_companions(match, "b" if unmarked == 0 else "a")
         if match is None or (_is_enough(match, sides, len(self._names)) or (self._all_folders and match.pairs)):
             return match
         if form is in_folder and unmarked is None and len(match.pairs) < min(map(len, sides)):

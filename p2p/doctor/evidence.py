@@ -41,6 +41,7 @@ _MIN_CONTRAST = 1.5
 _MIN_STYLES = 3
 _MIN_STRANGERS = 8
 """Pairs without common outlines that are remarkable: of aerial views and maps, half have them."""
+_MIN_SIDE = 64  # pixels, below which outlines tell little
 _FEW = 4.0  # of few pairs chance makes a contrast of this, divided by their number
 _STYLE_NOISE = 0.01
 _SECONDS = 600.0
@@ -59,6 +60,8 @@ class Evidence:
     """In how many the picture breaks off in the middle, as where two are joined."""
     outlines: int = 0
     """In how many both sides have their outlines in the same places."""
+    large: int = 0
+    """How many are large enough for that."""
     styles: tuple[npt.NDArray[np.float32], ...] = ()
     """What of `STYLE` A has more of than B, in each."""
     size: str = ""
@@ -71,6 +74,7 @@ class Evidence:
             self.examined + other.examined,
             self.borders + other.borders,
             self.outlines + other.outlines,
+            self.large + other.large,
             self.styles + other.styles,
             self.size or other.size,
             self.problem or other.problem,
@@ -98,10 +102,10 @@ class Evidence:
 
 def warn_of_strangers(uri: str, layout: FoundLayout, evidence: Evidence) -> None:
     """Report sides of which no two have outlines in common: photographs of horses and of zebras, for example."""
-    if not layout.is_combined and evidence.examined >= _MIN_STRANGERS and not evidence.outlines:
+    if not layout.is_combined and evidence.large >= _MIN_STRANGERS and not evidence.outlines:
         log.warning(
-            "%s: in none of the %d pairs looked at have %s and %s their outlines in the same places; are they pairs at "
-            "all? Those of CycleGAN's trainA/ and trainB/ are not, whatever their names",
+            "%s: in none of the %d pairs looked at have %s and %s their outlines in the same places; either they "
+            "are no pairs, as those of CycleGAN's trainA/ and trainB/, or too dark, blurred or small to tell",
             *(uri, evidence.examined, *layout.sides),
         )
 
@@ -115,7 +119,8 @@ def examine(pairs: Iterable[tuple[Image, Image]]) -> Evidence:
         x, y, height = details["peaks"][0]
         outlines = max(abs(x), abs(y)) <= _MAX_SHIFT and height >= _MIN_PEAK
         style = features["style"][0] - features["style"][1]
-        evidence += Evidence(1, _has_border(a, b), int(outlines), (style,), f"{a.shape[1]}x{a.shape[0]}")
+        large = int(min(*a.shape[:2], *b.shape[:2]) >= _MIN_SIDE)
+        evidence += Evidence(1, _has_border(a, b), int(outlines), large, (style,), f"{a.shape[1]}x{a.shape[0]}")
     return evidence
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import repeat
 
 import pyarrow.parquet as pq
@@ -13,7 +13,7 @@ from p2p.data.joining import COMBINED, FoundLayout
 from p2p.data.layouts import split_name
 from p2p.data.matching import LayoutChoice, match_names
 from p2p.doctor.files import BadRow
-from p2p.errors import BadInputError, ConfigError, DamagedFileError, StorageError
+from p2p.errors import BadInputError, ConfigError, DamagedFileError, LongTextError, StorageError
 from p2p.preparation.locations import Cell, image_columns
 from p2p.preparation.pairing import Pairing, PairRef, choose_split
 from p2p.storage.bounded import DEFAULT_MAX_BYTES
@@ -26,6 +26,7 @@ from p2p.storage.parquet_columns import is_text, path_of_bytes, why_no_images
 _ID_COLUMNS = ("pair_id", "id", "image_id")
 _SPLIT_COLUMN = "split"
 _MAX_LOOKED_AT = 8  # rows of a column that may hold something else than images
+_MAX_CANDIDATES = 16  # columns that are looked at
 _SPLIT_PREFIX = re.compile(r"(train|validation|valid|val|test)-", re.IGNORECASE)
 
 
@@ -45,8 +46,8 @@ def _columns(file: pq.ParquetFile, layout: LayoutChoice, uri: str) -> list[str]:
         if isinstance(found, list) and found[0].layout.is_certain and len(found[0].pairs) == 1:
             (pair,) = found[0].pairs
             columns = [columns[number] for number in (pair.a, pair.b) if number is not None]
-        elif "a" not in columns or "b" not in columns:
-            columns = _of_images(file, columns)
+        elif ("a" not in columns or "b" not in columns) and 2 < len(columns) <= _MAX_CANDIDATES:
+            columns = [column for column in columns if not _holds_other_bytes(file, column)] or columns
     if len(columns) > 2 or not columns or (layout == "folders" and len(columns) != 2):
         raise ConfigError(
             "source",
@@ -56,19 +57,19 @@ def _columns(file: pq.ParquetFile, layout: LayoutChoice, uri: str) -> list[str]:
     return columns[:1] if layout == "combined" else columns
 
 
-def _of_images(file: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
-    """Those columns of bytes of which the first rows hold an image; all where none does."""
-    return [column for column in columns if _holds_an_image(file, column)] or list(columns)
-
-
-def _holds_an_image(file: pq.ParquetFile, column: str) -> bool:
+def _holds_other_bytes(file: pq.ParquetFile, column: str) -> bool:
+    """Whether the first rows of a column hold bytes, and no image. Of one without any nothing can be told."""
     path = path_of_bytes(file, column)
     if path is None or not file.num_row_groups:
         return False
+    are_others = False
     for _, data in read_cells(file, 0, path, range(_MAX_LOOKED_AT), DEFAULT_MAX_BYTES):
-        with contextlib.suppress(BadInputError):
-            return isinstance(data, bytes) and bool(format_of(data))
-    return False
+        if isinstance(data, bytes):
+            are_others = True
+            with contextlib.suppress(BadInputError):
+                format_of(data)
+                return False
+    return are_others
 
 
 def _names_and_splits(file: pq.ParquetFile, uri: str) -> Iterator[tuple[str | None, str | None]]:
@@ -76,18 +77,32 @@ def _names_and_splits(file: pq.ParquetFile, uri: str) -> Iterator[tuple[str | No
     schema = file.schema_arrow
     id_column = next((name for name in _ID_COLUMNS if name in schema.names), None)
     has_splits = schema.names.count(_SPLIT_COLUMN) == 1 and is_text(schema.field(_SPLIT_COLUMN).type)
-    columns = [*([id_column] if id_column else []), *([_SPLIT_COLUMN] if has_splits else [])]
-    if not columns:
-        yield from repeat((None, None))
-    for batch in read_text(uri, columns):
-        for values in zip(*batch, strict=True):
-            yield values[0] if id_column else None, values[-1] if has_splits else None
+    ids = _values(uri, id_column) if id_column else repeat(None)
+    splits: Iterable[str | None] = repeat(None)
+    if has_splits:
+        with contextlib.suppress(LongTextError):  # what is so long names no splits
+            splits = [*_values(uri, _SPLIT_COLUMN)]
+    return zip(ids, splits, strict=False)
 
 
-def _rows_of(file: FileInfo, layout: LayoutChoice, pairing: Pairing, val_fraction: float) -> None:
-    """Add the pairs of one file. Raises DamagedFileError where they cannot all be listed, and then adds none."""
+def _values(uri: str, column: str) -> Iterator[str | None]:
+    return (value for (values,) in read_text(uri, [column]) for value in values)
+
+
+def _rows_of(
+    file: FileInfo, layout: LayoutChoice, pairing: Pairing, val_fraction: float, expected: list[str]
+) -> list[str]:
+    """Add the pairs of one file, and return the columns of its sides.
+
+    expected: those of the files before; none if this is the first.
+
+    Raises DamagedFileError where its pairs cannot all be listed, ConfigError for other columns, and then adds none.
+    """
     with open_parquet(file.uri) as parquet:
         columns = _columns(parquet, layout, file.uri)
+        if expected and columns != expected:
+            found, others = ", ".join(columns), ", ".join(expected)
+            raise ConfigError("source", f"{file.uri}: its images are in {found}; those of the files before in {others}")
         check_row_count(parquet, file.uri, MIN_IMAGE_BYTES)
         split, stem = _split_of(file.path), file.path.rpartition(".")[0]
         pairs: list[PairRef] = []
@@ -110,6 +125,7 @@ def _rows_of(file: FileInfo, layout: LayoutChoice, pairing: Pairing, val_fractio
         halves = f"left half of column {columns[0]}", f"right half of column {columns[0]}"
         seen = f"one column of images, {columns[0]}, in {printable(file.uri)}"
         pairing.layout = FoundLayout(COMBINED, halves, layout == COMBINED, seen)
+    return columns
 
 
 def pair_tables(uri: str, layout: LayoutChoice, val_fraction: float) -> Pairing:
@@ -119,9 +135,10 @@ def pair_tables(uri: str, layout: LayoutChoice, val_fraction: float) -> Pairing:
     files = [file for file in files if not file.path.startswith("errors/")]
     pairing = Pairing(FoundLayout(COMBINED, ("left half", "right half")))
     refused: ConfigError | None = None
+    columns: list[str] = []
     for file in files:
         try:
-            _rows_of(file, layout, pairing, val_fraction)
+            columns = _rows_of(file, layout, pairing, val_fraction, columns)
         except ConfigError as error:  # one among others that has other columns
             refused = refused or error
             pairing.bad.append(BadRow(printable(file.uri), "WrongColumns", printable(str(error))))

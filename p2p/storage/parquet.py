@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from p2p.errors import BadInputError, DamagedFileError, P2PError, UnsafeFileError
+from p2p.errors import BadInputError, DamagedFileError, LongTextError, P2PError, UnsafeFileError
 from p2p.storage.bounded import check_bytes, require_regular_file
 from p2p.storage.error_mapping import storage_errors
 from p2p.storage.filesystems import arrow_filesystem, is_remote, open_filesystem
@@ -211,7 +211,8 @@ def read_text(
 
     Raises:
         UnsafeFileError: as `open_parquet`.
-        DamagedFileError: as `open_parquet`; also for a longer value, for nested values, and where a column is missing.
+        DamagedFileError: as `open_parquet`; also for nested values, and where a column is missing.
+        LongTextError: for a longer value.
 
     """
     with open_parquet(uri) as file:
@@ -251,16 +252,16 @@ def _require_short(group: pq.RowGroupMetaData, columns: Sequence[str], max_bytes
             chunk.path_in_schema in columns
             and chunk.total_uncompressed_size > group.num_rows * max_bytes + _SLACK_BYTES
         ):
-            raise DamagedFileError(f"{uri}: values of column {chunk.path_in_schema!r} have more than {max_bytes} bytes")
+            raise LongTextError(f"{uri}: values of column {chunk.path_in_schema!r} have more than {max_bytes} bytes")
 
 
 def short_text(values: pa.Array, what: str, max_bytes: int = MAX_ID_BYTES) -> list[str | None]:
-    """Plain values as text. Raises DamagedFileError, which begins with `what`, for text of more than `max_bytes`
+    """Plain values as text. Raises LongTextError, which begins with `what`, for text of more than `max_bytes`
     bytes.
     """
     distinct = values.dictionary if pa.types.is_dictionary(values.type) else values
     if _has_text(distinct.type) and (pc.max(pc.binary_length(distinct)).as_py() or 0) > max_bytes:
-        raise DamagedFileError(f"{what} holds a value of more than {max_bytes} bytes")
+        raise LongTextError(f"{what} holds a value of more than {max_bytes} bytes")
     found = to_python(values)
     return [
         None if value is None else value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in found

@@ -66,7 +66,8 @@ def rasterio() -> ModuleType:
         import rasterio.windows
     except ImportError:
         raise UsageError("scenes need rasterio: pip install 'p2p[geo]'") from None
-    warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+    for harmless in (rasterio.errors.NotGeoreferencedWarning, rasterio.errors.NodataShadowWarning):
+        warnings.simplefilter("ignore", harmless)
     logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what it logs it raises too
     return rasterio  # type: ignore[no-any-return]
 

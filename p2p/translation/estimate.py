@@ -151,6 +151,8 @@ def estimate(config: TranslateConfig, corpus: Corpus, work: Work, processes: int
     of_scenes = config.format == "geotiff"
     count, chosen = sample(corpus, config.limit, _SCENE_SHARE if of_scenes else _SHARE)
     seconds, translated, pixels, parts = run_as_task(_measure, work, chosen, num_gpus=int(work.device == "cuda"))
+    if of_scenes:  # a section is the work of one process
+        undisturbed = min(undisturbed, max(1, round(parts["sections"] / len(chosen) * count)))
     rate = len(chosen) / seconds * undisturbed
     total_seconds = count / rate
     megapixels = pixels / len(chosen) * count / 1e6

@@ -181,6 +181,21 @@ def test_the_label_kind_of_cityscapes_can_be_chosen() -> None:
         )
 
 
+def test_what_is_another_image_by_its_number_is_no_companion() -> None:
+    [match] = match_names(["scan.jpg", "scan_mask.png", "scan_parts_1.png", "scan 2.jpg", "scan_2024-05.jpg"])
+    assert ([name for _, name, _ in match.unmatched], match.left_out) == (["scan 2", "scan_2024-05"], [2])
+    [match] = match_names(["tile.jpg", "tile_mask.png", "tile_b_mask.png", "tile_1_mask.png"])
+    assert [name for _, name, _ in match.unmatched] == ["tile_b", "tile_1"], "masks whose photographs are lost"
+
+
+def test_splits_that_are_stored_as_one_have_no_id_twice() -> None:
+    parts = ["train", "train_extra"]
+    [match] = match_names([f"{side}/{part}/1.png" for part in parts for side in ("labels", "images")])
+    assert len(match.pairs) == 1 and match.repeated == [(2, "1"), (3, "1")]
+    [match] = match_names([f"{part}/1.png" for part in parts], "combined")
+    assert len(match.pairs) == 1 and match.repeated == [(1, "1")]
+
+
 @pytest.mark.parametrize("has_labels", [True, False])
 def test_photos_of_cityscapes_without_labels_are_no_bad_pairs(has_labels: bool) -> None:
     parts = ["train", "train_extra"]

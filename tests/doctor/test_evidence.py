@@ -77,8 +77,11 @@ def test_sides_without_common_outlines_are_reported(caplog: pytest.LogCaptureFix
     layout = FoundLayout("A/B", ("A/", "B/"))
     for kind, count in (("of other places", 8), ("of other places", 3), ("photo and map", 8)):
         warn_of_strangers("here", layout, examine(COMBINED[kind](index) for index in range(count)))
+    small = (tuple(side[::2, ::2] for side in COMBINED["of other places"](index)) for index in range(8))
+    warn_of_strangers("there", layout, examine(small))
     [message] = caplog.messages
     assert message.startswith("here: in none of the 8 pairs looked at have A/ and B/ their outlines in the same places")
+    assert "or too dark, blurred or small to tell" in message
 
 
 def save(folder: Path, pictures: list[Picture]) -> str:

@@ -107,7 +107,8 @@ def test_a_training_saves_before_its_time_is_up(
     words = ("--data", data, "--output", tmp_path / "run", *TRAIN.split(), "--epochs", 10_000)
     environment = {"HOME": str(tmp_path), "RAY_TMPDIR": str(short_folder)}
     script = start(SCRIPT, ROOT / "jobs" / "train.py", *words, **environment)
-    while not (tmp_path / "run" / "metrics.jsonl").exists() and script.poll() is None:
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "run" / "metrics.jsonl").exists() and script.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
     script.terminate()  # to the shell alone, as `--signal=B:TERM` does
     out, err = script.communicate(timeout=200)

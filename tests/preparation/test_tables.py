@@ -53,6 +53,26 @@ def test_columns_of_other_bytes_are_no_side(tmp_path: Path) -> None:
     assert pair_tables(str(tmp_path), "auto", 0.0).layout.sides == ("column png", "column left")
 
 
+def test_long_text_says_no_split(tmp_path: Path) -> None:
+    columns = {"a": [b"1"] * 2, "b": [b"2"] * 2, "id": ["x", "y"], "split": ["val", "how it was split " * 100]}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    found = pair_tables(str(tmp_path), "auto", 0.0)
+    assert [(pair.pair_id, pair.split) for pair in found.pairs] == [("x", "train"), ("y", "train")] and not found.bad
+
+
+def test_a_row_without_bytes_says_nothing_of_its_column(tmp_path: Path) -> None:
+    columns = {"jpg_0": [None, png(2)], "jpg_1": [png(3), png(4)]}
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet")
+    pq.write_table(pa.table({**columns, "json": [b"{}", b"{}"]}), tmp_path / "1.parquet")
+    pq.write_table(pa.table({**columns, "mask": [None, png(1)]}), tmp_path / "2.parquet")
+    pq.write_table(pa.table({"jpg_1": [png(5), png(6)]}), tmp_path / "3.parquet")
+    found = pair_tables(str(tmp_path), "auto", 0.0)
+    assert found.layout.sides == ("column jpg_0", "column jpg_1")
+    assert [pair.pair_id for pair in found.pairs] == ["0/0", "0/1", "1/0", "1/1"]
+    assert [(Path(row.source_uri).stem, row.error) for row in found.bad] == [(n, "WrongColumns") for n in ("2", "3")]
+    assert "its images are in jpg_1; those of the files before in jpg_0, jpg_1" in found.bad[1].message
+
+
 def test_a_column_says_the_split(tmp_path: Path) -> None:
     columns = {"a": [b"1"] * 4, "b": [b"2"] * 4, "id": list("wxyz"), "split": ["train", "validation", "test", None]}
     for left_out, ids in (((), list("wxyz")), (("id",), ["val-0/0", "val-0/1", "val-0/2", "val-0/3"])):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ rasterio = pytest.importorskip("rasterio")
 def write(path: Path, data: np.ndarray, **profile: Any) -> Path:
     count, height, width = data.shape
     shape = {"count": count, "height": height, "width": width, "dtype": data.dtype.name}
-    with rasterio.open(path, "w", driver="GTiff", photometric="minisblack", **shape, **profile) as file:
+    with rasterio.open(path, "w", **{"driver": "GTiff", "photometric": "minisblack", **shape, **profile}) as file:
         file.write(data)
         for band in range(1, count + 1):
             file.set_band_description(band, f"band {band}")
@@ -48,6 +50,15 @@ def test_beside_alpha_a_nodata_number_counts_too(tmp_path: Path) -> None:
         valid = raster.read([1], (0, 0, 8, 8))[1]
         assert raster.facts.validity == "alpha" and valid is not None
         assert np.flatnonzero(~valid.any(1)).tolist() == [0, 1]
+
+
+def test_what_alpha_and_nodata_say_is_read_without_a_warning(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", np.ones((4, 8, 8), np.uint8), nodata=7, alpha="yes", photometric="rgb")
+    # In a process of its own: pytest has filters of warnings for each test.
+    read = "import sys; from p2p.storage.rasters import open_raster\n"
+    read += "with open_raster(sys.argv[1]) as raster: raster.read([1], (0, 0, 8, 8))"
+    done = subprocess.run([sys.executable, "-c", read, path], capture_output=True, text=True, check=True)
+    assert "Warning" not in done.stderr
 
 
 def test_half_floats_are_floats(tmp_path: Path) -> None:

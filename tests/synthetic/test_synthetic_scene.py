@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from p2p.preparation import PrepareConfig, prepare
+from p2p.synthetic.canvas import METRES_PER_PIXEL
 from p2p.synthetic.pairs import PALETTE
+from p2p.synthetic.scene import _north_of
 
 rasterio = pytest.importorskip("rasterio")
 
@@ -43,3 +45,18 @@ def test_a_photograph_and_its_map_are_pairs(tmp_path: Path) -> None:
         )
     )
     assert summary["pairs"]["train"] == 2 * 3 * 4 and summary["bad"] == 0, "windows with the collar are left out"
+
+
+def test_scenes_of_other_seeds_lie_elsewhere() -> None:
+    places = sorted(_north_of(seed) for seed in range(1800, 2600))
+    assert np.diff(places).min() >= 7142 * METRES_PER_PIXEL
+    assert places[0] > 0 and places[-1] < 9_300_000, "the northings of a zone of UTM"
+
+
+def test_what_cannot_be_drawn_or_written_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.tif").mkdir()
+    for place, size in (("x.tif", "0"), ("file/x.tif", "64"), ("folder.tif", "64")):
+        words = [sys.executable, "-m", "p2p.synthetic.scene", str(tmp_path / place), "--size", size]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode in (1, 2) and "error: " in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -108,7 +108,7 @@ def test_the_reason_is_true_and_names_the_address(folder: Path, line: str) -> No
 
 
 @pytest.mark.parametrize(
-    "line, what", [('{"image": "a.png"}', "JSON"), ('["a.png",', "JSON"), ("<!DOCTYPE html>", "HTML")]
+    "line, what", [('{"image": "a.png"}', "JSON"), ('["a.png",', "JSON"), ("[", "JSON"), ("<!DOCTYPE html>", "HTML")]
 )
 def test_what_is_no_list_is_refused(folder: Path, line: str, what: str) -> None:
     (folder / "x.txt").write_text(line)

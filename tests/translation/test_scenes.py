@@ -28,7 +28,7 @@ from p2p.scenes import cogs, sections, tiling
 from p2p.scenes.bands import RasterBands
 from p2p.storage import rasters, watched_file
 from p2p.storage.filesystems import read_bytes, write_bytes
-from p2p.translation import TranslateConfig, actor
+from p2p.translation import TranslateConfig, actor, estimate
 from p2p.translation import translate as translate_job
 from p2p.translation.config import Settings
 from p2p.translation.corpus.corpus import open_scenes
@@ -762,6 +762,16 @@ def test_a_dry_run_counts_the_parts_of_scenes_and_writes_nothing(
     assert (found["sections"], found["tiles"], found["megapixels"]) == (3, 4 * 2 + 44 * 2, 0.2)
     assert found["estimated_seconds"] > 0 and found["megapixels_per_second"] > 0
     assert "3 scenes would take about" in outcome.stderr and not (tmp_path / "out").exists()
+
+
+def test_no_more_processes_than_sections_are_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "sample", lambda *_: (2, ["a.tif"]))
+    monkeypatch.setattr(estimate, "run_as_task", lambda *_, **__: (10.0, 1, 10**6, {"sections": 2, "tiles": 9}))
+    config: Any = SimpleNamespace(format="geotiff", limit=0, price_per_hour=0.0)
+    work: Any = SimpleNamespace(device="cpu", settings=SimpleNamespace(checkpoint_id="x"))
+    corpus: Any = None
+    seconds = [estimate.estimate(config, corpus, work, 64, count)["estimated_seconds"] for count in (1, 4, 64)]
+    assert seconds == [20.0, 5.0, 5.0]
 
 
 def test_what_is_not_for_scenes_is_told_before_any_work(tmp_path: Path) -> None:

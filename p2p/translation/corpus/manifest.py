@@ -33,7 +33,10 @@ _MAX_SKIPPED = 2**20  # positions, which are bytes of text and rows of Parquet; 
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 _DELIMITERS = ",;\t|"
 _BASE64_IMAGE = re.compile(r"data:image/|/9j/|iVBORw0KGgo|UklGR|R0lGOD")
-_NOT_ADDRESSES = {re.compile(r"[\[{]\s*[\"\[{]"): "JSON", re.compile(r"<(\?xml|!doctype|html)", re.I): "HTML or XML"}
+_NOT_ADDRESSES = {
+    re.compile(r"[\[{]\s*([\"\[{]|$)"): "JSON",
+    re.compile(r"<(\?xml|!doctype|html)", re.I): "HTML or XML",
+}
 _QUOTES = "\"'"
 
 
