@@ -29,6 +29,7 @@ PAGES = [
     "p2p/benchmark/README.md",
     "cluster/README.md",
     "cluster/RUNBOOK.md",
+    "cluster/SECURITY.md",
 ]
 MAX_LINES = 150
 CONFIGS: dict[str, type] = {
