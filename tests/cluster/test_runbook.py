@@ -13,7 +13,9 @@ from p2p.cli import parse
 from p2p.training import TrainConfig
 
 ROOT = Path(__file__).parent.parent.parent
-TEXT = "".join((ROOT / "cluster" / name).read_text(encoding="utf-8") for name in ("README.md", "RUNBOOK.md", "SECURITY.md"))
+TEXT = "".join(
+    (ROOT / "cluster" / name).read_text(encoding="utf-8") for name in ("README.md", "RUNBOOK.md", "SECURITY.md")
+)
 
 
 def test_every_manifest_that_is_named_exists() -> None:
