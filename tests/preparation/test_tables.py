@@ -73,6 +73,13 @@ def test_a_row_without_bytes_says_nothing_of_its_column(tmp_path: Path) -> None:
     assert "its images are in jpg_1; those of the files before in jpg_0, jpg_1" in found.bad[1].message
 
 
+def test_a_single_column_may_have_another_name_in_each_file(tmp_path: Path) -> None:
+    for name in ("image", "img"):
+        pq.write_table(pa.table({name: [png(1), png(2)]}), tmp_path / f"{name}.parquet")
+    found = pair_tables(str(tmp_path), "combined", 0.0)
+    assert [pair.pair_id for pair in found.pairs] == ["image/0", "image/1", "img/0", "img/1"] and not found.bad
+
+
 def test_a_column_says_the_split(tmp_path: Path) -> None:
     columns = {"a": [b"1"] * 4, "b": [b"2"] * 4, "id": list("wxyz"), "split": ["train", "validation", "test", None]}
     for left_out, ids in (((), list("wxyz")), (("id",), ["val-0/0", "val-0/1", "val-0/2", "val-0/3"])):
