@@ -121,6 +121,9 @@ class PairStream:
             .map_batches(self._read_block, batch_size=None, num_cpus=reader_cpus())
         )
         dataset.context.target_max_block_size = 1
+        # The limit on memory suffices. This policy goes by what a worker held when it last took a block: where that
+        # was a small one, nothing more is read until the last epoch is listed.
+        dataset.context.downstream_capacity_backpressure_ratio = None
         dataset.context.execution_options = self.execution_options()
         return dataset
 
