@@ -396,7 +396,7 @@ def test_a_network_that_runs_slower_than_it_could_is_reported(
         raise RuntimeError("bf16 path needs a processor with avx512\nand more")
 
     source = write(tmp_path / "in", {"a.png": make_image(64, 64)})
-    assert translate(checkpoint, source, tmp_path / "quick", precision="bf16")["fallbacks"] == []
+    assert translate(checkpoint, source, tmp_path / "quick", precision="fp32")["fallbacks"] == []
     monkeypatch.setattr(packing._PackedConvolution, "__init__", refuse)
     with caplog.at_level("WARNING", "p2p"):
         summary = translate(checkpoint, source, tmp_path / "slow", precision="bf16")
