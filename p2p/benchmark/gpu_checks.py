@@ -148,24 +148,29 @@ def check_metrics(device: str) -> Iterator[GpuCheck]:
 
 
 def check_kept_pairs(device: str) -> Iterator[GpuCheck]:
-    """Crops of pairs that the device keeps, and of others as they reach it, against the host's."""
+    """Crops of pairs that the device or its host keeps, and of others as they reach it, against a CPU's."""
     count, size = 8, 8 if device == "cpu" else 4096
-    windows, images = (Upload(torch.device(device)) for _ in range(2))
+    uploads = [Upload(torch.device(device)) for _ in range(3)]
     slow = torch.ones(2, size, size, device=device)
     rows, sizes = [(0, row) for row in range(count)], [(str(row), 64, 64) for row in range(count)]
     for bits, dtype in ((8, np.uint8), (16, np.uint16)):
         crop = CropSettings(48, flip=True, formats=(PixelFormat(3, bits), PixelFormat(3, bits)))
         values = np.concatenate([_images(count, seed, dtype) for seed in (1, 2)], axis=None)
-        here, there = (PairCache(crop, count * 64 * 64, torch.device(where)) for where in ("cpu", device))
-        for cache in (here, there):
+        here, there, beside = (
+            PairCache(crop, count * 64 * 64, torch.device(where), on_host=on_host)
+            for where, on_host in (("cpu", True), (device, False), (device, True))
+        )
+        for cache in (here, there, beside):
             cache.add(rows, WholeBlock(PairBlock(1, 0, count), sizes, values))
-        wrong, found = {"kept": 0, "uploaded": 0}, []
+        wrong, found = {"kept": 0, "kept on the host": 0, "uploaded": 0}, []
         for epoch in range(1, 9):  # memory for uploads is used again, while what reads it still waits for slow work
             crops = here.crops(rows, epoch)
             torch.mm(slow[0], slow[0], out=slow[1])
-            kept = there.crop_on_device(rows, epoch, windows)
-            uploaded = [side.clone() for side in crop.sides(images(crops))]
-            found.append((crop.sides(np.stack(crops)), {"kept": kept, "uploaded": uploaded}))
+            kept = there.crop_on_device(rows, epoch, uploads[0])
+            fetched = beside.crop_on_device(rows, epoch, uploads[1])
+            uploaded = [side.clone() for side in crop.sides(uploads[2](crops))]
+            ours = {"kept": kept, "kept on the host": fetched, "uploaded": uploaded}
+            found.append((crop.sides(np.stack(crops)), ours))
         for wanted, sides in found:
             for what, ours in sides.items():
                 pairs = zip(ours, wanted, strict=True)

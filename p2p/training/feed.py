@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -48,6 +49,24 @@ class Upload:
         steps.wait_stream(self._stream)
         return slot.on_device[: len(batch)]
 
+    def beside(self, sides: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """On the device, for as long as the batch uploaded last: of each of `sides` its tensors, one after the other.
+
+        A GPU copies them from where they lie. They may change once its steps have been waited for.
+        """
+        if not self._slots:
+            return [torch.cat(list(parts)) for parts in sides]
+        slot = self._slots[-1]
+        with torch.cuda.stream(self._stream):
+            slot.beside = slot.beside or [slot.on_device] * len(sides)
+            for number, parts in enumerate(sides):
+                ends = list(itertools.accumulate(map(len, parts)))
+                slot.beside[number] = _with_room(slot.beside[number], ends[-1], parts[0])
+                for end, part in zip(ends, parts, strict=True):
+                    slot.beside[number][end - len(part) : end].copy_(part, non_blocking=True)
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        return slot.beside
+
 
 class _Slot:
     """Memory for one batch, and when it is free again."""
@@ -55,14 +74,21 @@ class _Slot:
     def __init__(self, device: torch.device) -> None:
         self.used = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self.host, self.on_device = torch.empty(0), torch.empty(0, device=device)
+        self.beside: list[Tensor] = []
 
     def make_room(self, batch: Sequence[Pixels]) -> None:
         """Have memory for a batch like this one."""
-        kind = torch.from_numpy(np.empty(0, batch[0].dtype)).dtype
-        shape = (len(batch), *batch[0].shape)
-        if self.host.dtype != kind or self.host.shape[1:] != shape[1:] or len(self.host) < len(batch):
-            self.host = torch.empty(shape, dtype=kind, pin_memory=True)
-            self.on_device = torch.empty(shape, dtype=kind, device=self.on_device.device)
+        like = torch.from_numpy(np.empty((0, *batch[0].shape), batch[0].dtype))
+        self.host = _with_room(self.host, len(batch), like, pin_memory=True)
+        self.on_device = _with_room(self.on_device, len(batch), like)
+
+
+def _with_room(memory: Tensor, rows: int, like: Tensor, **options: Any) -> Tensor:
+    """`memory`, if so many rows like those of `like` fit in it, else other memory in the same place."""
+    if memory.dtype == like.dtype and memory.shape[1:] == like.shape[1:] and len(memory) >= rows:
+        return memory
+    with torch.inference_mode(False):  # what validation makes in that mode, training could not write to
+        return torch.empty((rows, *like.shape[1:]), dtype=like.dtype, device=memory.device, **options)
 
 
 class Feed:
@@ -86,8 +112,7 @@ class Feed:
         self._held_out: list[Pixels] = []
         if stream.cache != "none":
             pixels = pairs_per_worker(len(stream.train), stream.workers) * stream.train.largest_area
-            place = device if stream.cache == "device" else torch.device("cpu")
-            self._cache = PairCache(stream.crop, pixels, place)
+            self._cache = PairCache(stream.crop, pixels, device, on_host=stream.cache == "host")
 
     def wait(self) -> None:
         """Return once the first pairs are there, so that starting Ray Data is not taken for an epoch's waiting."""
@@ -122,14 +147,10 @@ class Feed:
         self._blocks.close()
 
     def _cut_from(self, cache: PairCache, part: EpochRange) -> Batches:
-        size, stream = self._stream.batch_size, self._stream
+        size = self._stream.batch_size
         for rows in self._read_into(cache, part) if self._reads else self._rows(part):
             for start in range(0, len(rows), size):
-                batch = rows[start : start + size]
-                if stream.cache == "device":
-                    yield cache.crop_on_device(batch, part.epoch, self._upload)
-                else:
-                    yield stream.crop.sides(self._upload(cache.crops(batch, part.epoch)))
+                yield cache.batch(rows[start : start + size], part.epoch, self._upload)
 
     def _read_into(self, cache: PairCache, part: EpochRange) -> Iterator[list[Row]]:
         """The rows of each block, once the cache has its pairs."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import weakref
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -76,25 +79,54 @@ def _free_device_memory() -> int:
     return int(torch.cuda.mem_get_info()[0])
 
 
+class PairUpload(Protocol):
+    """What `p2p.training.feed.Upload` does."""
+
+    def __call__(self, batch: Sequence[Pixels]) -> Tensor:
+        """(B, values) on the device, of B arrays."""
+
+    def beside(self, sides: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Of each of `sides` its tensors, one after the other on the device."""
+
+
 class PairCache:
-    """Whole pairs, decoded, by their row: in memory of the host, which crops them, or of a GPU, which does likewise.
+    """Whole pairs, decoded, by their row: on a device, which crops them, or on its host.
+
+    A GPU fetches pairs from its host and crops them as if they were its own; a CPU does that quicker with views.
 
     Args:
         crop: how they are cropped.
         pixels: how many the images of a side have together, at most.
-        device: whose memory it is.
+        device: where batches are needed.
+        on_host: whether pairs are kept in memory of the host.
 
     """
 
-    def __init__(self, crop: CropSettings, pixels: int, device: torch.device) -> None:
-        self._crop = crop
+    def __init__(self, crop: CropSettings, pixels: int, device: torch.device, *, on_host: bool) -> None:
+        self._crop, self._device, self._on_host = crop, device, on_host
+        place = torch.device("cpu") if on_host else device
         self._sides = [  # in bytes, since few of torch's functions take uint16
-            torch.empty((pixels, wanted.bytes_per_pixel), dtype=torch.uint8, device=device) for wanted in crop.formats
+            torch.empty((pixels, wanted.bytes_per_pixel), dtype=torch.uint8, device=place) for wanted in crop.formats
         ]
+        if on_host and device.type == "cuda":
+            for side in self._sides:
+                self._pin(side)
         self.clear()
+
+    def _pin(self, side: Tensor) -> None:
+        """Let the GPU read memory of the host by itself. Where that is refused, its copies take longer."""
+        # torch's own pinned memory would be rounded up to a power of two.
+        cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        if int(cudart.cudaHostRegister(side.data_ptr(), side.nbytes, 0)):
+            with contextlib.suppress(RuntimeError):  # the error is raised once more, by what the GPU computes next
+                torch.ones(1, device=self._device)
+        else:
+            weakref.finalize(self, cudart.cudaHostUnregister, side.data_ptr()).atexit = False
 
     def clear(self) -> None:
         """Forget all pairs."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # it may still copy some
         self._places: dict[Row, tuple[int, str, int, int]] = {}
         self._filled = 0
 
@@ -110,6 +142,13 @@ class PairCache:
             side[first : self._filled] = as_tensor(values[:size].reshape(-1, side.shape[1]))
             values = values[size:]
 
+    def batch(self, rows: Sequence[Row], epoch: int, upload: PairUpload) -> tuple[Tensor, Tensor]:
+        """Inputs (B, crop, crop, C) and targets (B, crop, crop, C') on the device, as `CropSettings.crop` has them."""
+        if self._on_host and self._device.type == "cpu":
+            inputs, targets = self._crop.sides(upload(self.crops(rows, epoch)))
+            return inputs, targets
+        return self.crop_on_device(rows, epoch, upload)
+
     def crops(self, rows: Sequence[Row], epoch: int) -> list[Pixels]:
         """Of a cache on the host: input and target of each pair, joined as `CropSettings.crop` does."""
         return [self._crop.crop(self._pair(row), epoch) for row in rows]
@@ -122,24 +161,25 @@ class PairCache:
         )
         return Pair(pair_id=pair_id, a=a, b=b)
 
-    def crop_on_device(
-        self, rows: Sequence[Row], epoch: int, upload: Callable[[Sequence[Pixels]], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Of a cache on a device: inputs (B, crop, crop, C) and targets (B, crop, crop, C') there.
-
-        `upload` makes one tensor on the device of equal arrays.
-        """
-        windows = []
+    def crop_on_device(self, rows: Sequence[Row], epoch: int, upload: PairUpload) -> tuple[Tensor, Tensor]:
+        """As `batch`. Of pairs on the host, the lines that a crop is in are uploaded, each in its whole width."""
+        lines, windows, uploaded = [], [], 0
         for row in rows:
             first, pair_id, height, width = self._places[row]
             top, left, mirrored = self._crop.window(height, width, epoch, pair_id)
-            windows.append(np.array([first + top * width + left, width, mirrored]))
+            start, pixels = first + top * width, self._crop.crop_size * width
+            lines.append(slice(start, start + pixels))
+            windows.append(np.array([(uploaded if self._on_host else start) + left, width, mirrored]))
+            uploaded += pixels
         corners, widths, mirrors = upload(windows).unbind(1)
+        sides = self._sides
+        if self._on_host:
+            sides = upload.beside([[side[part] for part in lines] for side in sides])
         steps = torch.arange(self._crop.crop_size, device=corners.device)
         columns = torch.where(mirrors[:, None] > 0, steps.flip(0), steps)
-        pixels = (corners[:, None] + widths[:, None] * steps)[:, :, None] + columns[:, None, :]
+        places = (corners[:, None] + widths[:, None] * steps)[:, :, None] + columns[:, None, :]
         a, b = (
-            side[pixels].view(torch.uint16 if wanted.bits == 16 else torch.uint8)
-            for side, wanted in zip(self._sides, self._crop.formats, strict=True)
+            side[places].view(torch.uint16 if wanted.bits == 16 else torch.uint8)
+            for side, wanted in zip(sides, self._crop.formats, strict=True)
         )
         return (b, a) if self._crop.swap else (a, b)

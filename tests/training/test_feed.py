@@ -14,9 +14,9 @@ import torch
 
 from p2p.data import stream as stream_module
 from p2p.data.augment import CropSettings
-from p2p.data.order import EpochRange
+from p2p.data.order import EpochRange, PairBlock
 from p2p.data.pairs import open_pairs
-from p2p.data.stream import PairStream
+from p2p.data.stream import PairStream, WholeBlock
 from p2p.errors import TaskFailedError
 from p2p.model.cuda_graphs import is_out_of_memory
 from p2p.storage.pixels import PixelFormat
@@ -184,7 +184,7 @@ def test_a_gpu_that_does_not_answer_keeps_no_pairs_and_an_explicit_choice_says_w
 
 def test_a_machine_without_memory_for_pairs_is_told_from_other_errors():
     with pytest.raises(RuntimeError) as found:
-        PairCache(CropSettings(SIZE), 2**58, CPU)
+        PairCache(CropSettings(SIZE), 2**58, CPU, on_host=True)
     assert is_out_of_memory(found.value)
     advice = _memory_advice(found.value, "host")
     assert "allocat" in advice and "alloc_cpu" not in advice
@@ -193,8 +193,56 @@ def test_a_machine_without_memory_for_pairs_is_told_from_other_errors():
 
 def test_what_a_cache_takes_is_counted_at_load_size_and_validation_at_crop_size(data):
     assert cache_bytes(stream_of(data, "none")) == PAIRS * 20 * 20 * 4 + HELD_OUT * SIZE * SIZE * 4
-    cache = PairCache(CropSettings(SIZE), 7, CPU)
+    cache = PairCache(CropSettings(SIZE), 7, CPU, on_host=True)
     assert [tuple(side.shape) for side in cache._sides] == [(7, 3), (7, 3)]
+
+
+@pytest.mark.parametrize(("bits", "swap"), [(8, False), (16, True)])
+def test_pairs_that_a_gpu_fetches_from_its_host_are_cropped_as_those_it_keeps(bits, swap):
+    formats = (PixelFormat(3, bits), PixelFormat(1, bits))
+    crop, sizes = CropSettings(SIZE, 0, True, swap, formats), [("a", 20, 31), ("b", 16, 16), ("c", 40, 17)]
+    rows, generator = [(0, row) for row in range(3)], np.random.default_rng(0)
+    pixels = sum(height * width for _, height, width in sizes)
+    values = generator.integers(0, 256, 4 * pixels * bits // 8, np.uint8).view(formats[0].dtype)
+    on_host, on_device = (PairCache(crop, pixels, CPU, on_host=here) for here in (True, False))
+    for cache in (on_host, on_device):
+        cache.add(rows, WholeBlock(PairBlock(1, 0, 3), sizes, values))
+    upload = Upload(CPU)
+    for epoch in range(1, 9):
+        wanted = crop.sides(np.stack(on_host.crops(rows, epoch)))
+        for cache in (on_host, on_device):
+            for found in (cache.crop_on_device(rows, epoch, upload), cache.batch(rows, epoch, upload)):
+                assert all(np.array_equal(ours.numpy(), side) for ours, side in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_memory_of_the_host_that_a_gpu_reads_is_pinned_where_that_is_to_be_had(card, monkeypatch, refused):
+    ones, registered, raised = torch.ones, {}, []
+
+    class Runtime:
+        def cudaHostRegister(self, pointer, size, flags):  # noqa: N802
+            registered[pointer] = size
+            return 2 * refused
+
+        def cudaHostUnregister(self, pointer):  # noqa: N802
+            del registered[pointer]
+
+    def fail(*shape, device):
+        raised.append(device)
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    monkeypatch.setattr(torch, "ones", fail if refused else ones)
+    formats = (PixelFormat(3, 8), PixelFormat(1, 8))
+    cache = PairCache(CropSettings(SIZE, formats=formats), 7, torch.device("cuda"), on_host=True)
+    assert all(side.device == CPU for side in cache._sides)
+    assert registered == {side.data_ptr(): side.nbytes for side in cache._sides} and len(registered) == 2
+    assert len(raised) == 2 * refused, "an error that is not looked at is raised by what is computed next"
+    waits = len(FakeStream.log)
+    cache.clear()
+    assert FakeStream.log[waits:] == ["wait for cuda"], "copies may be under way from memory that is filled anew"
+    del cache
+    assert bool(registered) == refused
 
 
 class FakeStream:
@@ -224,7 +272,9 @@ class FakeEvent:
         FakeStream.log.append(f"wait for {self.number}")
 
 
-def test_a_gpu_gets_batches_on_a_stream_of_its_own_and_no_memory_is_written_before_its_step_is_done(monkeypatch):
+@pytest.fixture
+def card(monkeypatch) -> list[bool]:
+    """torch.cuda as far as uploads need it, on the CPU. Returns for each allocation whether it is pinned."""
     current = FakeStream(name="steps")
     monkeypatch.setattr(FakeEvent, "made", 0)
     monkeypatch.setattr(FakeStream, "log", [])
@@ -232,6 +282,7 @@ def test_a_gpu_gets_batches_on_a_stream_of_its_own_and_no_memory_is_written_befo
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: FakeStream.log.append(f"wait for {device}"))
     empty, pinned = torch.empty, []
 
     def on_cpu(*shape, pin_memory=False, device=None, **options):
@@ -239,6 +290,10 @@ def test_a_gpu_gets_batches_on_a_stream_of_its_own_and_no_memory_is_written_befo
         return empty(*shape, **options)
 
     monkeypatch.setattr(torch, "empty", on_cpu)
+    return pinned
+
+
+def test_a_gpu_gets_batches_on_a_stream_of_its_own_and_no_memory_is_written_before_its_step_is_done(card):
     upload = Upload(torch.device("cuda"))
     assert feed_module._UPLOADS == 3
     batches = [[np.full(5, 10 * step + row, np.uint8) for row in range(2 if step < 5 else 1)] for step in range(6)]
@@ -249,5 +304,29 @@ def test_a_gpu_gets_batches_on_a_stream_of_its_own_and_no_memory_is_written_befo
         assert np.array_equal(kept[-1].numpy(), np.stack(batch))
         before, slot = (step - 1) % 3, step % 3
         assert FakeStream.log == [f"steps will use {before}", f"wait for {slot}", "steps waits for side"]
-    assert sum(pinned) == 3, "pinned memory is made once"
+    assert sum(card) == 3, "pinned memory is made once"
     assert kept[3].data_ptr() == kept[0].data_ptr() != kept[1].data_ptr()
+
+
+def test_what_goes_with_a_batch_stays_as_long_as_the_batch(card):
+    upload, seen = Upload(torch.device("cuda")), []
+    for step in range(6):
+        upload([np.array([step])])
+        sides = [[torch.full((rows, 3), 10 * step + rows), torch.full((2, 3), step)] for rows in (4, 4 - step % 3)]
+        FakeStream.log.clear()
+        seen.append(upload.beside(sides))
+        assert FakeStream.log == ["steps waits for side"]
+        for side, parts in zip(seen[-1], sides, strict=True):
+            assert torch.equal(side[: sum(map(len, parts))], torch.cat(parts))
+    places = [[side.data_ptr() for side in sides] for sides in seen]
+    assert places[:3] == places[3:] and len({place for sides in places for place in sides}) == 6
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_memory_that_validation_made_is_written_by_training(card, rows):
+    upload, batch = Upload(torch.device("cuda")), [np.full(5, 7, np.uint8)]
+    with torch.inference_mode():
+        for _ in range(3):
+            assert (upload(batch * 2) == 7).all() and (upload.beside([[torch.ones(4)]])[0] == 1).all()
+    for _ in range(3):
+        assert (upload([*batch] * rows) == 7).all() and (upload.beside([[torch.ones(3)]])[0] == 1).all()
