@@ -83,8 +83,10 @@ class _NotRecordedError(Exception):
 def _recording(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream | None = None) -> Iterator[None]:
     """Record in `graph` what is computed inside. Raises _NotRecordedError, or what a full or lost device raises."""
     try:
-        # In the default mode what other threads ask of CUDA meanwhile, such as pinned memory, breaks it.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        # In the default mode what other threads ask of CUDA meanwhile, such as pinned memory, breaks it. In torch 2.11
+        # a recording that cannot be ended leaves its stream the current one.
+        mode, current = "thread_local", torch.cuda.current_stream()
+        with torch.cuda.stream(current), torch.cuda.graph(graph, stream=stream, capture_error_mode=mode):
             yield
     except RuntimeError as error:
         if is_out_of_memory(error) or is_device_lost(error):
@@ -144,6 +146,9 @@ class RecordedCall(Generic[Result]):
         if self._graph is None:  # out here, where no error holds the recording's tensors any more
             self._inputs = []
             self._clear()
+            # After a recording that could not be ended, torch 2.11 refuses to draw noise until another one was.
+            with contextlib.suppress(_NotRecordedError, RuntimeError), _recording(torch.cuda.CUDAGraph()):
+                inputs[0].clone()
             del graph
             torch.cuda.empty_cache()
 

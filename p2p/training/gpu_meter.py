@@ -47,6 +47,7 @@ class GpuMeter:
 
     def measured(self, seconds: float) -> dict[str, float]:
         """`gpu_busy`, the share of `seconds` (mean over ranks), and `gpu_memory` in GiB (the largest) (all ranks)."""
-        busy = torch.tensor(self._seconds / seconds / world_size(), device=self._device)
+        share = min(1.0, self._seconds / seconds)  # queued steps go on while something else is done than training
+        busy = torch.tensor(share / world_size(), device=self._device)
         memory = torch.tensor(torch.cuda.max_memory_allocated(self._device) / 2**30, device=self._device)
         return {"gpu_busy": float(sum_over_ranks(busy)), "gpu_memory": float(max_over_ranks(memory))}

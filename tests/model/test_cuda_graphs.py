@@ -133,7 +133,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         "Stream": Stream,
         "Event": Stream,
         "CUDAGraph": FakeGraph,
-        "current_stream": lambda _: None,
+        "current_stream": lambda *_: None,
         "stream": lambda _: contextlib.nullcontext(),
         "graph": graph,
     }.items():

@@ -129,10 +129,20 @@ class FakeCard:
     """torch.cuda's graphs and events on the CPU. What is recorded is computed when it is replayed."""
 
     def __init__(self, monkeypatch, trained: Trainer) -> None:
-        self.trained, self.replays = trained, 0
+        self.trained, self.replays, self.stream = trained, 0, "steps"
         trained._step = RecordedCall(trained._add_step, torch.device("cuda"), trained.pix2pix.clear_gradients)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
         monkeypatch.setattr(torch.cuda, "graph", self.record)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.stream)
+        monkeypatch.setattr(torch.cuda, "stream", self.on)
+
+    @contextlib.contextmanager
+    def on(self, stream):
+        before, self.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self.stream = before
 
     @contextlib.contextmanager
     def record(self, graph, *, stream, capture_error_mode):
@@ -195,6 +205,34 @@ def test_a_step_that_cannot_be_recorded_is_computed_all_the_same(tmp_path, monke
     assert recorded.check_losses() == plain.check_losses()
 
 
+def test_after_a_recording_that_could_not_be_ended_there_is_noise_on_the_stream_of_before(tmp_path, monkeypatch):
+    """Torch 2.11 then stays on the recording's stream, and takes its generator for one that is still recorded."""
+    trained = trainer_of(config(tmp_path))
+    card, encode, ends, recorded = FakeCard(monkeypatch, trained), trained.pix2pix.encode, [], []
+
+    @contextlib.contextmanager
+    def graph(*_, **__):
+        card.stream, before = "recording", card.stream
+        recorded.append(False)
+        with card.record(card, stream=None, capture_error_mode="thread_local"):
+            yield
+        if len(recorded) == 1:
+            raise REFUSED
+        card.stream, recorded[:] = before, []
+
+    def draw_noise(images):
+        assert (
+            card.stream == "recording" if len(recorded) == 1 and not ends else card.stream == "steps" and not recorded
+        )
+        return encode(images)
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: ends.append(1))
+    monkeypatch.setattr(trained.pix2pix, "encode", draw_noise)
+    run(trained, 1, batches(6))
+    assert ends and trained.fallback.endswith("operation not permitted when stream is capturing")
+
+
 def test_a_step_without_memory_even_unrecorded_says_so(tmp_path, monkeypatch):
     trained = trainer_of(config(tmp_path))
     card = FakeCard(monkeypatch, trained)
@@ -246,6 +284,7 @@ def test_how_busy_a_gpu_was_is_told_where_there_is_one(tmp_path, monkeypatch):
     )
     assert len(resets) == 2
     assert run(trained, 3, batches(1))["gpu_busy"] == 0.5
+    assert trained._gpu.measured(0.5)["gpu_busy"] == 1, "of a second that was not all training's"
 
 
 def test_waiting_for_a_slow_gpu_is_not_taken_for_waiting_for_data(tmp_path, monkeypatch):
