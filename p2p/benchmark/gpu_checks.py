@@ -144,7 +144,8 @@ def check_metrics(device: str) -> Iterator[GpuCheck]:
     names = default_metrics(has_palette=True)
     ours = measure(outputs.to(device), targets.to(device), names, _PALETTE).values
     for name, values in measure(outputs, targets, names, _PALETTE).values.items():
-        yield GpuCheck(f"metric {name}", float((ours[name].cpu() - values).abs().max()), 1e-9)
+        limit = 1e-6 if name == "ssim" else 1e-9  # which is computed in float32
+        yield GpuCheck(f"metric {name}", float((ours[name].cpu() - values).abs().max()), limit)
 
 
 def check_kept_pairs(device: str) -> Iterator[GpuCheck]:

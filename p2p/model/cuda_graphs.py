@@ -38,6 +38,11 @@ def convolution_kernels(*, benchmark: bool, exact: bool) -> contextlib.AbstractC
     return torch.backends.cudnn.flags(enabled=True, benchmark=benchmark, deterministic=True, allow_tf32=not exact)
 
 
+def exact_kernels(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Let each image's float32 results depend on the image alone, as on a CPU, whose threads share cuDNN's settings."""
+    return convolution_kernels(benchmark=False, exact=True) if device.type == "cuda" else contextlib.nullcontext()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of a device or of the machine. Drivers and libraries raise RuntimeErrors that say so.
 

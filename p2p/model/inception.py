@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from p2p.errors import CheckpointError
+from p2p.model.cuda_graphs import exact_kernels
 from p2p.model.legacy import read_pth
 from p2p.model.pretrained import (
     INCEPTION_ARCHIVE_SHA256,
@@ -66,7 +67,8 @@ class Inception:
         count = len(images)
         padded = images.new_zeros((_BATCH, *images.shape[1:]))  # kernels, and with them rounding, are chosen by shape
         padded[:count] = images
-        features, logits = self.network(padded.permute(0, 3, 1, 2).to(self._device))
+        with exact_kernels(self._device):
+            features, logits = self.network(padded.permute(0, 3, 1, 2).to(self._device))
         return features[:count].cpu(), logits[:count].cpu()
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from p2p.errors import CheckpointError
+from p2p.model.cuda_graphs import exact_kernels
 from p2p.model.legacy import read_pth
 from p2p.model.pretrained import LPIPS_FILES, KnownWeights, read_known_weights, require_module
 
@@ -43,7 +44,7 @@ class Lpips:
             images.permute(0, 3, 1, 2).to(self._device, torch.float32).div_(127.5).sub_(1.0)
             for images in (outputs, targets)
         ]
-        values = [
-            self._network(*pair).flatten() for pair in zip(*(torch.split(side, 1) for side in sides), strict=True)
-        ]
+        pairs = zip(*(torch.split(side, 1) for side in sides), strict=True)
+        with exact_kernels(self._device):
+            values = [self._network(*pair).flatten() for pair in pairs]
         return torch.cat(values).double().cpu()

@@ -23,6 +23,8 @@ from p2p.model.cuda_graphs import (
     is_out_of_memory,
 )
 from p2p.model.engine import Engine
+from p2p.model.inception import Inception
+from p2p.model.lpips import Lpips
 from p2p.model.networks import build_generator
 
 CUDNN = {torch._C._ConvBackend.Cudnn, torch._C._ConvBackend.CudnnTranspose}
@@ -167,6 +169,47 @@ def test_cudnn_computes_in_warm_up_and_recording(card: list[dict[str, Any]]) -> 
     assert set(seen) == {(True, True, True, False)} and len(seen) == 4
     assert card[0]["capture_error_mode"] == "thread_local"
     assert stream.fallback is None
+
+
+@pytest.mark.parametrize("bits, precision", [(8, "fp32"), (8, "bf16"), (8, "fp16"), (16, "fp32")])
+def test_an_engine_rounds_float32_to_fewer_bits_nowhere(
+    card: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, bits: int, precision: Any
+) -> None:
+    generator = build_generator(ModelConfig(generator="unet_64", ngf=4, bits=bits))
+    engine = Engine(generator, tile_size=64, batch_size=1, precision=precision)
+    seen = []
+
+    def look(_: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32))
+        raise StopIteration
+
+    monkeypatch.setattr(engine, "_forward", look)
+    engine.device = torch.device("cuda")
+    with FakeTensorMode(), pytest.raises(StopIteration):
+        engine.start(np.zeros((1, 64, 64, 3), engine.dtype))
+    assert seen == [(True, precision != "fp32")]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_features_of_pretrained_networks_are_float32s(device: str) -> None:
+    seen = []
+
+    def look(*images: torch.Tensor) -> None:
+        cudnn = torch.backends.cudnn
+        assert all(image.device.type == device for image in images)
+        seen.append((cudnn.enabled, cudnn.allow_tf32, cudnn.deterministic))
+        raise StopIteration
+
+    before = (torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic)
+    inception, lpips = (kind.__new__(kind) for kind in (Inception, Lpips))
+    inception.__dict__ |= {"network": look, "_device": torch.device(device)}
+    lpips.__dict__ |= {"_network": look, "_device": torch.device(device)}
+    with FakeTensorMode():
+        images = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+        for compute in (lambda: inception(images), lambda: lpips(images, images)):
+            with pytest.raises(StopIteration):
+                compute()
+    assert seen == [(True, False, True) if device == "cuda" else before] * 2
 
 
 def test_a_network_that_cannot_be_recorded_runs_all_the_same(card: list[dict[str, Any]]) -> None:
