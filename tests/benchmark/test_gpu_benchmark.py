@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,18 @@ def test_a_gpu_gets_many_batches_at_once(monkeypatch: pytest.MonkeyPatch, device
     monkeypatch.setattr(networks, "rate", lambda step, per_call, *_: (step(), float(per_call))[1])
     assert networks.engine_rate(4, 1.0, device, "bf16", 0) == 4 * batches
     assert calls == [4 * batches]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_bare_update_is_measured_with_trainings_kernels(monkeypatch: pytest.MonkeyPatch, precision: Any) -> None:
+    cudnn, seen = torch.backends.cudnn, []
+    monkeypatch.setattr(cudnn, "benchmark", False)
+    monkeypatch.setattr(cudnn, "allow_tf32", precision == "fp32")
+    network = SimpleNamespace(update=None, device=torch.device("cpu"))
+    monkeypatch.setattr(networks, "Pix2Pix", lambda *_, **__: network)
+    monkeypatch.setattr(networks, "rate", lambda *_: seen.append((cudnn.benchmark, cudnn.allow_tf32)))
+    networks.bare_update(1, 1.0, "cpu", precision)
+    assert seen == [(True, precision == "bf16")]
 
 
 @pytest.mark.parametrize("device, limit", [("cpu", 1 / (1 / 100 + 0.02 / 2)), ("cuda", 100.0)])
