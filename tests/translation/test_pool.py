@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from p2p.translation import TranslateConfig
 from p2p.translation import ray_pool as pool
+from p2p.translation.pool import collect
 from p2p.translation.work import Work
 
 
@@ -62,3 +64,11 @@ def test_processes_of_two_gpus(
     found = sized(monkeypatch, private=private, cores=1000, gpus=2, shards=1000, workers=workers)
     assert (found.actors, found.max_actors, 1 / found.resources["num_gpus"]) == (actors, most, per_gpu)
     assert found.work.codec_threads == max(2, 8 // per_gpu), "of the cores beside a GPU, not of all nodes"
+
+
+def test_why_a_network_runs_slower_than_it_could_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    reports = [{"at": 1.0, "fallbacks": ["no graph: refused"]}, {"at": 2.0, "fallbacks": ["no graph: refused"]}]
+    progress: Any = SimpleNamespace()
+    with caplog.at_level("WARNING", "p2p"):
+        outcome = collect(({"report": json.dumps(report)} for report in reports), progress)
+    assert caplog.messages == outcome.fallbacks == ["no graph: refused"]
