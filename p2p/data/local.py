@@ -68,7 +68,7 @@ class LocalWorker:
             Exception: what the call raises.
 
         """
-        done = attempts = 0
+        done = attempts = not_started = 0
         while done < len(batches):
             try:
                 for is_result, value in self._start(attempts).run(_work, make, args, batches[done:], threads):
@@ -79,7 +79,8 @@ class LocalWorker:
             except ChildEndedError as error:
                 self.close()
                 attempts += 1
-                if attempts > max_attempts or (not error.started and attempts > 1):
+                not_started = 0 if error.started else not_started + 1
+                if attempts > max_attempts or not_started > MAX_ATTEMPTS:
                     raise TaskFailedError(
                         f"{error}; if memory is short, free some and run the same command again"
                     ) from None

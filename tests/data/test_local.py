@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import time
@@ -39,6 +40,15 @@ def ends(_: int) -> Iterator[int]:
 
 def always_ends() -> Callable[[int], Iterator[int]]:
     return ends
+
+
+def starts_after(log: str, ends: int) -> Callable[[int], list[int]]:
+    """The first processes end before they have begun."""
+    with open(log, "a") as file:
+        file.write(".")
+    if os.path.getsize(log) <= ends:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return lambda number: [number]
 
 
 def refuses() -> Callable[[int], list[int]]:
@@ -89,6 +99,12 @@ def test_another_process_goes_on_where_one_ended(worker: LocalWorker, tmp_path: 
 def test_a_batch_that_ends_every_process_ends_the_work(worker: LocalWorker) -> None:
     with pytest.raises(TaskFailedError, match=r"SIGSEGV.*memory"):
         list(worker.map(always_ends, (), [1]))
+
+
+def test_processes_may_end_before_they_have_begun_but_not_for_ever(worker: LocalWorker, tmp_path: Path) -> None:
+    assert list(worker.map(starts_after, (str(tmp_path / "few"), 3), [5], max_attempts=math.inf)) == [5]
+    with pytest.raises(TaskFailedError, match="SIGKILL"):
+        list(worker.map(starts_after, (str(tmp_path / "all"), 99), [5], max_attempts=math.inf))
 
 
 def test_an_error_comes_back_as_it_was_raised(worker: LocalWorker) -> None:
