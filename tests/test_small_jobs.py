@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,7 +23,9 @@ from p2p.storage.parquet import read_parquet
 
 ROOT = Path(__file__).parents[1]
 DEFECTS = ROOT / "tests" / "fatal"
-"""Decoders that end the process at inputs which hold KILLS, HANGS or TOO-LARGE, and files called fatal-N-…"""
+"""Decoders that end the process at inputs which hold KILLS, HANGS or TOO-LARGE, and files called fatal-N-…; or wait for
+their end.
+"""
 WITHOUT_RAY = """
 import runpy, sys
 sys.modules["ray"] = None
@@ -112,6 +115,46 @@ def test_translate_fails_the_images_that_kill_and_the_rows_of_a_row_group_that_d
     assert len(ledger) == 18
     assert len(pq.read_table(tmp_path / "out/data")) == 9
     assert "data:image" in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.fixture
+def scenes(tmp_path: Path, checkpoint_of_64: str) -> tuple[object, ...]:
+    """Options that translate two scenes of three sections each, `fatal-2150.tif` and `good.tif`."""
+    rasterio = pytest.importorskip("rasterio")
+    (tmp_path / "scenes").mkdir()
+    data = np.random.default_rng(0).integers(0, 256, (3, 4200, 64), np.uint8)
+    for name in ("fatal-2150", "good"):
+        profile = {"driver": "GTiff", "count": 3, "height": 4200, "width": 64, "dtype": "uint8", "crs": "EPSG:32633"}
+        profile["transform"] = rasterio.transform.from_origin(500000, 5000000, 0.5, 0.5)
+        with rasterio.open(tmp_path / "scenes" / f"{name}.tif", "w", **profile) as file:
+            file.write(data)
+    return "--checkpoint", checkpoint_of_64, "--source", tmp_path / "scenes", "--format", "geotiff"
+
+
+def test_translate_fails_the_scene_that_kills(scenes: tuple[object, ...], tmp_path: Path) -> None:
+    said = finish(start("translate", *scenes, "--output", tmp_path / "out"), 3)
+    assert "without starting Ray" in said
+    ledger = [row for file in (tmp_path / "out/ledger").iterdir() for row in pq.read_table(file).to_pylist()]
+    bad, good = sorted(ledger, key=lambda row: str(row["image_id"]))
+    assert (bad["image_id"], bad["error"], good["status"]) == ("fatal-2150.tif", "ProcessEnded", "translated")
+    assert bad["message"].startswith("rows 2048..4095: the process that worked on it ended each time: a crash, ")
+    assert [path.name for path in (tmp_path / "out/scenes").iterdir()] == ["good.tif"]
+
+
+def test_a_scene_whose_processes_were_killed_is_finished(scenes: tuple[object, ...], tmp_path: Path) -> None:
+    (tmp_path / "scenes" / "fatal-2150.tif").unlink()
+    finish(start("translate", *scenes, "--output", tmp_path / "once"), 0)
+    hold = tmp_path / "scenes" / "good.tif.hold"
+    os.mkfifo(hold)
+    job = start("translate", *scenes, "--output", tmp_path / "out")
+    for last in (False, True):
+        child = int(hold.read_text())  # waits until a process is there
+        if last:
+            hold.unlink()
+        os.kill(child, signal.SIGKILL)
+    finish(job, 0)
+    name = "scenes/good.tif"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
 
 
 def children(pid: int) -> list[int]:

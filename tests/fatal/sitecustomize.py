@@ -2,6 +2,7 @@
 
 A defect in a real decoder's C code is not to be had for a test, so this stands where one would: Pillow's `load` and
 PyArrow's reading of row groups end the process, hang while Python is locked, or find no memory, as their input says.
+So does reading windows of scenes.
 Whatever comes after that, the signals, the processes and who learns of it, is real.
 """
 
@@ -66,6 +67,25 @@ def patch_pyarrow(module: Any) -> None:
     kind.__init__, kind.iter_batches = init, iter_batches
 
 
+def patch_rasters(module: Any) -> None:
+    """Scenes called `fatal-N…` end the process when their row N is read. Where `SCENE.hold` is there, a pipe, whoever
+    reads a window writes its process id into it and waits for its end.
+    """
+    plain = module.Raster.read
+
+    def read(self: Any, bands: Any, window: Any) -> Any:
+        fatal = re.search(r"fatal-(\d+)", self.uri)
+        if fatal and window[1] <= int(fatal[1]) < window[1] + window[3]:
+            harm(b"KILLS")
+        if os.path.exists(f"{self.uri}.hold"):
+            with open(f"{self.uri}.hold", "w") as pipe:
+                pipe.write(str(os.getpid()))
+            signal.pause()
+        return plain(self, bands, window)
+
+    module.Raster.read = read
+
+
 def shorten_deadline(module: Any) -> None:
     module.DECODE_SECONDS = 2.0
 
@@ -78,6 +98,7 @@ PATCHES = {
     "PIL.ImageFile": patch_pillow,
     "pyarrow.parquet.core": patch_pyarrow,
     "p2p.storage.deadline": shorten_deadline,
+    "p2p.storage.rasters": patch_rasters,
     "p2p.data.tasks": lower_attempts,
 }
 

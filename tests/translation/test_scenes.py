@@ -363,25 +363,28 @@ def test_a_scene_that_is_replaced_is_noticed(
         assert (file.read() == other).all()
 
 
-def test_a_section_at_which_processes_end_fails_its_scene(
+def test_processes_that_end_though_no_section_is_to_blame_end_the_job(
     tmp_path: Path, translate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write(tmp_path / "in" / "a.tif", picture(100, 100), **UTM)
-    read = translator.SceneReader.read
+    network = Identity()
+    monkeypatch.setattr(translator, "MAX_ATTEMPTS", 2)
 
-    def end(self: Any, *rows: int) -> Any:
+    def end(*_: Any) -> Any:
         raise Killed
 
     def work(tried: Any, left: Any) -> Any:
-        monkeypatch.setattr(translator.SceneReader, "read", end)
-        for _ in range(2):
-            with pytest.raises(Killed):
-                in_this_process(tried, left)
-        monkeypatch.setattr(translator.SceneReader, "read", read)
+        with monkeypatch.context() as patch:
+            patch.setattr(network, "start", end)
+            for _ in range(4):
+                with pytest.raises(Killed):
+                    in_this_process(tried, left)
         return in_this_process(tried, left)
 
-    translate(source, tmp_path / "out", Identity(), do=work)
-    assert ledger(tmp_path / "out")["a.tif"]["error"] == "ProcessEnded"
+    with pytest.raises(P2PError, match=r"^4 processes have ended while they worked on a\.tif, rows 0\.\.99, though"):
+        translate(source, tmp_path / "out", network, do=work)
+    translate(source, tmp_path / "out", network)
+    assert ledger(tmp_path / "out")["a.tif"]["status"] == "translated"
 
 
 def corrupt(tmp_path: Path) -> tuple[Path, np.ndarray]:

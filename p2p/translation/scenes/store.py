@@ -26,7 +26,6 @@ from p2p.storage.filesystems import join, list_names, read_json_object, remove, 
 from p2p.storage.images import decode, encode
 from p2p.storage.rasters import Raster, Window
 from p2p.storage.staging import StagedFile
-from p2p.storage.trial import process_ended
 from p2p.translation.plan.resume import PREVIEWS_FOLDER, SECTIONS_FOLDER
 from p2p.translation.plan.shards import shard_uri
 from p2p.translation.seams import Seams
@@ -35,10 +34,9 @@ Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
 _SCENE = "scene.json"
-_MAX_TRIES = 2
 _COPY_BYTES = 16 * 2**20
 _SECTION = re.compile(r"section-(\d{5,})\.tif")
-_TRY = re.compile(r"section-\d{5,}\.try")
+_TRY = re.compile(r"section-(\d{5,})\.try")
 
 
 @dataclass
@@ -80,10 +78,14 @@ def sections_folder(output: str, shard: int) -> str:
     return shard_uri(join(output, SECTIONS_FOLDER), shard, "sections")
 
 
+def _sections_with(pattern: re.Pattern[str], output: str, shard: int) -> set[int]:
+    found = (pattern.fullmatch(name) for name in list_names(sections_folder(output, shard)))
+    return {int(match[1]) for match in found if match}
+
+
 def done_sections(output: str, shard: int) -> set[int]:
     """Sections that a process has finished."""
-    found = (_SECTION.fullmatch(name) for name in list_names(sections_folder(output, shard)))
-    return {int(match[1]) for match in found if match}
+    return _sections_with(_SECTION, output, shard)
 
 
 def count_sections(output: str, shard: int) -> tuple[int, int]:
@@ -145,6 +147,10 @@ class SceneStore:
         """Sections that are not done."""
         return set(range(self.sections)) - done_sections(self.output, self.shard)
 
+    def begun(self) -> set[int]:
+        """Sections that a process works on, or worked on when it ended."""
+        return _sections_with(_TRY, self.output, self.shard)
+
     def require_same(self, size: int, modified: str) -> None:
         """Note which file the scene is; raise BadInputError if sections were made of another one."""
         uri = join(self.folder, _SCENE)
@@ -157,15 +163,15 @@ class SceneStore:
                     "SceneChanged", "the file was replaced while it was being translated; try it again, as a whole"
                 )
 
-    def start(self, section: int) -> None:
-        """Count the processes that begin with a section. Raises BadInputError after two that did not end it."""
-        uri = self._uri(section, "try")
-        tries = 0
+    def tries(self, section: int) -> int:
+        """How many processes of this job have begun with a section that is not done."""
         with contextlib.suppress(NotFoundError, DamagedFileError, TypeError, ValueError, KeyError):
-            tries = int(read_json_object(uri)["tries"])
-        if tries >= _MAX_TRIES:
-            raise process_ended()
-        write_json(uri, {"tries": tries + 1})
+            return int(read_json_object(self._uri(section, "try"))["tries"])
+        return 0
+
+    def start(self, section: int) -> None:
+        """Count the process that begins with a section."""
+        write_json(self._uri(section, "try"), {"tries": self.tries(section) + 1})
 
     def publish(self, section: int, paths: Sequence[str], facts: SectionFacts) -> int:
         """Put a section's local files in place, the one that says that it is done last. Returns their bytes."""

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from p2p.errors import BadInputError, NotFoundError
+import numpy as np
+import numpy.typing as npt
+
+from p2p.data.local import MAX_ATTEMPTS
+from p2p.errors import BadInputError, NotFoundError, TaskFailedError
 from p2p.scenes.bands import RasterBands, parse_bands
 from p2p.scenes.cogs import CogProfile
 from p2p.scenes.reading import SceneReader
-from p2p.scenes.sections import consecutive
+from p2p.scenes.sections import consecutive, section_rows
 from p2p.storage.deadline import DECODE_SECONDS, Deadline
 from p2p.storage.filesystems import exists, remove, remove_file
 from p2p.storage.lease import Fence
 from p2p.storage.rasters import Raster, Window, file_identity, open_raster, place_of
+from p2p.storage.trial import find_fatal_item, process_ended
 from p2p.translation.config import Settings
 from p2p.translation.corpus.addresses import is_web
 from p2p.translation.corpus.inputs import SIGNED, Input, on_disk
@@ -26,6 +34,10 @@ from p2p.translation.plan.ledger import LedgerRow, ledger_uri, write_ledger
 from p2p.translation.scenes.flow import Scene, TileNetwork
 from p2p.translation.scenes.store import SceneStore, sections_folder
 from p2p.translation.sinks.geotiff import output_profile, scene_uri
+
+Array = npt.NDArray[Any]
+
+_TRIES_BEFORE_TRIAL = 2
 
 
 class _SceneOverError(Exception):
@@ -64,8 +76,12 @@ class SceneTranslator:
         try:
             with open_raster(address_of(item), self.deadline) as raster:
                 task = self._open_scene(shard, item, raster)
-                missing = task.store.missing()
-                for first, last in consecutive(missing & sections):
+                missing = task.store.missing() & sections
+                begun = task.store.begun() & missing
+                for section in sorted(begun):  # by itself: a process that ends had read rows of the next one too
+                    self._require_harmless(task, section)
+                    yield from task.translate(section, section + 1)
+                for first, last in consecutive(missing - begun):
                     yield from task.translate(first, last)
                 if not task.store.missing():
                     yield self._finish(task)
@@ -81,6 +97,28 @@ class SceneTranslator:
         store.require_same(raster.size, raster.modified)
         check = functools.partial(self.check, shard)
         return Scene(self.settings, self.network, self.output_bands, check, shard, item, raster, reader, store)
+
+    def _require_harmless(self, task: Scene, section: int) -> None:
+        """After every second process that ended at a section, which may have been killed from outside, try it in
+        another one. Raises BadInputError if that ends too, TaskFailedError after too many trials that did not.
+        """
+        tries = task.store.tries(section)
+        if not tries or tries % _TRIES_BEFORE_TRIAL:
+            return
+        top, bottom = section_rows(section, task.raster.facts.height)
+        if tries >= _TRIES_BEFORE_TRIAL * MAX_ATTEMPTS:
+            raise TaskFailedError(
+                f"{tries} processes have ended while they worked on {task.item.image_id}, rows {top}..{bottom - 1}, "
+                f"though reading and writing them does no harm; if memory is short, pass fewer --workers or a smaller "
+                f"--tile-size. The same command tries again"
+            )
+        unit = dataclasses.replace(task.shard, section=section)
+        network = _NoNetwork.like(self.network)
+        with tempfile.TemporaryDirectory(prefix="p2p-trial-") as output:
+            settings = dataclasses.replace(self.settings, output=output)
+            found = find_fatal_item(_translate_section, unit, settings, network, self.input_bands, self.output_bands)
+        if found is not None:
+            raise process_ended(f"rows {top}..{bottom - 1}: ")
 
     def examine(self, raster: Raster) -> tuple[SceneReader, CogProfile]:
         """How a scene is read, and what its output is. Raises BadInputError where the model cannot take it."""
@@ -136,6 +174,37 @@ class SceneTranslator:
         write_ledger(output, shard.index, [LedgerRow(item.image_id, "failed", error.kind, str(error))])
         remove(sections_folder(output, shard.index))
         return ShardReport(shard.index, finished=True, failed=1)
+
+
+@dataclass
+class _NoNetwork:
+    """Takes and gives what a network does, and computes nothing."""
+
+    batch_size: int
+    in_flight: int
+    input_channels: int
+    output_channels: int
+    dtype: np.dtype[Any]
+    fallbacks: list[str] = field(default_factory=list)
+
+    @classmethod
+    def like(cls, network: TileNetwork) -> _NoNetwork:
+        return cls(
+            network.batch_size, network.in_flight, network.input_channels, network.output_channels, network.dtype
+        )
+
+    def start(self, tiles: Array, keys: Sequence[str]) -> Callable[[], Array]:
+        return lambda: np.zeros((*tiles.shape[:3], self.output_channels), self.dtype)
+
+
+def _translate_section(
+    unit: Shard,
+    settings: Settings,
+    network: _NoNetwork,
+    input_bands: RasterBands | None,
+    output_bands: RasterBands | None,
+) -> Iterator[ShardReport]:
+    yield from SceneTranslator(settings, network, None, input_bands, output_bands).run([unit])
 
 
 def address_of(item: Input) -> str:
