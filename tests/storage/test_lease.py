@@ -20,29 +20,41 @@ from p2p.storage import lease
 from p2p.storage.filesystems import exists, join, list_names, read_bytes, write_bytes
 from p2p.storage.lease import Lease, hold_lease, read_lease
 
-# Holds the lease until its stdin is closed; the seconds of the module are shortened.
+# At a line on its stdin it takes the lease, at the next one or the end it lets go, as many rounds as it is told; the
+# seconds of the module are shortened.
 HOLDER = """
 import sys
 from p2p.errors import P2PError
 from p2p.storage import lease
 lease.RENEWAL_SECONDS, lease._WATCH_SECONDS, lease.EXPIRY_SECONDS = 0.2, 1.0, 4.0
-try:
-    with lease.hold_lease(sys.argv[1], "output", "translate") as fence:
-        print("holds", fence.lease.attempt, flush=True)
-        sys.stdin.read()
-        fence.check()
-except P2PError as error:
-    print(type(error).__name__, error, flush=True)
-    sys.exit(error.exit_status)
+for _ in range(int(sys.argv[2])):
+    sys.stdin.readline()
+    status = 0
+    try:
+        with lease.hold_lease(sys.argv[1], "output", "translate") as fence:
+            print("holds", fence.lease.attempt, flush=True)
+            sys.stdin.readline()
+            fence.check()
+        print("has let go", flush=True)
+    except P2PError as error:
+        print(type(error).__name__, error, flush=True)
+        status = error.exit_status
+sys.exit(status)
 """
 
 
 class Holder:
     """A process that holds, or tries to hold, the lease of an output."""
 
-    def __init__(self, output: str) -> None:
-        words = [sys.executable, "-c", HOLDER, output]
+    def __init__(self, output: str, rounds: int = 1) -> None:
+        words = [sys.executable, "-c", HOLDER, output, str(rounds)]
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def go_on(self) -> None:
+        """To take the lease, or to let it go."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
 
     def says(self) -> str:
         assert self.process.stdout is not None
@@ -56,11 +68,11 @@ class Holder:
 
 
 @pytest.fixture
-def hold() -> Iterator[Callable[[str], Holder]]:
+def start() -> Iterator[Callable[..., Holder]]:
     started: list[Holder] = []
 
-    def start(output: str) -> Holder:
-        started.append(Holder(output))
+    def start(output: str, rounds: int = 1) -> Holder:
+        started.append(Holder(output, rounds))
         return started[-1]
 
     yield start
@@ -69,18 +81,32 @@ def hold() -> Iterator[Callable[[str], Holder]]:
         holder.process.wait()
 
 
-def test_of_processes_that_start_together_one_holds_the_lease(output: str, hold: Callable[[str], Holder]) -> None:
-    for _ in range(3):
-        holders = [hold(output) for _ in range(4)]
+@pytest.fixture
+def hold(start: Callable[..., Holder]) -> Callable[[str], Holder]:
+    def hold(output: str) -> Holder:
+        holder = start(output)
+        holder.go_on()
+        return holder
+
+    return hold
+
+
+def test_of_processes_that_start_together_one_holds_the_lease(output: str, start: Callable[..., Holder]) -> None:
+    rounds = 3
+    holders = [start(output, rounds) for _ in range(4)]
+    for _ in range(rounds):
+        for holder in holders:
+            holder.go_on()
         said = {holder: holder.says() for holder in holders}
         (winner,) = [holder for holder, words in said.items() if words == "holds 1"]
         for holder in holders:
             if holder is not winner:
                 assert said[holder].startswith(f"ConfigError output {output}: translate on ")
                 assert f"process {winner.process.pid}, attempt 1 writes there" in said[holder]
-                assert holder.end() == 2
-        assert winner.end() == 0
+        winner.go_on()
+        assert winner.says() == "has let go"
         assert not exists(join(output, lease.NAME))
+    assert [holder.end() for holder in holders] == [0 if holder is winner else 2 for holder in holders]
 
 
 def test_the_next_attempt_takes_over_from_one_that_was_killed(output: str, hold: Callable[[str], Holder]) -> None:
