@@ -312,7 +312,7 @@ def test_a_training_outlives_its_reporter_and_after_the_loss_of_its_controller_t
     raw_pairs, tmp_path, run_cli
 ):
     run, killed = tmp_path / "run", []
-    options = config(raw_pairs, run, epochs=10, epochs_decay=0, workers=2, checkpoint_every_steps=1)
+    options = config(raw_pairs, run, epochs=6, epochs_decay=0, workers=2, checkpoint_every_steps=1)
     command = (Config, lambda _: train(options), "--data", "-", "--output", "-")
     with meanwhile(kill_reporter_and_controller, run, killed):
         outcome = run_cli(*command)
@@ -324,8 +324,8 @@ def test_a_training_outlives_its_reporter_and_after_the_loss_of_its_controller_t
     outcome = run_cli(*command)
     assert outcome.status == 0, outcome.stderr
     assert "continuing after step" in outcome.stderr
-    assert outcome.summary["epochs"] == 10
-    assert [row["epoch"] for row in rows(run)] == list(range(1, 11))
+    assert outcome.summary["epochs"] == 6
+    assert [row["epoch"] for row in rows(run)] == list(range(1, 7))
 
 
 def drawn_step(run: Path) -> int:
@@ -336,11 +336,11 @@ def drawn_step(run: Path) -> int:
 def test_sigterm_saves_within_an_epoch_and_the_next_start_goes_on_there_to_the_same_bits(
     tmp_path, make_pairs, run_cli, train_in_this_process
 ):
-    data = str(make_pairs(tmp_path / "pairs" / "train", 400, size=72).parent)
+    data = str(make_pairs(tmp_path / "pairs" / "train", 200, size=72).parent)
     whole, run = tmp_path / "whole", tmp_path / "run"
-    options = {"epochs": 1, "samples_every_steps": 20}
+    options = {"epochs": 1, "samples_every_steps": 10}
     with a_job(data, run, **options) as job:
-        wait_for(lambda: drawn_step(run) >= 40, job)
+        wait_for(lambda: drawn_step(run) >= 20, job)
         job.send_signal(signal.SIGTERM)
         stdout, stderr = job.communicate(timeout=60)
     assert (job.returncode, stdout) == (1, "")
@@ -348,7 +348,7 @@ def test_sigterm_saves_within_an_epoch_and_the_next_start_goes_on_there_to_the_s
     assert stderr.splitlines()[-1].endswith("interrupted; the same command goes on from what is finished")
     assert "Traceback" not in stderr
     latest = read_json(f"{run}/latest.json")
-    assert 40 <= latest["step"] < 200
+    assert 20 <= latest["step"] < 100
     assert latest["checkpoint"] == f"checkpoints/epoch_0001_step_{latest['step']:08d}"
 
     same = {**options, "epochs_decay": 0, "ema_images": 0}
