@@ -19,6 +19,8 @@ from p2p.model.config import ModelConfig
 from p2p.model.networks import build_generator
 from p2p.translation import TranslateConfig, translate
 
+pytestmark = pytest.mark.usefixtures("jobs_share_a_process")
+
 ROOT = Path(__file__).parent.parent
 CONFIG = ModelConfig(generator="unet_64", crop_size=64, ngf=4)
 

@@ -18,6 +18,8 @@ from p2p.preparation import PrepareConfig, prepare
 from p2p.reports.examples import read_examples
 from p2p.storage.images import decode
 
+pytestmark = pytest.mark.usefixtures("jobs_share_a_process")
+
 
 def test_what_evaluate_leaves_is_what_compare_reads(
     tmp_path: Path, run_cli: Callable[..., Any], checkpoint_of_64: str, browse: Callable[..., dict[str, Any]]

@@ -15,6 +15,8 @@ from p2p.doctor.evidence import examine, open_examined_pairs, warn_of_strangers
 from p2p.errors import UsageError
 from p2p.synthetic.pairs import city_pair
 
+pytestmark = pytest.mark.usefixtures("jobs_share_a_process")
+
 Picture = np.ndarray
 SIZE = 64
 

@@ -16,6 +16,8 @@ from p2p.preparation import PrepareConfig, prepare
 from p2p.preparation.palettes import find_palette, in_palette, parse_palette, pixels_per_pair, sample_pixels, to_lab
 from p2p.synthetic.pairs import PALETTE, city_pair
 
+pytestmark = pytest.mark.usefixtures("jobs_share_a_process")
+
 COLOURS = tuple(PALETTE.values())
 PAIRS = 12
 

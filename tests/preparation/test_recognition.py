@@ -15,6 +15,8 @@ from p2p.preparation import PrepareConfig, prepare
 from p2p.storage import images
 from p2p.synthetic.pairs import city_pair
 
+pytestmark = pytest.mark.usefixtures("jobs_share_a_process")
+
 CITIES = ("gtFine/{}_gtFine_{}.png", "leftImg8bit/{}_leftImg8bit.png")
 
 
