@@ -20,24 +20,30 @@ ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "cluster" / "slurm" / "p2p.sbatch"
 BIN = Path(sys.executable).parent
 
-# The training, and then where its workers were.
+# A training to its end, where its workers were, and another one that has to be stopped. The status of each is noted,
+# and the job's own is one that nothing else ends with.
 _JOB = """
-import contextlib, json, os, runpy, sys
+import json, runpy, sys
 import ray
 from ray.util.state import list_actors
 
-place, *sys.argv = sys.argv[1:]
-status = 1
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as stop:
-    status = stop.code
-ray.init(log_to_driver=False)
-actors = list_actors(filters=[("class_name", "=", "RayTrainWorker")], detail=True)
-alive = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+place, train, *trainings = sys.argv[1:]
+found = {"statuses": []}
+for words in map(json.loads, trainings):
+    sys.argv = [train, *words]
+    try:
+        runpy.run_path(train, run_name="__main__")
+    except SystemExit as stop:
+        found["statuses"].append(stop.code)
+    if "nodes" not in found:
+        ray.init(log_to_driver=False)
+        actors = list_actors(filters=[("class_name", "=", "RayTrainWorker")], detail=True)
+        alive = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+        found |= {"nodes": sorted(alive.values()), "workers": [alive[actor.node_id] for actor in actors]}
+        ray.shutdown()
 with open(place, "w") as file:
-    json.dump({"nodes": sorted(alive.values()), "workers": [alive[actor.node_id] for actor in actors]}, file)
-sys.exit(status)
+    json.dump(found, file)
+sys.exit(7)
 """
 
 
@@ -80,40 +86,34 @@ TRAIN = (
 
 
 @pytest.mark.skipif(not can_make_namespaces(), reason="this machine lets nobody make namespaces")
-def test_two_nodes_train_on_one_ray(make_pairs: Callable[..., Path], tmp_path: Path, short_folder: Path) -> None:
+def test_two_nodes_train_on_one_ray_and_a_training_saves_before_its_time_is_up(
+    make_pairs: Callable[..., Path], tmp_path: Path, short_folder: Path
+) -> None:
     shutil.copy(SCRIPT, tmp_path / "slurm_script")  # Slurm runs a copy that lies elsewhere
     (tmp_path / "job.py").write_text(_JOB)
     data = make_pairs(tmp_path / "pairs" / "train", 8, size=72).parent
-    place, output = tmp_path / "place", tmp_path / "run"
-    words = ("--data", data, "--output", output, *TRAIN.split(), "--epochs-decay", 0, "--epochs")
-    job = (tmp_path / "job.py", place, ROOT / "jobs" / "train.py", *words)
+    place, whole, stopped = tmp_path / "place", tmp_path / "whole", tmp_path / "stopped"
+    trainings = [
+        json.dumps(["--data", str(data), "--output", str(output), *TRAIN.split(), *options.split()])
+        for output, options in ((whole, "--epochs-decay 0 --epochs 2"), (stopped, "--epochs 10000"))
+    ]
     environment = {"HOME": str(tmp_path), "RAY_TMPDIR": str(short_folder)}
-    script = start(tmp_path / "slurm_script", *job, 2, **environment)
-    out, err = script.communicate(timeout=300)
-    assert script.returncode == 0, out + err
-    found = json.loads(place.read_text())
-    assert found["nodes"] == sorted(found["workers"]) == ["node1", "node2"]
-    summary = json.loads((output / "summary.json").read_text())
-    assert (summary["epochs"], summary["images_seen"]) == (2, 16)
-    assert not list(tmp_path.glob("p2p-*"))
-    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
-
-
-@pytest.mark.skipif(not can_make_namespaces(), reason="this machine lets nobody make namespaces")
-def test_a_training_saves_before_its_time_is_up(
-    make_pairs: Callable[..., Path], tmp_path: Path, short_folder: Path
-) -> None:
-    data = make_pairs(tmp_path / "pairs" / "train", 8, size=72).parent
-    words = ("--data", data, "--output", tmp_path / "run", *TRAIN.split(), "--epochs", 10_000)
-    environment = {"HOME": str(tmp_path), "RAY_TMPDIR": str(short_folder)}
-    script = start(SCRIPT, ROOT / "jobs" / "train.py", *words, **environment)
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "run" / "metrics.jsonl").exists() and script.poll() is None and time.monotonic() < deadline:
+    job = (tmp_path / "job.py", place, ROOT / "jobs" / "train.py", *trainings)
+    script = start(tmp_path / "slurm_script", *job, **environment)
+    deadline = time.monotonic() + 400
+    while not (stopped / "metrics.jsonl").exists() and script.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
     script.terminate()  # to the shell alone, as `--signal=B:TERM` does
-    out, err = script.communicate(timeout=200)
-    assert script.returncode == 1 and "interrupted" in err, out + err
-    assert (tmp_path / "run" / "latest.json").exists() and not list(tmp_path.glob("p2p-*"))
+    out, err = script.communicate(timeout=180)
+    assert script.returncode == 7 and "interrupted" in err, out + err
+    found = json.loads(place.read_text())
+    assert found["statuses"] == [0, 1]
+    assert found["nodes"] == sorted(found["workers"]) == ["node1", "node2"]
+    summary = json.loads((whole / "summary.json").read_text())
+    assert (summary["epochs"], summary["images_seen"]) == (2, 16)
+    assert (stopped / "latest.json").exists() and not (stopped / "summary.json").exists()
+    assert not list(tmp_path.glob("p2p-*"))
+    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
 
 
 def test_scripts_are_clean() -> None:
