@@ -182,6 +182,128 @@ def cluster() -> Iterator[Cluster]:
     cluster.home.parent.rmdir()
 
 
+class Source:
+    """Images over HTTP, of which it gives as many as the test says: a corpus that takes its time and no processor's."""
+
+    def __init__(self, images: dict[str, bytes]) -> None:
+        source = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                with source.turn:
+                    source.askers.add(self.client_address[1])
+                    source.turn.wait_for(lambda: source.left > 0)
+                    source.left -= 1
+                data = images[self.path.lstrip("/")]
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.turn = threading.Condition()
+        self.left = 0.0
+        self.askers: set[int] = set()
+        """The ports of those who have asked for an image."""
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a reader was killed
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def give(self, images: float) -> None:
+        with self.turn:
+            self.left = images
+            self.turn.notify_all()
+
+    def was_asked_by(self, pids: list[int]) -> bool:
+        import psutil  # comes with Ray
+
+        ports: set[int] = set()
+        for pid in pids:
+            with contextlib.suppress(psutil.Error):
+                ports |= {place.laddr.port for place in psutil.Process(pid).net_connections("tcp")}
+        return bool(ports & self.askers)
+
+
+@pytest.fixture(scope="module")
+def source(make_image: Callable[..., bytes]) -> Iterator[Source]:
+    source = Source({f"{number:03d}.png": make_image(64, 64, seed=number) for number in range(IMAGES)})
+    yield source
+    source.give(math.inf)
+    source.server.shutdown()
+    source.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def corpus(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    listed = tmp_path_factory.mktemp("corpus") / "list.csv"
+    lines = "".join(f"{number:03d},{source.url}/{number:03d}.png\n" for number in range(IMAGES))
+    listed.write_text("image_id,uri\n" + lines)
+    return listed
+
+
+def pixels(output: Path) -> dict[str, bytes]:
+    """Every translated image by its id, as it was encoded; and that each input is in the ledger and the output once."""
+    table = pa.concat_tables([pq.read_table(path) for path in sorted((output / "data").iterdir())])
+    ledger = pa.concat_tables([pq.read_table(path) for path in sorted((output / "ledger").iterdir())])
+    assert Counter(table["image_id"].to_pylist()) == Counter(ledger["image_id"].to_pylist())
+    assert set(Counter(ledger["image_id"].to_pylist()).values()) == {1}
+    assert not [path for path in output.rglob("*") if path.name.startswith(".p2p-")]
+    return dict(zip(table["image_id"].to_pylist(), table["image"].to_pylist(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def alone(
+    source: Source, corpus: Path, checkpoint_of_64: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """What one process makes of the corpus."""
+    source.give(math.inf)
+    output = tmp_path_factory.mktemp("alone") / "out"
+    where = {"checkpoint": checkpoint_of_64, "source": str(corpus), "output": str(output)}
+    config = TranslateConfig(**where, allow_private_addresses=True)
+    translate(config, lambda _: contextlib.nullcontext(in_this_process))
+    return pixels(output)
+
+
+def shards_done(output: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (output / "ledger").glob("shard-*.parquet")}
+
+
+def test_a_translation_outlives_a_node_and_a_process_and_gives_work_to_one_that_joins(
+    cluster: Cluster, source: Source, corpus: Path, checkpoint_of_64: str, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    cluster.kill("node3")  # which a test before this one may have started
+    up = cluster.up(2)
+    address = cluster.variables()["RAY_API_SERVER_ADDRESS"]
+    assert f"ray job submit --address {address} --working-dir . -- python jobs/train.py" in up.stdout
+    assert stat.S_IMODE((cluster.home / "token").stat().st_mode) == 0o600
+    words = ("jobs/translate.py", "--checkpoint", checkpoint_of_64, "--source", corpus, "--output", output)
+    words += ("--allow-private-addresses",)
+
+    def works(node: str) -> bool:
+        return source.was_asked_by(cluster.workers_of(node, "ShardTranslator"))
+
+    source.give(100)
+    with cluster.start(*cluster.submission(*words), **cluster.access()) as job:
+        wait_until(lambda: works("node1") and works("node2"), job)
+        assert not cluster.processes_of("node3")
+        cluster.up(3)
+        wait_until(lambda: works("node3"), job)
+        os.kill(cluster.workers_of("node2", "ShardTranslator")[0], signal.SIGKILL)
+        cluster.kill("node1")
+        source.give(math.inf)
+        finish(job)
+    summary = json.loads((output / "summary.json").read_text())
+    assert (summary["images"], summary["translated"], summary["failed"]) == (IMAGES, IMAGES, 0)
+    assert pixels(output) == alone
+
+
 def tensors(checkpoint: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Every number of a checkpoint, by file and name."""
     files = sorted(checkpoint.glob("*.safetensors"))
@@ -280,126 +402,6 @@ def test_a_training_told_of_a_preemption_saves_and_goes_on_elsewhere(
     assert f"a node is about to be taken away: saved step {saved['step']}; " in said and "(1 of 20)" in said
     assert f"continuing after step {saved['step']} from {saved['checkpoint']}" in said
     assert "Traceback" not in said and "was lost" not in said
-
-
-class Source:
-    """Images over HTTP, of which it gives as many as the test says: a corpus that takes its time and no processor's."""
-
-    def __init__(self, images: dict[str, bytes]) -> None:
-        source = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                with source.turn:
-                    source.askers.add(self.client_address[1])
-                    source.turn.wait_for(lambda: source.left > 0)
-                    source.left -= 1
-                data = images[self.path.lstrip("/")]
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.turn = threading.Condition()
-        self.left = 0.0
-        self.askers: set[int] = set()
-        """The ports of those who have asked for an image."""
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a reader was killed
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def give(self, images: float) -> None:
-        with self.turn:
-            self.left = images
-            self.turn.notify_all()
-
-    def was_asked_by(self, pids: list[int]) -> bool:
-        import psutil  # comes with Ray
-
-        ports: set[int] = set()
-        for pid in pids:
-            with contextlib.suppress(psutil.Error):
-                ports |= {place.laddr.port for place in psutil.Process(pid).net_connections("tcp")}
-        return bool(ports & self.askers)
-
-
-@pytest.fixture(scope="module")
-def source(make_image: Callable[..., bytes]) -> Iterator[Source]:
-    source = Source({f"{number:03d}.png": make_image(64, 64, seed=number) for number in range(IMAGES)})
-    yield source
-    source.give(math.inf)
-    source.server.shutdown()
-    source.server.server_close()
-
-
-@pytest.fixture(scope="module")
-def corpus(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    listed = tmp_path_factory.mktemp("corpus") / "list.csv"
-    lines = "".join(f"{number:03d},{source.url}/{number:03d}.png\n" for number in range(IMAGES))
-    listed.write_text("image_id,uri\n" + lines)
-    return listed
-
-
-def pixels(output: Path) -> dict[str, bytes]:
-    """Every translated image by its id, as it was encoded; and that each input is in the ledger and the output once."""
-    table = pa.concat_tables([pq.read_table(path) for path in sorted((output / "data").iterdir())])
-    ledger = pa.concat_tables([pq.read_table(path) for path in sorted((output / "ledger").iterdir())])
-    assert Counter(table["image_id"].to_pylist()) == Counter(ledger["image_id"].to_pylist())
-    assert set(Counter(ledger["image_id"].to_pylist()).values()) == {1}
-    assert not [path for path in output.rglob("*") if path.name.startswith(".p2p-")]
-    return dict(zip(table["image_id"].to_pylist(), table["image"].to_pylist(), strict=True))
-
-
-@pytest.fixture(scope="module")
-def alone(
-    source: Source, corpus: Path, checkpoint_of_64: str, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, bytes]:
-    """What one process makes of the corpus."""
-    source.give(math.inf)
-    output = tmp_path_factory.mktemp("alone") / "out"
-    where = {"checkpoint": checkpoint_of_64, "source": str(corpus), "output": str(output)}
-    config = TranslateConfig(**where, allow_private_addresses=True)
-    translate(config, lambda _: contextlib.nullcontext(in_this_process))
-    return pixels(output)
-
-
-def shards_done(output: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in (output / "ledger").glob("shard-*.parquet")}
-
-
-def test_a_translation_outlives_a_node_and_a_process_and_gives_work_to_one_that_joins(
-    cluster: Cluster, source: Source, corpus: Path, checkpoint_of_64: str, alone: dict[str, bytes], tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    up = cluster.up(2)
-    address = cluster.variables()["RAY_API_SERVER_ADDRESS"]
-    assert f"ray job submit --address {address} --working-dir . -- python jobs/train.py" in up.stdout
-    assert stat.S_IMODE((cluster.home / "token").stat().st_mode) == 0o600
-    words = ("jobs/translate.py", "--checkpoint", checkpoint_of_64, "--source", corpus, "--output", output)
-    words += ("--allow-private-addresses",)
-
-    def works(node: str) -> bool:
-        return source.was_asked_by(cluster.workers_of(node, "ShardTranslator"))
-
-    source.give(100)
-    with cluster.start(*cluster.submission(*words), **cluster.access()) as job:
-        wait_until(lambda: works("node1") and works("node2"), job)
-        cluster.up(3)
-        wait_until(lambda: works("node3"), job)
-        os.kill(cluster.workers_of("node2", "ShardTranslator")[0], signal.SIGKILL)
-        cluster.kill("node1")
-        source.give(math.inf)
-        finish(job)
-    summary = json.loads((output / "summary.json").read_text())
-    assert (summary["images"], summary["translated"], summary["failed"]) == (IMAGES, IMAGES, 0)
-    assert pixels(output) == alone
 
 
 def holding(folder: Path, text: str) -> set[str]:
