@@ -155,7 +155,8 @@ start_node() {
   read -ra ports < <(free_ports 0 0)
   start "node$1" "$(memory_of "$nodes")" --address "127.0.0.1:$head_port" \
     --dashboard-agent-listen-port "${ports[0]}" --metrics-export-port "${ports[1]}" \
-    --num-cpus "${P2P_CLUSTER_CPUS:-4}" --labels "p2p-node=$1"
+    --num-cpus "${P2P_CLUSTER_CPUS:-4}" --labels "p2p-node=$1" \
+    --include-log-monitor false # all nodes log into one folder, which the head's follows
   core_of "node$1" raylet >"$home/node$1"
 }
 

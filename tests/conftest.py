@@ -47,6 +47,9 @@ os.environ.update(
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        # Nobody reads what Ray's log monitor follows, and it looks for new files ten times a second.
+        "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+        "LOG_NAME_UPDATE_INTERVAL_S": "86400",
     }
 )
 
