@@ -21,16 +21,17 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+from kept_worker import KeptWorker
 from PIL import Image
 from xdist.scheduler import LoadScopeScheduling
 
 from p2p.data import local
-from p2p.storage.child import ChildProcess
 
 # Ray's workers and the S3 clients copy the environment when they start, so all of it is set before either does.
 # Nothing here may reach a cluster, a bucket or an account of the person who runs the tests.
 for _name in ("RAY_ADDRESS", "AWS_PROFILE", "AWS_SESSION_TOKEN", "P2P_INCEPTION_WEIGHTS"):
     os.environ.pop(_name, None)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes import p2p, each compiling all of it
 os.environ.update(
     {
         "AWS_ACCESS_KEY_ID": "AKIATESTSOFP2PONLY00",
@@ -200,31 +201,6 @@ def ray_cluster(s3_server: S3Server) -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-class KeptWorker(local.LocalWorker):
-    """The child process of jobs without Ray, which goes on from one job to the next for as long as nothing that it
-    starts with has changed and no job has ended it.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._started_with: object = None
-
-    def _start(self, attempts: int) -> ChildProcess:
-        variables = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
-        starts_with = (variables, os.getcwd(), sys.path[:], attempts)
-        if starts_with != self._started_with:
-            self.end()
-        self._started_with = starts_with
-        return super()._start(attempts)
-
-    def close(self) -> None:
-        if self._child is not None and self._child._process.poll() is not None:
-            self.end()
-
-    def end(self) -> None:
-        super().close()
 
 
 @pytest.fixture(scope="session")
