@@ -184,7 +184,7 @@ def rows_of(config: EvaluateConfig, size: int) -> list[dict[str, Any]]:
 def test_a_pair_has_the_same_bits_in_any_company(
     data: Path, run: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    names = "l1,ssim,palette_iou" + (",fid" if find_inception_weights() else "")
+    names = "l1,ssim,palette_iou" + (",fid" if find_inception_weights() and not options else "")
     config = EvaluateConfig(
         data=str(data), output=str(tmp_path / "out"), checkpoint=str(run), metrics=names, limit=3, **options
     )
