@@ -170,8 +170,8 @@ def check_kept_pairs(device: str) -> Iterator[GpuCheck]:
             kept = there.crop_on_device(rows, epoch, uploads[0])
             fetched = beside.crop_on_device(rows, epoch, uploads[1])
             uploaded = [side.clone() for side in crop.sides(uploads[2](crops))]
-            ours = {"kept": kept, "kept on the host": fetched, "uploaded": uploaded}
-            found.append((crop.sides(np.stack(crops)), ours))
+            sides = {"kept": kept, "kept on the host": fetched, "uploaded": uploaded}
+            found.append((crop.sides(np.stack(crops)), sides))
         for wanted, sides in found:
             for what, ours in sides.items():
                 pairs = zip(ours, wanted, strict=True)
