@@ -140,6 +140,8 @@ class WebReader:
                 if response.content_length and "Content-Encoding" not in response.headers:
                     check_bytes(response.content_length, max_bytes)
                 return await self._body(response, max_bytes)
+        except aiohttp.SocketTimeoutError:
+            raise StorageError(f"{url}: the server has sent nothing for {_SILENT_SECONDS:g} s") from None
         except TimeoutError:
             if limit.expired():
                 raise BadInputError("TooSlow", f"not there after {self._max_seconds:g} s") from None

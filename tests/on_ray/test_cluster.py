@@ -220,6 +220,25 @@ class Source:
             self.left = images
             self.turn.notify_all()
 
+    @contextlib.contextmanager
+    def trickling(self) -> Iterator[None]:
+        """Two images a second meanwhile: readers give up where they get nothing for half a minute."""
+        over = threading.Event()
+
+        def trickle() -> None:
+            while not over.wait(0.5):
+                with self.turn:
+                    self.left += 1
+                    self.turn.notify_all()
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
     def was_asked_by(self, pids: list[int]) -> bool:
         import psutil  # comes with Ray
 
@@ -293,8 +312,9 @@ def test_a_translation_outlives_a_node_and_a_process_and_gives_work_to_one_that_
     with cluster.start(*cluster.submission(*words), **cluster.access()) as job:
         wait_until(lambda: works("node1") and works("node2"), job)
         assert not cluster.processes_of("node3")
-        cluster.up(3)
-        wait_until(lambda: works("node3"), job)
+        with source.trickling():
+            cluster.up(3)
+            wait_until(lambda: works("node3"), job)
         os.kill(cluster.workers_of("node2", "ShardTranslator")[0], signal.SIGKILL)
         cluster.kill("node1")
         source.give(math.inf)

@@ -176,6 +176,16 @@ def test_a_server_that_sends_next_to_nothing_is_left(server: Server, settings: d
     assert caught.value.kind == "TooSlow"
 
 
+def test_a_server_that_sends_nothing_is_told_so(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(_: http.server.BaseHTTPRequestHandler) -> None:
+        server.stopped.wait()
+
+    monkeypatch.setattr("p2p.storage.web._SILENT_SECONDS", 0.3)
+    server.answers["/x"] = silent
+    with pytest.raises(StorageError, match=r"has sent nothing for 0\.3 s"):
+        WebReader(allow_private=True).read(server.url("/x"), LIMIT)
+
+
 @pytest.mark.parametrize(
     ("status", "kind", "retryable"),
     [
