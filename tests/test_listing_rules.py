@@ -32,6 +32,12 @@ NAMES = (
     "__MACOSX/d.png",
     ".git/e.png",
     "_tmp/f.png",
+    "@eaDir/a.png/SYNOFILE_THUMB_M.png",
+    "b/@eaDir/g.png",
+    "#recycle/h.png",
+    "$Recycle.Bin/i.png",
+    "lost+found/j.png",
+    "System Volume Information/k.png",
     "notes.txt",
 )
 SEEN = {"a.png", "_MG_1.jpg", "b/c.gif"}
@@ -112,7 +118,7 @@ def test_a_folder_of_formats_that_are_not_read_says_what_is_there(
         list_source(str(tmp_path), "source").require_images("source")
 
 
-def test_linked_folders_are_followed_once_and_never_in_a_loop(tmp_path: Path) -> None:
+def test_linked_folders_are_followed_once_and_never_in_a_loop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "elsewhere/below").mkdir(parents=True)
     (tmp_path / "elsewhere/below/x.png").write_bytes(image())
     (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "elsewhere")
@@ -128,8 +134,12 @@ def test_linked_folders_are_followed_once_and_never_in_a_loop(tmp_path: Path) ->
     }.items():
         (tmp_path / "top" / name).symlink_to(tmp_path / target)
     (tmp_path / "top/gone").symlink_to(tmp_path / "nothing")
-    found = [file.path for file in list_files(str(tmp_path / "top"), (".png",))]
-    assert sorted(found) == ["again/below/x.png", "real/y.png", "y.png"]
+    with caplog.at_level(logging.INFO, "p2p"):
+        for _ in range(2):
+            found = [file.path for file in list_files(str(tmp_path / "top"), (".png",))]
+            assert sorted(found) == ["again/below/x.png", "real/y.png", "y.png"]
+    [said] = [record.getMessage() for record in caplog.records if "not followed" in record.getMessage()]
+    assert said.endswith(f": {tmp_path}/top/again/loop -> {tmp_path}/elsewhere and 4 more")
 
 
 @pytest.fixture
@@ -215,5 +225,5 @@ def test_of_a_tar_the_members_that_are_meant(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pattern", ["*.png", "x/**", "a?.png", "[ab].png", "{a,b}.png"])
 def test_a_pattern_says_what_to_give_instead(tmp_path: Path, pattern: str) -> None:
-    with pytest.raises(ConfigError, match="patterns are not followed, so give the folder, or a manifest"):
+    with pytest.raises(ConfigError, match=r"patterns are not followed: give one folder or file$"):
         require_readable(f"{tmp_path}/{pattern}", "source")

@@ -85,7 +85,9 @@ def test_an_odd_checkpoint(
 
 def test_an_odd_checkpoint_as_a_process_meets_it(tmp_path: Path) -> None:
     """What torch says of a file, it says once in a process."""
-    words = ("--checkpoint", with_one_number(tmp_path), "--source", tmp_path, "--output", tmp_path / "out")
+    source = tmp_path / "in"
+    source.mkdir()
+    words = ("--checkpoint", with_one_number(tmp_path), "--source", source, "--output", tmp_path / "out")
     assert CHECKPOINTS["one number"][1] in run_job("translate", *words)
 
 

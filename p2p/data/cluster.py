@@ -101,7 +101,7 @@ def quiet_data_context() -> ray.data.DataContext:
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # else only its text would come back from the worker
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):  # its log file keeps everything; errors are raised here
+        if handler.name == "console":  # Ray's own; its log file keeps everything, and errors are raised here
             handler.setLevel(logging.CRITICAL)
     context.memory_usage_poll_interval_s = None  # walking a gigabyte's page table every second, for what nobody reads
     context.execution_no_progress_timeout_s = -1  # a slow training step or validation is no fault

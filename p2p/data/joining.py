@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter, defaultdict
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from p2p.data.layouts import Mark, parse_names, split_name, stored_split, whole_path
+from p2p.data.layouts import Mark, parse_names, path_of, split_name, stored_split, whole_path
 
 COMBINED = "combined"
 TWO_FOLDERS = "two-folder"
+OTHERS = "the others"
+"""The side of images without a word."""
 MAX_SHOWN = 6
 """Kinds of names, folders or layouts that a message tells."""
-_ENOUGH = 0.5
+ENOUGH = 0.5
 """Share of the side with fewer images that has a partner, at which no other way to compare names is tried."""
 _COMMON_END = re.compile(r"(?:[_\-. ]+[A-Za-z][A-Za-z0-9]*)+$")
 _COMMON_START = re.compile(r"(?:[A-Za-z][A-Za-z0-9]*[_\-. ]+)+")
 _LAST_WORD = re.compile(r"[_\-. ]([A-Za-z][^/_\-. ]*)\.[^./]*$")
 _SEPARATOR = re.compile(r"[/_\-. ]")
-_DIGITS = re.compile(r"\d+")
 _LETTER = re.compile(r"[^\W\d_]")
 _ENDING = r"(?:\.[^./]+)?"
 
@@ -88,42 +90,73 @@ Marked = list[tuple[int, str, Mark]]
 
 def join_sides(sides: tuple[Marked, Marked], match: Match, total: int) -> None:
     """Add to `match` what the two sides have in common, what only one has, and which of `total` paths are neither."""
-    has_splits = all(any(split for _, split, _ in side) for side in sides)
-    splits = [[split if has_splits else "" for _, split, _ in side] for side in sides]
-    keys: tuple[dict[tuple[str, str], int], ...] = ({}, {})
-    most = -1
-    for names in _ways_to_compare([[mark for _, _, mark in side] for side in sides]):
-        found = [_first_places(zip(splits[k], names[k], strict=True)) for k in (0, 1)]
-        common = len(found[0].keys() & found[1].keys())
-        if common > most:
-            most, keys, best = common, (found[0], found[1]), names
-        if common >= _ENOUGH * min(map(len, sides)):
-            break
+    keys, names = _best_keys(sides)
+    places = [_first_places(side) for side in keys]
     seen: tuple[set[tuple[str, str]], ...] = (set(), set())
-    paired_splits = {split for split, _ in keys[0].keys() & keys[1].keys()}
+    paired_splits = {split for split, _ in places[0].keys() & places[1].keys()}
     paired: set[tuple[str, str]] = set()
     for k, missing in ((0, "b"), (1, "a")):
         for place, (number, split, _) in enumerate(sides[k]):
-            key = splits[k][place], best[k][place]
+            key, pair_id = keys[k][place], names[k][place]
             if key in seen[k]:
-                match.repeated.append((number, key[1]))
+                match.repeated.append((number, pair_id))
                 continue
             seen[k].add(key)
-            partner = keys[1 - k].get(key)
+            partner = places[1 - k].get(key)
             if partner is None and key[0] and key[0] not in paired_splits:
                 match.left_out.append(number)
             elif partner is None:
-                match.unmatched.append((number, key[1], missing))  # type: ignore[arg-type]
+                match.unmatched.append((number, pair_id, missing))  # type: ignore[arg-type]
             elif k == 0:
                 other, other_split, _ = sides[1][partner]
                 stored = stored_split(split or other_split)
                 if (stored, key[1]) in paired:  # by a split that is stored in the same one
-                    match.repeated += [(number, key[1]), (other, key[1])]
+                    match.repeated += [(number, pair_id), (other, pair_id)]
                     continue
                 paired.add((stored, key[1]))
-                match.pairs.append(NamedPaths(stored, key[1], number, other))
+                match.pairs.append(NamedPaths(stored, pair_id, number, other))
     sides_paths = {number for side in sides for number, _, _ in side}
     match.left_out += [number for number in range(total) if number not in sides_paths]
+
+
+Keys = list[tuple[str, str]]
+"""(split, name) of each image of one side, as they are compared; no split where a side has none at all."""
+
+
+def _best_keys(sides: tuple[Marked, Marked]) -> tuple[list[Keys], list[list[str]]]:
+    """The keys of both sides by which the most images have a partner, and the names that these are made of."""
+    has_splits = all(any(split for _, split, _ in side) for side in sides)
+    splits = [[split if has_splits else "" for _, split, _ in side] for side in sides]
+    most, best = -1, None
+    for names in _ways_to_compare(sides):
+        compared = _as_compared(names)
+        keys = [list(zip(splits[k], compared[k], strict=True)) for k in (0, 1)]
+        common = len({*keys[0]} & {*keys[1]})
+        if common > most:
+            most, best = common, (keys, names)
+        if common >= ENOUGH * min(map(len, sides)):
+            break
+    assert best is not None
+    return best
+
+
+def _as_compared(names: list[list[str]]) -> list[list[str]]:
+    """Names in one form of Unicode, as systems store one name in two. Separators at their ends count only where they
+    tell two names apart: `7_` beside `7__mask`.
+    """
+    composed = [[unicodedata.normalize("NFC", name) for name in side] for side in names]
+    ended = [[name.rstrip("_-. ") for name in side] for side in composed]
+    are_distinct = all(len({*one}) == len({*other}) for one, other in zip(composed, ended, strict=True))
+    return ended if are_distinct else composed
+
+
+def join_as(layout: str, sides: tuple[Marked, Marked], total: int, *, is_certain: bool) -> Match | None:
+    """Join two sides as a layout of that name; None if one is empty."""
+    if not all(sides):
+        return None
+    match = Match(FoundLayout(layout, (sides[0][0][2].spelled, sides[1][0][2].spelled), is_certain))
+    join_sides(sides, match, total)
+    return match
 
 
 def leave_out_companions(match: Match, missing: SideName) -> None:
@@ -135,6 +168,28 @@ def leave_out_companions(match: Match, missing: SideName) -> None:
     match.unmatched = [found for found in alone if found[2] != missing or pair_ids.isdisjoint(_starts(found[1]))]
     kept = {number for number, _, _ in match.unmatched}
     match.left_out = sorted([*match.left_out, *(number for number, _, _ in alone if number not in kept)])
+
+
+def why_splits_clash(match: Match, sides: tuple[Marked, Marked]) -> str:
+    """Why names that agree tell no pairs: one side alone has splits, and many of its names in several; else empty."""
+    has_splits = [any(split for _, split, _ in side) for side in sides]
+    if has_splits[0] == has_splits[1] or not match.repeated:
+        return ""
+    which = has_splits.index(True)
+    splits = {number: split for number, split, _ in sides[which]}
+    firsts = {pair.pair_id: splits[(pair.a, pair.b or 0)[which]] for pair in match.pairs}
+    count = sum(splits.get(number, firsts.get(name)) != firsts.get(name) for number, name in match.repeated)
+    if 2 * count < len(match.pairs):
+        return ""
+    names = match.layout.sides
+    return f"{count} names are in more than one split of {names[which]}, and {names[1 - which]} has none"
+
+
+def leave_out_rest(match: Match, missing: SideName) -> None:
+    """Where one side covers a part of the other, as published, leave the rest of that out."""
+    if match.pairs and all(found[2] == missing for found in match.unmatched):
+        match.left_out = sorted([*match.left_out, *(number for number, _, _ in match.unmatched)])
+        match.unmatched = []
 
 
 def _starts(name: str) -> Iterator[str]:
@@ -150,14 +205,19 @@ def _first_places(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]
     return places
 
 
-def _ways_to_compare(sides: Sequence[Sequence[Mark]]) -> Iterator[list[list[str]]]:
-    """Yield names of both sides: in full, without the folders above the sides, without words all share."""
-    wrappers = {mark.above for side in sides for mark in side}
-    stripped = [_without_common_words([mark.below for mark in side]) for side in sides]
-    for belows in ([[mark.below for mark in side] for side in sides], stripped):
+def _ways_to_compare(sides: Sequence[Marked]) -> Iterator[list[list[str]]]:
+    """Yield names of both sides: in full, without the folders above the sides, without words all (of a split) share."""
+    wrappers = {mark.above for side in sides for _, _, mark in side}
+    ways = [
+        [[mark.below for _, _, mark in side] for side in sides],
+        [_without_common_words([mark.below for _, _, mark in side]) for side in sides],
+    ]
+    if not any(mark.spelled == OTHERS for side in sides for _, _, mark in side[:1]):
+        ways.append([_without_words_of_splits(side) for side in sides])
+    for belows in ways:
         if len(wrappers) > 1:
             yield [
-                [f"{mark.above}/{below}".lstrip("/") for mark, below in zip(side, names, strict=True)]
+                [f"{mark.above}/{below}".lstrip("/") for (_, _, mark), below in zip(side, names, strict=True)]
                 for side, names in zip(sides, belows, strict=True)
             ]
         yield belows
@@ -182,10 +242,27 @@ def _without_common_words(names: list[str]) -> list[str]:
     return [folder + slash + stem[first:] for (folder, slash, _), stem in zip(parts, stems, strict=True)]
 
 
+def _without_words_of_splits(side: Marked) -> list[str]:
+    """`1_training` of train/ and `2_test` of test/ -> 1, 2."""
+    names = [mark.below for _, _, mark in side]
+    for wanted in {split for _, split, _ in side}:
+        places = [place for place, (_, split, _) in enumerate(side) if split == wanted]
+        for place, name in zip(places, _without_common_words([names[place] for place in places]), strict=True):
+            names[place] = name
+    return names
+
+
 def match_two(
-    paths: tuple[Sequence[str], Sequence[str]], names: tuple[str, str], patterns: tuple[str, str] | None = None
+    paths: tuple[Sequence[str], Sequence[str]],
+    names: tuple[str, str],
+    patterns: tuple[str, str] | None = None,
+    *,
+    unwrap: bool = False,
 ) -> Match:
-    """Pair the images of two sources called `names`. Those of the second are numbered on from those of the first."""
+    """Pair the images of two sources called `names`. Those of the second are numbered on from those of the first.
+
+    `unwrap`: the folders that all images of a source lie in are no part of their names.
+    """
     match = Match(FoundLayout(TWO_FOLDERS, names))
     sides: list[Marked] = []
     first = 0
@@ -194,7 +271,9 @@ def match_two(
             sides.append([*_by_pattern(enumerate(paths[side], first), patterns[side])])
         else:
             parsed = parse_names(paths[side])
-            sides.append([(number, name.split, whole_path(name)) for number, name in enumerate(parsed, first)])
+            above = common_start([name.folders for name in parsed]) if unwrap else ()
+            marks = [Mark("/".join(above), path_of(name.folders[len(above) :], name.stem)) for name in parsed]
+            sides.append([*zip(itertools.count(first), (name.split for name in parsed), marks)])
         first += len(paths[side])
     join_sides((sides[0], sides[1]), match, first)
     return match
@@ -220,11 +299,10 @@ def match_patterns(paths: Sequence[str], patterns: tuple[str, str]) -> Match:
 
 def _by_pattern(paths: Iterable[tuple[int, str]], pattern: str) -> Iterator[tuple[int, str, Mark]]:
     expression = compile_pattern(pattern)
-    for number, path in paths:
-        if found := expression.fullmatch(path):
-            groups = found.groupdict()
-            (name,) = parse_names([f"{groups.get('above') or ''}{groups['id']}."])
-            yield number, split_name(groups.get("split") or "") or name.split, whole_path(name)
+    found = [(number, hit.groupdict()) for number, path in paths if (hit := expression.fullmatch(path))]
+    names = parse_names([f"{groups.get('above') or ''}{groups['id']}." for _, groups in found])
+    for (number, groups), name in zip(found, names, strict=True):
+        yield number, split_name(groups.get("split") or "") or name.split, whole_path(name)
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
@@ -241,34 +319,6 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     if not re.search(r"\.\w+$", pattern):
         text += _ENDING
     return re.compile(text, re.IGNORECASE)
-
-
-def advised_patterns(paths: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Patterns for two folders, the first that pair their images up; none if no two folders do."""
-    folders: dict[str, list[str]] = defaultdict(list)
-    for path in paths:
-        folder, slash, name = path.rpartition("/")
-        if slash:
-            folders[folder].append(name)
-    largest = sorted(sorted(folders, key=lambda folder: -len(folders[folder]))[:MAX_SHOWN])
-    for two in itertools.combinations(largest, 2):
-        if len({_DIGITS.sub("", "/".join(names.folders)) for names in parse_names([f"{one}/" for one in two])}) < 2:
-            continue  # of two splits, or numbered
-        few = [f"{folder}/{name}" for folder in two for name in folders[folder]]
-        for varying in (lambda names: "{id}", _varying_part):
-            patterns = (f"{two[0]}/{varying(folders[two[0]])}", f"{two[1]}/{varying(folders[two[1]])}")
-            if patterns[0].count("{id}") == patterns[1].count("{id}") == 1:
-                match = match_patterns(few, patterns)
-                if len(match.pairs) >= _ENOUGH * min(len(folders[folder]) for folder in two):
-                    return (patterns,)
-    return ()
-
-
-def _varying_part(names: Sequence[str]) -> str:
-    """Names with {id} in place of what they do not have in common: of `a_1.png` and `a_2.png` it is `a_{id}.png`."""
-    start = common_start(names).rstrip("0123456789")
-    end = common_start([name[len(start) :][::-1] for name in names])[::-1].lstrip("0123456789")
-    return f"{start}{{id}}{end}"
 
 
 def describe_left_out(paths: Sequence[str]) -> str:
@@ -291,14 +341,9 @@ def describe_rest(match: Match, paths: Sequence[str], split: str) -> str:
         "of a name that another has": [number for number, _ in match.repeated],
         "neither A nor B of a pair": match.left_out,
     }
-    found = []
+    found, names = [], parse_names(paths)
     for kind, numbers in kinds.items():
-        names = parse_names([paths[number] for number in numbers])
-        these = [
-            paths[number]
-            for number, name in zip(numbers, names, strict=True)
-            if split in ("", stored_split(name.split) or "train")
-        ]
+        these = [paths[number] for number in numbers if split in ("", stored_split(names[number].split) or "train")]
         if these:
             found.append(f"{len(these)} {kind}: {describe_left_out(these)}")
     return "; ".join(found)

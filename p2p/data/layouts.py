@@ -30,11 +30,15 @@ class Layout:
     """Whether only folders, or only names of files, are looked at."""
     other: Literal["a", "b", ""] = ""
     """The side that images without any of the words are, where only words of the opposite side are found."""
+    are_classes_too: bool = False
+    """Whether the words also name classes or views, whose images are no pairs: the images must show it."""
+    is_partial: bool = False
+    """Whether side A is published for a part of side B only: the rest of B is left out."""
 
 
 _PHOTOS = "image images img imgs photo photos picture pictures pic pics jpegimages rgb frame frames"
-UNPAIRED_TOO = "A/B"
-"""The layout whose words also stand for two sets of images without partners."""
+UNPAIRED_TOO = frozenset({"A/B", "night and day"})
+"""Layouts whose words also stand for two sets of images without partners."""
 LAYOUTS = (
     *(
         Layout("Cityscapes", f"gtFine_{kind} gtCoarse_{kind}", "leftImg8bit", is_published=True, where="name")
@@ -43,9 +47,19 @@ LAYOUTS = (
     Layout("pix2pixHD", "label", "img", is_published=True, where="folder"),
     Layout("ADE20K", "annotations", "images", is_published=True, where="folder"),
     Layout("CamVid", "LabeledApproved_full", "701_StillsRaw_full", is_published=True, where="folder"),
+    Layout(
+        "Pascal VOC",
+        "SegmentationClass SegmentationClassPNG",
+        "JPEGImages",
+        is_published=True,
+        where="folder",
+        is_partial=True,
+    ),
+    Layout("DRIVE", "1st_manual", "images", is_published=True, where="folder"),
+    Layout("KITTI", "semantic_rgb", "image_2", is_published=True, where="folder"),
     Layout("xView", "pre_disaster", "post_disaster", is_published=True, where="name"),
     Layout("pix2pix results", "real_A", "real_B", is_published=True, where="name"),
-    Layout(UNPAIRED_TOO, "a", "b", is_published=True),
+    Layout("A/B", "a", "b", is_published=True),
     Layout(
         "labels and photos",
         "label labels labelmap labelmaps stuffthingmaps mask masks annotation annotations annot annots ann anns seg "
@@ -77,8 +91,8 @@ LAYOUTS = (
     ),
     Layout("aerial views and maps", "sat satellite aerial ortho", "map maps"),
     Layout("two dates", "im1 img1 image1 time1 t1", "im2 img2 image2 time2 t2", where="folder"),
-    Layout("left and right views", "left", "right"),
-    Layout("real and fake", "real", "fake"),
+    Layout("left and right views", "left", "right", are_classes_too=True),
+    Layout("real and fake", "real", "fake", are_classes_too=True),
     Layout("night and day", "night", "day"),
     Layout("gray and color", "gray grayscale grey bw", "color colour"),
 )
@@ -94,18 +108,25 @@ NOT_PAIRS = (
 )
 """Paths of images that are no pairs, and what they are."""
 
+BETWEEN = (frozenset({"low", "high"}), frozenset({"medium", "mid", "middle", "med"}))
+"""Two words that name classes, too, where a folder of one of the others lies beside them."""
+
 SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training", "train_extra", "trainset", "tier1", "tier3"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "valset", "hold", "holdout"), "val"),
+    **dict.fromkeys(("train", "training", "trainval", "train_extra", "trainset", "tier1", "tier3"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "eval", "evaluation", "dev", "valset", "hold", "holdout"), "val"),
     **dict.fromkeys(("test", "testing", "testset"), "test"),
 }
 """What folders of these names hold, in lower case."""
 TRAIN_EXTRA = "train_extra"
 """A part of train that may have one side only, while the others have both: of Cityscapes, without its coarse labels."""
-_SPLIT = r"(training|train|validation|valid|val|testing|test)(?:set)?(?:20\d\d)?"
+_SPLIT_WORD = r"(training|trainval|train|validation|valid|val|evaluation|eval|dev|testing|test)(?:set)?"
+_SPLIT = rf"{_SPLIT_WORD}(?:20\d\d)?"
 _SPLIT_BEFORE = re.compile(rf"{_SPLIT}([_\-. ]*)(.+)", re.IGNORECASE)
 _SPLIT_AFTER = re.compile(rf"(.+?)([_\-. ]*){_SPLIT}", re.IGNORECASE)
 _SPLIT_ALONE = re.compile(_SPLIT, re.IGNORECASE)
+_SPLIT_INSIDE = re.compile(rf"(?<![a-z]){_SPLIT_WORD}(?![a-z])", re.IGNORECASE)
+_SPLIT_OF_NAME = re.compile(r"(training|train|validation|valid|val|eval|testing|test)(?=[_\-. ()]|\d)", re.IGNORECASE)
+_TEST_PART = re.compile(r"test(?:ing|set)?[_\-. ]?(\d+|dev|std|challenge|(?<=[_\-. ]).+)", re.IGNORECASE)
 _SEPARATORS = "_-. ()"
 _SEPARATED = re.compile(r"[_\-. ()]+")
 _TOKEN = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+(?![a-z])|\d+")
@@ -135,16 +156,32 @@ class ParsedName(NamedTuple):
 
 
 def parse_names(paths: Sequence[str]) -> list[ParsedName]:
-    """Take splits and endings off paths; the first folder that names a split counts."""
+    """Take splits and endings off paths; the first folder that names a split counts.
+
+    Where none does, and all names of images begin with that of one, these count: `A/train_1.png`, `A/val_1.png`.
+    """
     folders = {path.rpartition("/")[0] for path in paths}
-    several = _several_splits({part for folder in folders for part in folder.split("/")})
-    parsed = {folder: _read_folders(folder, several) for folder in folders}
+    parts = {part for folder in folders for part in folder.split("/")}
+    several, has_train = _several_splits(parts), any(split_name(part) == "train" for part in parts)
+    parsed = {folder: _read_folders(folder, several, has_train) for folder in folders}
     names = []
     for path in paths:
         folder, _, name = path.rpartition("/")
         stem, dot, ending = name.rpartition(".")
         names.append(ParsedName(*parsed[folder], stem if dot else name, ending.lower()))
-    return names
+    return names if any(name.split for name in names) else _read_stems(names)
+
+
+def _read_stems(names: list[ParsedName]) -> list[ParsedName]:
+    """The same with the splits with which all names begin. Of one split alone it may be just a word."""
+    splits = []
+    for name in names:
+        if not (found := _SPLIT_OF_NAME.match(name.stem)):
+            return names
+        splits.append(split_name(found[1]))
+    if len({*splits}) < 2 or "train" not in splits:
+        return names
+    return [name._replace(split=split) for name, split in zip(names, splits, strict=True)]
 
 
 def _several_splits(parts: Collection[str]) -> frozenset[str]:
@@ -158,17 +195,20 @@ def _several_splits(parts: Collection[str]) -> frozenset[str]:
     return frozenset(word for word, splits in seen.items() if len(splits) > 1)
 
 
-def _read_folders(path: str, several: Collection[str]) -> tuple[str, tuple[str, ...]]:
+def _read_folders(path: str, several: Collection[str], has_train: bool) -> tuple[str, tuple[str, ...]]:
     folders = [part for part in path.split("/") if part]
     for place, folder in enumerate(folders):
-        split, rest = _read_folder(folder, several)
+        split, rest = _read_folder(folder, several, has_train)
         if split:
             return split, (*folders[:place], *([rest] if rest else []), *folders[place + 1 :])
     return "", tuple(folders)
 
 
-def _read_folder(folder: str, several: Collection[str]) -> tuple[str, str]:
-    """The split that a folder's name holds, if any, and the word beside it: `trainA`, `test_label`, `images-val`."""
+def _read_folder(folder: str, several: Collection[str], has_train: bool) -> tuple[str, str]:
+    """The split that a folder's name holds, if any, and the word beside it: `trainA`, `test_label`, `images-val`.
+
+    Where a folder `train` is among all, any `test…` is part of the test split: `test1`, `test-dev`, `test_challenge`.
+    """
     if split := split_name(folder):
         return (TRAIN_EXTRA if folder.lower() == TRAIN_EXTRA else split), ""
     for pattern, split_group, rest_group in ((_SPLIT_BEFORE, 1, 3), (_SPLIT_AFTER, 3, 1)):
@@ -177,6 +217,8 @@ def _read_folder(folder: str, several: Collection[str]) -> tuple[str, str]:
             plain_word(found[rest_group]) in _ALL_WORDS or (found[2] and plain_word(found[rest_group]) in several)
         ):
             return SPLIT_NAMES[found[split_group].lower()], found[rest_group]
+    if has_train and (found := _TEST_PART.fullmatch(folder)):
+        return "test", found[1]
     return "", folder
 
 
@@ -184,6 +226,12 @@ def split_name(folder: str) -> str:
     """The split that a folder of that name is; empty if it is none."""
     found = _SPLIT_ALONE.fullmatch(folder)
     return SPLIT_NAMES.get(found[1].lower() if found else folder.lower(), "")
+
+
+def mark_split(path: str) -> str:
+    """A path with `{split}` in place of the first name of a split that stands in a folder: `{split}2017/7.png`."""
+    folder, slash, name = path.rpartition("/")
+    return _SPLIT_INSIDE.sub("{split}", folder, count=1) + slash + name
 
 
 def stored_split(split: str) -> str:
@@ -215,6 +263,12 @@ def in_folder(name: ParsedName) -> Iterator[tuple[str, Mark]]:
     for place, folder in enumerate(name.folders):
         above, below = "/".join(name.folders[:place]), path_of(name.folders[place + 1 :], name.stem)
         yield plain_word(folder), Mark(above, below, f"{folder}/")
+
+
+def as_whole_name(name: ParsedName) -> Iterator[tuple[str, Mark]]:
+    """`7/labels`, where the folders are the name of the pair."""
+    if name.folders:
+        yield plain_word(name.stem), Mark("", "/".join(name.folders), name.stem)
 
 
 def in_part_of_folder(name: ParsedName) -> Iterator[tuple[str, Mark]]:
@@ -249,7 +303,11 @@ def at_start(name: ParsedName) -> Iterator[tuple[str, Mark]]:
 def _cut_end(text: str) -> Iterator[tuple[str, str, str]]:
     """`7_pre_disaster` -> (predisaster, 7, pre disaster), (disaster, 7_pre, disaster): word, rest, as it is written."""
     for token in list(_TOKEN.finditer(text))[-_MAX_TOKENS:]:
-        if rest := text[: token.start()].rstrip(_SEPARATORS):
+        before = text[: token.start()]
+        rest = before.rstrip(_SEPARATORS)
+        if rest.count("(") > rest.count(")") and before[len(rest) :].startswith(")"):
+            rest += ")"  # of the number that Windows gives to copies: `7 (1)_mask`
+        if rest:
             yield _cut(text[token.start() :], rest)
 
 
@@ -267,5 +325,5 @@ def _cut(written: str, rest: str) -> tuple[str, str, str]:
 Form = Callable[[ParsedName], Iterator[tuple[str, Mark]]]
 """Yields each word that a name has in one place, longest first, with its mark."""
 FOLDER_FORMS: tuple[Form, ...] = (in_folder, in_part_of_folder)
-NAME_FORMS: tuple[Form, ...] = (at_end, at_start)
+NAME_FORMS: tuple[Form, ...] = (at_end, at_start, as_whole_name)
 """The places where words are looked for, the likelier first."""

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -167,21 +165,7 @@ def session(*, small: bool) -> Iterator[LocalWorker | None]:
     worker = LocalWorker()
     token = _CURRENT.set(worker)
     try:
-        with termination_as_interrupt():
-            yield worker
+        yield worker
     finally:
         _CURRENT.reset(token)
         worker.close()
-
-
-@contextlib.contextmanager
-def termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM, by which schedulers end jobs, is answered inside as Control-C is."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

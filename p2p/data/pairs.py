@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from p2p.data.joining import FoundLayout, describe_rest
 from p2p.data.matching import Unclear, match_names
 from p2p.data.order import Row
+from p2p.data.sizes import check_sizes
 from p2p.data.tasks import is_repeat
 from p2p.errors import BadInputError, ConfigError, DamagedFileError, NotFoundError, UsageError
 from p2p.storage import images
@@ -40,7 +42,7 @@ FEATURES_FOLDER = ".features"
 dot, so that no listing takes these files for images or pairs.
 """
 ROW_GROUP_PAIRS = 32
-"""Pairs in a row group: what one task reads and decodes."""
+"""Pairs in a row group: what is fetched at a time."""
 PAIR_SCHEMA = pa.schema(
     [
         ("pair_id", pa.string()),
@@ -264,10 +266,13 @@ def _first_size(group: RowGroup) -> tuple[int, int]:
 
 
 def read_rows(pairs: Pairs, rows: Sequence[Row], formats: Formats = (RGB, RGB)) -> Iterator[Pair]:
-    """Decode the wanted `rows`, in their order, with A and B in `formats`; each row group among them is fetched once.
+    """Decode the wanted `rows`, in their order, with A and B in `formats`.
 
-    Raises BadInputError that names the pair, for a stored image that cannot be decoded.
+    Each row group among them is fetched once; what is encoded is dropped once it is not needed any more.
+
+    Raises BadInputError that names the pair, for an image that cannot be decoded and raw sides that differ in shape.
     """
+    times = Counter(rows)
     wanted: dict[int, set[int]] = {}
     for number, row in rows:
         wanted.setdefault(number, set()).add(row)
@@ -280,6 +285,9 @@ def read_rows(pairs: Pairs, rows: Sequence[Row], formats: Formats = (RGB, RGB)) 
         if number not in tables:
             tables[number] = _read_stored(group, wanted[number])
         pair_id, *sides = tables[number][row]
+        times[number, row] -= 1
+        if not times[number, row]:
+            del tables[number][row]
         a, b = (_decode(pair_id, group.uri, data, wanted) for data, wanted in zip(sides, formats, strict=True))
         yield Pair(pair_id=pair_id, a=a, b=b)
 
@@ -345,6 +353,11 @@ def _read_raw(group: RowGroup, load_size: int, formats: Formats) -> Pair:
     }
     sides = [decoded[place] for place in zip(uris, formats, strict=True)]
     if not group.uri_b:
-        sides = [images.split_halves(whole)[half] for half, whole in enumerate(sides)]
+        try:
+            sides = [images.split_halves(whole)[half] for half, whole in enumerate(sides)]
+        except BadInputError as error:
+            raise BadInputError(error.kind, f"pair {group.pair_id!r} in {group.uri}: {error}") from None
+    way_out = ", or take jobs/prepare.py, which leaves such pairs out and lists them"
+    check_sizes(group.pair_id, sides[0], sides[1], load_size, also=way_out)
     side_a, side_b = (images.resize(side, load_size, load_size) for side in sides)
     return Pair(pair_id=group.pair_id, a=side_a, b=side_b)

@@ -28,6 +28,7 @@ from p2p.data.access import is_loopback, make_token, takes_jobs_of_anybody  # no
 from p2p.data.machine import available_cpus  # noqa: E402
 from p2p.errors import P2PError, UsageError  # noqa: E402
 from p2p.storage.parquet import unregister_ray_types  # noqa: E402
+from p2p.storage.processes import start_time  # noqa: E402
 
 unregister_ray_types()  # which importing ray.data has just registered
 
@@ -83,23 +84,15 @@ def _descendants(parents: list[int]) -> dict[int, str]:
         with contextlib.suppress(OSError):
             for task in Path(f"/proc/{parents.pop()}/task").iterdir():
                 children = [int(child) for child in (task / "children").read_text().split()]
-                found |= {child: _start_time(child) for child in children}
+                found |= {child: start_time(child) or "" for child in children}
                 parents += children
     return found
-
-
-def _start_time(pid: int) -> str:
-    """Empty for a process that has ended."""
-    with contextlib.suppress(OSError):
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if state == "Z" else fields[18]
-    return ""
 
 
 def _end_rest(processes: Mapping[int, str]) -> None:
     """Kill those of a private Ray that do not end by themselves: now and then one hangs in Ray's own exit."""
     until = time.monotonic() + _SECONDS_TO_EXIT
-    while left := [pid for pid, started in processes.items() if started and _start_time(pid) == started]:
+    while left := [pid for pid, started in processes.items() if started and start_time(pid) == started]:
         if time.monotonic() > until:
             for pid in left:
                 with contextlib.suppress(OSError):
@@ -133,6 +126,8 @@ def _take_termination_for_an_interrupt() -> None:
 def _start_private() -> None:
     make_token()
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # it has no nodes to lose
+    # At Ray's 15 a training on two cores keeps 0.05 of its rate beside three busy processes of ordinary priority.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         ray.init(
             address="local",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from p2p.doctor.alignment import check_alignment
-from p2p.doctor.duplicates import check_duplicates
+from p2p.doctor.duplicates import check_duplicates, check_equal_sides
 from p2p.doctor.features import PairFeatures, Records
 from p2p.doctor.findings import Check
 from p2p.doctor.outliers import check_blank, check_direction, check_modes, check_sizes
@@ -43,6 +43,7 @@ class Doctor:
             check_direction(features),
             check_alignment(features, details),
             *check_duplicates(features, splits),
+            check_equal_sides(features),
             check_blank(features),
             check_sizes(features),
             check_modes(features),

@@ -1,4 +1,4 @@
-"""Pairs that are there twice, and images that are in more than one split."""
+"""Pairs that are there twice, images that are in more than one split, and pairs of one picture."""
 
 from __future__ import annotations
 
@@ -63,6 +63,23 @@ def check_duplicates(features: Records, splits: npt.NDArray[np.int64]) -> list[C
         Check("near duplicates", len(features), [near_copies]),
         Check("leakage between splits", len(features), [leakage], "" if np.ptp(splits) else "there is one split only"),
     ]
+
+
+def check_equal_sides(features: Records) -> Check:
+    """Find pairs that are one picture twice: a file and its copy, found under two names. features: as above."""
+    contents, sizes = features["content"], features["size"]
+    is_equal = (contents[:, 0] == contents[:, 1]) & (sizes[:, 0] == sizes[:, 1]).all(1)
+    finding = Finding(
+        "equal_sides",
+        "warning",
+        "Pairs whose sides are the same picture, pixel for pixel",
+        "Leave them out unless they are meant: there is nothing to translate.",
+        [
+            NamedPair(int(row), "a and b are the same")
+            for row in np.flatnonzero(is_equal & (features["range"][:, 0] > 0))
+        ],
+    )
+    return Check("equal sides", len(features), [finding])
 
 
 def _by_split(group: Rows, splits: npt.NDArray[np.int64]) -> list[Rows]:

@@ -18,7 +18,7 @@ from p2p.data.matching import Unclear
 from p2p.data.order import Row
 from p2p.data.pairs import Pairs, open_candidates, read_rows
 from p2p.data.tasks import run_as_task
-from p2p.doctor.features import compute_features
+from p2p.doctor.features import STYLE, compute_features
 from p2p.errors import BadInputError, ConfigError, TaskFailedError, UsageError
 from p2p.reports.sheets import as_rgb
 
@@ -38,10 +38,14 @@ _MAX_LARGER = (0.03, 0.15)
 _MAX_SHIFT = 2.0
 _MIN_PEAK = 6.0  # as where the doctor measures shifts
 _MIN_CONTRAST = 1.5
+_MIN_CONTRAST_OF_STRANGERS = 4.0
+"""Of what drawings have less of than photographs, 10 and more; of sunny days and storms, which differ too, up to 3."""
 _MIN_STYLES = 3
 _MIN_STRANGERS = 8
 """Pairs without common outlines that are remarkable: of aerial views and maps, half have them."""
 _MIN_SIDE = 64  # pixels, below which outlines tell little
+_MAX_OTHER_SHAPE = 0.1  # relative
+_OF_DRAWINGS = [STYLE.index(name) for name in ("edges", "flatness", "colours")]
 _FEW = 4.0  # of few pairs chance makes a contrast of this, divided by their number
 _STYLE_NOISE = 0.01
 _SECONDS = 600.0
@@ -64,6 +68,8 @@ class Evidence:
     """How many are large enough for that."""
     styles: tuple[npt.NDArray[np.float32], ...] = ()
     """What of `STYLE` A has more of than B, in each."""
+    shapes: tuple[float, ...] = ()
+    """Width over height of side A of each."""
     size: str = ""
     """Width and height of the first side A."""
     problem: str = ""
@@ -76,6 +82,7 @@ class Evidence:
             self.outlines + other.outlines,
             self.large + other.large,
             self.styles + other.styles,
+            self.shapes + other.shapes,
             self.size or other.size,
             self.problem or other.problem,
         )
@@ -87,7 +94,20 @@ class Evidence:
             return False
         values = np.array(self.styles, np.float64)
         contrast = np.abs(values.mean(0)) / (values.std(0) + _STYLE_NOISE)
+        if self.are_strangers:
+            return bool(contrast[_OF_DRAWINGS].max() >= _MIN_CONTRAST_OF_STRANGERS)
         return bool(contrast.max() >= _MIN_CONTRAST + _FEW / len(values))
+
+    @property
+    def are_strangers(self) -> bool:
+        """Whether no two sides have outlines in common, of enough that are large enough to tell."""
+        return self.large >= _MIN_STRANGERS and not self.outlines
+
+    @property
+    def usual_shape(self) -> float:
+        """Width over height that most sides A have; 0 if they vary."""
+        usual = float(np.median(self.shapes)) if self.shapes else 0.0
+        return usual if 2 * sum(have_one_shape(shape, usual) for shape in self.shapes) > len(self.shapes) else 0.0
 
     def shows_pairs(self, is_combined: bool) -> bool:
         """Whether it says that these are pairs. Halves of one photograph may differ too, so there that is no sign."""
@@ -100,9 +120,14 @@ class Evidence:
         return count >= max(1.0, share * self.examined)
 
 
+def have_one_shape(one: float, other: float) -> bool:
+    """Whether combined pairs of one data set may have these two shapes, width over height of a side each."""
+    return abs(one / other - 1) <= _MAX_OTHER_SHAPE
+
+
 def warn_of_strangers(uri: str, layout: FoundLayout, evidence: Evidence) -> None:
     """Report sides of which no two have outlines in common: photographs of horses and of zebras, for example."""
-    if not layout.is_combined and evidence.large >= _MIN_STRANGERS and not evidence.outlines:
+    if not layout.is_combined and evidence.are_strangers:
         log.warning(
             "%s: in none of the %d pairs looked at have %s and %s their outlines in the same places; either they "
             "are no pairs, as those of CycleGAN's trainA/ and trainB/, or too dark, blurred or small to tell",
@@ -116,11 +141,14 @@ def examine(pairs: Iterable[tuple[Image, Image]]) -> Evidence:
     for a, b in pairs:
         features, details = compute_features(a, b, ("", ""), detailed=True)
         assert details is not None
-        x, y, height = details["peaks"][0]
-        outlines = max(abs(x), abs(y)) <= _MAX_SHIFT and height >= _MIN_PEAK
+        x, y, peak = details["peaks"][0]
+        outlines = max(abs(x), abs(y)) <= _MAX_SHIFT and peak >= _MIN_PEAK
         style = features["style"][0] - features["style"][1]
         large = int(min(*a.shape[:2], *b.shape[:2]) >= _MIN_SIDE)
-        evidence += Evidence(1, _has_border(a, b), int(outlines), large, (style,), f"{a.shape[1]}x{a.shape[0]}")
+        height, width = a.shape[:2]
+        evidence += Evidence(
+            1, _has_border(a, b), int(outlines), large, (style,), (width / height,), f"{width}x{height}"
+        )
     return evidence
 
 

@@ -18,6 +18,11 @@ _ROUNDS = 8
 _EXCHANGED = (-1.5, -0.5)  # on a scale where the usual direction is 1 and the opposite -1
 _MAX_SPREAD = 0.2
 _BLANK_RANGE = 5.0
+_LEAVE_OUT = "Leave them out unless they are meant (open water, an empty label map): there is nothing to learn to draw."
+_SMALL_NUMBERS = (
+    "Of 16 bits 65535 is white, so small numbers (ids, millimetres) are black: save ids below 256 with 8 bits, and "
+    "stretch other values over 0 to 65535."
+)
 _MAJORITY = 0.9
 _SHAPE_DIGITS = 2
 
@@ -75,16 +80,22 @@ def _directions(difference: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.flo
 def check_blank(features: Records) -> Check:
     """Find pairs in which a side is (nearly) one colour."""
     blank = features["range"] < _BLANK_RANGE
+    modes = np.char.decode(features["mode"], "ascii")
+    is_deep = np.char.startswith(modes, "I") | np.char.endswith(modes, "x16")
+    small_numbers = blank & is_deep & (features["small"].max(2) < _BLANK_RANGE)
     named = []
     for row in np.flatnonzero(blank.any(1)):
         sides = " and ".join(name for side, name in enumerate("ab") if blank[row, side])
         levels = ", ".join(f"{features['range'][row, side]:.0f}" for side in (0, 1) if blank[row, side])
-        named.append(NamedPair(int(row), f"{sides}: brightness varies by {levels} of 255"))
+        deep = " and ".join(name for side, name in enumerate("ab") if small_numbers[row, side])
+        why = f"; the 16 bits of {deep} hold small numbers only" if deep else ""
+        named.append(NamedPair(int(row), f"{sides}: brightness varies by {levels} of 255{why}"))
+    advice = (_SMALL_NUMBERS, small_numbers.any()), (_LEAVE_OUT, (blank & ~small_numbers).any())
     finding = Finding(
         "blank",
         "warning",
         "Pairs with a side that is a single colour",
-        "Leave them out unless they are meant (open water, an empty label map): there is nothing to learn to draw.",
+        " ".join(text for text, is_true in advice if is_true),
         named,
         numbers={"blank_on_both_sides": int(blank.all(1).sum())},
     )

@@ -7,7 +7,7 @@ import logging
 import pickle
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,41 +89,39 @@ def run(config: PrepareConfig) -> dict[str, Any]:
             raise ConfigError("output", f"{output}: {problem}")
         if source_format(address) != "synthetic":
             require_readable(address, field)
-    _require_replaceable(output, config)
-    # A compressed tar cannot be listed without reading all of it, which waits until Ray can take its images.
-    streamed = any(source_format(address) == "stream" for address in addresses.values())
-    bands: tuple[RasterBands | None, RasterBands | None] = (None, None)
-    found: list[Pairing] | None
-    if config.layout == "rasters":
-        assert source_b is not None
-        config, found, bands = _cut_rasters(config, source, source_b)
-    else:
-        found = None if streamed else find_pairs(config, source, source_b, ChunkStore())
     require_output(output, "output", "a prepared data set")
-
-    chunks = ChunkStore()
-    with (
-        hold_lease(output, "output", "prepare") as fence,
-        session(small=found is not None and not wants_ray() and _is_small(found[0])) as worker,
-    ):
-        if worker:
-            log.info("working in one process, without starting Ray: there are few pairs")
-        if found is None:
-            found = find_pairs(config, source, source_b, chunks)
-        pairing = choose_pairing(found, config, source, chunks.references)
-        _clear(output)
-        summary = _write(
-            pairing,
-            config,
-            source=source,
-            output=output,
-            chunks=chunks.references,
-            worker=worker,
-            fence=fence,
-            wanted_palette=wanted_palette,
-            started=started,
-            bands=bands,
-        )
+    with hold_lease(output, "output", "prepare") as fence:
+        _require_replaceable(output, config)
+        # A compressed tar cannot be listed without reading all of it, which waits until Ray can take its images.
+        streamed = any(source_format(address) == "stream" for address in addresses.values())
+        bands: tuple[RasterBands | None, RasterBands | None] = (None, None)
+        found: list[Pairing] | None
+        if config.layout == "rasters":
+            assert source_b is not None
+            config, found, bands = _cut_rasters(config, source, source_b)
+        else:
+            found = None if streamed else find_pairs(config, source, source_b, ChunkStore())
+        chunks = ChunkStore()
+        with session(small=found is not None and not wants_ray() and _is_small(found[0])) as worker:
+            if worker:
+                log.info("working in one process, without starting Ray: there are few pairs")
+            if found is None:
+                found = find_pairs(config, source, source_b, chunks)
+            pairing = choose_pairing(found, config, source, chunks.references)
+            fence.check()
+            _clear(output, config)
+            summary = _write(
+                pairing,
+                config,
+                source=source,
+                output=output,
+                chunks=chunks.references,
+                worker=worker,
+                fence=fence,
+                wanted_palette=wanted_palette,
+                started=started,
+                bands=bands,
+            )
     check_bad_fraction(
         summary["bad"],
         summary["bad"] + sum(summary["pairs"].values()),
@@ -157,7 +155,7 @@ def _is_small(pairing: Pairing) -> bool:
 
 def _require_replaceable(output: str, config: PrepareConfig) -> None:
     """Raise ConfigError if `output` holds anything that this job, with or without --check, did not write."""
-    own, folders = (_CHECK_FILES, (_ERRORS,)) if config.check else (_OWN_FILES, _OWN_FOLDERS)
+    own, folders = _own_names(config)
     foreign = [name for name in list_names(output) if name not in (*own, *folders, LEASE)]
     for folder in folders:
         names = list_names(join(output, folder)) if not foreign else []
@@ -169,9 +167,15 @@ def _require_replaceable(output: str, config: PrepareConfig) -> None:
         raise ConfigError("output", f"{output}: {problem}")
 
 
-def _clear(output: str) -> None:
+def _own_names(config: PrepareConfig) -> tuple[Sequence[str], Sequence[str]]:
+    """The files and folders that this job, with or without --check, writes."""
+    return (_CHECK_FILES, (_ERRORS,)) if config.check else (_OWN_FILES, _OWN_FOLDERS)
+
+
+def _clear(output: str, config: PrepareConfig) -> None:
     """Remove what an earlier job wrote; a description first, so that a half-removed data set is not taken for whole."""
-    for name in (*reversed(_OWN_FILES), *_OWN_FOLDERS):
+    files, folders = _own_names(config)
+    for name in (*files, *folders):
         remove(join(output, name))
 
 
@@ -194,8 +198,6 @@ class _PartWriter:
             if is_repeat(some):
                 fetch = make_reader(self.chunks, config.max_bytes, row_by_row=True)
                 part, fatal = drop_fatal_pairs(part, config.load_size, fetch, config.formats)
-            if self.output is not None:
-                self.fence.check()
             report = write_part(
                 part,
                 self.output,
@@ -204,6 +206,7 @@ class _PartWriter:
                 formats=config.formats,
                 detailed_share=self.detailed_share,
                 sample=self.sample,
+                fence=self.fence,
             )
         report.bad += fatal
         return report

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from p2p.data.joining import FoundLayout, Match, describe_left_out, match_patterns
+from p2p.data.joining import MAX_SHOWN, FoundLayout, Match, describe_left_out, match_patterns
 from p2p.data.matching import LayoutChoice, Unclear, match_names, match_two_sources
 from p2p.data.pairs import SPLITS
 from p2p.doctor.evidence import no_pairs
@@ -28,6 +28,8 @@ class PairRef:
     a: Location
     b: Location | None
     weight: int
+    shape: float = 0.0
+    """Of a combined pair that was recognised: width over height of a side of most; 0 if it need not have that."""
 
     @property
     def files(self) -> list[Location]:
@@ -43,6 +45,8 @@ class Pairing:
     bad: list[BadRow] = field(default_factory=list)
     left_out: str = ""
     """Which images are neither A nor B, for people."""
+    unsplit: str = ""
+    """Which pairs lie beside those of train/ in no split, for people."""
     _found: dict[tuple[str, str], PairRef] = field(default_factory=dict)
 
     @property
@@ -54,6 +58,10 @@ class Pairing:
         """The number of pairs in each split."""
         counts = Counter(pair.split for pair in self._found.values())
         return {split: counts[split] for split in SPLITS}
+
+    def expect_shape(self, shape: float) -> None:
+        """Let each pair have that shape, or look like a pair."""
+        self._found = {key: replace(pair, shape=shape) for key, pair in self._found.items()}
 
     def add(self, pair: PairRef) -> None:
         """Add a pair; another of the same split and id is a bad row."""
@@ -118,6 +126,8 @@ def pair_two_sources(
 
 def _locate(match: Match, members: Sequence[Member], bad: Sequence[BadRow], val_fraction: float) -> Pairing:
     pairing = Pairing(match.layout, list(bad), describe_left_out([members[number].path for number in match.left_out]))
+    if any(pair.split == "train" for pair in match.pairs):
+        pairing.unsplit = _describe_places([members[pair.a].path for pair in match.pairs if not pair.split])
     pairing.bad += [_repeated(pair_id, members[number].location) for number, pair_id in match.repeated]
     for number, pair_id, missing in match.unmatched:
         side = match.layout.sides["ab".index(missing)]
@@ -129,6 +139,13 @@ def _locate(match: Match, members: Sequence[Member], bad: Sequence[BadRow], val_
         weight = a.size + (b.size if b else 0)
         pairing.add(PairRef(pair.pair_id, split, a.location, b.location if b else None, weight))
     return pairing
+
+
+def _describe_places(paths: Sequence[str]) -> str:
+    """`gallery/A/ (8), banner.png`: by folder, the largest first."""
+    places = Counter(f"{path.rpartition('/')[0]}/" if "/" in path else path for path in paths)
+    shown = [f"{place} ({count})" if place.endswith("/") else place for place, count in places.most_common(MAX_SHOWN)]
+    return ", ".join(shown + ["…"] * (len(places) > MAX_SHOWN))
 
 
 def _require_common(match: Match, sides: tuple[Sequence[str], Sequence[str]], names: tuple[str, str]) -> None:

@@ -13,6 +13,8 @@ import pyarrow as pa
 from PIL import Image
 
 from p2p.data.pairs import PAIR_SCHEMA, ROW_GROUP_PAIRS, Formats, part_name
+from p2p.data.sizes import check_sizes
+from p2p.doctor.evidence import examine, have_one_shape
 from p2p.doctor.features import PairFeatures, collect, compute_features, is_sampled
 from p2p.doctor.files import BadRow
 from p2p.errors import BadInputError
@@ -24,6 +26,7 @@ from p2p.preparation.windows import RasterWindow
 from p2p.storage import images
 from p2p.storage.deadline import decode_deadline
 from p2p.storage.filesystems import is_remote, join, write_table
+from p2p.storage.lease import Fence
 from p2p.storage.pixels import RGB, Array, Pixels
 from p2p.synthetic.pairs import city_pair
 
@@ -34,7 +37,6 @@ _MAX_PART_BYTES = 128 * 2**20
 _TARGET_PARTS = 256
 _READER_THREADS = 16  # an object store answers slowly, but many requests at once
 _MAX_DRAWN_COLOURS = 256  # an image of more colours is a photograph; others are stored without loss
-_MAX_ASPECT_DIFFERENCE = 0.01  # relative, of two sides that still show the same place
 
 Read = Callable[[Location], bytes]
 """As `SourceReader` does."""
@@ -111,6 +113,7 @@ def write_part(
     formats: Formats = (RGB, RGB),
     detailed_share: float = 1.0,
     sample: tuple[float, int] | None = None,
+    fence: Fence | None = None,
 ) -> PartReport:
     """Publish `OUTPUT/<split>/part-<number>.parquet`, or nothing if every pair is bad.
 
@@ -122,6 +125,10 @@ def write_part(
         formats: pixels of A and of B.
         detailed_share: share, 0..1, of the pairs whose features are computed in detail.
         sample: of which share of the pairs how many pixels of each side are put into the report; None of none.
+        fence: of the job that writes there.
+
+    Raises:
+        LeaseLostError: another job writes there now.
 
     """
     report = PartReport(part.split)
@@ -139,6 +146,8 @@ def write_part(
     if rows and output is not None:
         are_placed = isinstance(part.pairs[0].a, RasterWindow)
         table = pa.Table.from_pylist(rows, schema=_PLACED_SCHEMA if are_placed else PAIR_SCHEMA)
+        if fence:
+            fence.check()
         write_table(join(output, part.split, part_name(part.number)), table, row_group_size=ROW_GROUP_PAIRS)
     report.pairs = len(features)
     report.features = collect(features)
@@ -167,6 +176,7 @@ def decode_pairs(
             where = pair.a.uri
             if len(sides) == 1:
                 sides = _halves(sides[0], formats)
+                _check_shape(pair, sides[0], sides[1])
             _check_sizes(pair, sides[0], sides[1], load_size)
         except BadInputError as error:
             bad.append(BadRow(where, error.kind, str(error)))
@@ -180,6 +190,20 @@ def _halves(whole: DecodedSide, formats: Formats) -> list[DecodedSide]:
         image_b = whole.image if formats[0] == formats[1] else images.decode(whole.original, formats[1])
     halves = images.split_halves(whole.image)[0], images.split_halves(image_b)[1]
     return [DecodedSide(half, mode=whole.mode) for half in halves]
+
+
+def _check_shape(pair: PairRef, a: DecodedSide, b: DecodedSide) -> None:
+    """Raise BadInputError for a picture that is not shaped as the combined pairs around it, and looks like none."""
+    height, width = a.image.shape[:2]
+    if not pair.shape or have_one_shape(width / height, pair.shape):
+        return
+    seen = examine([(a.image, b.image)])
+    if not seen.borders and not seen.outlines:
+        raise BadInputError(
+            "OtherShape",
+            f"{2 * width}x{height} is no combined pair: most here are {2 * pair.shape:.2f} times as wide as high, and "
+            "it does not break off in the middle; leave it out, or pass --layout combined if all are pairs",
+        )
 
 
 def read_or_error(read: Read, where: Location) -> bytes | BadInputError:
@@ -206,18 +230,8 @@ def _read_all(
 
 
 def _check_sizes(pair: PairRef, a: DecodedSide, b: DecodedSide, load_size: int) -> None:
-    """Raise BadInputError unless both sides can show the same place."""
-    if a.image.shape[:2] == b.image.shape[:2]:
-        return
-    aspect_a, aspect_b = (side.image.shape[1] / side.image.shape[0] for side in (a, b))
-    same_shape = abs(aspect_a / aspect_b - 1) <= _MAX_ASPECT_DIFFERENCE
-    if same_shape and load_size:
-        return
-    way_out = "pass --load-size 286 or" if same_shape else "their shapes differ, so correct one of them, or pass"
-    raise BadInputError(
-        "MismatchedSizes",
-        f"pair {pair.pair_id!r}: a is {a.size}, b is {b.size}; {way_out} --max-bad-fraction 0.01",
-    )
+    scale, also = "pass --load-size 286", ", or pass --max-bad-fraction 0.01"
+    check_sizes(pair.pair_id, a.image, b.image, load_size, scale=scale, also=also)
 
 
 def make_row(pair: PairRef, a: DecodedSide, b: DecodedSide, load_size: int, report: PartReport) -> dict[str, Any]:

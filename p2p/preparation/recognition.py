@@ -105,13 +105,16 @@ def choose_pairing(found: Sequence[Pairing], config: PrepareConfig, source: str,
     first: Evidence | None = None
     for pairing in found:
         is_certain = pairing.layout.is_certain
-        if is_certain and pairing.layout.name != UNPAIRED_TOO:
+        if is_certain and pairing.layout.name not in UNPAIRED_TOO:
             break
         evidence = examine_in_task(_examine, _spread(pairing.pairs), config, chunks)
-        first = first or evidence
+        if pairing.layout.is_combined:
+            first = first or evidence
         # Where nothing can be decoded, each is a bad input.
         if is_certain or not evidence.examined or evidence.shows_pairs(pairing.layout.is_combined):
             warn_of_strangers(source, pairing.layout, evidence)
+            if pairing.layout.is_combined:
+                pairing.expect_shape(evidence.usual_shape)
             break
     else:
         layout = found[0].layout
@@ -122,6 +125,12 @@ def choose_pairing(found: Sequence[Pairing], config: PrepareConfig, source: str,
     log.info("%s", pairing.layout.summary(counts))
     if pairing.left_out:
         log.info("left out, neither A nor B of a pair: %s", pairing.left_out)
+    if pairing.unsplit:
+        log.warning(
+            "beside the folders of splits, so in train unless --val-fraction chooses them: %s; where they are for "
+            "validation or test, name their folder val or test",
+            pairing.unsplit,
+        )
     if config.val_fraction and not counts["val"]:
         log.warning(
             "--val-fraction %g puts no pair into val: it leaves split folders alone, and may choose none of few pairs",

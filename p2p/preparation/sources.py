@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Literal
 
+from p2p.data.layouts import split_name
 from p2p.doctor.files import BadRow
 from p2p.errors import BadInputError, ConfigError, DamagedFileError, StorageError
 from p2p.preparation.config import SYNTHETIC
@@ -18,7 +20,7 @@ from p2p.preparation.locations import Chunk, File, Location, Range, ZipMember, c
 from p2p.storage.bounded import DEFAULT_MAX_BYTES, check_bytes
 from p2p.storage.compressed import DecompressedFile
 from p2p.storage.error_mapping import storage_errors
-from p2p.storage.filesystems import is_file, list_files, open_filesystem
+from p2p.storage.filesystems import FileInfo, is_file, list_files, open_filesystem
 from p2p.storage.formats import SUFFIXES, LeftOut
 from p2p.storage.names import is_hidden, printable
 from p2p.storage.tars import TarMember, read_members
@@ -26,11 +28,13 @@ from p2p.storage.tars import TarMember, read_members
 SourceFormat = Literal["synthetic", "zip", "tar", "stream", "parquet", "folder"]
 """stream: a tar that is compressed or on a web server, which is read once from start to end."""
 _STREAMED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_IN_FOLDERS = (".zip", *_STREAMED)  # archives that are read by themselves, and not as files of a folder
 _OTHER_ARCHIVES = (".zst", ".tzst", ".7z", ".rar", ".gz", ".bz2", ".xz", ".lz4")
 _CHUNK_BYTES = 16 * 2**20
 _PIECE_BYTES = 2**20
 _MAX_MEMBERS = 1_000_000
 _MIN_MEMBER_BYTES = 8  # a header and an image, compressed; those without content take next to nothing
+_SPLIT_PREFIX = re.compile(r"(train|validation|valid|val|test)-", re.IGNORECASE)
 _LISTING_BLOCK = 2**16  # a tar's headers lie far apart; a large read-ahead would fetch all of it
 
 
@@ -52,6 +56,8 @@ class Listing:
     bad: list[BadRow] = dataclasses.field(default_factory=list)
     left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
     parquet: int = 0
+    archives: int = 0
+    """Of those left out, how many could be read by themselves."""
     max_bytes: int = DEFAULT_MAX_BYTES
     _links: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
@@ -60,6 +66,7 @@ class Listing:
         if not path.lower().endswith(SUFFIXES):
             self.left_out.add(path)
             self.parquet += path.lower().endswith(".parquet")
+            self.archives += path.lower().endswith(_IN_FOLDERS)
             return False
         try:
             check_bytes(size, self.max_bytes)
@@ -96,6 +103,9 @@ class Listing:
             problem = f"no image can be used; the first: {self.bad[0].message}"
         elif self.left_out:
             problem = f"holds no images, which end in {' '.join(SUFFIXES)}; {self.left_out}"
+            problem += (
+                "; of archives in a folder only .tar is read, so unpack them, or give one" if self.archives else ""
+            )
         else:
             problem = f"holds no files; images end in {' '.join(SUFFIXES)}"
         raise ConfigError(field, f"{self.uri}: {problem}")
@@ -115,8 +125,15 @@ def source_format(uri: str) -> SourceFormat:
     return "parquet" if name.endswith(".parquet") else "folder"
 
 
+def split_of(path: str) -> str:
+    """By folder (`train/part-0.parquet`) or by the file's name (`train-00000-of-00002.parquet`), else none."""
+    *folders, name = path.split("/")
+    named = _SPLIT_PREFIX.match(name)
+    return (split_name(folders[0]) if folders else None) or (split_name(named[1]) if named else None) or ""
+
+
 def list_source(uri: str, field: str, max_bytes: int = DEFAULT_MAX_BYTES) -> Listing:
-    """List a folder, a zip or a plain tar; images of more than `max_bytes` bytes are bad.
+    """List a folder, of images or of plain tars, a zip or a plain tar; images of more than `max_bytes` bytes are bad.
 
     Raises ConfigError about `field` if it is none of these.
     """
@@ -125,7 +142,8 @@ def list_source(uri: str, field: str, max_bytes: int = DEFAULT_MAX_BYTES) -> Lis
         case "zip":
             return _list_zip(listing, field)
         case "tar":
-            return _list_tar(listing, field)
+            with _refused_about(field):
+                return _list_tar(listing)
     if uri.startswith(("http://", "https://")) or is_file(uri):
         is_packed = uri.lower().endswith(_OTHER_ARCHIVES)
         problem = (
@@ -134,8 +152,18 @@ def list_source(uri: str, field: str, max_bytes: int = DEFAULT_MAX_BYTES) -> Lis
             else "neither a folder nor a .tar, .tar.gz, .zip or .parquet; give the folder that holds it"
         )
         raise ConfigError(field, f"{uri}: {problem}")
+    tars = []
     for file in list_files(uri):
-        listing.add(file.path, file.size, functools.partial(File, file.uri))
+        if file.path.lower().endswith(".tar"):
+            tars.append(file)
+        else:
+            listing.add(file.path, file.size, functools.partial(File, file.uri))
+    if listing.members or listing.bad or listing.parquet:  # which were unpacked from the tars, perhaps
+        for file in tars:
+            listing.left_out.add(file.path)
+    else:
+        with _refused_about(field):
+            _list_shards(tars, listing)
     return listing
 
 
@@ -148,18 +176,24 @@ def _safe_path(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _open_archive(uri: str, field: str, block: int | None = None) -> Iterator[IO[bytes]]:
+def _open_archive(uri: str, block: int | None = None) -> Iterator[IO[bytes]]:
     filesystem, path = open_filesystem(uri)
+    with storage_errors(uri), filesystem.open(path, "rb", **({"block_size": block} if block else {})) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _refused_about(field: str) -> Iterator[None]:
+    """An archive that cannot be read is a wrong `field`."""
     try:
-        with storage_errors(uri), filesystem.open(path, "rb", **({"block_size": block} if block else {})) as file:
-            yield file
+        yield
     except StorageError as error:
         raise ConfigError(field, str(error)) from None
 
 
 def _list_zip(listing: Listing, field: str) -> Listing:
     uri = listing.uri
-    with _open_archive(uri, field) as file, open_zip(file, uri) as archive:
+    with _refused_about(field), _open_archive(uri) as file, open_zip(file, uri) as archive:
         for number, info in enumerate(archive.infolist()):
             if info.is_dir():
                 continue
@@ -206,12 +240,31 @@ def _tar_files(members: Iterator[TarMember], listing: Listing) -> Iterator[tuple
     listing.resolve_links()
 
 
-def _list_tar(listing: Listing, field: str) -> Listing:
+def _list_tar(listing: Listing) -> Listing:
     uri = listing.uri
-    with _open_archive(uri, field, _LISTING_BLOCK) as file:
+    with _open_archive(uri, _LISTING_BLOCK) as file:
         for path, member in _tar_files(read_members(file, uri), listing):
             listing.add(path, member.size, functools.partial(Range, uri, member.name, member.start, member.size))
     return listing
+
+
+def _list_shards(tars: Sequence[FileInfo], listing: Listing) -> None:
+    """Add the images of all tars of a folder, each below its tar's name, since the names in them may begin anew.
+
+    One that is damaged is bad as a whole.
+    """
+    for file in tars:
+        shard = Listing(file.uri, left_out=listing.left_out, max_bytes=listing.max_bytes)
+        try:
+            _list_tar(shard)
+        except DamagedFileError as error:
+            listing.bad.append(BadRow(printable(file.uri), error.kind, printable(str(error))))
+            continue
+        folder, split = file.path[: -len(".tar")], split_of(file.path)
+        # Of a split that only the tar's name says, that is a folder, too.
+        above = printable(folder if not split or split_name(folder.partition("/")[0]) else f"{split}/{folder}")
+        listing.members += [dataclasses.replace(member, path=f"{above}/{member.path}") for member in shard.members]
+        listing.bad += shard.bad
 
 
 def _count_members(file: DecompressedFile, uri: str) -> Iterator[TarMember]:
@@ -240,7 +293,7 @@ def read_stream(
     """
     listing = Listing(uri, max_bytes=max_bytes)
     chunk, number = bytearray(), first
-    with _open_archive(uri, field) as raw:
+    with _refused_about(field), _open_archive(uri) as raw:
         file = DecompressedFile(raw, uri)
         for path, member in _tar_files(_count_members(file, uri), listing):
             locate = functools.partial(Chunk, uri, member.name, number, len(chunk), member.size)

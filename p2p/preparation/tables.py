@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p2p.data.joining import COMBINED, FoundLayout
@@ -16,60 +18,121 @@ from p2p.doctor.files import BadRow
 from p2p.errors import BadInputError, ConfigError, DamagedFileError, LongTextError, StorageError
 from p2p.preparation.locations import Cell, image_columns
 from p2p.preparation.pairing import Pairing, PairRef, choose_split
+from p2p.preparation.sources import split_of
 from p2p.storage.bounded import DEFAULT_MAX_BYTES
 from p2p.storage.filesystems import FileInfo, list_files
 from p2p.storage.formats import format_of
 from p2p.storage.names import printable
-from p2p.storage.parquet import MIN_IMAGE_BYTES, check_row_count, open_parquet, read_cells, read_text
-from p2p.storage.parquet_columns import is_text, path_of_bytes, why_no_images
+from p2p.storage.parquet import MIN_IMAGE_BYTES, check_row_count, damage_reported, open_parquet, read_cells, read_text
+from p2p.storage.parquet_columns import find_bytes, find_empty, is_text, path_of_bytes, why_no_images
 
 _ID_COLUMNS = ("pair_id", "id", "image_id")
 _SPLIT_COLUMN = "split"
 _MAX_LOOKED_AT = 8  # rows of a column that may hold something else than images
 _MAX_CANDIDATES = 16  # columns that are looked at
-_SPLIT_PREFIX = re.compile(r"(train|validation|valid|val|test)-", re.IGNORECASE)
+_MAX_REASONS = 4
+_MAX_FILES_SHOWN = 3
 
 
-def _split_of(path: str) -> str:
-    """By folder (`train/part-0.parquet`) or by the file's name (`train-00000-of-00002.parquet`), else none."""
-    *folders, name = path.split("/")
-    named = _SPLIT_PREFIX.match(name)
-    return (split_name(folders[0]) if folders else None) or (split_name(named[1]) if named else None) or ""
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of A and of B in a file, or the one of combined images."""
+
+    names: tuple[str, ...]
+    are_certain: bool
+    """Whether the names, or the user, say that they are two sides."""
+    without_images: frozenset[str]
+    """Those that could hold images, and hold none in any row."""
+    others: str
+    """What further columns hold instead of images, for a message; empty if that is plain."""
 
 
-def _columns(file: pq.ParquetFile, layout: LayoutChoice, uri: str) -> list[str]:
-    """The columns of A and of B, by the words of the layouts if they have any; or the one of combined images."""
+@dataclass(frozen=True)
+class _Table:
+    """A file and its rows; `split`: what its name says, or its folder's."""
+
+    uri: str
+    split: str
+    columns: _Columns
+    pairs: list[PairRef]
+
+
+_Chosen = dict[tuple[str, ...], list[str]]
+"""Of columns that may hold images, those that do: a file is taken to be as one before it that had the same."""
+
+
+def _find_columns(file: pq.ParquetFile, layout: LayoutChoice, uri: str, chosen: _Chosen) -> _Columns:
+    """The columns of A and of B, by the words of the layouts if they have any; or the one of combined images.
+
+    Raises ConfigError where there are neither two nor one.
+    """
     schema = file.schema_arrow
-    columns = image_columns(file)
-    if len(columns) > 1 and layout != COMBINED:
-        found = match_names([f"{column}/image" for column in columns])
-        if isinstance(found, list) and found[0].layout.is_certain and len(found[0].pairs) == 1:
-            (pair,) = found[0].pairs
-            columns = [columns[number] for number in (pair.a, pair.b) if number is not None]
-        elif ("a" not in columns or "b" not in columns) and 2 < len(columns) <= _MAX_CANDIDATES:
-            columns = [column for column in columns if not _holds_other_bytes(file, column)] or columns
+    every, empty = image_columns(file), find_empty(file)
+    columns = [column for column in every if column not in empty] or every
+    are_certain = layout == "folders" or columns == ["a", "b"]
+    by_words = None if columns == ["a", "b"] or layout == COMBINED else _by_words(columns)
+    other_bytes: set[str] = set()
+    if by_words:
+        columns, are_certain = by_words, True
+    elif columns != ["a", "b"] and 1 < len(columns) <= _MAX_CANDIDATES:
+        images = _without_other_bytes(file, columns, uri, chosen)
+        other_bytes, columns = {*columns} - {*images}, images
+    others = _describe_others(schema, {*every} - other_bytes - empty, other_bytes, empty)
     if len(columns) > 2 or not columns or (layout == "folders" and len(columns) != 2):
         raise ConfigError(
             "source",
             f"{uri}: needs columns a and b, or two columns of encoded image bytes, or one of combined images; "
-            f"its columns are {', '.join(schema.names)}" + (f"; {why}" if (why := why_no_images(schema)) else ""),
+            f"its columns are {', '.join(schema.names)}" + (f"; {others}" if others else ""),
         )
-    return columns[:1] if layout == "combined" else columns
+    without_images = {field.name for field in schema if find_bytes(field)} - set(every) | empty
+    names = columns[:1] if layout == COMBINED else columns
+    return _Columns(tuple(names), are_certain, frozenset(without_images), others)
 
 
-def _holds_other_bytes(file: pq.ParquetFile, column: str) -> bool:
-    """Whether the first rows of a column hold bytes, and no image. Of one without any nothing can be told."""
+def _by_words(columns: Sequence[str]) -> list[str] | None:
+    """The columns of A and of B as the words of a layout in their names say; None without."""
+    found = match_names([f"{column}/image" for column in columns]) if len(columns) > 1 else []
+    if not isinstance(found, list) or not found or not found[0].layout.is_certain or len(found[0].pairs) != 1:
+        return None
+    (pair,) = found[0].pairs
+    return [columns[number] for number in (pair.a, pair.b) if number is not None]
+
+
+def _describe_others(schema: pa.Schema, images: set[str], other_bytes: set[str], empty: set[str]) -> str:
+    """Why columns that do not hold `images` do not. `empty`: those without a value in any row."""
+    reasons = [f"column {name!r} holds bytes that are no images" for name in schema.names if name in other_bytes]
+    reasons += [f"column {name!r} holds nothing in any row" for name in schema.names if name in empty]
+    known = images | other_bytes | empty
+    rest = [field for field in schema if field.name not in known and not (images and is_text(field.type))]
+    return "; ".join(filter(None, [*reasons[:_MAX_REASONS], why_no_images(pa.schema(rest))]))
+
+
+def _without_other_bytes(file: pq.ParquetFile, columns: list[str], uri: str, chosen: _Chosen) -> list[str]:
+    """The columns whose first rows hold images, or nothing that could tell; all of them if none does."""
+    candidates = tuple(columns)
+    if candidates in chosen:
+        return chosen[candidates]
+    found = {name: _holds_images(file, name, uri) for name in columns}
+    images = [name for name in columns if found[name] is not False] or columns
+    if None not in found.values():
+        chosen[candidates] = images
+    return images
+
+
+def _holds_images(file: pq.ParquetFile, column: str, uri: str) -> bool | None:
+    """Whether one of the first rows of a column holds an image; None where they hold no bytes, or cannot be read."""
     path = path_of_bytes(file, column)
     if path is None or not file.num_row_groups:
-        return False
-    are_others = False
-    for _, data in read_cells(file, 0, path, range(_MAX_LOOKED_AT), DEFAULT_MAX_BYTES):
-        if isinstance(data, bytes):
-            are_others = True
-            with contextlib.suppress(BadInputError):
-                format_of(data)
-                return False
-    return are_others
+        return None
+    found = None
+    with contextlib.suppress(DamagedFileError), damage_reported(uri):  # its rows will be found bad one by one
+        for _, data in read_cells(file, 0, path, range(_MAX_LOOKED_AT), DEFAULT_MAX_BYTES):
+            if isinstance(data, bytes):
+                found = False
+                with contextlib.suppress(BadInputError):
+                    format_of(data)
+                    return True
+    return found
 
 
 def _names_and_splits(file: pq.ParquetFile, uri: str) -> Iterator[tuple[str | None, str | None]]:
@@ -89,23 +152,15 @@ def _values(uri: str, column: str) -> Iterator[str | None]:
     return (value for (values,) in read_text(uri, [column]) for value in values)
 
 
-def _rows_of(
-    file: FileInfo, layout: LayoutChoice, pairing: Pairing, val_fraction: float, expected: list[str]
-) -> list[str]:
-    """Add the pairs of one file, and return the columns of its sides.
+def _read_table(file: FileInfo, layout: LayoutChoice, val_fraction: float, chosen: _Chosen) -> _Table:
+    """The rows of one file as pairs.
 
-    expected: those of the files before; none if this is the first.
-
-    Raises DamagedFileError where its pairs cannot all be listed, ConfigError for other columns, and then adds none.
+    Raises DamagedFileError where they cannot all be listed, ConfigError where its columns hold no pairs.
     """
     with open_parquet(file.uri) as parquet:
-        columns = _columns(parquet, layout, file.uri)
-        # Of a single column the name decides nothing; of two it decides which is A.
-        if expected and columns != expected and max(len(columns), len(expected)) > 1:
-            found, others = ", ".join(columns), ", ".join(expected)
-            raise ConfigError("source", f"{file.uri}: its images are in {found}; those of the files before in {others}")
+        columns = _find_columns(parquet, layout, file.uri, chosen)
         check_row_count(parquet, file.uri, MIN_IMAGE_BYTES)
-        split, stem = _split_of(file.path), file.path.rpartition(".")[0]
+        split, stem = split_of(file.path), file.path.rpartition(".")[0]
         pairs: list[PairRef] = []
         first = 0
         rows = _names_and_splits(parquet, file.uri)
@@ -114,19 +169,66 @@ def _rows_of(
             weight = facts.total_byte_size // max(1, facts.num_rows)
             for row, (name, named_split) in zip(range(facts.num_rows), rows, strict=False):
                 pair_id = name or f"{stem}/{first + row}"
-                cells = [Cell(file.uri, group, row, column) for column in columns]
-                chosen = choose_split(split_name(named_split or "") or split, pair_id, val_fraction)
-                pairs.append(PairRef(pair_id, chosen, cells[0], cells[1] if cells[1:] else None, weight))
+                cells = [Cell(file.uri, group, row, column) for column in columns.names]
+                stored = choose_split(split_name(named_split or "") or split, pair_id, val_fraction)
+                pairs.append(PairRef(pair_id, stored, cells[0], cells[1] if cells[1:] else None, weight))
             first += facts.num_rows
-    for pair in pairs:
-        pairing.add(pair)
-    if columns[1:]:
-        pairing.layout = FoundLayout("two-column", (f"column {columns[0]}", f"column {columns[1]}"))
-    else:
-        halves = f"left half of column {columns[0]}", f"right half of column {columns[0]}"
-        seen = f"one column of images, {columns[0]}, in {printable(file.uri)}"
-        pairing.layout = FoundLayout(COMBINED, halves, layout == COMBINED, seen)
-    return columns
+    return _Table(file.uri, split, columns, pairs)
+
+
+def _most_common(tables: Sequence[_Table]) -> _Table:
+    """The first file whose columns are the sides: those of most rows, of names that say so where there are any.
+
+    Which files there are beside it, such as a test split whose labels are not public, decides nothing.
+    """
+    whole = [table for table in tables if not table.columns.without_images] or tables
+    likely = [table for table in whole if table.columns.are_certain] or whole
+    rows: Counter[tuple[str, ...]] = Counter()
+    for table in likely:
+        rows[table.columns.names] += len(table.pairs)
+    ((names, _),) = rows.most_common(1)  # of equals the first
+    return next(table for table in likely if table.columns.names == names)
+
+
+def _layout_of(table: _Table, layout: LayoutChoice) -> FoundLayout:
+    names, others = table.columns.names, f"; {table.columns.others}" if table.columns.others else ""
+    if names[1:]:
+        sides = f"column {names[0]}", f"column {names[1]}"
+        seen = (
+            f"neither the names of the columns {names[0]} and {names[1]} in {printable(table.uri)} say that they are "
+            f"two sides, nor do the images show it; if they are, call them a and b, or pass --layout folders{others}"
+        )
+        return FoundLayout("two-column", sides, table.columns.are_certain, "" if table.columns.are_certain else seen)
+    halves = f"left half of column {names[0]}", f"right half of column {names[0]}"
+    seen = f"one column of images, {names[0]}, in {printable(table.uri)}{others}"
+    return FoundLayout(COMBINED, halves, layout == COMBINED, seen)
+
+
+def _add_tables(tables: Sequence[_Table], layout: LayoutChoice, pairing: Pairing) -> None:
+    """Add the pairs of the files that have the sides; the others are bad, or left out where theirs is a split of its
+    own without a side.
+    """
+    chosen = _most_common(tables)
+    sides = chosen.columns.names
+    pairing.layout = _layout_of(chosen, layout)
+    # Of a single column the name decides nothing; of two it decides which is A.
+    have_sides = [table.columns.names == sides or len(table.columns.names) == len(sides) == 1 for table in tables]
+    paired_splits = {table.split for table, has_sides in zip(tables, have_sides, strict=True) if has_sides}
+    left_out: list[str] = []
+    for table, has_sides in zip(tables, have_sides, strict=True):
+        names = table.columns.names
+        if has_sides:
+            for pair in table.pairs:
+                pairing.add(pair)
+        elif {*names} < {*sides} and table.split and table.split not in paired_splits:
+            (missing,) = {*sides} - {*names}
+            left_out.append(f"{printable(table.uri)} ({len(table.pairs)} rows without images in column {missing})")
+        else:
+            why = f"; {table.columns.others}" if table.columns.others else ""
+            problem = f"its images are in {', '.join(names)}; those of the other files in {', '.join(sides)}{why}"
+            pairing.bad.append(BadRow(printable(table.uri), "WrongColumns", printable(f"{table.uri}: {problem}")))
+    rest = [f"and {len(left_out) - _MAX_FILES_SHOWN} files more"] if len(left_out) > _MAX_FILES_SHOWN else []
+    pairing.left_out = ", ".join([*left_out[:_MAX_FILES_SHOWN], *rest])
 
 
 def pair_tables(uri: str, layout: LayoutChoice, val_fraction: float) -> Pairing:
@@ -136,10 +238,11 @@ def pair_tables(uri: str, layout: LayoutChoice, val_fraction: float) -> Pairing:
     files = [file for file in files if not file.path.startswith("errors/")]
     pairing = Pairing(FoundLayout(COMBINED, ("left half", "right half")))
     refused: ConfigError | None = None
-    columns: list[str] = []
+    tables: list[_Table] = []
+    chosen: _Chosen = {}
     for file in files:
         try:
-            columns = _rows_of(file, layout, pairing, val_fraction, columns)
+            tables.append(_read_table(file, layout, val_fraction, chosen))
         except ConfigError as error:  # one among others that has other columns
             refused = refused or error
             pairing.bad.append(BadRow(printable(file.uri), "WrongColumns", printable(str(error))))
@@ -147,6 +250,8 @@ def pair_tables(uri: str, layout: LayoutChoice, val_fraction: float) -> Pairing:
             pairing.bad.append(BadRow(printable(file.uri), error.kind, printable(str(error))))
         except StorageError as error:
             raise ConfigError("source", str(error)) from None
+    if tables:
+        _add_tables(tables, layout, pairing)
     if not pairing.pairs:
         if refused:
             raise refused

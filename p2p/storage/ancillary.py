@@ -18,7 +18,8 @@ from p2p.storage.tiff_tags import Tags
 _ORIENTATION = 274
 _EXIF = b"Exif\0\0"
 _APP0, _APP1, _APP2, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
-_JPEG_LS, _NO_FRAMES = 0xF7, (0xC4, 0xC8, 0xCC)  # of the markers C0 to CF, those of tables
+_JPEG_LS = 0xF7
+_SCAN = b"\xff\xda"
 _MIN_BYTES = {_APP0: 14, _APP2: 14, _APP14: 12}  # of JFIF, a profile's part, Adobe: libjpeg passes shorter ones by
 _NAMES = {_APP0: b"JFIF\0", _APP14: b"Adobe"}
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -33,7 +34,7 @@ class EssentialParts(NamedTuple):
     exif: bytes = b""
     """The first EXIF block, empty without."""
     has_metadata: bool = False
-    """Whether there are texts or EXIF, which other programs may act on."""
+    """Whether there are texts or EXIF, which other programs may act on, or parts that these refuse."""
 
 
 def essential_parts(data: bytes, format: ImageFileType) -> EssentialParts:
@@ -64,7 +65,7 @@ def unusual_jpeg(data: bytes) -> str:
     for segment in limits.jpeg_segments(data):
         if segment.marker == _JPEG_LS:
             return "JPEG-LS"
-        if 0xC0 <= segment.marker <= 0xCF and segment.marker not in _NO_FRAMES:
+        if segment.marker in limits.JPEG_FRAMES:
             bits = segment.body(data)[:1]
             return f"a JPEG of {bits[0]} bits a sample" if bits and bits != b"\x08" else ""
     return ""
@@ -84,6 +85,22 @@ def has_metadata(data: bytes, segments: list[limits.Segment]) -> bool:
         segment.marker == _APP1 or segment.end - segment.start - 4 < _MIN_BYTES.get(segment.marker, 0)
         for segment in segments
     )
+
+
+def lacks_scans(data: bytes, segments: list[limits.Segment]) -> bool:
+    """Whether a JPEG without an end marker was cut off between two scans: decoders draw what there is, and say nothing.
+    Each component has 64 coefficients, and of each some scan brings the last bit.
+    """
+    frames = [segment.body(data) for segment in segments if segment.marker in limits.JPEG_FRAMES]
+    missing = {component: set(range(64)) for frame in frames for component in frame[6::3]}
+    start = segments[-1].end if segments else len(data)
+    while (start := data.find(_SCAN, start) + 4) >= 4:
+        components = data[start + 1 : start + 1 + 2 * sum(data[start : start + 1])]
+        parameters = data[start + 1 + len(components) : start + 4 + len(components)]
+        if len(parameters) == 3 and parameters[2] & 15 == 0:  # none of the bits are left to a later scan
+            for component in components[::2]:
+                missing.get(component, set()).difference_update(range(parameters[0], parameters[1] + 1))
+    return any(missing.values())
 
 
 def _of_jpeg(data: bytes, segments: list[limits.Segment]) -> EssentialParts:
@@ -107,7 +124,7 @@ def _of_png(data: bytes) -> EssentialParts:
         raise BadInputError(
             "UnsupportedPixels", "a PNG in the form of Apple's programs (CgBI), which others do not read; save it anew"
         )
-    kept, exif, has_texts = [], b"", False
+    kept, exif, has_metadata = [], b"", False
     lacks_palette = data[_PNG_COLOUR : _PNG_COLOUR + 1] == b"\3"
     begin, start = 0, len(PNG_SIGNATURE)
     while start + 12 <= len(data):
@@ -121,13 +138,14 @@ def _of_png(data: bytes) -> EssentialParts:
         if name[0] & 0x20 and not (name == b"tRNS" and _is_whole(data, start, end)):
             kept.append(memoryview(data)[begin:start])
             begin = end
-            has_texts = has_texts or name in (b"eXIf", b"iTXt", b"zTXt", b"tEXt")
+            is_text = name in (b"eXIf", b"iTXt", b"zTXt", b"tEXt")
+            has_metadata = has_metadata or is_text or not _is_whole(data, start, end)
             if name == b"eXIf" and not exif:
                 exif = data[start + 8 : end - 4]
         start = end
     if not kept:
         return EssentialParts(data)
-    return EssentialParts(b"".join([*kept, memoryview(data)[begin:]]), exif, has_texts)
+    return EssentialParts(b"".join([*kept, memoryview(data)[begin:]]), exif, has_metadata)
 
 
 def _is_whole(data: bytes, start: int, end: int) -> bool:

@@ -91,8 +91,19 @@ _NOT_IMAGES = {
     "an image in base64, which must be decoded first": rb"data:image/|/9j/|iVBORw0KGgo|UklGR|R0lGOD",
     "a NumPy array": rb"\x93NUMPY",
     "a pickle": rb"\x80[\x02-\x05]",
+    "DICOM": rb".{128}DICM",
+    "OpenEXR": rb"v/1\x01",
+    "a DDS texture": rb"DDS ",
+    "a Windows icon": rb"\0\0[\1\2]\0[^\0]",
+    "Radiance HDR": rb"#\?(RADIANCE|RGBE)",
+    "PFM, whose numbers are floating-point": rb"P[fF]\s",
+    "PAM": rb"P7\n",
+    "FITS": rb"SIMPLE  =",
+    "HDF5 or MATLAB": rb"\x89HDF|MATLAB",
     "nothing but zeros, at its start": rb"\0{16}",
 }
+_TEXT = re.compile(rb"[\t\r\n -~]+")
+_MAX_TEXT, _MAX_WORDS = 200, 40  # bytes that must all be of text; characters of it that are shown
 _BY_ENDING = {ending: format for format in FORMATS for ending in format.endings}
 
 
@@ -123,6 +134,9 @@ def format_of(data: bytes) -> ImageFileType:
             return format
     known = ", ".join(format.name for format in FORMATS)
     what = next((what for what, start in _NOT_IMAGES.items() if re.match(start, data, re.DOTALL)), "")
+    if not what and _TEXT.fullmatch(data[:_MAX_TEXT]):
+        words = " ".join(data[:_MAX_TEXT].decode("ascii").split())
+        what = f'text ("{words[:_MAX_WORDS]}{"…" if len(words) > _MAX_WORDS else ""}")'
     raise BadInputError("NotAnImage", f"{f'this is {what}: ' if what else ''}not one of the images read here ({known})")
 
 

@@ -30,6 +30,7 @@ from p2p.storage.ancillary import (
     essential_parts,
     exif_of_jpeg,
     has_metadata,
+    lacks_scans,
     orientation_of,
     unusual_jpeg,
 )
@@ -50,6 +51,7 @@ _MAX_SIDES = {"jpeg": 65_500, "webp": 16_383}
 _PNG_DEPTH, _PNG_COLOUR = 24, 25  # places of bit depth and colour type in the header
 _USUAL_JPEGS = {"YCbCr": ("RGB", "RGB", 3), "Gray": ("L", "Gray", 1)}
 """Of libjpeg's names: Pillow's mode, what it is decoded to, and how many channels that has."""
+_PIXELS_MISSING = "premature end of data segment"  # libjpeg's warning: it makes gray of what is not there
 _COSTLY = ("JPEG 2000", "AVIF", "HEIC", "JPEG XL")
 """Their decoders take up to 28 bytes a pixel, others 16, so they may have half of the pixels."""
 _TURNED_BY_DECODER = ("HEIC", "JPEG XL", "JPEG 2000")  # their own orientation is applied, and EXIF's repeats it
@@ -129,11 +131,17 @@ def _decode_usual_jpeg(data: bytes, max_pixels: int) -> tuple[StoredPixels, int,
         try:
             pixels = simplejpeg.decode_jpeg(data, space)
             is_whole = True
-        except ValueError:
+        except ValueError as error:
+            if _PIXELS_MISSING in str(error):
+                raise
             # All pixels of an image without an end marker may be there. What is missing is noticed once it has one.
             pixels = simplejpeg.decode_jpeg(data + b"\xff\xd9", space)
             is_whole = False
-    except ValueError:
+            if lacks_scans(data, segments):
+                raise BadInputError("DamagedImage", "this JPEG image is cut off: its last scans are missing") from None
+    except ValueError as error:
+        if _PIXELS_MISSING in str(error):
+            raise BadInputError("DamagedImage", "this JPEG image is cut off or damaged: pixels are missing") from None
         return None
     is_plain = is_whole and mode == "RGB" and not has_metadata(data, segments)
     return StoredPixels(pixels, count, mode), orientation_of(exif_of_jpeg(data, segments)), is_plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,10 @@ _SCAN, _END = 0xDA, 0xD9
 _SCAN_WORD = 0xDAFF  # the scan's marker as a little-endian number
 # Among coded pixels FF is followed by 00, or by the D0 to D7 of a restart.
 _NEXT_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
+_NO_MARKER = b"\x00\xd0\xd1\xd2\xd3\xd4\xd5\xd6\xd7\xff"
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Start-of-frame markers: SOF0 to SOF15."""
+_SEQUENTIAL = (0xC0, 0xC1)
 _CHANNELS = 8  # of 16 bits take as much memory as decoding a WebP
 
 
@@ -60,7 +65,9 @@ def jpeg_segments(data: bytes) -> list[Segment]:
 
     Raises BadInputError for more scans or larger headers than any encoder writes.
     """
-    segments = _read_header(data)
+    segments, scan = _read_header(data)
+    if _is_all_in_first(data, segments, scan):
+        return segments
     # Thumbnails and further pictures count here too, so this only accepts; it takes a 200th of the decoding.
     words = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1))
     if sum(np.count_nonzero(word == _SCAN_WORD) for word in words) <= MAX_JPEG_SCANS:
@@ -73,29 +80,49 @@ def jpeg_segments(data: bytes) -> list[Segment]:
     return segments
 
 
-def _read_header(data: bytes) -> list[Segment]:
+def _read_header(data: bytes) -> tuple[list[Segment], int]:
+    """The segments before the first scan, and where that begins; without one, the end of the data."""
     segments: list[Segment] = []
     exif = junk = 0
-    position = 2
-    while position < len(data):
-        found = _NEXT_MARKER.search(data, position, position + _MAX_JPEG_JUNK + 2)
-        junk += (found.start() if found else min(position + _MAX_JPEG_JUNK + 2, len(data))) - position
-        if junk > _MAX_JPEG_JUNK:
-            raise BadInputError("DamagedImage", f"more than {_MAX_JPEG_JUNK} bytes between the segments of the JPEG")
-        if found is None or found[1][0] in (_SCAN, _END):
-            return segments
-        position = found.end()
-        exif += data[position + 2 : position + 6] == b"Exif"
+    position, size = 2, len(data)
+    while position < size:
+        start = position
+        if data[start] != 0xFF or start + 1 == size or data[start + 1] in _NO_MARKER:
+            found = _NEXT_MARKER.search(data, position, position + _MAX_JPEG_JUNK + 2)
+            start = found.start() if found else min(position + _MAX_JPEG_JUNK + 2, size)
+            junk += start - position
+            if junk > _MAX_JPEG_JUNK:
+                raise BadInputError(
+                    "DamagedImage", f"more than {_MAX_JPEG_JUNK} bytes between the segments of the JPEG"
+                )
+            if found is None:
+                break
+        marker = data[start + 1]
+        if marker == _END:  # Pillow would go on with what follows
+            raise BadInputError("DamagedImage", "the JPEG ends before its pixels")
+        if marker == _SCAN:
+            return segments, start
+        exif += data.startswith(b"Exif", start + 4)
         if len(segments) >= MAX_JPEG_SEGMENTS or exif > _MAX_EXIF_SEGMENTS:
             raise BadInputError(
                 "TooManySegments",
                 f"the JPEG has more than {MAX_JPEG_SEGMENTS} segments before its pixels, or {_MAX_EXIF_SEGMENTS} of "
                 "EXIF; save it anew without them",
             )
-        if found[1][0] != 1:  # the only one left without a length
+        position = start + 2
+        if marker != 1:  # the only one left without a length
             position += max(2, int.from_bytes(data[position : position + 2], "big"))
-        segments.append(Segment(found[1][0], found.end() - 2, position))
-    return segments
+        segments.append(Segment(marker, start, position))
+    return segments, size
+
+
+def _is_all_in_first(data: bytes, segments: Sequence[Segment], scan: int) -> bool:
+    """Whether a JPEG's first scan, at `scan`, has all components of a sequential frame: libjpeg takes no other then."""
+    frames = [segment for segment in segments if segment.marker in JPEG_FRAMES]
+    if len(frames) != 1 or frames[0].marker not in _SEQUENTIAL:
+        return False
+    components = frames[0].start + 9
+    return max(components, scan + 4) < len(data) and data[components] == data[scan + 4]
 
 
 def _count_scans(data: bytes) -> int:

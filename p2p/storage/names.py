@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 _HIDDEN = (".", "_")
+_SYSTEM_FOLDERS = frozenset(
+    name.casefold()
+    for name in (
+        *("@eaDir", "#recycle", "@Recycle", "#snapshot"),  # of network storage: thumbnails, deleted and earlier files
+        *("$RECYCLE.BIN", "System Volume Information", "lost+found"),  # of operating systems
+    )
+)
 
 
 def printable(name: str) -> str:
@@ -13,8 +20,8 @@ def printable(name: str) -> str:
 
 
 def is_hidden_folder(name: str) -> bool:
-    """Whether nothing below a folder is data: `.git`, `_temporary`, `__MACOSX`."""
-    return name.startswith(_HIDDEN)
+    """Whether nothing below a folder is data: `.git`, `_temporary`, `__MACOSX`, `@eaDir`."""
+    return name.startswith(_HIDDEN) or name.casefold() in _SYSTEM_FOLDERS
 
 
 def is_hidden(path: str) -> bool:

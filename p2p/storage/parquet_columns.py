@@ -67,10 +67,22 @@ def find_images(file: pq.ParquetFile) -> dict[str, str]:
     return {name: path for name, path in found.items() if path and path not in empty}
 
 
+def find_empty(file: pq.ParquetFile) -> set[str]:
+    """The columns that could hold encoded images, or paths of them, and hold neither in any row."""
+    schema, metadata = file.schema_arrow, file.metadata
+    names = Counter(schema.names)
+    fields = [field for field in schema if names[field.name] == 1 and find_bytes(field)]
+    parts = {field.name: {path for path in (find_bytes(field), find_path(field)) if path} for field in fields}
+    empty = _without_values(metadata, {path for paths in parts.values() for path in paths})
+    return {name for name, paths in parts.items() if paths <= empty}
+
+
 def _without_values(metadata: pq.FileMetaData, paths: set[str]) -> set[str]:
     """Those of the columns that are null in all rows, by the statistics; none of a file without rows."""
     empty = set(paths) if metadata.num_rows else set()
-    for number in range(metadata.num_row_groups if empty else 0):
+    for number in range(metadata.num_row_groups):
+        if not empty:  # mostly after the first of perhaps 100,000
+            break
         group = metadata.row_group(number)
         chunks = {group.column(index).path_in_schema: group.column(index) for index in range(group.num_columns)}
         for path in list(empty):

@@ -1,4 +1,4 @@
-"""TIFF: the tags of a file's first image, checked before any reader uses them, and its pixels.
+"""TIFF: the tags of a file's first image in full size, checked before any reader uses them, and its pixels.
 
 Pillow and its libtiff read most TIFFs; they are given only the tags that pixels need, so that no other decides. They do
 not read many channels, nor 16 bits in more than one: such plain numbers are put together here.
@@ -17,7 +17,7 @@ from PIL import Image, TiffImagePlugin
 from p2p.errors import BadInputError
 from p2p.storage.limits import check_size
 from p2p.storage.pixels import MAX_CHANNELS, PixelFormat, Pixels, StoredPixels, from_pillow
-from p2p.storage.tiff_tags import SIZES, Tags
+from p2p.storage.tiff_tags import SIZES, first_page
 
 _MAX_VALUES = 2**18  # of a tag that readers make Python numbers of; a palette of 16 bits has 196,608
 _MAX_SEGMENTS = 2**21  # strips or tiles: 100,000 rows of 16 channels by themselves are 1.6 million
@@ -28,6 +28,7 @@ _SHARED_BYTES = 2**16  # values may share their bytes: a few do
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS_PER_STRIP, _STRIP_COUNTS = 273, 274, 277, 278, 279
 _PLANAR, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS = 284, 317, 322, 323, 324, 325
+_COLOR_MAP = 320
 _EXTRA_SAMPLES, _SAMPLE_FORMAT, _DEPTH = 338, 339, 32997
 _SEGMENTS = (_STRIP_OFFSETS, _STRIP_COUNTS, _TILE_OFFSETS, _TILE_COUNTS)
 # Those that Pillow unpacks, whatever their length: beside the above resolution, palette, extra samples, subsampling.
@@ -40,12 +41,13 @@ _NEEDED = frozenset(
 
 _PLAIN_BYTES = (1, 2, 7)
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2  # photometric interpretations that are plain numbers
+_PALETTE = 3
 _PILLOW_READS = {(_WHITE_IS_ZERO, 1, 8), (_BLACK_IS_ZERO, 1, 8), (_BLACK_IS_ZERO, 1, 16), (_RGB, 3, 8)}
 PHOTOMETRICS = {
     **{0: "WhiteIsZero", 1: "BlackIsZero", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIELab"},
     **{9: "ICC Lab", 10: "ITU Lab", 32803: "CFA", 32844: "LogL", 32845: "LogLuv", 34892: "linear raw"},
 }
-_UNCOMPRESSED, _DEFLATE, _WEBP = 1, (8, 32946), 50001
+_UNCOMPRESSED, _FAX, _JPEG, _DEFLATE, _WEBP = 1, (2, 3, 4), (6, 7), (8, 32946), 50001
 _WITH_PREDICTOR = (*_DEFLATE, 5, 34925, 50000)
 _EXACT = (_UNCOMPRESSED, 32773, *_WITH_PREDICTOR)
 COMPRESSIONS = {
@@ -72,15 +74,18 @@ _PIXELS_AT_ONCE = 2**20
 
 
 class Tiff:
-    """The first image of a TIFF file, by its tags. Raises BadInputError for tags that would cost without measure."""
+    """The first image of a TIFF file in full size, by its tags. Raises BadInputError for tags that would cost without
+    measure.
+    """
 
     def __init__(self, data: bytes) -> None:
-        self._file = Tags(data)
+        self._file = first_page(data)
         number = self._file.number
         self.width, self.height, self.channels = number(_WIDTH), number(_HEIGHT), number(_SAMPLES, 1)
         self.orientation = number(_ORIENTATION, 1)
         """As EXIF has it, 1 to 8."""
-        self._photometric, self._compression = number(_PHOTOMETRIC), number(_COMPRESSION, 1)
+        self._compression = number(_COMPRESSION, 1)
+        self._photometric = number(_PHOTOMETRIC, self._likely_photometric())
         self._predictor, self._kind = number(_PREDICTOR, 1), number(_SAMPLE_FORMAT, 1)
         bits = set(self._file.numbers(_BITS, min(max(1, self.channels), MAX_CHANNELS))) or {1}
         self._bits = bits.pop() if len(bits) == 1 else 0  # of every channel, 0 if they differ
@@ -111,14 +116,40 @@ class Tiff:
             return self._mean(self._plain_numbers())
         if is_webp or (self._kind == _SIGNED and self._bits < 32):
             raise self._unsupported("")
+        if self._compression == _UNCOMPRESSED:
+            self._check_offsets()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                image = TiffImagePlugin.TiffImageFile(io.BytesIO(self._file.with_tags(_NEEDED)))
+                image = _PillowTiff(self._file.with_tags(_NEEDED), self._photometric)
             except SyntaxError:
                 raise self._unsupported("") from None
+        if image.size != (self.width, self.height):
+            raise BadInputError("DamagedImage", "the TIFF's tags lie over each other")
         image.load()
-        return from_pillow(image)
+        colours = self._file.numbers(_COLOR_MAP, _MAX_VALUES) if image.mode == "P" else []
+        if max(colours, default=256) < 256:
+            # Old writers list colours of 8 bits, not of 16, and every program with libtiff takes them as such.
+            image.putpalette(bytes(colours), "RGB;L")
+        stored = from_pillow(image)
+        self._spread(stored.pixels)
+        return stored
+
+    def _likely_photometric(self) -> int:
+        """What a file that does not say it is taken for: as libtiff does, but for palettes, which it draws gray."""
+        if self.channels >= 3:
+            return _RGB if self.channels <= 4 else _BLACK_IS_ZERO
+        if _COLOR_MAP in self._file.tags:
+            return _PALETTE
+        return _WHITE_IS_ZERO if self._compression in _FAX else _BLACK_IS_ZERO
+
+    def _spread(self, pixels: Pixels) -> None:
+        """Make 16 bits of 12, in place. Raises BadInputError for numbers of 32 bits that would all become black."""
+        if self._bits == 12:
+            pixels <<= 4
+            pixels |= pixels >> 12
+        if self._bits == 32 and 0 < (top := pixels.max()) < 256:
+            raise self._unsupported(f"numbers of 32 bits that are {top} at most, while 65535 is white")
 
     def _mean(self, pixels: Pixels) -> StoredPixels:
         """What plain numbers mean, in place."""
@@ -192,6 +223,8 @@ class Tiff:
             raise self._unsupported(f"{self.channels} channels")
         if self._kind not in (*_UNSIGNED, _SIGNED) or (self._bits > 16 and self.channels > 1):
             raise self._unsupported(f"{_NUMBERS.get(self._kind, 'unknown ')}{self._bits or ''} numbers")
+        if _PHOTOMETRIC not in self._file.tags and self._compression in _JPEG and self.channels > 1:
+            raise self._unsupported("JPEG inside that does not say which colours it holds (PhotometricInterpretation)")
         if self._photometric in (8, 9, 10, 32803, 32844, 32845, 34892):
             raise self._unsupported(f"{PHOTOMETRICS[self._photometric]} colours")
         if self._compression not in COMPRESSIONS:
@@ -217,6 +250,15 @@ class Tiff:
         height, width = (max(1, side) for side in segment)
         return -(-self.height // height) * -(-self.width // width)
 
+    def _check_offsets(self) -> None:
+        """Raise BadInputError where strips or tiles are missing: Pillow leaves them black, or takes the file's first
+        bytes for them.
+        """
+        offsets = self._file.numbers(_TILE_OFFSETS) or self._file.numbers(_STRIP_OFFSETS)
+        expected = self._count(self._segment) * self._planes
+        if len(offsets) < expected or not all(offsets[:expected]):
+            raise BadInputError("DamagedImage", "the image is cut off")
+
     def _segments_of(self, expected: int, size: int) -> tuple[list[int], list[int]]:
         """Offsets and byte counts of the strips or tiles, all of which lie inside the file."""
         offsets = (self._file.numbers(_TILE_OFFSETS) or self._file.numbers(_STRIP_OFFSETS))[:expected]
@@ -224,7 +266,8 @@ class Tiff:
         if not counts and expected == 1 and self._compression == 1:
             counts = [size]
         inside = (
-            count > 0 and offset + count <= len(self._file.data) for offset, count in zip(offsets, counts, strict=False)
+            offset > 0 < count and offset + count <= len(self._file.data)
+            for offset, count in zip(offsets, counts, strict=False)
         )
         if min(len(offsets), len(counts)) < expected or not all(inside):
             raise BadInputError("DamagedImage", "the image is cut off")
@@ -246,6 +289,18 @@ class Tiff:
             stored = _unpack(stored, self._compression, width * samples * dtype.itemsize, height)
         stored = stored[: min(size, len(stored)) // dtype.itemsize * dtype.itemsize]
         return np.frombuffer(stored, dtype.newbyteorder(self._file.order)).astype(dtype, copy=False)
+
+
+class _PillowTiff(TiffImagePlugin.TiffImageFile):
+    """As Pillow opens it. Without a photometric interpretation that takes any file for WhiteIsZero."""
+
+    def __init__(self, data: bytes, photometric: int) -> None:
+        self._photometric = photometric
+        super().__init__(io.BytesIO(data))
+
+    def _setup(self) -> None:
+        self.tag_v2.setdefault(_PHOTOMETRIC, self._photometric)
+        super()._setup()
 
 
 def _inflate(data: bytes | memoryview, limit: int) -> bytes:

@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from p2p.data.augment import centre_crop, jitter
+from p2p.data.augment import CropSettings, centre_crop, jitter
+from p2p.data.pairs import Pair
 from p2p.errors import BadInputError
+from p2p.storage.pixels import PixelFormat
 
 
 def coordinates(height: int, width: int) -> np.ndarray:
@@ -47,6 +49,20 @@ def test_nothing_is_mirrored_without_flip():
     image = coordinates(9, 9)
     crops = [jitter(image, image, 8, seed=0, epoch=1, pair_id=str(n), flip=False)[0] for n in range(50)]
     assert all(c[0, 0, 1] < c[0, 1, 1] for c in crops)
+
+
+@pytest.mark.parametrize("wanted", [PixelFormat(3, 8), PixelFormat(1, 16), PixelFormat(12, 8)], ids=str)
+def test_a_row_holds_both_sides_as_they_are_cropped(wanted):
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 256, (9, 10, wanted.channels)).astype(wanted.dtype) for _ in range(2))
+    crop = CropSettings(8, flip=True, swap=True, formats=(wanted, wanted))
+    rows = np.zeros((20, crop.pair_values), wanted.dtype)
+    for number, row in enumerate(rows):
+        sides = jitter(b, a, 8, seed=0, epoch=1, pair_id=str(number))
+        crop.crop(Pair(pair_id=str(number), a=a, b=b), 1, row)
+        assert np.array_equal(row, np.concatenate(sides, axis=None))
+    inputs, targets = crop.sides(rows)
+    assert inputs.shape == targets.shape == (20, 8, 8, wanted.channels)
 
 
 def test_the_centre_crop_is_the_middle():

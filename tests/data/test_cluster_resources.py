@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import logging
+
 import pytest
 
 from p2p.data import cluster
@@ -52,3 +55,15 @@ def test_evaluation_shares_gpus_so_that_cores_can_feed_them(
     monkeypatch.setattr(cluster, "cluster_cpus", lambda: cores)
     monkeypatch.setattr(cluster, "cpus_per_gpu", lambda: cores // gpus)
     assert evaluation._size_pool(gpus, chunks) == expected
+
+
+def test_a_program_that_collects_the_errors_of_ray_data_gets_them() -> None:
+    logger, lines = logging.getLogger("ray.data"), io.StringIO()
+    handler = logging.StreamHandler(lines)
+    logger.addHandler(handler)
+    try:
+        cluster.quiet_data_context()
+        logger.error("a task failed")
+    finally:
+        logger.removeHandler(handler)
+    assert lines.getvalue() == "a task failed\n"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from unicodedata import normalize
+
 import pytest
 
-from p2p.data import layouts, matching
+from p2p.data import layouts, words
 from p2p.data.joining import Match, match_patterns
 from p2p.data.matching import Unclear, match_names
 
@@ -30,6 +32,34 @@ LAYOUTS = [
     ("CMP facades", "base/cmp_b@.jpg", "base/cmp_b@.png", [], ":base/cmp_b@"),
     ("two-ending", "@.JPEG", "@.PNG", [], ":@"),
     ("CamVid", "LabeledApproved_full/@_L.png", "701_StillsRaw_full/@.png", [], ":@"),
+    (
+        "Pascal VOC",
+        "VOC2012/SegmentationClass/2007_@.png",
+        "VOC2012/JPEGImages/2007_@.jpg",
+        ["VOC2012/SegmentationObject/2007_@.png"],
+        ":2007_@",
+    ),
+    (
+        "DRIVE",
+        "training/1st_manual/2@_manual1.gif",
+        "training/images/2@_training.tif",
+        ["training/mask/2@_training_mask.gif"],
+        "train:2@",
+    ),
+    (
+        "Pascal VOC",  # as labelme writes it
+        "SegmentationClassPNG/@.png",
+        "JPEGImages/@.jpg",
+        ["SegmentationClassVisualization/@.jpg"],
+        ":@",
+    ),
+    (
+        "KITTI",
+        "training/semantic_rgb/0000@_10.png",
+        "training/image_2/0000@_10.png",
+        ["training/semantic/0000@_10.png", "training/instance/0000@_10.png", "testing/image_2/0000@_10.png"],
+        "train:0000@_10",
+    ),
     ("xView", "train/images/hurricane_@_pre_disaster.png", "train/images/hurricane_@_post_disaster.png", [], None),
     ("pix2pix results", "images/@_real_A.png", "images/@_real_B.png", ["images/@_fake_B.png"], ":images/@"),
     ("A/B", "A/train/@.png", "B/train/@.jpg", ["AB/train/@.png"], "train:@"),
@@ -52,20 +82,37 @@ LAYOUTS = [
         ["ADE/training/bar/ADE_@_parts_1.png", "ADE/training/bar/ADE_@/instance_000.png"],
         "train:ADE/bar/ADE_@",
     ),
+    ("labels and photos", "benign/benign (@)_mask.png", "benign/benign (@).png", [], ":benign/benign (@)"),
+    ("labels and photos", "d_r_@__mask.png", "d_r_@_.jpg", [], ":d_r_@"),
+    ("labels and photos", "@_json/label.png", "@_json/img.png", ["@_json/label_viz.png"], ":@_json"),
+    (
+        "labels and photos",
+        "labels/stra\u00dfe_\u00fc@.png",
+        "photos/stra\u00dfe_u\u0308@.jpg",
+        [],
+        ":stra\u00dfe_\u00fc@",
+    ),
+    ("input and target", "shadow/@.png", "shadow_free/@.png", ["shadow_mask/@.png"], ":@"),
+    ("input and target", "train/00@/input.png", "train/00@/target.png", [], "train:00@"),
     ("input and target", "@.input.png", "@.target.png", [], ":@"),
     ("input and target", "@-input.JPG", "@-target.JPG", [], ":@"),
     ("input and target", "pre/@.png", "post/@.png", ["meta/@.png"], ":@"),
     ("input and target", "dev/x_@ (before).png", "dev/x_@ (after).png", [], "val:x_@"),
     ("color and other sensors", "kitchen/rgb/@.png", "kitchen/depth/@.png", [], ":@"),
     ("street and aerial views", "street/@.jpg", "aerial/@.jpg", [], ":@"),
-    ("real and fake", "real/@.png", "fake/@.png", [], ":@"),
     ("night and day", "test/@_night.png", "test/@_day.png", [], "test:@"),
 ]
 UNKNOWN = [
     ("two-folder", "oil/train/@.png", "paint/train/@.png", [], "train:@"),
     ("two-word", "@_oil.png", "@_paint.png", [], ":@"),
     ("two-word", "@.png", "@_paint.png", [], ":@"),
+    ("two-word", "00@/oil.png", "00@/paint.png", [], ":00@"),
     ("two-ending", "@.bmp", "@.webp", [], ":@"),
+    ("real and fake", "train/real/@.png", "train/fake/@.png", [], "train:@"),
+    ("left and right views", "@_left.jpeg", "@_right.jpeg", [], ":@"),
+    ("radar and optical", "s1/@.pgm", "s2/@.pgm", ["s3/@.pgm", "s4/@.pgm"], ":@"),
+    ("two dates", "t1/@.png", "t2/@.png", ["t3/@.png"], ":@"),
+    ("input and target", "low/@.png", "high/@.png", ["medium/@.png"], ":@"),
 ]
 
 
@@ -106,6 +153,18 @@ def test_a_layout_is_recognised(
             ["images/1.png", "labels/1.png", "masks/1.png"],
             "fit several layouts: A = labels/, B = images/ or A = masks/",
         ),
+        (
+            ["image_RGB/1.tif", "image_NirRGB/1.tif", "label_5classes/1_label.tif"],
+            "A = label_5classes/, B = image_RGB/ or A = label_5classes/, B = image_NirRGB/",
+        ),
+        (
+            [f"{folder}/{n}.png" for folder in ("images_png", "masks_png", "masks_color_png") for n in (1, 2)],
+            "A = masks_png/, B = images_png/ or A = masks_color_png/, B = images_png/",
+        ),
+        (
+            [f"{folder}/1.jpg" for folder in ("cloth", "cloth-mask", "image", "image-densepose", "image-parse-v3")],
+            "A = cloth-mask/, B = image/ or A = cloth-mask/, B = cloth/",
+        ),
         (["rgb/1.png", "depth/1.png", "normals/1.png"], "fit several layouts: A = rgb/, B = depth/ or A = rgb/"),
         (["config.png", "run/samples/epoch_0010.png", "run/samples/epoch_0020.png"], "sample sheets of a training run"),
     ],
@@ -137,6 +196,18 @@ def test_names_that_say_nothing_leave_it_to_the_images(paths: list[str]) -> None
         (["bing/19/@.jpg", "panos/x/@.jpg"], ("bing/19/{id}", "panos/x/{id}")),
         (["RGB/SN6_11_RGB_@.tif", "SAR/SN6_11_SAR_@.tif"], ("RGB/SN6_11_RGB_{id}.tif", "SAR/SN6_11_SAR_{id}.tif")),
         (["high/@.png", "low/X2/@x2.png", "low/X4/@x4.png"], ("high/{id}.png", "low/X2/{id}x2.png")),
+        (
+            ["stuff_train2017_pixelmaps/@.png", "stuff_val2017_pixelmaps/@.png", "train2017/@.jpg", "val2017/@.jpg"],
+            ("stuff_{split}2017_pixelmaps/{id}", "{split}2017/{id}"),
+        ),
+        (
+            [
+                *(f"images/10k/{split}/@.jpg" for split in ("train", "val")),
+                *(f"labels/seg/{kind}/{split}/@.png" for kind in ("ids", "tints") for split in ("train", "val")),
+            ],
+            ("images/10k/{split}/{id}", "labels/seg/ids/{split}/{id}"),
+        ),
+        (["my_test_oils/@.png", "x/paints/@.png"], ("my_test_oils/{id}", "x/paints/{id}")),
         (["image_2/@.png", "image_3/@.png"], None),
         (["one/7@.png", "two/8@.png"], None),
     ],
@@ -146,25 +217,31 @@ def test_the_patterns_that_are_advised_pair_images(kinds: list[str], patterns: t
     [first, *_] = match_names([*paths, "x.png"])
     assert first.layout.patterns == patterns
     if patterns:
-        assert len(match_patterns(paths, patterns).pairs) == 3
+        pairs = match_patterns(paths, patterns).pairs
+        assert len(pairs) == (6 if "{split}" in patterns[0] else 3)
+        assert {pair.split for pair in pairs} == ({"train", "val"} if "{split}" in patterns[0] else {""})
 
 
 @pytest.mark.parametrize("name", ["{number}{letter}.png", "{letter}/{number}.png"])
 def test_letters_that_number_images_are_no_certain_sides(name: str) -> None:
-    paths = [name.format(number=number, letter=letter) for number in range(3) for letter in "abcd"]
+    paths = [name.format(number=number, letter=letter) for number in range(3) for letter in ("a", "b", "gt")]
     found = match_names(paths)
     assert isinstance(found, list)
     assert [(match.layout.name, len(match.pairs), match.layout.is_certain) for match in found] == [
-        ("combined", 12, False),
+        ("combined", 9, False),
         ("A/B", 3, False),
     ]
+    paths = [name.format(number=number, letter=letter) for number in range(3) for letter in ("raw", *"abcde")]
+    [match] = match_names(paths)
+    assert match.layout.is_combined, "which two of the five letters it should be, nothing tells"
+    assert match.layout.seen.endswith(", or two others of a, b, c, d, e")
 
 
 def test_words_of_few_names_are_not_looked_for_in_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = " ".join(f"{row.a} {row.b}" for row in layouts.LAYOUTS).split()
-    paths = [f"{number}_{words[number % len(words)]}.png" for number in range(2 * len(words))]
+    known = " ".join(f"{row.a} {row.b}" for row in layouts.LAYOUTS).split()
+    paths = [f"{number}_{known[number % len(known)]}.png" for number in range(2 * len(known))]
     calls = []
-    monkeypatch.setattr(matching._Words, "_pair_up", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(words.Words, "_pair_up", lambda *arguments: calls.append(arguments))
     found = match_names(paths)
     assert isinstance(found, list) and found[0].layout.is_combined
     assert not calls
@@ -211,9 +288,77 @@ def test_photos_of_cityscapes_without_labels_are_no_bad_pairs(has_labels: bool) 
 @pytest.mark.parametrize(
     "path, split",
     [("trainset/1.png", "train"), ("x/train/1.png", "train"), ("val2014/1.png", "val"), ("train_extra/1.png", "train"),
-     ("trainer/1.png", ""), ("testimony/1.png", ""), ("Testing/1.png", "test"), ("hold/1.png", "val")],
+     ("trainer/1.png", ""), ("testimony/1.png", ""), ("Testing/1.png", "test"), ("hold/1.png", "val"),
+     ("eval/1.png", "val"), ("evaluation/1.png", "val"), ("trainval/1.png", "train"), ("test_run/1.png", "")],
 )  # fmt: skip
 def test_folders_name_splits(path: str, split: str) -> None:
     found = match_names([path], "combined")
     assert isinstance(found, list)
     assert found[0].pairs[0].split == split
+
+
+def splits_of(paths: list[str]) -> dict[str, str]:
+    [match] = match_names(paths)
+    return {paths[pair.a]: pair.split for pair in match.pairs}
+
+
+def test_parts_of_a_test_split_beside_train_are_test() -> None:
+    folders = ["train", "eval", "test1", "test2", "test-dev", "test_challenge", "gallery"]
+    paths = [f"{folder}/{side}/{n}.png" for folder in folders for side in "AB" for n in (1, 2)]
+    expected = dict(zip(folders, ("train", "val", "test", "test", "test", "test", ""), strict=True))
+    assert splits_of(paths) == {f"{folder}/A/{n}.png": expected[folder] for folder in folders for n in (1, 2)}
+
+
+def test_splits_with_which_all_names_begin_count() -> None:
+    paths = [f"{side}/{split}_{n}.png" for side in "AB" for split in ("train", "val", "test") for n in (1, 2)]
+    assert splits_of(paths) == {path: path[2:].split("_")[0] for path in paths[:6]}
+    assert set(splits_of([*paths, "A/x.png", "B/x.png"]).values()) == {""}
+    assert set(splits_of([path for path in paths if "test" in path]).values()) == {""}, "it may be a word"
+    match = match_patterns(paths, ("A/{id}", "B/{id}"))
+    assert [pair.split for pair in match.pairs] == ["train"] * 2 + ["val"] * 2 + ["test"] * 2
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_one_name_in_two_forms_of_unicode_is_one_name(forms: tuple[str, str]) -> None:
+    paths = [f"{side}/{normalize(form, 'café')}{n}.jpg" for side, form in zip("AB", forms, strict=True) for n in (1, 2)]
+    [match] = match_names([*paths, "A/x.jpg", "B/x.jpg"])
+    assert len(match.pairs) == 3 and not match.unmatched
+    assert match.pairs[0].pair_id == normalize(forms[0], "café1"), "as side A spells it"
+
+
+def test_names_of_test_and_of_training_end_in_words_of_their_own() -> None:
+    paths = [f"training/images/{n}_training.tif" for n in (21, 22)] + ["test/images/01_test.tif"]
+    paths += [f"training/1st_manual/{n}_manual1.gif" for n in (21, 22)] + ["test/1st_manual/01_manual1.gif"]
+    [match] = match_names(paths)
+    assert [(pair.split, pair.pair_id) for pair in match.pairs] == [("train", "21"), ("train", "22"), ("test", "01")]
+
+
+def test_words_that_the_names_of_one_split_share_are_no_way_to_leave_out_the_others() -> None:
+    paths = [f"nyu2_test/{n}_{kind}.png" for n in (1, 2) for kind in ("colors", "depth")]
+    [match] = match_names([*paths, *(f"nyu2_train/x/{n}.{ending}" for n in (1, 2) for ending in ("jpg", "png"))])
+    assert match.layout.is_combined and not match.layout.is_certain
+
+
+def test_photos_beyond_the_published_labels_are_left_out_and_labels_without_photos_are_not() -> None:
+    paths = ["JPEGImages/1.jpg", "JPEGImages/2.jpg", "SegmentationClass/1.png"]
+    [match] = match_names(paths)
+    assert (len(match.pairs), match.left_out, match.unmatched) == (1, [1], [])
+    [match] = match_names([*paths, "SegmentationClass/3.png"])
+    assert [name for _, name, _ in match.unmatched] == ["3", "2"]
+
+
+def test_masks_of_no_split_for_names_of_several_tell_no_pairs() -> None:
+    paths = [f"images/{split}/{n}.png" for split in ("train", "val") for n in (1, 2)] + ["masks/1.png", "masks/2.png"]
+    [match] = match_names(paths)
+    assert match.layout.is_combined and match.layout.patterns is None
+    assert match.layout.seen == "2 names are in more than one split of images/, and masks/ has none"
+
+
+def test_folders_of_one_sample_each_are_no_sides() -> None:
+    [match] = match_names(["000/image.png", "000/mask.png", "001/image.png", "001/mask.png"])
+    assert match.layout.sides == ("mask", "image") and [pair.pair_id for pair in match.pairs] == ["000", "001"]
+
+
+def test_what_lies_in_folders_of_splits_is_said_to_lie_there() -> None:
+    [match] = match_names(["train/1.png", "train/2.png", "test/3.png", "4.png"])
+    assert match.layout.seen == "test/ (1), train/ (2), 1 in no sub-folder"

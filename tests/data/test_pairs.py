@@ -50,7 +50,7 @@ def test_a_prepared_split_is_read_from_s3_without_fetching_more_than_asked(s3):
 
     write_part(s3.uri("train", part_name(0)), 0, 10)
     pairs = open_pairs(s3.uri(), "train")
-    assert [pair["pair_id"] for pair in read_rows(pairs, [(2, 1), (0, 3)])] == ["pair/9", "pair/3"]
+    assert [pair["pair_id"] for pair in read_rows(pairs, [(2, 1), (0, 3), (2, 1)])] == ["pair/9", "pair/3", "pair/9"]
     assert s3fs.S3FileSystem().exists(s3.uri("train", part_name(0)))
 
 
@@ -67,6 +67,26 @@ def test_a_raw_folder_of_combined_images_is_taken_too(tmp_path, make_pairs):
     assert [pair["a"].shape for pair in read_rows(pairs, pairs.rows())] == [(16, 16, 3)] * 3
     with pytest.raises(NotFoundError, match=r"val: no pairs there.*there are train"):
         open_pairs(str(tmp_path / "raw"), "val")
+
+
+def test_a_combined_image_without_halves_is_named(tmp_path):
+    for name, width in (("1", 24), ("2", 25)):
+        (tmp_path / f"{name}.png").write_bytes(encode(picture(0, 12, width)))
+    with pytest.raises(BadInputError, match=r"pair '2' in .*2\.png: .*even width, this one is 25 wide"):
+        list(read_rows(open_pairs(str(tmp_path), "train", raw_load_size=16), [(1, 0)]))
+
+
+def test_raw_sides_of_different_shapes_are_no_pair(tmp_path):
+    for name, width in (("A/1", 12), ("B/1", 24), ("A/2", 12), ("B/2", 12)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.png").write_bytes(encode(picture(0, 12, width)))
+    (tmp_path / "B/2.png").write_bytes(encode(picture(0, 24, 24)))
+    pairs = open_pairs(str(tmp_path), "train", raw_load_size=16)
+    [scaled] = read_rows(pairs, [(1, 0)])
+    assert scaled["a"].shape == scaled["b"].shape == (16, 16, 3)
+    with pytest.raises(BadInputError, match=r"pair '1': a is 12x12, b is 24x12; their .* differ.*prepare") as caught:
+        list(read_rows(pairs, [(0, 0)]))
+    assert caught.value.kind == "MismatchedSizes"
 
 
 def test_a_raw_image_whose_name_is_no_text_is_read_like_any_other(tmp_path, make_pairs):
@@ -128,5 +148,7 @@ def test_a_damaged_image_is_named(tmp_path):
     columns = {"pair_id": ["x/1"], "a": [b"nonsense"], "b": [encode(picture(1))]}
     columns |= {"width": [12], "height": [10], "source_uri": ["made"]}
     write_table(str(tmp_path / "train" / part_name(0)), pa.table(columns, schema=PAIR_SCHEMA))
-    with pytest.raises(BadInputError, match=r"pair 'x/1' in .*part-00000.parquet: not one of the images"):
+    with pytest.raises(
+        BadInputError, match=r"pair 'x/1' in .*part-00000.parquet: this is text .*not one of the images"
+    ):
         list(read_rows(open_pairs(str(tmp_path), "train"), [(0, 0)]))

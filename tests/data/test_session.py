@@ -84,16 +84,17 @@ import os
 from p2p.data.session import ray, ray_session
 
 def work():
-    return os.getpid()
+    return os.getpid(), os.nice(0)
 
 os.umask(0o022)
 with ray_session():
-    assert ray.get(ray.remote(work).remote()) != os.getpid()
+    process, priority = ray.get(ray.remote(work).remote())
+    assert process != os.getpid() and priority == os.nice(0)
 """
 
 
 @pytest.mark.ray
-def test_nobody_else_reads_the_token_of_a_private_ray(tmp_path: Path) -> None:
+def test_a_private_ray_works_at_the_priority_of_its_job_and_nobody_else_reads_its_token(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
     environment["HOME"] = str(tmp_path)
     done = subprocess.run(

@@ -108,5 +108,5 @@ def test_blocks_are_whole_batches_and_those_of_large_crops_hold_fewer_pairs(data
     def block_pairs(crop_size: int, batch_size: int) -> int:
         return PairStream(pairs, None, CropSettings(crop_size, 0, True, swap=False), batch_size).block_pairs
 
-    assert [block_pairs(crop, 1) for crop in (64, 256, 512, 4096)] == [128, 128, 42, 1]
+    assert [block_pairs(crop, 1) for crop in (64, 128, 192, 256, 512, 4096)] == [512, 512, 256, 128, 42, 1]
     assert [block_pairs(256, batch) for batch in (3, 64, 100, 500)] == [126, 128, 100, 500]

@@ -141,6 +141,15 @@ def test_copies_within_a_split_are_told_though_the_picture_stands_in_another_spl
     assert found(pairs) == {"exact_duplicates": {"02", "copy"}, "leakage": {"02", "copy", "leak"}}
 
 
+def test_one_picture_on_both_sides_is_told(sound: dict[Key, Pair]) -> None:
+    pairs = dict(sound)
+    a, _ = sound["train", "02"]
+    pairs["train", "02"] = (a, a.copy())
+    a, _ = sound["train", "04"]
+    pairs["train", "04"] = (a, np.clip(a.astype(int) + 3, 0, 255).astype(np.uint8))  # such as noise, which is a task
+    assert found(pairs)["equal_sides"] == {"02"}
+
+
 def test_equal_maps_of_different_places_are_no_leakage(sound: dict[Key, Pair]) -> None:
     pairs = dict(sound)
     flat = np.full((SIZE, SIZE, 3), 190, np.uint8)
@@ -155,6 +164,27 @@ def test_blank_sides_are_named_noise_or_not(sound: dict[Key, Pair]) -> None:
     pairs["train", "01"] = (noise, sound["train", "01"][1])
     pairs["train", "05"] = (noise + 9, noise + 30)
     assert found(pairs) == {"blank": {"01", "05"}}
+
+
+def test_of_16_bits_that_are_black_the_doctor_says_why(sound: dict[Key, Pair]) -> None:
+    pairs = dict(sound)
+    black = np.zeros((SIZE, SIZE, 3), np.uint8)
+    pairs["train", "01"] = (sound["train", "01"][0], black)
+    pairs["train", "05"] = (black, sound["train", "05"][1])
+
+    def advice(modes: dict[Key, tuple[str, str]]) -> tuple[str, list[str]]:
+        _, checks = checks_of(pairs, modes)
+        [finding] = [finding for check in checks for finding in check.findings if finding.name == "blank"]
+        return finding.advice, [named.detail for named in finding.pairs]
+
+    plain, details = advice({})
+    assert plain.startswith("Leave them out") and "16 bits" not in plain
+    assert details == ["b: brightness varies by 0 of 255", "a: brightness varies by 0 of 255"]
+    one, details = advice({("train", "01"): ("RGB", "I;16")})
+    assert one == f"{one.partition(' Leave')[0]} {plain}" and "save ids below 256 with 8 bits" in one
+    assert details[0] == "b: brightness varies by 0 of 255; the 16 bits of b hold small numbers only"
+    both, _ = advice({("train", "01"): ("RGB", "I;16"), ("train", "05"): ("3x16", "RGB")})
+    assert "save ids" in both and "Leave them out" not in both
 
 
 def test_odd_sizes_and_kinds_of_pixels_are_named(sound: dict[Key, Pair]) -> None:

@@ -75,6 +75,19 @@ def test_two_folders_of_the_same_names_must_have_something_in_common() -> None:
     assert not strangers.shows_pairs(is_combined=False), strangers
 
 
+def test_sides_that_differ_in_their_light_alone_are_strangers() -> None:
+    storms = [(city(index)[0] // 2, city(index + 50)[0]) for index in range(12)]
+    assert not examine(storms).shows_pairs(is_combined=False)
+    nights = [(city(index)[0] // 2, city(index)[0]) for index in range(12)]
+    assert examine(nights).shows_pairs(is_combined=False)
+
+
+def test_the_usual_shape_is_that_of_most() -> None:
+    pictures = [city_pair(1, index, 32, width) for index, width in enumerate((32, 32, 33, 16))]
+    assert 1 <= examine(pictures).usual_shape < 1.04
+    assert examine(pictures[2:]).usual_shape == 0 == examine([]).usual_shape
+
+
 def test_sides_without_common_outlines_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     layout = FoundLayout("A/B", ("A/", "B/"))
     for kind, count in (("of other places", 8), ("of other places", 3), ("photo and map", 8)):

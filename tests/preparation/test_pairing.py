@@ -131,6 +131,21 @@ def test_two_archives_of_one_published_layout_pair_up_and_the_user_says_which_is
     assert not pairing.bad
 
 
+def test_the_folder_that_wraps_each_of_two_sources_is_no_part_of_the_names() -> None:
+    a, b = listing("final/x/1.png", "final/x/2.png", uri="/a.zip"), listing("colored/1.png", "colored/2.png", uri="/b")
+    pairing = pair_two_sources(a, b, 0.0)
+    assert found(pairing) == {("train", "1"), ("train", "2")} and not pairing.bad
+    same = pair_two_sources(listing("x/1.png", uri="/a"), listing("x/1.png", uri="/b"), 0.0)
+    assert found(same) == {("train", "x/1")}
+
+
+def test_pairs_beside_the_folders_of_splits_are_named() -> None:
+    paths = [f"{folder}/{side}/{n}.png" for folder in ("train", "gallery") for side in "AB" for n in (1, 2)]
+    assert one(*paths).unsplit == "gallery/A/ (2)"
+    assert not one("A/1.png", "B/1.png").unsplit
+    assert one("train/1.png", "loose.png").unsplit == "loose.png"
+
+
 def test_no_partner_at_all_is_a_usage_error_that_shows_both_sides() -> None:
     with pytest.raises(
         UsageError, match=r"0 of 2 names in /a have a partner among 1 in /b.*first A: x\.png, first B: y\.png"

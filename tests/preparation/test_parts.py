@@ -60,6 +60,19 @@ def test_a_combined_image_is_halved_before_anything_else(tmp_path: Path) -> None
     assert rows[0]["source_uri"] == str(tmp_path / "0.a")
 
 
+def test_a_picture_of_another_shape_than_the_combined_pairs_must_look_like_one(tmp_path: Path) -> None:
+    photo, plan = city_pair(1, 0, 64, 64)
+    wholes = [photo, np.concatenate([photo, plan], 1)[:60], np.concatenate([photo, plan], 1)[:40], photo[:36]]
+    refs = []
+    for index, whole in enumerate(wholes):
+        (tmp_path / f"{index}.png").write_bytes(images.encode(whole))
+        refs.append(PairRef(str(index), "train", File(str(tmp_path / f"{index}.png")), None, 1, shape=1.0))
+    report = write_part(Part("train", 0, tuple(refs)), None, 0, SourceReader())
+    assert [Path(row.source_uri).stem for row in report.bad] == ["0", "3"]
+    assert {row.error for row in report.bad} == {"OtherShape"}
+    assert report.bad[0].message.startswith("64x64 is no combined pair: most here are 2.00 times as wide as high")
+
+
 def test_resized_sides_are_bicubic_squares_and_no_colour_crosses_the_seam(tmp_path: Path) -> None:
     whole = np.zeros((40, 80, 3), np.uint8)
     whole[:, 40:] = 255
@@ -120,7 +133,7 @@ def test_sizes_that_do_not_match_are_told_with_both_sizes_and_the_way_out(
     assert not rows
     assert not (tmp_path / "out").exists(), "a part without pairs leaves no file"
     assert report.bad[0].error == "MismatchedSizes"
-    expected = "pair 'p0': a is 60x60, b is 51x51; pass --load-size 286 or --max-bad-fraction 0.01"
+    expected = "pair 'p0': a is 60x60, b is 51x51; pass --load-size 286, or pass --max-bad-fraction 0.01"
     assert report.bad[0].message == expected
 
 

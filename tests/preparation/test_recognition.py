@@ -72,3 +72,35 @@ def test_what_is_no_pair_is_refused_with_the_options_that_would_do(run: Callable
     assert outcome.status == 2
     assert "one column of images, image" in outcome.stderr and "--pattern-a" not in outcome.stderr
     assert run("--source", tmp_path / "photos", "--layout", "combined").status == 0
+
+
+def test_photos_among_combined_pairs_are_bad_rows_and_other_folders_than_splits_are_reported(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    pairs = [city_pair(1, number, 64, 64) for number in range(10)]
+    for number, pair in enumerate(pairs):
+        save(tmp_path / f"in/{'train' if number < 8 else 'gallery'}/{number}.png", np.concatenate(pair, axis=1))
+    save(tmp_path / "in/train/teaser.png", pairs[0][0])
+    outcome = run("--source", tmp_path / "in")
+    assert outcome.status == 3
+    assert (
+        "beside the folders of splits, so in train unless --val-fraction chooses them: gallery/ (2)" in outcome.stderr
+    )
+    [row] = pq.read_table(tmp_path / "out/errors").to_pylist()
+    assert row["error"] == "OtherShape" and row["source_uri"].endswith("teaser.png")
+    assert pq.read_table(tmp_path / "out/train").num_rows == 10
+
+
+def test_classes_are_no_sides_by_their_names(run: Callable[..., Any], tmp_path: Path) -> None:
+    for number in range(8):
+        for side, name in enumerate(("real", "fake")):
+            save(tmp_path / f"in/{name}/{number}.png", city_pair(1, number + 50 * side, 64, 64)[0])
+            save(tmp_path / f"good/{name}/{number}.png", city_pair(1, number, 64, 64)[side])
+    outcome = run("--source", tmp_path / "in")
+    assert outcome.status == 2 and "--pattern-a 'real/{id}.png' --pattern-b 'fake/{id}.png'" in outcome.stderr
+    (tmp_path / "in/real").rename(tmp_path / "in/night")
+    (tmp_path / "in/fake").rename(tmp_path / "in/day")
+    outcome = run("--source", tmp_path / "in")
+    assert outcome.status == 0 and "in none of the 8 pairs looked at have night/ and day/" in outcome.stderr
+    outcome = run("--source", tmp_path / "good")
+    assert outcome.status == 0 and "real and fake layout: 8 train; A = real/, B = fake/" in outcome.stderr

@@ -169,3 +169,43 @@ def test_kinds_are_told_by_the_name() -> None:
     assert source_format("s3://b/x.tar") == "tar"
     assert source_format("/x/y.parquet") == "parquet"
     assert source_format("s3://b/tar.gz/") == "folder"
+
+
+def test_a_folder_of_tars_is_one_source(tmp_path: Path) -> None:
+    files = {"0.jpg": b"one", "0.seg.png": b"two", "0.json": b"{}"}
+    for name in ("s-000", "s-001"):
+        tar_of(files, tmp_path / f"{name}.tar")
+    listing, contents = read_all(tmp_path)
+    expected = {f"{shard}/0.{end}": files[f"0.{end}"] for shard in ("s-000", "s-001") for end in ("jpg", "seg.png")}
+    assert contents == expected and not listing.bad
+    assert str(listing.left_out) == "2 files left out: 2 .json"
+
+
+def test_names_of_tars_say_the_split_as_those_of_folders_do(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    for name in ("train-000", "val-000", "test/s-000"):
+        tar_of({"x.jpg": b"x"}, tmp_path / f"{name}.tar")
+    assert sorted(read_all(tmp_path)[1]) == ["test/s-000/x.jpg", "train/train-000/x.jpg", "val/val-000/x.jpg"]
+
+
+def test_of_several_tars_a_damaged_one_is_bad(tmp_path: Path) -> None:
+    for name in ("0", "1"):
+        tar_of({"x.jpg": b"x" * 2000}, tmp_path / f"{name}.tar")
+    (tmp_path / "1.tar").write_bytes((tmp_path / "1.tar").read_bytes()[:1500])
+    listing, contents = read_all(tmp_path)
+    assert list(contents) == ["0/x.jpg"]
+    assert [(Path(row.source_uri).name, row.error) for row in listing.bad] == [("1.tar", "DamagedFile")]
+
+
+def test_a_tar_beside_images_is_left_out(tmp_path: Path) -> None:
+    tar_of({"x.jpg": b"x"}, tmp_path / "all.tar")
+    (tmp_path / "x.jpg").write_bytes(b"x")
+    listing, contents = read_all(tmp_path)
+    assert list(contents) == ["x.jpg"] and str(listing.left_out) == "1 file left out: 1 .tar"
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_a_folder_of_other_archives_says_what_to_do(kind: str, tmp_path: Path) -> None:
+    MAKERS[kind](FILES, tmp_path)
+    with pytest.raises(UsageError, match=r"1 file left out: .*only \.tar is read, so unpack them, or give one"):
+        list_source(str(tmp_path), "source").require_images("source")

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from p2p.data.matching import LayoutChoice
 from p2p.errors import UsageError
 from p2p.preparation.tables import pair_tables
 
@@ -70,7 +71,7 @@ def test_a_row_without_bytes_says_nothing_of_its_column(tmp_path: Path) -> None:
     assert found.layout.sides == ("column jpg_0", "column jpg_1")
     assert [pair.pair_id for pair in found.pairs] == ["0/0", "0/1", "1/0", "1/1"]
     assert [(Path(row.source_uri).stem, row.error) for row in found.bad] == [(n, "WrongColumns") for n in ("2", "3")]
-    assert "its images are in jpg_1; those of the files before in jpg_0, jpg_1" in found.bad[1].message
+    assert "its images are in jpg_1; those of the other files in jpg_0, jpg_1" in found.bad[1].message
 
 
 def test_a_single_column_may_have_another_name_in_each_file(tmp_path: Path) -> None:
@@ -89,3 +90,97 @@ def test_a_column_says_the_split(tmp_path: Path) -> None:
         assert [(pair.pair_id, pair.split) for pair in pairs] == list(
             zip(ids, ("train", "val", "test", "val"), strict=True)
         )
+
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def write_sides(path: Path, image: list[bytes | None], mask: list[bytes | None], kind: pa.DataType) -> None:
+    """Columns as Hugging Face writes them, or of plain bytes; null where there is no image."""
+
+    def column(values: list[bytes | None]) -> pa.Array:
+        wrap = pa.types.is_struct(kind)
+        return pa.array([{"bytes": data, "path": None} if data and wrap else data for data in values], kind)
+
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"image": column(image), "mask": column(mask)}), path)
+
+
+@pytest.mark.parametrize("kind", [STRUCT, pa.binary()])
+def test_a_split_whose_labels_are_not_public_is_left_out(tmp_path: Path, kind: pa.DataType) -> None:
+    write_sides(tmp_path / "data/test-00000-of-00001.parquet", [png(1)] * 9, [None] * 9, kind)
+    write_sides(tmp_path / "data/train-00000-of-00001.parquet", [png(2), png(3)], [png(4), png(5)], kind)
+    write_sides(tmp_path / "data/validation-00000-of-00001.parquet", [png(6)], [png(7)], kind)
+    found = pair_tables(str(tmp_path), "auto", 0.0)
+    assert found.counts() == {"train": 2, "val": 1, "test": 0} and not found.bad
+    assert found.layout.sides == ("column mask", "column image") and found.layout.is_certain
+    assert found.left_out.endswith("test-00000-of-00001.parquet (9 rows without images in column mask)")
+    pq.write_table(pa.table({"image": [png(1)] * 9}), tmp_path / "data/test-00000-of-00001.parquet")
+    assert pair_tables(str(tmp_path), "auto", 0.0).left_out == found.left_out
+
+
+def test_a_file_without_a_side_in_a_split_with_pairs_is_bad_for_the_true_reason(tmp_path: Path) -> None:
+    write_sides(tmp_path / "data/train-00000-of-00002.parquet", [png(1)], [None], STRUCT)
+    write_sides(tmp_path / "data/train-00001-of-00002.parquet", [png(2)], [png(3)], STRUCT)
+    found = pair_tables(str(tmp_path), "auto", 0.0)
+    assert len(found.pairs) == 1 and not found.left_out
+    [bad] = found.bad
+    assert bad.error == "WrongColumns" and "column 'mask' holds nothing in any row" in bad.message
+
+
+def test_the_columns_of_most_rows_are_the_sides_whichever_file_comes_first(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"input": [png(1)], "preview": [png(1)]}), tmp_path / "0.parquet")
+    for name in ("1", "2"):
+        pq.write_table(pa.table({"input": [png(1)], "target": [png(2)]}), tmp_path / f"{name}.parquet")
+    found = pair_tables(str(tmp_path), "auto", 0.0)
+    assert [pair.pair_id for pair in found.pairs] == ["1/0", "2/0"]
+    assert [Path(row.source_uri).stem for row in found.bad] == ["0"]
+
+
+def test_two_columns_are_no_combined_images_of_the_other_files(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [png(1)] * 6}), tmp_path / "1.parquet")
+    pq.write_table(pa.table({"image": [png(1)] * 3, "thumb": [png(1)] * 3}), tmp_path / "2.parquet")
+    found = pair_tables(str(tmp_path), "auto", 0.0)
+    assert [(pair.pair_id.partition("/")[0], pair.b) for pair in found.pairs] == [("1", None)] * 6
+    assert [(Path(row.source_uri).stem, row.error) for row in found.bad] == [("2", "WrongColumns")]
+
+
+def test_what_a_second_column_holds_instead_of_images_is_said(tmp_path: Path) -> None:
+    paths = pa.array([{"bytes": None, "path": "m/1.png"}], STRUCT)
+    columns = {
+        "paths": paths,
+        "nothing": pa.array([None], STRUCT),
+        "digest": [b"0123456789abcdef"],
+        "url": ["http://x"],
+    }
+    pq.write_table(pa.table({"image": [png(1)], **columns}), tmp_path / "x.parquet")
+    seen = pair_tables(str(tmp_path), "auto", 0.0).layout.seen
+    assert seen.startswith("one column of images, image, in ")
+    assert "column 'paths' holds paths and no bytes" in seen and "column 'nothing' holds nothing in any row" in seen
+    assert "column 'digest' holds bytes that are no images" in seen and "url" not in seen
+
+
+@pytest.mark.parametrize("layout", ["auto", "combined"])
+def test_one_of_two_columns_may_hold_other_bytes(tmp_path: Path, layout: LayoutChoice) -> None:
+    pq.write_table(pa.table({"digest": [b"0123456789abcdef"], "image": [png(1)]}), tmp_path / "x.parquet")
+    found = pair_tables(str(tmp_path), layout, 0.0)
+    assert found.layout.sides == ("left half of column image", "right half of column image")
+
+
+def test_a_file_whose_first_rows_say_nothing_does_not_decide_for_the_others(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"image": [png(1)] * 9, "digest": [None] * 8 + [b"0123456789abcdef"]}), tmp_path / "0.parquet"
+    )
+    pq.write_table(pa.table({"image": [png(1)] * 10, "digest": [b"0123456789abcdef"] * 10}), tmp_path / "1.parquet")
+    found = pair_tables(str(tmp_path), "combined", 0.0)
+    assert found.layout.sides == ("left half of column image", "right half of column image")
+    assert len(found.pairs) == 19
+
+
+def test_two_columns_without_words_for_sides_must_look_like_pairs(tmp_path: Path) -> None:
+    for names, are_certain in ((("image", "next"), False), (("a", "b"), True), (("image", "mask"), True)):
+        pq.write_table(pa.table({name: [png(1)] for name in names}), tmp_path / "x.parquet")
+        assert pair_tables(str(tmp_path), "auto", 0.0).layout.is_certain is are_certain
+        assert pair_tables(str(tmp_path), "folders", 0.0).layout.is_certain
+    pq.write_table(pa.table({"image": [png(1)], "next": [png(2)]}), tmp_path / "x.parquet")
+    assert "pass --layout folders" in pair_tables(str(tmp_path), "auto", 0.0).layout.seen

@@ -58,7 +58,6 @@ def jpeg_of_scans(scans: int, side: int = 64, between: bytes = b"", **options: A
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "progressive": {"progressive": True},
-    "baseline": {},
     "gray by itself": {"progressive": True, "quality": 20},
     "with EXIF": {"progressive": True, "exif": b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"},
     "fill bytes": {"progressive": True, "between": b"\xff\xff\xff"},
@@ -72,6 +71,31 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_a_jpeg_of_more_scans_than_allowed_is_refused_by_every_reader(variant: str, reader: str) -> None:
     error = error_of(jpeg_of_scans(MAX_JPEG_SCANS + 1, **VARIANTS[variant]), READERS[reader])
     assert error.kind == "TooManyScans" and "101 scans, 100 are allowed" in str(error)
+
+
+@pytest.mark.parametrize("scans", [2, MAX_JPEG_SCANS + 1])
+def test_of_a_jpeg_whose_first_scan_has_all_components_no_second_one_is_read(scans: int) -> None:
+    """libjpeg refuses it unread, so nobody has to count."""
+    data = jpeg_of_scans(scans)
+    assert error_of(data).kind == "DamagedImage"
+    assert images.image_size(data) == (64, 64)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_the_scans_of_a_sequential_jpeg_that_has_one_for_each_component_are_counted(reader: str) -> None:
+    whole = saved(Image.fromarray(noise(64, 64)), "JPEG")
+    scan = b"\xff\xda\0\x08\1\1\0\0\x3f\0\0"  # of the first component alone
+    data = whole[: whole.index(b"\xff\xda")] + scan * (MAX_JPEG_SCANS + 1) + b"\xff\xd9"
+    assert error_of(data, READERS[reader]).kind == "TooManyScans"
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_scans_after_a_stream_of_tables_alone_are_not_read(reader: str) -> None:
+    """Pillow goes on with what follows it."""
+    many = jpeg_of_scans(3 * MAX_JPEG_SCANS, progressive=True)
+    tables = many[many.index(b"\xff\xdb") :][:69]
+    error = error_of(b"\xff\xd8" + tables + b"\xff\xd9" + many, READERS[reader])
+    assert error.kind == "DamagedImage" and "ends before its pixels" in str(error)
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -19,6 +19,7 @@ from p2p.storage import formats
 from p2p.storage.formats import FORMATS, SUFFIXES, LeftOut
 from p2p.storage.images import decode, image_size, read_image
 from p2p.storage.pixels import PixelFormat
+from p2p.storage.tiff_tags import Tags
 
 Y, X = np.mgrid[0:48, 0:80]
 PICTURE = np.stack([30 + 2 * X, 30 + 4 * Y, 128 + X - Y], 2).astype(np.uint8)
@@ -43,6 +44,54 @@ def tiff(image: np.ndarray, **options: Any) -> bytes:
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, image, metadata=None, **options)
     return buffer.getvalue()
+
+
+def plain_tiff(
+    pixels: bytes, bits: int, photometric: int | None, *more: tuple[int, int], channels: int = 1, order: str = "<"
+) -> bytes:
+    """An uncompressed TIFF of 80x48, tag by tag; none for what its numbers mean where that is None."""
+    tags = [
+        (256, 80),
+        (257, 48),
+        (258, bits),
+        (259, 1),
+        (273, 0),
+        (277, channels),
+        (278, 48),
+        (279, len(pixels)),
+        *more,
+    ]
+    tags = sorted([*tags, *([] if photometric is None else [(262, photometric)])])
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack(order + "HHII", code, 4, 1, value if code != 273 else start) for code, value in tags)
+    head = struct.pack(order + "2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(tags))
+    return head + entries + bytes(4) + pixels
+
+
+def of_bits(values: np.ndarray, bits: int) -> bytes:
+    """Rows of numbers without gaps between them, each row in whole bytes."""
+    places = np.arange(bits)[::-1]
+    return np.packbits((values.reshape(len(values), -1, 1) >> places & 1).reshape(len(values), -1), axis=1).tobytes()
+
+
+def with_colour_map(pixels: bytes, bits: int, numbers: np.ndarray, photometric: int | None = 3) -> bytes:
+    """A TIFF of indices, whose colour map of (colours, 3) lies behind them."""
+    data = plain_tiff(pixels, bits, photometric, (320, 0))
+    entry = struct.pack("<HHII", 320, 4, 1, 0)
+    assert entry in data
+    return (
+        data.replace(entry, struct.pack("<HHII", 320, 3, numbers.size, len(data))) + numbers.T.astype("<u2").tobytes()
+    )
+
+
+def with_a_small_page_first(subfile_type: int) -> bytes:
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(PICTURE[::8, ::8], photometric="rgb", metadata=None, subfiletype=1)
+        writer.write(PICTURE, photometric="rgb", metadata=None)
+    reduced, wanted = (struct.pack("<HHII", 254, 4, 1, kind) for kind in (1, subfile_type))
+    assert reduced in buffer.getvalue()
+    return buffer.getvalue().replace(reduced, wanted)
 
 
 def pillow_tiff(**options: Any) -> bytes:
@@ -110,6 +159,10 @@ def text_behind() -> bytes:
 
 BLACK: dict[str, Any] = {"photometric": "minisblack", "planarconfig": "contig"}
 PLANAR = np.moveaxis(DEEP, 2, 0)
+GRAY_12 = GRAY.astype(np.uint16) * 16 + GRAY // 16  # 4095 is white
+TONES = np.array([[0, 0, 0], [250, 10, 10], [40, 200, 90], [255, 255, 255]] * 4)
+MANY_TONES = np.tile(TONES, (16, 1))
+INDICES = (X // 8 + Y // 8) % 16
 READ: dict[str, tuple[Callable[[], bytes], np.ndarray, int]] = {
     # What lies beside the pixels.
     "2 MB of text": (lambda: png(chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2_000_000)))), PICTURE, 0),
@@ -175,6 +228,29 @@ READ: dict[str, tuple[Callable[[], bytes], np.ndarray, int]] = {
         f"TIFF by {compression}": (lambda compression=compression: pillow_tiff(compression=compression), PICTURE, 0)  # type: ignore[misc]
         for compression in ("tiff_lzw", "packbits", "tiff_adobe_deflate", "zstd", "lzma")
     },
+    "12 bit": (lambda: plain_tiff(of_bits(GRAY_12, 12), 12, 1), GRAY_RGB, 0),
+    "RGB that does not say so": (lambda: plain_tiff(PICTURE.tobytes(), 8, None, channels=3), PICTURE, 0),
+    "gray that does not say so": (lambda: plain_tiff(GRAY.tobytes(), 8, None), GRAY_RGB, 0),
+    "16 bit that do not say so": (lambda: plain_tiff((GRAY_12 * 16).tobytes(), 16, None), GRAY_RGB, 0),
+    "4 bit that do not say so": (lambda: plain_tiff(of_bits(GRAY >> 4, 4), 4, None), GRAY_RGB // 16 * 17, 0),
+    "a palette that does not say so": (
+        lambda: with_colour_map(INDICES.astype(np.uint8).tobytes(), 8, MANY_TONES * 257, None),
+        MANY_TONES[INDICES].astype(np.uint8),
+        0,
+    ),
+    "a palette of 8 bits": (
+        lambda: with_colour_map(INDICES.astype(np.uint8).tobytes(), 8, MANY_TONES),
+        MANY_TONES[INDICES].astype(np.uint8),
+        0,
+    ),
+    "a palette of 16 colours of 8 bits": (
+        lambda: with_colour_map(of_bits(INDICES, 4), 4, TONES),
+        TONES[INDICES].astype(np.uint8),
+        0,
+    ),
+    "a thumbnail first": (lambda: with_a_small_page_first(1), PICTURE, 0),
+    "a mask first": (lambda: with_a_small_page_first(4), PICTURE, 0),
+    "the first page of two": (lambda: with_a_small_page_first(2), PICTURE[::8, ::8], 0),
     # Formats.
     "GIF": (lambda: saved(Image.fromarray(GRAY), "GIF"), GRAY_RGB, 0),
     "animated GIF": (animated_gif, GRAY_RGB, 0),
@@ -195,6 +271,78 @@ def test_it_is_read_as_a_viewer_shows_it(name: str) -> None:
     wide = PixelFormat(3, 16)
     assert np.array_equal(decode(data, wide) >> 8, found), "other depths are of the same pixels"
     assert sorted(image_size(data)) == sorted(shown.shape[:2])
+
+
+def test_a_tiff_that_does_not_say_what_its_numbers_mean_is_never_read_beyond_its_end() -> None:
+    for bits, pixels in ((4, of_bits(GRAY >> 4, 4)), (8, GRAY.tobytes()), (12, of_bits(GRAY_12, 12))):
+        for missing in (1, 10, 100):
+            with pytest.raises(BadInputError):
+                decode(plain_tiff(pixels, bits, None)[:-missing])
+
+
+def with_tag(data: bytes, code: int, count: int, value: int) -> bytes:
+    """The same little-endian TIFF with one number, of 32 bits, or an offset of several, as the tag's value."""
+    entry = Tags(data).tags[code].entry
+    return data.replace(entry, struct.pack("<HHII", code, 4, count, value), 1)
+
+
+@pytest.mark.parametrize("image", [GRAY, PICTURE, DEEP[:, :, 0], DEEP], ids=["gray", "RGB", "gray 16", "RGB 16"])
+@pytest.mark.parametrize("layout", [{"rowsperstrip": 8}, {"tile": (16, 16)}], ids=["strips", "tiles"])
+def test_a_tiff_whose_strips_or_tiles_are_missing_is_cut_off(image: np.ndarray, layout: dict[str, Any]) -> None:
+    data = tiff(image, photometric="rgb" if image.ndim == 3 else "minisblack", **layout)
+    assert decode(data).shape == (48, 80, 3)
+    offsets = Tags(data).tags[324 if "tile" in layout else 273]
+    sparse = bytearray(data)
+    sparse[offsets.offset : offsets.offset + 4] = bytes(4)
+    for damaged in (with_tag(data, 257, 1, 49), with_tag(data, 257, 1, 500), bytes(sparse)):
+        with pytest.raises(BadInputError, match="the image is cut off"):
+            decode(damaged)
+
+
+def test_tags_that_lie_over_each_other_are_damage() -> None:
+    """The height is read where the list of tags is, which no longer holds what it did once it is made shorter."""
+    data = tiff(GRAY, photometric="minisblack", description="x" * 40)
+    with pytest.raises(BadInputError):
+        decode(with_tag(data, 257, 4, 8 + 2 + 12))
+
+
+def test_pages_that_follow_each_other_in_a_circle_are_none_in_full_size() -> None:
+    data = bytearray(plain_tiff(GRAY.tobytes(), 8, 1, (254, 1)))
+    end = 10 + 12 * data[8]
+    struct.pack_into("<I", data, end, 8)
+    assert np.array_equal(decode(bytes(data)), GRAY_RGB)
+
+
+@pytest.mark.parametrize("values", [0, 256, 65535])
+def test_integers_of_32_bits_are_gray_of_16_where_that_can_be(values: int) -> None:
+    image = np.full((6, 5), values, np.uint32)
+    assert np.array_equal(decode(tiff(image, **BLACK), PixelFormat(1, 16))[:, :, 0], image)
+
+
+def jpeg_markers(data: bytes, marker: bytes) -> list[int]:
+    return [place for place in range(data.index(b"\xff\xda") + 1, len(data)) if data.startswith(marker, place)]
+
+
+@pytest.mark.parametrize("image", [PICTURE, GRAY], ids=["RGB", "gray"])
+def test_a_progressive_jpeg_that_lacks_scans_is_damaged_and_one_that_lacks_its_end_is_not(image: np.ndarray) -> None:
+    data = jpeg(image=image, progressive=True)
+    assert np.array_equal(decode(data[:-2]), decode(data))
+    cuts = jpeg_markers(data, b"\xff\xda")
+    assert len(cuts) > 2
+    for cut in cuts:
+        for more in (0, 1, 2, 3, 4, 6, 9):
+            with pytest.raises(BadInputError, match="JPEG image is cut off") as caught:
+                decode(data[: cut + more])
+            assert caught.value.kind == "DamagedImage"
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_cut_within_its_pixels_is_damaged_with_an_end_marker_too(progressive: bool) -> None:
+    data = jpeg(progressive=progressive)
+    for share in (0.4, 0.7, 0.95):
+        for end in (b"", b"\xff\xd9"):
+            with pytest.raises(BadInputError, match="pixels are missing"):
+                decode(data[: int(len(data) * share)] + end)
 
 
 def lzw(values: bytes) -> bytes:
@@ -228,6 +376,19 @@ def test_deep_tiffs_by_lzw_are_read(channels: int, predictor: int) -> None:
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "floats": (lambda: tiff(GRAY.astype(np.float32)), "a TIFF with float32 numbers"),
     "half floats": (lambda: tiff(GRAY.astype(np.float16)), "a TIFF with float16 numbers"),
+    "10 bit": (lambda: plain_tiff(of_bits(GRAY_12 >> 2, 10), 10, 1), "BlackIsZero, 1 channels of 10 bits"),
+    "RGB of 12 bit": (
+        lambda: plain_tiff(of_bits(GRAY_12.repeat(3, axis=1), 12), 12, 2, channels=3),
+        "RGB, 3 channels of 12 bits",
+    ),
+    "12 bit, WhiteIsZero": (lambda: plain_tiff(of_bits(GRAY_12, 12), 12, 0), "WhiteIsZero, 1 channels of 12 bits"),
+    "ids of 32 bit": (lambda: tiff(GRAY.astype(np.int32), **BLACK), "numbers of 32 bits that are 202 at most"),
+    "JPEG inside without a word on colours": (
+        lambda: plain_tiff(PICTURE.tobytes(), 8, None, channels=3).replace(
+            struct.pack("<HHII", 259, 4, 1, 1), struct.pack("<HHII", 259, 4, 1, 7)
+        ),
+        "does not say which colours",
+    ),
     "negatives": (lambda: tiff(GRAY.astype(np.int16) - 99, **BLACK), r"a TIFF with numbers below 0 \(int16\)"),
     "CIELab": (lambda: saved(Image.new("LAB", (8, 8)), "TIFF"), "a TIFF with CIELab colours"),
     "17 bands": (lambda: tiff(np.zeros((8, 8, 17), np.uint8), **BLACK), "a TIFF with 17 channels"),
@@ -247,6 +408,12 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "base64": (lambda: b"iVBORw0KGgoAAAANSUhEUg", "this is an image in base64"),
     "an array": (lambda: b"\x93NUMPY\1\0v", "this is a NumPy array"),
     "zeros": (lambda: bytes(99), "this is nothing but zeros"),
+    "DICOM": (lambda: bytes(128) + b"DICM" + bytes(40), "this is DICOM"),
+    "OpenEXR": (lambda: b"v/1\x01" + bytes(99), "this is OpenEXR"),
+    "a texture": (lambda: b"DDS |" + bytes(120), "this is a DDS texture"),
+    "an icon": (lambda: saved(PICTURE, "ICO"), "this is a Windows icon"),
+    "an error": (lambda: b"404: Not\r\nFound", r'this is text \("404: Not Found"\)'),
+    "a long text": (lambda: b"twelve chars" * 99, r'\("(twelve chars){3}twel…"\)'),
     "HTML": (lambda: b"<!DOCTYPE html><html>", "this is a web page"),
     "a pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\n", "git LFS"),
 }
@@ -295,6 +462,7 @@ def test_what_is_left_out_is_counted_by_ending(monkeypatch: pytest.MonkeyPatch) 
         (saved(PICTURE), "RGB", True),
         (png(chunk(b"gAMA", struct.pack(">I", 45455))), "RGB", True),
         (png(chunk(b"eXIf", ORIENTATION_6)), "RGB", False),
+        (png(chunk(b"gAMA", struct.pack(">I", 45455))[:-4] + bytes(4)), "RGB", False),
         (png(chunk(b"tRNS", bytes(6))), "RGB", False),
         (saved(Image.fromarray(PICTURE).quantize(8)), "P", False),
         (tiff(DEEP, photometric="rgb"), "3x16", False),
@@ -319,6 +487,9 @@ SEEDS = {
     "deep": tiff(DEEP, photometric="rgb", compression="zlib", predictor=True),
     "tiles": tiff(DEEP, photometric="rgb", tile=(16, 16)),
     "bands": tiff(PICTURE.repeat(3, axis=2), **BLACK),
+    "12 bits": plain_tiff(of_bits(GRAY_12, 12), 12, 1),
+    "colour map": with_colour_map(of_bits(INDICES, 4), 4, TONES, None),
+    "pages": with_a_small_page_first(1),
 }
 
 

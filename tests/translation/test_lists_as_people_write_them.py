@@ -20,7 +20,7 @@ from p2p.preparation.tables import pair_tables
 from p2p.translation.corpus.addresses import AddressRules
 from p2p.translation.corpus.corpus import open_corpus
 from p2p.translation.corpus.inputs import DAMAGED
-from p2p.translation.corpus.manifest import ManifestCorpus, SignedAddresses
+from p2p.translation.corpus.manifest import MAX_LINE_BYTES, ManifestCorpus, SignedAddresses
 from p2p.translation.pipeline.fetching import InputFetcher
 
 NAMES = ("a.png", "b c.png", "d,e.png", "f%20g.png", "ü.png", "ਊĊ.png")
@@ -68,6 +68,13 @@ LISTS = {
     "utf16.csv": ("url,x\na.png,1\nü.png,2\n".encode("utf-16"), ["a.png", "ü.png"]),
     "index.csv": (b",file_name\n0,a.png\n1,b c.png\n", ["a.png", "b c.png"]),
     "percent.txt": (b"f%20g.png\n", ["f%20g.png"]),
+    "old_mac.txt": (b"a.png\rb c.png\r\rf%20g.png", ["a.png", "b c.png", "f%20g.png"]),
+    "old_mac.csv": (b"url,caption\ra.png,x\rb c.png,y\r", ["a.png", "b c.png"]),
+    "old_mac_utf16.csv": ("url,x\ra.png,1\rਊĊ.png,2\r".encode("utf-16"), ["a.png", "ਊĊ.png"]),
+    "mixed.txt": (b"a.png\rb c.png\nf%20g.png\r\n", ["a.png", "b c.png", "f%20g.png"]),
+    "break_in_cell.csv": (b'url,caption\r\n"a.png","two\rlines"\r\nb c.png,x\r\n', ["a.png", "b c.png"]),
+    "excel.csv": (b"sep=;\r\nurl;caption\r\na.png;x, y\r\n", ["a.png"]),
+    "excel_pipes.csv": ("\ufeffSEP=|\nurl|x,y\nd,e.png|2\n".encode(), ["d,e.png"]),
 }
 
 
@@ -75,6 +82,21 @@ LISTS = {
 def test_it_is_read(folder: Path, name: str) -> None:
     content, expected = LISTS[name]
     assert read(folder, name, content) == (expected, [])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_lines_end_alike_wherever_the_file_is_cut_into_blocks(folder: Path, encoding: str, end: str) -> None:
+    limit, width = MAX_LINE_BYTES, len("x".encode(encoding))
+    lengths = [(limit - 40) // width + more for more in range(9)] + [3, limit, limit // width + 5, 3 * limit, 4]
+    lines = [f"{number:x}" + "x" * (length - 1) for number, length in enumerate(lengths)]
+    (folder / "x.txt").write_bytes(end.join(lines).encode(encoding))
+    entries = list(ManifestCorpus(str(folder / "x.txt"), AddressRules(str(folder))).entries())
+    assert [entry.line for entry in entries] == list(range(1, len(lines) + 1))
+    sizes = [len((line + end).encode(encoding)) for line in lines]
+    assert [entry.position for entry in entries] == [sum(sizes[:number]) for number in range(len(sizes))]
+    expected = ["" if size > limit else line for size, line in zip(sizes, lines, strict=True)]
+    assert [entry.address for entry in entries] == expected
 
 
 def test_file_addresses_are_percent_encoded(folder: Path) -> None:
@@ -94,6 +116,7 @@ BAD_LINES = {
     "$DATA/a.png": "NotFound: .*names of the environment are not replaced",
     "s3:/bucket/a.png": "NotFound: .*begin like https:// and s3://",
     "a.png, a caption": r"NotFound: .*stands behind a tab, or the list is a \.csv",
+    "a.png 0": "NotFound: .*stands behind a tab",
     "/elsewhere/a.png": "AddressRefused: /elsewhere/a.png is outside of /.*; see --allow-local",
     ".": "Refused: /.*: is a folder",
     "gone.png": "NotFound: no file lies at /.*/gone.png, or no longer$",

@@ -128,6 +128,13 @@ def test_a_row_without_an_address_is_an_input_that_fails(tmp_path: Path) -> None
     assert reasons(tmp_path / "list.parquet") == {"first": "", "second": "BadAddress", "b.png": ""}
 
 
+def test_a_row_without_an_address_is_named_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text('caption,uri\n"two\nlines",a.png\nonly\n\n,,,\n')
+    assert reasons(tmp_path / "list.csv") == {"a.png": "", "line 4": "BadAddress", "line 6": "BadAddress"}
+    (tmp_path / "list.txt").write_text("# comment\n\n../x.png\n../x.png\n")
+    assert reasons(tmp_path / "list.txt") == dict.fromkeys(("../x.png", "../x.png (line 4)"), "AddressRefused")
+
+
 @pytest.mark.parametrize(
     "content", ["uri\na.png\n" + "x" * 140_000 + "\n", 'uri\n"a.png\n' * 2, "uri\na.png\n" + '"' + "x\n" * 80_000 + '"']
 )

@@ -1,0 +1,232 @@
+"""The words of the layouts in some names: where they are, and which images pair up by two of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from p2p.data.joining import (
+    MAX_SHOWN,
+    OTHERS,
+    Marked,
+    Match,
+    join_as,
+    leave_out_companions,
+    leave_out_rest,
+    why_splits_clash,
+)
+from p2p.data.layouts import (
+    BETWEEN,
+    FOLDER_FORMS,
+    NAME_FORMS,
+    Form,
+    Layout,
+    Mark,
+    ParsedName,
+    in_folder,
+    in_part_of_folder,
+    plain_word,
+    whole_path,
+    words_of,
+)
+
+MIN_SHARE_PAIRED = 0.5
+"""Of the side with fewer images."""
+_MIN_SHARE_COVERED = 0.25
+"""Of all images, those that are A or B: of one photo and its four label maps 0.4, of the folders a/ to z/ less."""
+_MIN_SHARE_OF_TWO_KINDS = 0.9
+_MAX_SEARCHED = 20_000  # names in which words are looked for; how many pair up is counted in all
+
+Named = TypeVar("Named", ParsedName, str)
+
+
+def some_of(names: Sequence[Named]) -> Sequence[Named]:
+    """Those in which words are looked for, of all parts of the source."""
+    return names[:: max(1, len(names) // _MAX_SEARCHED)]
+
+
+def distinct(matches: Iterable[Match]) -> list[Match]:
+    """Those that pair other images than the ones before."""
+    found: list[Match] = []
+    for match in matches:
+        if all(match.pairs != other.pairs for other in found):
+            found.append(match)
+    return found
+
+
+class Words:
+    """The words of some names, by the places where they may be. `near`: which two sides do not pair up, and why.
+
+    `rivals`: what pairs up by one word that several folders have.
+    """
+
+    def __init__(self, names: Sequence[ParsedName], *, all_folders: bool) -> None:
+        self._names, self._all_folders = names, all_folders
+        some = some_of(names)
+        forms = FOLDER_FORMS if all_folders else (*FOLDER_FORMS, *NAME_FORMS)
+        self._found = {
+            form: Counter(word for name in some for word in {word for word, _ in form(name)}) for form in forms
+        }
+        # Of all images, those of which a word is looked for in all names: half of what two sides must cover.
+        self._few = 0.0 if self._all_folders else _MIN_SHARE_COVERED / 2 * len(some)
+        self.near = ""
+        self.rivals: list[Match] = []
+
+    def matches(self, row: Layout, *, one_sided: bool = False) -> Iterator[Match]:
+        """Yield how the names pair up by words of the layout; `one_sided`: images without a word are its other side."""
+        tried = set()
+        for form, found in self._found.items():
+            if row.where and (row.where == "folder") != (form in FOLDER_FORMS):
+                continue
+            a, b = (
+                [word for word in words_of(text) if word in found] or [""] * (one_sided and row.other == side)
+                for side, text in (("a", row.a), ("b", row.b))
+            )
+            for words in itertools.product(a, b):
+                if words in tried or ("" in words) != one_sided or words[0] == words[1]:
+                    continue
+                if found[words[0]] + found[words[1]] < self._few:
+                    continue
+                matches = self._pair_up(row, form, words)
+                if len(matches) > 1:
+                    self.rivals += matches
+                if matches:
+                    tried.add(words)
+                if len(matches) == 1:
+                    yield matches[0]
+
+    def _pair_up(self, row: Layout, form: Form, words: tuple[str, str]) -> list[Match]:
+        """What the words pair up; more than one where they stand in several folders, of which it may be any."""
+        whole = [word for word in words if form is in_part_of_folder and word and word in self._found[in_folder]]
+        if len(whole) == 1:  # shadow/ and shadow_free/, beside shadow_mask/
+            part = words[1 - words.index(whole[0])]
+            sides = self._sides(form, words, whole[0])
+            rests = {plain_word(mark.above.rpartition("/")[2]) for _, _, mark in sides[words.index(part)]}
+            rivals = [sides]
+            for rest in sorted(rests & self._found[in_folder].keys() - {*words}):  # cloth_mask/ may be of cloth/
+                rivals.append(self._sides(form, (part, rest) if words[0] == part else (rest, part), rest))
+            if matches := [match for two in rivals if (match := self._join(row, form, words, two))]:
+                return matches
+        sides = self._sides(form, words)
+        if match := self._join(row, form, words, sides):
+            return self._rivals(row, form, words, sides, match) or [match]
+        return []
+
+    def _rivals(
+        self, row: Layout, form: Form, words: tuple[str, str], sides: tuple[Marked, Marked], match: Match
+    ) -> list[Match]:
+        """Where several folders have a word, and not all of them pair up at once: what each two of them pair up."""
+        if form is not in_part_of_folder:
+            return []
+        folders: tuple[dict[str, Marked], ...] = ({}, {})
+        for side, by_folder in zip(sides, folders, strict=True):
+            for number, split, mark in side:
+                by_folder.setdefault(mark.spelled, []).append((number, split, mark))
+        paired = {number for pair in match.pairs for number in (pair.a, pair.b)}
+        are_all_paired = all(
+            any(number in paired for number, _, _ in side) for by_folder in folders for side in by_folder.values()
+        )
+        if sum(map(len, folders)) > MAX_SHOWN or (are_all_paired and not match.repeated):
+            return []
+        found = distinct(
+            other
+            for two in itertools.product(folders[0].values(), folders[1].values())
+            if (other := self._join(row, form, words, two))
+        )
+        return found if len(found) > 1 else []
+
+    def _is_certain(self, row: Layout, form: Form, words: tuple[str, str]) -> bool:
+        """Whether the words can mean nothing else than sides.
+
+        Single letters also number images, unless nearly all have one; folders are numbered, too, or classes.
+        """
+        if self._all_folders:
+            return True
+        others = self._found[form].keys() - {*words}
+        if form in FOLDER_FORMS and any(map(_is_one_of_many, words, itertools.repeat(others))):
+            return False
+        if BETWEEN[0] == {*words} and BETWEEN[1] & others:
+            return False
+        if max(map(len, words)) > 1:
+            return not row.are_classes_too
+        clear = {*words, "".join(words)}  # AB/ holds both
+        covered = sum(any(word in clear for word, _ in form(name)) for name in self._names)
+        return covered >= _MIN_SHARE_OF_TWO_KINDS * len(self._names)
+
+    def _sides(self, form: Form, words: tuple[str, str], whole: str | None = None) -> tuple[Marked, Marked]:
+        """The images with each of the words; of `whole` in folders that are called just that."""
+        sides: tuple[Marked, Marked] = ([], [])
+        unmarked = words.index("") if "" in words else None
+        for number, name in enumerate(self._names):
+            places: Iterable[tuple[str, Mark]] = form(name)
+            if whole is not None:
+                parts = (place for place in places if place[0] != whole)
+                places = [*parts, *(place for place in in_folder(name) if place[0] == whole)]
+            for word, mark in places:
+                if word in words:
+                    sides[words.index(word)].append((number, name.split, mark))
+                    break
+            else:
+                if unmarked is not None:
+                    sides[unmarked].append((number, name.split, whole_path(name, OTHERS)))
+        return sides
+
+    def _join(self, row: Layout, form: Form, words: tuple[str, str], sides: tuple[Marked, Marked]) -> Match | None:
+        match = join_as(row.name, sides, len(self._names), is_certain=True)
+        if match is None:
+            return None
+        # One image a side is not a class.
+        is_certain = self._is_certain(row, form, words) or (row.are_classes_too and len(match.pairs) == 1)
+        match.layout = dataclasses.replace(match.layout, is_certain=is_certain)
+        if "" in words:
+            leave_out_companions(match, "b" if words[0] == "" else "a")
+        if row.is_partial:
+            leave_out_rest(match, "a")
+        if why := self._why_not(form, words, match, sides):
+            self.near = self.near or why
+            return None
+        if _is_enough(match, sides, len(self._names)) or (self._all_folders and match.pairs):
+            return match
+        if form is in_folder and "" not in words and len(match.pairs) < min(map(len, sides)):
+            self.near = self.near or _not_paired(match, sides)
+        return None
+
+    def _why_not(self, form: Form, words: tuple[str, str], match: Match, sides: tuple[Marked, Marked]) -> str:
+        """Why names that agree tell no pairs, if so."""
+        found = self._found[form]
+        if not match.layout.is_certain and max(map(len, words)) == 1:
+            fewer = min(found[word] for word in words)
+            letters = [word for word in found if len(word) == 1 and word.isalpha() and 2 * found[word] >= fewer]
+            if len(letters) > 2:
+                return (
+                    f"the names fit several layouts: {match.layout.names_of_sides}, or two others of "
+                    f"{', '.join(sorted(letters))}"
+                )
+        return why_splits_clash(match, sides)
+
+
+def _is_one_of_many(word: str, others: Collection[str]) -> bool:
+    """Whether the word has a number, and some others are it with another number: `s1`, beside `s3`."""
+    start = word.rstrip("0123456789")
+    return start != word and any(
+        other.startswith(start) and other[len(start) :].isdecimal() and len(other) == len(word) for other in others
+    )
+
+
+def _is_enough(match: Match, sides: tuple[Marked, Marked], total: int) -> bool:
+    paired, covered = len(match.pairs), sum(map(len, sides))
+    if OTHERS in match.layout.sides:
+        covered = 2 * paired
+    return paired >= max(1, MIN_SHARE_PAIRED * min(map(len, sides))) and covered >= _MIN_SHARE_COVERED * total
+
+
+def _not_paired(match: Match, sides: tuple[Marked, Marked]) -> str:
+    first = [f"first {letter}: {side[0][2].below}" for letter, side in zip("AB", sides, strict=True)]
+    a, b = match.layout.sides
+    return (
+        f"{len(match.pairs)} of {len(sides[0])} names in {a} have a partner in {b}; names are compared by relative "
+        f"path without extension; {', '.join(first)}"
+    )
