@@ -177,8 +177,9 @@ start() {
   local name=$1 bytes=$2
   shift 2
   # Jobs run with the python that stands first on the PATH. A lost node is noticed after five refused questions: here one
-  # a second, since machines of one's own do not go away for a moment; a busy node still has its time to answer. What jobs that were killed leave in TMPDIR goes with `down`.
-  if ! PATH=$bin:$PATH TMPDIR=$home/tmp RAY_health_check_period_ms=1000 RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$home/token P2P_CLUSTER_MARK="$home;$name;" \
+  # a second, since machines of one's own do not go away for a moment; a busy node still has its time to answer. At Ray's
+  # niceness of 15 workers would all but stand still beside a busy program. What killed jobs leave in TMPDIR goes with `down`.
+  if ! PATH=$bin:$PATH TMPDIR=$home/tmp RAY_health_check_period_ms=1000 RAY_worker_niceness=0 RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$home/token P2P_CLUSTER_MARK="$home;$name;" \
     "$bin/ray" start "$@" --node-ip-address 127.0.0.1 --object-store-memory "$bytes" --disable-usage-stats \
     >"$home/start.log" 2>&1 </dev/null; then
     cat "$home/start.log" >&2

@@ -10,14 +10,16 @@ import inspect
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from p2p.documents import to_json
-from p2p.errors import ConfigError, NotGoodEnoughError, P2PError, UsageError, quote_controls, redact, root_cause
+from p2p.errors import ConfigError, P2PError, UsageError, quote_controls, redact, root_cause
 
 Config = TypeVar("Config")
 Summary = Mapping[str, Any]
@@ -235,38 +237,55 @@ def _redacted(document: Any) -> Any:
 def run_job(config_class: type[Config], job: Callable[[Config], Summary], words: Sequence[str] | None = None) -> int:
     """Parse, run `job`, print its summary as the last stdout line. Returns the exit status.
 
-    0 done; 1 failed or interrupted; 2 wrong usage, found before work started; 3 done, but not good enough.
+    0 done; 1 failed or interrupted, with a summary where it got so far; 2 wrong usage, found before work started; 3
+    done, but not good enough.
     A user's mistake is one line on stderr; only a defect of p2p itself shows a traceback.
 
     A scheduler may know of no exit status but 0 and start anew what ends with another. With P2P_FINAL_IS_SUCCESS=1 in
     the environment the status is 0 also where that would be in vain, and the last line of stderr says which it was.
     """
     log_to_stderr()
-    status, is_final = _run_job(config_class, job, sys.argv[1:] if words is None else words)
+    with _termination_as_interrupt():
+        status, is_final = _run_job(config_class, job, sys.argv[1:] if words is None else words)
     if is_final and os.environ.get("P2P_FINAL_IS_SUCCESS") == "1":
         sys.stderr.write(f"final: exit status {status}, given as 0 (P2P_FINAL_IS_SUCCESS): trying again is in vain\n")
         return 0
     return status
 
 
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM, by which schedulers end jobs, is answered inside as Control-C is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run_job(config_class: type[Config], job: Callable[[Config], Summary], words: Sequence[str]) -> tuple[int, bool]:
     """Returns the exit status, and whether the job failed and would fail again."""
     log = logging.getLogger("p2p")
     try:
-        config = parse(config_class, words)
+        try:
+            config = parse(config_class, words)
+        except SystemExit as stop:  # tyro has printed its help or its complaint
+            status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+            return status, status != 0
         with _stdout_for_the_summary_only() as stdout:
             try:
                 _finish(job(config), stdout)
-            except NotGoodEnoughError as error:
-                log.error("%s", error)
-                _finish(error.summary, stdout)
-                return error.exit_status, error.is_final
+            except Exception as error:
+                cause = root_cause(error)
+                if isinstance(cause, P2PError) and cause.summary is not None:
+                    _finish(cause.summary, stdout)
+                raise
         return 0, False
-    except SystemExit as stop:  # tyro has printed its help or its complaint
-        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        return status, status != 0
-    except KeyboardInterrupt:
-        log.error("interrupted; the same command goes on from what is finished")
+    except (KeyboardInterrupt, SystemExit):  # Ray answers SIGTERM by the latter while it starts
+        log.error("interrupted; the same command does what is missing")
         return 1, False
     except Exception as error:  # the process border
         cause = root_cause(error)

@@ -3,6 +3,7 @@
 P2PError                          exit status 1
 ├── UsageError                    exit status 2: wrong options, found before any work starts
 │   └── ConfigError               one field of a configuration
+│       └── OutputInUseError      another job writes the output
 ├── StorageError                  a file system, bucket or disk refused
 │   ├── NotFoundError             nothing lies at that address
 │   ├── DamagedFileError          a file is not what was written there
@@ -117,6 +118,8 @@ class P2PError(Exception):
     """Whether trying again a while later may help."""
     is_final = False
     """Whether the same command would end in the same way, on other machines too."""
+    summary: Mapping[str, Any] | None = None
+    """What `summary.json` says, where the job got so far."""
 
     def __init__(self, message: str) -> None:
         self.message = redact(message)
@@ -147,6 +150,12 @@ class ConfigError(UsageError):
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[str, str]]:
         return type(self), (self.field, self.problem)
+
+
+class OutputInUseError(ConfigError):
+    """Another job writes the output."""
+
+    is_final = False
 
 
 class StorageError(P2PError):
@@ -246,7 +255,7 @@ class NotGoodEnoughError(P2PError):
         super().__init__(message)
         self.summary = dict(summary)
 
-    def __reduce__(self) -> tuple[type[NotGoodEnoughError], tuple[str, dict[str, Any]]]:
+    def __reduce__(self) -> tuple[type[NotGoodEnoughError], tuple[str, Mapping[str, Any] | None]]:
         return type(self), (str(self), self.summary)
 
 

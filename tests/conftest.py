@@ -91,9 +91,18 @@ DEFECTS = Path(__file__).parent / "fatal"
 # The server is a process of its own, since a thread would share the interpreter lock with the test, and it ends when
 # its standard input closes, so that even a killed test run leaves nothing behind.
 _S3_SERVER = """
-import logging, sys
+import logging, sys, threading
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
+
+put, one_at_a_time = S3Response.put_object, threading.Lock()
+
+def put_object(self):
+    with one_at_a_time:  # moto looks whether an object is there and writes it later; in S3 that is one act
+        return put(self)
+
+S3Response.put_object = put_object
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 print(*server.get_host_and_port(), flush=True)
@@ -189,6 +198,7 @@ def ray_cluster(s3_server: S3Server) -> Iterator[None]:
     path = os.pathsep.join(filter(None, (str(DEFECTS), os.environ.get("PYTHONPATH"))))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", path)
+        patch.setenv("RAY_worker_niceness", "0")  # else they starve beside the tests' other process
         ray.init(
             address="local",
             _temp_dir=folder,
@@ -227,15 +237,14 @@ def torch_threads() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def as_in_a_new_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def as_in_a_new_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What earlier tests of the same process left is not seen: how jobs log and, outside tests/on_ray, their Ray."""
     ray = sys.modules.get("ray")
     if ray is not None and "ray" not in request.keywords:
         monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    logger = logging.getLogger("p2p")
-    before = logger.handlers[:], logger.level, logger.propagate
-    yield
-    logger.handlers[:], logger.level, logger.propagate = before
+    logger = logging.getLogger("p2p")  # a fixture of a whole module may have run a job before this one is set up
+    logger.handlers[:], logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
@@ -375,7 +384,7 @@ def browse(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def checkpoint_of_64(tmp_path_factory: pytest.TempPathFactory) -> str:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A small untrained generator for tiles of 64 pixels."""
     from p2p.model.checkpoint import save_checkpoint
     from p2p.model.config import ModelConfig

@@ -242,6 +242,17 @@ def test_too_many_bad_inputs_still_print_the_summary_and_exit_3(run_cli: Any) ->
     assert "2 of 3 were bad" in outcome.stderr
 
 
+def test_a_job_that_fails_with_a_summary_still_prints_it(run_cli: Any) -> None:
+    def fails(config: BakeConfig) -> dict[str, Any]:
+        error = TrainingStoppedError("d_real no longer finite", {"finding": "…"})
+        error.summary = {"epochs": 3}
+        raise error
+
+    outcome = run_cli(BakeConfig, fails, "--output", "o")
+    assert (outcome.status, outcome.summary) == (1, {"epochs": 3})
+    assert outcome.stderr == "error: d_real no longer finite\n"
+
+
 @pytest.mark.parametrize(
     "error, status",
     [
@@ -367,7 +378,8 @@ sys.exit(run_job(Config, job))
 """
 
 
-def test_control_c_is_one_line_and_exit_status_1() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_control_c_and_a_schedulers_sigterm_are_one_line_and_exit_status_1(number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", _INTERRUPTED],
         stdin=subprocess.PIPE,
@@ -379,7 +391,7 @@ def test_control_c_is_one_line_and_exit_status_1() -> None:
     )
     assert process.stderr is not None
     assert process.stderr.readline() == "working\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stdout) == (1, "")
     assert len(stderr.splitlines()) == 1

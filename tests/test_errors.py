@@ -11,6 +11,7 @@ from p2p.errors import (
     BadInputError,
     ConfigError,
     NotGoodEnoughError,
+    OutputInUseError,
     P2PError,
     TooManyBadInputsError,
     UsageError,
@@ -26,6 +27,7 @@ def test_exit_statuses_are_those_of_the_interface() -> None:
     assert {kind.__name__: kind.exit_status for kind in TREE if kind.exit_status != 1} == {
         "UsageError": 2,
         "ConfigError": 2,
+        "OutputInUseError": 2,
         "NotGoodEnoughError": 3,
         "TooManyBadInputsError": 3,
     }
@@ -33,7 +35,7 @@ def test_exit_statuses_are_those_of_the_interface() -> None:
 
 @pytest.mark.parametrize("kind", TREE)
 def test_every_error_survives_the_pickle_that_brings_it_from_a_worker(kind: type[P2PError]) -> None:
-    extra = {BadInputError: ("Kind", "words"), ConfigError: ("words", "")}
+    extra = {BadInputError: ("Kind", "words"), ConfigError: ("words", ""), OutputInUseError: ("words", "")}
     extra |= dict.fromkeys((NotGoodEnoughError, TooManyBadInputsError), ("words", {"bad": 1}))
     error = kind(*extra.get(kind, ("words",)))
     copy = pickle.loads(pickle.dumps(error))

@@ -78,10 +78,10 @@ def test_prepare_leaves_out_what_kills_or_hangs(pairs: Path, tmp_path: Path) -> 
     assert "data:image" in (tmp_path / "out/doctor.html").read_text()
 
 
-def test_evaluate_names_the_pair_that_ends_its_processes(pairs: Path, tmp_path: Path, checkpoint_of_64: str) -> None:
+def test_evaluate_names_the_pair_that_ends_its_processes(pairs: Path, tmp_path: Path, checkpoint: str) -> None:
     (tmp_path / "data").mkdir()
     pairs.rename(tmp_path / "data/val")
-    words = ("--checkpoint", checkpoint_of_64, "--data", tmp_path / "data", "--output", tmp_path / "out")
+    words = ("--checkpoint", checkpoint, "--data", tmp_path / "data", "--output", tmp_path / "out")
     assert "without starting Ray" in finish(start("evaluate", *words), 0)
     assert "data:image" in (tmp_path / "out/report.html").read_text()
     add(tmp_path / "data/val/0007.png", b"KILLS")
@@ -105,9 +105,9 @@ def corpus(tmp_path: Path, make_image: Callable[..., bytes]) -> Path:
 
 
 def test_translate_fails_the_images_that_kill_and_the_rows_of_a_row_group_that_does(
-    corpus: Path, tmp_path: Path, checkpoint_of_64: str
+    corpus: Path, tmp_path: Path, checkpoint: str
 ) -> None:
-    words = ("--checkpoint", checkpoint_of_64, "--source", corpus, "--output", tmp_path / "out")
+    words = ("--checkpoint", checkpoint, "--source", corpus, "--output", tmp_path / "out")
     assert "without starting Ray" in finish(start("translate", *words), 3)
     ledger = [row for file in (tmp_path / "out/ledger").iterdir() for row in pq.read_table(file).to_pylist()]
     failed = {row["image_id"]: row["error"] for row in ledger if row["status"] == "failed"}
@@ -118,7 +118,7 @@ def test_translate_fails_the_images_that_kill_and_the_rows_of_a_row_group_that_d
 
 
 @pytest.fixture
-def scenes(tmp_path: Path, checkpoint_of_64: str) -> tuple[object, ...]:
+def scenes(tmp_path: Path, checkpoint: str) -> tuple[object, ...]:
     """Options that translate two scenes of three sections each, `fatal-2150.tif` and `good.tif`."""
     rasterio = pytest.importorskip("rasterio")
     (tmp_path / "scenes").mkdir()
@@ -128,7 +128,7 @@ def scenes(tmp_path: Path, checkpoint_of_64: str) -> tuple[object, ...]:
         profile["transform"] = rasterio.transform.from_origin(500000, 5000000, 0.5, 0.5)
         with rasterio.open(tmp_path / "scenes" / f"{name}.tif", "w", **profile) as file:
             file.write(data)
-    return "--checkpoint", checkpoint_of_64, "--source", tmp_path / "scenes", "--format", "geotiff"
+    return "--checkpoint", checkpoint, "--source", tmp_path / "scenes", "--format", "geotiff"
 
 
 def test_translate_fails_the_scene_that_kills(scenes: tuple[object, ...], tmp_path: Path) -> None:
@@ -204,10 +204,10 @@ def source(tmp_path: Path, make_image: Callable[..., bytes]) -> Iterator[Source]
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_job_that_is_ended_leaves_no_process_and_the_same_command_does_the_rest(
-    tmp_path: Path, source: Source, checkpoint_of_64: str, end: signal.Signals
+    tmp_path: Path, source: Source, checkpoint: str, end: signal.Signals
 ) -> None:
     output = str(tmp_path / "out")
-    words = translation(source, checkpoint_of_64, output)
+    words = translation(source, checkpoint, output)
     job = start("translate", *words)
     wait_for_two_shards(job, output)
     (child,) = children(job.pid)
@@ -244,10 +244,12 @@ def ids_in(output: str) -> list[str]:
     return sorted(image_id for of_file in ids for image_id in of_file)
 
 
-def test_of_two_jobs_on_one_output_one_works(source: Source, output: str, checkpoint_of_64: str) -> None:
-    jobs = [start("translate", *translation(source, checkpoint_of_64, output)) for _ in range(2)]
+def test_of_two_jobs_on_one_output_one_works(source: Source, output: str, checkpoint: str) -> None:
+    jobs = [start("translate", *translation(source, checkpoint, output)) for _ in range(2)]
     while (refused := next((job for job in jobs if job.poll() is not None), None)) is None:
         time.sleep(0.05)
+    third = finish(start("translate", *translation(source, "/nowhere", output)), 2)
+    assert "writes there" in third, "it is refused before its checkpoint is read, which takes seconds"
     source.released.set()
     (worked,) = [job for job in jobs if job is not refused]
     said = finish(refused, 2)
@@ -258,9 +260,9 @@ def test_of_two_jobs_on_one_output_one_works(source: Source, output: str, checkp
 
 
 def test_a_job_that_stood_still_while_another_took_over_publishes_nothing(
-    source: Source, output: str, checkpoint_of_64: str
+    source: Source, output: str, checkpoint: str
 ) -> None:
-    words = translation(source, checkpoint_of_64, output)
+    words = translation(source, checkpoint, output)
     first = start("translate", *words)
     wait_for_two_shards(first, output)
     stopped = [first.pid, *children(first.pid)]

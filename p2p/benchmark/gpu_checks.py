@@ -23,8 +23,8 @@ from p2p.model.metrics import default_metrics, measure
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.tensors import to_model_range
 from p2p.storage.pixels import PixelFormat, Pixels
-from p2p.training.feed import Upload
 from p2p.training.pair_cache import PairCache
+from p2p.training.upload import Upload
 
 log = logging.getLogger("p2p")
 

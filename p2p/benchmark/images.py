@@ -1,9 +1,7 @@
-"""Rates of what happens to images outside the networks: decoding, resizing, encoding, feeding."""
+"""Rates of what happens to images outside the networks: decoding, resizing, encoding."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,17 +10,8 @@ from pathlib import Path
 import torch
 
 from p2p.benchmark.networks import SIZE
-from p2p.data.augment import CropSettings
-from p2p.data.order import EpochRange
-from p2p.data.pairs import open_pairs
-from p2p.data.session import ray_session
-from p2p.data.stream import BlockReader, PairStream
 from p2p.storage.images import FASTEST_PNG, decode, encode, resize, split_halves
 from p2p.storage.pixels import Array
-
-_BATCH = 8
-_EPOCHS = 10_000
-"""More than are read."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +44,3 @@ def codec_seconds(folder: str, seconds: float) -> Codecs:
         resize=_seconds_each(lambda index: resize(halves[index], SIZE, SIZE), len(data), third),
         encode=_seconds_each(lambda index: encode(small[index], png_level=FASTEST_PNG), len(data), third),
     )
-
-
-def feed_rate(pairs: str, crop_size: int, seconds: float) -> float:
-    """Pairs per second that the training feed delivers when nothing else runs."""
-    index = open_pairs(pairs, "train")
-    stream = PairStream(index, None, CropSettings(crop_size, flip=True), _BATCH)
-    epochs = [EpochRange(epoch, 0, len(index)) for epoch in range(1, _EPOCHS + 1)]
-    with ray_session(), contextlib.closing(BlockReader(stream.dataset(epochs), stream)) as reader:
-        reader.wait()
-        started, seen = time.perf_counter(), 0
-        for block in itertools.chain.from_iterable(map(reader.training, epochs)):
-            seen += len(block)
-            if time.perf_counter() - started >= seconds:
-                break
-        return seen / (time.perf_counter() - started)

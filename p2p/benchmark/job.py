@@ -17,19 +17,18 @@ import torch
 from PIL import Image
 
 from p2p.benchmark.config import BenchmarkConfig
+from p2p.benchmark.data_rows import data_rows
 from p2p.benchmark.evaluate_rows import evaluate_rows
 from p2p.benchmark.gpu import network_rows
 from p2p.benchmark.gpu_checks import CHECKS
-from p2p.benchmark.images import feed_rate
-from p2p.benchmark.networks import SIZE, alone, fast_path_difference
-from p2p.benchmark.rows import PAIRS, Row, Setting, print_rows, row
+from p2p.benchmark.networks import alone, fast_path_difference
+from p2p.benchmark.rows import Row, Setting, print_rows, row
 from p2p.benchmark.scene_rows import scene_rows
 from p2p.benchmark.train_rows import train_job_rows, train_rows
 from p2p.benchmark.translate_rows import translate_job_rows, translate_rows
 from p2p.data.machine import available_cpus
 from p2p.errors import ConfigError, P2PError
 from p2p.model.engine import choose_precision
-from p2p.preparation import PrepareConfig, prepare
 from p2p.storage.filesystems import absolute, join, list_files, read_bytes, write_json
 from p2p.storage.formats import SUFFIXES
 from p2p.storage.outputs import require_output
@@ -38,7 +37,6 @@ from p2p.synthetic.pairs import city_pair
 
 log = logging.getLogger("p2p")
 
-_LOAD_SIZE = 286
 _ROUNDS = 3
 _BRIEF_SECONDS, _LATEST_JOB_SECONDS = 4.0, 240.0  # of --what gpu, which ends within six minutes
 _MADE_HEIGHT, _MADE_WIDTH = 600, 1200
@@ -123,12 +121,8 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
             images=_images(config, folder),
             folder=folder,
         )
-        pairs = folder / PAIRS
-        if config.what not in ("translate", "evaluate", "scenes"):
-            prepare(PrepareConfig(source=str(at.images), output=str(pairs), load_size=_LOAD_SIZE))
         if config.what in ("data", "all"):
-            rate = alone(feed_rate, str(pairs), SIZE, config.seconds)
-            rows.append(row("pairs read, decoded and cropped for training", rate, "pairs/s"))
+            rows += data_rows(at)
         if config.what in ("train", "all"):
             rows += train_rows(at)
         if config.what in ("translate", "all"):
@@ -145,5 +139,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     summary = {**result, "seconds": round(time.monotonic() - started, 3)}
     write_json(join(output, "summary.json"), summary)
     if wrong:
-        raise P2PError(f"this GPU computes something else than the CPU: {'; '.join(wrong)}")
+        error = P2PError(f"this GPU computes something else than the CPU: {'; '.join(wrong)}")
+        error.summary = summary
+        raise error
     return summary

@@ -18,8 +18,6 @@ from p2p.model.config import Precision
 log = logging.getLogger("p2p")
 Row = dict[str, Any]
 Result = TypeVar("Result")
-PAIRS = "pairs"
-"""The prepared data set's folder in `Setting.folder`."""
 
 
 def row(what: str, value: float, unit: str, against: Row | None = None, ratio: float | None = None) -> Row:

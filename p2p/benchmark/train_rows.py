@@ -10,8 +10,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from p2p.benchmark.data_rows import PAIR_SIDE, prepared
 from p2p.benchmark.networks import alone, bare_update, plain_update
-from p2p.benchmark.rows import PAIRS, Row, Setting, alternate, median_ratio, row
+from p2p.benchmark.rows import Row, Setting, alternate, median_ratio, row
 from p2p.training import TrainConfig, train
 
 _EPOCHS = 2
@@ -35,7 +36,7 @@ def train_rows(at: Setting) -> list[Row]:
 
 def train_job_rows(at: Setting, bare: Row) -> list[Row]:
     """The job that trains, against `bare`."""
-    data = _repeated(at.folder, max(2, round(at.seconds * bare["value"] / at.batch)) * at.batch)
+    data = prepared(at, PAIR_SIDE, max(2, round(at.seconds * bare["value"] / at.batch)) * at.batch)
     runs = itertools.count()
     limits, jobs = alternate(
         lambda: alone(bare_update, at.batch, at.seconds / 2, at.device, at.precision),
@@ -72,17 +73,6 @@ class _TrainJob:
     """Seconds of the job outside its epochs: starting Ray and the network, the last checkpoint, stopping."""
 
 
-def _repeated(folder: Path, wanted: int) -> Path:
-    """A data set of at least `wanted` pairs: the prepared ones, repeated."""
-    pairs, data = folder / PAIRS, folder / "repeated"
-    parts = sorted(pairs.glob("train/*.parquet"))
-    (data / "train").mkdir(parents=True)
-    for copy in range(-(-wanted // _pairs_in(pairs))):
-        for number, part in enumerate(parts):
-            (data / "train" / f"part-{copy * len(parts) + number:05d}.parquet").hardlink_to(part)
-    return data
-
-
 def _train_job(at: Setting, data: Path, run: Path) -> _TrainJob:
     """Run `jobs/train.py` for two epochs, as it comes: no validation, one checkpoint.
 
@@ -112,8 +102,3 @@ def _train_job(at: Setting, data: Path, run: Path) -> _TrainJob:
         waiting=last["data_wait"],
         around=seconds - sum(epoch["seconds"] for epoch in epochs),
     )
-
-
-def _pairs_in(pairs: Path) -> int:
-    summary = json.loads((pairs / "summary.json").read_text())
-    return int(summary["pairs"]["train"])

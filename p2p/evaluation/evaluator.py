@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,6 @@ from p2p.data.tasks import memory_reported
 from p2p.errors import BadInputError
 from p2p.evaluation.given_outputs import GivenOutputs
 from p2p.evaluation.protocol import pixels_digest
-from p2p.model.checkpoint import load_generator
 from p2p.model.engine import Engine, NormMode, choose_engine_precision
 from p2p.model.inception import FEATURES, Inception
 from p2p.model.lpips import Lpips
@@ -31,6 +30,9 @@ from p2p.model.tensors import as_tensor
 from p2p.reports.examples import ExamplePictures, encode_example, is_example
 from p2p.storage.pixels import Pixels
 
+if TYPE_CHECKING:
+    import ray
+
 _CPU_BATCH = 8
 CHUNK_PAIRS = 32
 """Pairs that a process gets at once, and a GPU's batch."""
@@ -39,16 +41,22 @@ EXAMPLE = "example_"
 BACK, CEILING = "round_trip.", "round_trip_targets."
 """Prefixes of what a round trip makes of the outputs, and of the real targets."""
 Columns = dict[str, Any]
+SharedGenerator: TypeAlias = "Generator | ray.ObjectRef[Generator]"
+"""Itself, or Ray's reference to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationTask:
-    """Everything a process needs to know to evaluate pairs. Small and picklable: settings and addresses."""
+    """Everything a process needs to know to evaluate pairs. Picklable: settings, addresses, and the weights themselves,
+    since a run that goes on training may have replaced them by the time a process starts.
+    """
 
     pairs: Pairs
     crop: CropSettings
     """Its crop_size is the generator's."""
     checkpoint: str | None
+    generator: SharedGenerator | None
+    """Of `checkpoint`."""
     outputs: GivenOutputs | None
     is_whole: bool
     norm_mode: NormMode
@@ -62,7 +70,8 @@ class EvaluationTask:
     """Address of its weights, where a metric needs them."""
     lpips: tuple[str, str] | None
     """Address of the weights, and which net they are of."""
-    round_trip: str | None
+    round_trip: SharedGenerator | None
+    """The generator of the other direction."""
     total: int
     """Pairs that all processes measure together; it decides which are kept as examples."""
     known_targets: frozenset[str] = frozenset()
@@ -107,8 +116,8 @@ class Evaluator:
     def _makers(self) -> dict[str, _Maker]:
         """What makes outputs, by the prefix of its figures."""
         task, makers = self._task, dict[str, _Maker]()
-        if task.checkpoint is not None:
-            generator = load_generator(task.checkpoint)
+        if task.generator is not None:
+            generator = _fetched(task.generator)
             makers[""] = _Translator(task, generator)
             if "untrained" in task.baselines:
                 makers["untrained."] = _Translator(task, build_generator(generator.config, seed=0))
@@ -129,7 +138,8 @@ class Evaluator:
     @functools.cached_property
     def _back(self) -> _Translator | None:
         """The generator of the other direction."""
-        return _Translator(self._task, load_generator(self._task.round_trip)) if self._task.round_trip else None
+        back = self._task.round_trip
+        return None if back is None else _Translator(self._task, _fetched(back))
 
     def _batches(self, rows: Sequence[Row]) -> Iterator[_Batch]:
         """BadInputError names a pair that is smaller than the crop, or whose sides differ."""
@@ -292,6 +302,14 @@ def _read_outputs(outputs: GivenOutputs, batch: _Batch) -> Pixels:
 
 def _size(image: Pixels) -> str:
     return f"{image.shape[1]}x{image.shape[0]}"
+
+
+def _fetched(generator: SharedGenerator) -> Generator:
+    if isinstance(generator, Generator):
+        return generator
+    import ray
+
+    return ray.get(generator)
 
 
 def evaluate_rows(task: EvaluationTask) -> Callable[[dict[str, np.ndarray[Any, Any]]], list[dict[str, Any]]]:

@@ -14,9 +14,9 @@ from p2p.evaluation.feature_cache import TargetFeatures
 from p2p.evaluation.pool import Results
 from p2p.evaluation.protocol import data_digest, package_version
 from p2p.evaluation.statistics import class_table, metric_intervals
-from p2p.model.checkpoint import read_checkpoint_id
 from p2p.model.inception import RESIZE
 from p2p.model.metrics import METRICS, Measured, MetricTotals
+from p2p.model.networks import Generator
 from p2p.model.pixel_metrics import CONFUSION_METRICS
 from p2p.model.set_metrics import fid, inception_score, kid
 
@@ -46,7 +46,7 @@ def set_figures(task: EvaluationTask, results: Results, known: TargetFeatures) -
         targets = np.stack([known[str(row["target_sha256"])] for row in results])
         for prefix in prefixes(task):
             figures |= _feature_figures(task, results, prefix, targets)
-    if task.round_trip:
+    if task.round_trip is not None:
         for prefix in (BACK, CEILING):
             counts = torch.from_numpy(_counts(results, prefix, len(task.input_palette or ())).sum(axis=0))
             figures |= {f"{prefix}{name}": float(metric(counts)) for name, metric in CONFUSION_METRICS.items()}
@@ -112,7 +112,7 @@ def protocol(
         "palette": [list(colour) for colour in task.palette] if task.palette else None,
         "inception": None,
         "lpips": None,
-        "round_trip": read_checkpoint_id(task.round_trip) if task.round_trip else None,
+        "round_trip": task.round_trip.checkpoint_id if isinstance(task.round_trip, Generator) else None,
         "checkpoint_id": checkpoint_id,
         "checkpoint": checkpoint,
     }

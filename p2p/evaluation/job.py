@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 from p2p.data.local import session, wants_ray
 from p2p.data.order import Row
 from p2p.data.tasks import run_as_task
-from p2p.errors import P2PError
+from p2p.errors import CheckpointError, P2PError, StorageError
 from p2p.evaluation import figures
 from p2p.evaluation.config import EvaluateConfig
 from p2p.evaluation.evaluator import EXAMPLE, EvaluationTask, Evaluator, TranslatedPair
@@ -23,13 +23,15 @@ from p2p.evaluation.feature_cache import FeatureCache, TargetFeatures
 from p2p.evaluation.plan import EvaluationPlan, make_plan
 from p2p.evaluation.pool import Results, measure_rows
 from p2p.evaluation.protocol import signature
-from p2p.model.checkpoint import read_checkpoint_id
-from p2p.model.checkpoint_names import parse_checkpoint_name
+from p2p.model.checkpoint import load_generator
+from p2p.model.checkpoint_names import META, parse_checkpoint_name
 from p2p.model.metrics import METRICS
+from p2p.model.networks import Generator
 from p2p.reports.evaluation import Judged, write_evaluation_report
 from p2p.reports.examples import ExamplePictures, browsable, write_examples
-from p2p.storage.filesystems import absolute, join, write_json, write_table
+from p2p.storage.filesystems import absolute, exists, join, write_json, write_table
 from p2p.storage.lease import Fence, hold_lease
+from p2p.storage.outputs import require_output
 
 log = logging.getLogger("p2p")
 
@@ -55,13 +57,18 @@ class _Evaluation:
     def name(self) -> str:
         return self.address.rpartition("/")[2]
 
+    def without_weights(self) -> _Evaluation:
+        """Of many checkpoints they do not fit into memory."""
+        return dataclasses.replace(self, task=dataclasses.replace(self.task, generator=None))
+
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Do the whole job; returns the summary."""
     started = time.monotonic()
-    plan = make_plan(config)
-    with hold_lease(absolute(config.output), "output", "evaluate") as fence:
-        return _measure_all(config, plan, fence, started)
+    output = absolute(config.output)
+    require_output(output, "output", "an evaluation")
+    with hold_lease(output, "output", "evaluate") as fence:  # before networks are loaded, which takes seconds
+        return _measure_all(config, make_plan(config), fence, started)
 
 
 def _measure_all(config: EvaluateConfig, plan: EvaluationPlan, fence: Fence, started: float) -> dict[str, Any]:
@@ -69,12 +76,13 @@ def _measure_all(config: EvaluateConfig, plan: EvaluationPlan, fence: Fence, sta
     known: TargetFeatures = cache.read() if cache else {}
     work = len(plan.rows) * max(1, len(plan.checkpoints))
     with session(small=not wants_ray() and work <= _SMALL_PAIRS) as worker:
-        measured = []
-        for checkpoint in plan.checkpoints or (None,):
-            task = dataclasses.replace(plan.task, checkpoint=checkpoint, known_targets=frozenset(known))
+        measured: list[_Evaluation] = []
+        for one in _tasks(plan):
+            task = dataclasses.replace(one, known_targets=frozenset(known))
             results = measure_rows(worker, config.gpu, task, plan.rows)
             measured.append(_evaluation(config, plan, task, results, known))
-        shown = _best(measured, _ranking(plan.task))
+            shown = _best(measured, _ranking(plan.task))
+            measured = [each if each is shown else each.without_weights() for each in measured]
         examples = _examples(shown.task, shown.results)
     if cache:
         cache.write(known)
@@ -91,6 +99,20 @@ def _measure_all(config: EvaluateConfig, plan: EvaluationPlan, fence: Fence, sta
     return summary
 
 
+def _tasks(plan: EvaluationPlan) -> Iterator[EvaluationTask]:
+    """One for each checkpoint that is still there when its turn comes: the run may be going on."""
+    yield plan.task
+    for checkpoint in plan.checkpoints[1:]:
+        try:
+            generator = load_generator(checkpoint)
+        except (CheckpointError, StorageError):
+            if exists(join(checkpoint, META)):
+                raise
+            log.warning("%s is left out: the run has removed it meanwhile", checkpoint)
+            continue
+        yield dataclasses.replace(plan.task, checkpoint=checkpoint, generator=generator)
+
+
 def _evaluation(
     config: EvaluateConfig, plan: EvaluationPlan, task: EvaluationTask, results: Results, known: TargetFeatures
 ) -> _Evaluation:
@@ -98,7 +120,7 @@ def _evaluation(
     return _Evaluation(
         task,
         address,
-        read_checkpoint_id(task.checkpoint) if task.checkpoint else None,
+        task.generator.checkpoint_id if isinstance(task.generator, Generator) else None,
         results,
         figures.set_figures(task, results, known),
         figures.intervals(task, results),

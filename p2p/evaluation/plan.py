@@ -27,7 +27,6 @@ from p2p.model.pixel_metrics import Palette
 from p2p.model.pretrained import INCEPTION_FILES, INCEPTION_PACKAGE, LPIPS_FILES, find_inception_weights, require_module
 from p2p.model.set_metrics import FID_MIN_TRUSTED, MIN_PAIRS
 from p2p.storage.filesystems import absolute, require_readable
-from p2p.storage.outputs import require_output
 from p2p.storage.pixels import RGB
 
 log = logging.getLogger("p2p")
@@ -72,7 +71,8 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
     if config.outputs:
         require_readable(absolute(config.outputs), "outputs")
     checkpoints = _checkpoints(config)
-    model = load_finite(checkpoints[0]).config if checkpoints else None
+    generator = load_finite(checkpoints[0]) if checkpoints else None
+    model = generator.config if generator else None
     direction = config.direction or (model.direction if model else "AtoB")
     description = read_description(data)
     pairs = _open(config, data, model)
@@ -96,12 +96,12 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
     metrics, inception = _inception(config, metrics)
     metrics, lpips = _lpips(config, metrics, pairs.smallest_side if is_whole else crop.crop_size)
     _require_set(metrics, len(rows))
-    _check_round_trip(config, direction, inputs.palette)
-    require_output(absolute(config.output), "output", "an evaluation")
+    back = _round_trip(config, direction, inputs.palette)
     task = EvaluationTask(
         pairs=pairs,
         crop=crop,
         checkpoint=checkpoints[0] if checkpoints else None,
+        generator=generator,
         outputs=find_outputs(absolute(config.outputs), pairs, rows, target_format) if config.outputs else None,
         is_whole=is_whole,
         norm_mode=config.norm_mode,
@@ -113,7 +113,7 @@ def make_plan(config: EvaluateConfig) -> EvaluationPlan:
         input_palette=inputs.palette,
         inception=inception[0] if inception else None,
         lpips=lpips[:2] if lpips else None,
-        round_trip=absolute(config.round_trip) if config.round_trip else None,
+        round_trip=back,
         total=len(rows),
         precision=config.precision,
     )
@@ -242,16 +242,18 @@ def _require_set(metrics: Sequence[str], count: int) -> None:
         raise ConfigError("metrics", f"{of_sets[0]}: needs {MIN_PAIRS} pairs or more, there is {count}")
 
 
-def _check_round_trip(config: EvaluateConfig, direction: Direction, input_palette: Palette | None) -> None:
+def _round_trip(config: EvaluateConfig, direction: Direction, input_palette: Palette | None) -> Generator | None:
     if config.round_trip is None:
-        return
-    back = load_finite(absolute(config.round_trip), "round_trip").config
+        return None
+    generator = load_finite(absolute(config.round_trip), "round_trip")
+    back = generator.config
     if back.direction == direction:
         raise ConfigError("round_trip", f"{config.round_trip}: translates {direction} too; the way back is needed")
     if not input_palette:
         raise ConfigError("round_trip", f"{config.round_trip}: the inputs in {config.data} have no palette of classes")
     if (back.input_image_channels, back.output_channels, back.bits) != (3, 3, 8):
         raise ConfigError("round_trip", f"{config.round_trip}: must translate RGB images of 8 bits to the same")
+    return generator
 
 
 def _warnings(task: EvaluationTask, model: ModelConfig | None, pairs: int, checkpoints: int) -> list[str]:

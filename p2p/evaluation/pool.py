@@ -16,6 +16,7 @@ from p2p.data.order import Row
 from p2p.errors import ConfigError
 from p2p.evaluation.evaluator import CHUNK_PAIRS, EvaluationTask, Evaluator, evaluate_rows
 from p2p.model.engine import choose_device
+from p2p.model.networks import Generator
 from p2p.progress import Progress
 
 log = logging.getLogger("p2p")
@@ -70,7 +71,12 @@ def _on_ray(gpu: str, task: EvaluationTask, rows: Sequence[Row]) -> Results:
         raise ConfigError("gpu", "true: the cluster has no GPU; use auto or false")
     chunks = _chunks(rows, 1 if gpus else cluster_cpus())
     actors, gpu_share = _size_pool(gpus, len(chunks))
-    sized = dataclasses.replace(task, device="cuda" if gpus else "cpu")
+    sized = dataclasses.replace(
+        task,
+        device="cuda" if gpus else "cpu",
+        generator=ray.put(task.generator) if isinstance(task.generator, Generator) else None,
+        round_trip=ray.put(task.round_trip) if isinstance(task.round_trip, Generator) else None,
+    )
     quiet_data_context()
     blocks = [pa.table({"group": [group for group, _ in chunk], "row": [row for _, row in chunk]}) for chunk in chunks]
     dataset = ray.data.from_arrow(blocks).map_batches(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from p2p.documents import check_fields, parse_json_object
 from p2p.errors import CheckpointError, DamagedFileError, NotFoundError, UsageError
-from p2p.model.checkpoint_names import CHECKPOINT_NAME, CHECKPOINTS, is_checkpoint_path, parse_checkpoint_name
+from p2p.model.checkpoint_names import CHECKPOINT_NAME, CHECKPOINTS, META, is_checkpoint_path, parse_checkpoint_name
 from p2p.model.config import ModelConfig
 from p2p.model.legacy import infer_config, plain_weights, read_pth
 from p2p.model.networks import Generator, empty_generator
@@ -43,7 +43,7 @@ from p2p.storage.filesystems import (
 FORMAT = "p2p-checkpoint-1"
 GENERATOR, DISCRIMINATOR = "generator.safetensors", "discriminator.safetensors"
 WITHOUT_EMA = "generator_without_ema.safetensors"
-TRAINER, TRAINER_JSON, META = "trainer.safetensors", "trainer.json", "meta.json"
+TRAINER, TRAINER_JSON = "trainer.safetensors", "trainer.json"
 BEST, LATEST = "best.json", "latest.json"
 """Files of a run that name a checkpoint: {"checkpoint": "checkpoints/epoch_0010", ...}."""
 
@@ -126,7 +126,7 @@ def read_checkpoint(folder_uri: str) -> tuple[dict[str, Any], State, dict[str, A
     """
     meta = _read_meta(folder_uri)
     data = _read(join(folder_uri, GENERATOR))
-    _check_id(data, meta, folder_uri)
+    _check_id(_checkpoint_id(data), meta, folder_uri)
     average: dict[str, Tensor] = {}
     generator = _from_safetensors(data, join(folder_uri, GENERATOR))
     if _config_of(meta["model"], folder_uri).ema_images:
@@ -214,22 +214,17 @@ def load_generator(uri: str, *, device: str | torch.device = "cpu") -> Generator
     else:  # the tensors first: reading them checks the header
         weights = _from_safetensors(data, resolved.generator_uri)
         config = _read_config(data, resolved.generator_uri)
+    checkpoint_id = _checkpoint_id(data)
     if resolved.meta is not None:
-        _check_id(data, resolved.meta, resolved.generator_uri)
+        _check_id(checkpoint_id, resolved.meta, resolved.generator_uri)
         config = _config_of(resolved.meta["model"], resolved.generator_uri)
     weights = plain_weights(weights)
     config = config or infer_config(weights, uri)
     generator = empty_generator(config)
     _check_fit(generator, weights, config, resolved.generator_uri)
     generator.load_state_dict(weights, assign=True)
-    generator.checkpoint_id = _checkpoint_id(data)
+    generator.checkpoint_id = checkpoint_id
     return generator.float().to(device).eval()
-
-
-def read_checkpoint_id(uri: str) -> str:
-    """The id of the generator behind an address, as `load_generator` gives it."""
-    resolved = resolve_checkpoint(uri)
-    return str(resolved.meta["checkpoint_id"]) if resolved.meta else _checkpoint_id(_read(resolved.generator_uri))
 
 
 def _check_fit(network: nn.Module, weights: Mapping[str, Tensor], config: ModelConfig, uri: str) -> None:
@@ -252,8 +247,8 @@ def _checkpoint_id(generator: bytes) -> str:
     return hashlib.sha256(generator).hexdigest()[:_ID_DIGITS]
 
 
-def _check_id(generator: bytes, meta: Mapping[str, Any], uri: str) -> None:
-    if _checkpoint_id(generator) != meta.get("checkpoint_id"):
+def _check_id(checkpoint_id: str, meta: Mapping[str, Any], uri: str) -> None:
+    if checkpoint_id != meta.get("checkpoint_id"):
         raise CheckpointError(f"{uri}: the generator is not the one {META} describes; the checkpoint is damaged")
 
 

@@ -9,6 +9,8 @@ CHECKPOINT_NAME = r"epoch_\d+(?:_step_\d+)?"
 """Regular expression for such a name."""
 CHECKPOINTS = "checkpoints"
 """Folder of a run's checkpoints."""
+META = "meta.json"
+"""File of a checkpoint, without which its folder is none."""
 _PATH = re.compile(rf"{CHECKPOINTS}/{CHECKPOINT_NAME}")
 _NAME = re.compile(r"epoch_(\d+)(?:_step_(\d+))?")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import glob
 import hashlib
 import logging
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import fsspec
 import pyarrow as pa
@@ -34,7 +33,8 @@ from p2p.errors import (
     redact,
 )
 from p2p.storage.bounded import read_limited, require_regular_file
-from p2p.storage.error_mapping import LOCAL_SCHEMES, http_status, storage_errors
+from p2p.storage.creation import create_file, create_object
+from p2p.storage.error_mapping import LOCAL_SCHEMES, storage_errors
 from p2p.storage.walking import walk_files
 
 log = logging.getLogger("p2p")
@@ -144,12 +144,15 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """A local path becomes absolute, since Ray workers run in other folders, and plain; other addresses stay."""
+    """A local path becomes absolute, since Ray workers run in other folders, and plain; other addresses stay.
+
+    A `file://` address is percent-encoded, as RFC 8089 has it; a path never is.
+    """
     if is_remote(uri):
         return uri
-    for prefix in LOCAL_SCHEMES:
-        uri = uri.removeprefix(prefix)
-    return os.path.abspath(os.path.expanduser(uri))
+    if uri.startswith("file://"):
+        uri = unquote(uri.removeprefix("file://"), errors="surrogateescape")
+    return os.path.abspath(os.path.expanduser(uri.removeprefix("local://")))
 
 
 def exists(uri: str) -> bool:
@@ -188,7 +191,7 @@ def write_bytes(uri: str, data: bytes, *, only_new: bool = False) -> bool:
         filesystem, path = open_filesystem(uri)
         if is_remote(uri):  # an object store shows an object only when it is whole
             if only_new:
-                return _create_object(filesystem, path, data)
+                return create_object(filesystem, path, data)
             filesystem.pipe_file(path, data)
             return True
         folder = os.path.dirname(path)
@@ -200,58 +203,13 @@ def write_bytes(uri: str, data: bytes, *, only_new: bool = False) -> bool:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            return move_in_place(temporary, path, only_new=only_new)
+            if only_new:
+                return create_file(temporary, path)
+            os.replace(temporary, path)
+            return True
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-
-
-def move_in_place(temporary: str, path: str, *, only_new: bool = False) -> bool:
-    """Show a local file under its name, as `write_bytes` says."""
-    if not only_new:
-        os.replace(temporary, path)
-        return True
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError:  # exFAT, many network mounts and FUSE have no links
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        except FileExistsError:
-            return False
-        os.replace(temporary, path)
-    else:
-        os.unlink(temporary)
-    return True
-
-
-def _create_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
-    try:
-        filesystem.pipe_file(path, data, mode="create")
-    except (OSError, TypeError, NotImplementedError) as error:
-        status = http_status(error)
-        if isinstance(error, FileExistsError) or status in (409, 412):
-            # Something is there, or written by somebody else at this moment; or this very request has been sent twice.
-            with contextlib.suppress(FileNotFoundError):
-                return bool(filesystem.cat_file(path) == data)
-            return False
-        if isinstance(error, OSError) and status != 501:
-            raise
-        _log_missing_conditions(str(filesystem.protocol))
-        if filesystem.exists(path):
-            return False
-        filesystem.pipe_file(path, data)
-    return True
-
-
-@functools.cache
-def _log_missing_conditions(store: str) -> None:
-    log.warning(
-        "%s: this store has no conditional writes, so two jobs that start on one output within a second may not notice "
-        "each other",
-        store,
-    )
 
 
 def sweep_temporaries(uri: str) -> None:
@@ -366,7 +324,7 @@ def require_readable(uri: str, field: str) -> None:
         raise ConfigError(field, str(error)) from None
     except StorageError as error:
         raise ConfigError(field, str(error)) from None
-    hint = "; patterns are not followed, so give the folder, or a manifest of its files" if _PATTERN.search(uri) else ""
+    hint = "; patterns are not followed: give one folder or file" if _PATTERN.search(uri) else ""
     raise ConfigError(field, f"{uri}: nothing is there{hint}")
 
 

@@ -17,19 +17,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from p2p.documents import build, to_json
-from p2p.errors import ConfigError, DamagedFileError, LeaseLostError, NotFoundError, StorageError
+from p2p.errors import (
+    ConfigError,
+    DamagedFileError,
+    LeaseLostError,
+    NotFoundError,
+    OutputInUseError,
+    StorageError,
+)
 from p2p.storage.filesystems import (
     TEMPORARY_PREFIX,
     is_remote,
     join,
+    read_bytes,
     read_json_object,
     remove_file,
     write_bytes,
     write_json,
 )
+from p2p.storage.processes import is_stopped, running_system, start_time
 
 log = logging.getLogger("p2p")
 
@@ -38,13 +46,15 @@ RENEWAL_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
 """After so long without a renewal nobody is writing any more."""
 _WATCH_SECONDS = 12.0
-"""A lease of another machine that is renewed within this time belongs to a job that lives."""
+"""A lease that is renewed within this time belongs to a job that lives, on whatever machine."""
 _POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """Who writes an output: the content of its `lease.json`. Times are seconds since 1970 by that machine's clock."""
+    """Who writes an output: the content of its `lease.json`. Times are seconds since 1970 by that machine's clock, but
+    `started` is always after that of the job that was taken over from.
+    """
 
     job: str
     host: str
@@ -53,11 +63,14 @@ class Lease:
     started: float
     renewed: float
     system: str = ""
-    """Which running system `pid` belongs to: hosts of one name may be several machines or containers."""
+    """Which running system `pid` belongs to, and when that process began there: hosts of one name may be several
+    machines or containers, and ids are used again."""
 
-    def is_newer_than(self, other: Lease) -> bool:
-        """Whether it was taken after `other`, by a job that found that one dead."""
-        return (self.attempt, self.started) > (other.attempt, other.started)
+    def is_older_than(self, other: Lease) -> bool:
+        """Whether it was certainly taken before `other`: clocks differ, and attempts are counted anew once a job has
+        removed its lease.
+        """
+        return self.started < other.started and self.attempt < other.attempt
 
     def is_same_as(self, other: Lease | None) -> bool:
         """Whether both were written by one job."""
@@ -73,6 +86,8 @@ class Fence:
 
     output: str
     lease: Lease
+    lost: LeaseLostError | None = field(default=None, init=False, compare=False)
+    """What `check` has raised."""
     _checked: float = field(default=-math.inf, init=False, compare=False)
 
     def check(self, seconds: float = 0.0) -> None:
@@ -86,9 +101,13 @@ class Fence:
         try:
             found = _read(self.output)
         except NotFoundError as error:
-            raise LeaseLostError(f"{error}: its lease is gone, perhaps since {silent}") from None
-        if found.is_newer_than(self.lease):
-            raise LeaseLostError(f"{self.output} is written by {found} now, since {silent}")
+            self.lost = LeaseLostError(
+                f"{error}: its lease is gone. Either {silent}, or the output lies on a disk that not all machines share"
+            )
+            raise self.lost from None
+        if not found.is_same_as(self.lease) and not found.is_older_than(self.lease):
+            self.lost = LeaseLostError(f"{self.output} is written by {found} now, since {silent}")
+            raise self.lost
         self._checked = time.monotonic()
 
     def __reduce__(self) -> tuple[type[Fence], tuple[str, Lease]]:
@@ -101,6 +120,11 @@ def read_lease(output: str) -> Lease | None:
         return _read(output)
     except NotFoundError:
         return None
+
+
+def is_alive(lease: Lease) -> bool:
+    """Whether the job that took `lease` still works, as far as can be told from here."""
+    return time.time() - lease.renewed < EXPIRY_SECONDS and _is_running(lease) is not False
 
 
 def _read(output: str) -> Lease:
@@ -121,11 +145,12 @@ def hold_lease(output: str, field: str, job: str) -> Iterator[Fence]:
         job: what writes there, such as "translate".
 
     Raises:
-        ConfigError: another job writes there.
+        OutputInUseError: another job writes there.
+        ConfigError: what lies there as a lease is none.
         LeaseLostError: another job has taken over meanwhile, since this process stood still.
 
     """
-    is_new = not is_remote(output) and not os.path.exists(output)
+    new_folders = [] if is_remote(output) else _missing_folders(output)
     try:
         lease = _acquire(output, field, job)
     except DamagedFileError as error:
@@ -133,11 +158,16 @@ def hold_lease(output: str, field: str, job: str) -> Iterator[Fence]:
     fence, stop = Fence(output, lease), threading.Event()
     try:
         with _interruptible(fence) as interrupt:
-            renewal = threading.Thread(target=_renew, args=(fence, stop, interrupt), name="lease", daemon=True)
+            words = (dataclasses.replace(fence), stop, interrupt)
+            renewal = threading.Thread(target=_renew, args=words, name="lease", daemon=True)
             renewal.start()
             try:
                 yield fence
                 fence.check()
+            except KeyboardInterrupt:
+                if fence.lost:
+                    raise fence.lost from None
+                raise
             finally:
                 stop.set()
                 renewal.join()
@@ -145,36 +175,56 @@ def hold_lease(output: str, field: str, job: str) -> Iterator[Fence]:
         with contextlib.suppress(StorageError):
             if lease.is_same_as(read_lease(output)):
                 remove_file(join(output, NAME))
-                if is_new:
-                    with contextlib.suppress(OSError):  # a job that was refused leaves no folder; one with files stays
-                        os.rmdir(output)
+                with contextlib.suppress(OSError):  # a job that was refused leaves no folder; one with files stays
+                    for folder in new_folders:
+                        os.rmdir(folder)
+
+
+def _missing_folders(path: str) -> list[str]:
+    """`path` and the folders above it, as far as they do not exist."""
+    return [] if not path or os.path.exists(path) else [path, *_missing_folders(os.path.dirname(path))]
 
 
 @contextlib.contextmanager
-def _interruptible(fence: Fence) -> Iterator[Callable[[], None]]:
-    """Yield what interrupts the main thread, whatever it waits for, with a LeaseLostError.
+def _interruptible(fence: Fence) -> Iterator[Callable[[], bool]]:
+    """Yield what interrupts the main thread, whatever it waits for, once the lease is lost. To be called until it says
+    that the thread has noticed: a signal that comes just before a call that waits in the system is noticed after it.
 
     Elsewhere than in the main thread the block is left to its end, and what it publishes is refused.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
+        yield lambda: True
         return
+
+    def notice(*_: object) -> None:
+        if not fence.lost:
+            with contextlib.suppress(StorageError):
+                try:
+                    fence.check()
+                except LeaseLostError:  # as Control-C: Ray passes on no other, and none that goes on after errors does
+                    raise KeyboardInterrupt from None
+
+    def interrupt() -> bool:
+        if not fence.lost:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
+        return fence.lost is not None
+
     # Not SIGINT, which may be ignored (`job &` in a script) or blocked (drivers that Ray starts).
-    before = signal.signal(signal.SIGUSR2, lambda *_: fence.check())
+    before = signal.signal(signal.SIGUSR2, notice)
     try:
-        yield lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
+        yield interrupt
     finally:
         signal.signal(signal.SIGUSR2, before)
 
 
-def _renew(fence: Fence, stop: threading.Event, interrupt: Callable[[], None]) -> None:
+def _renew(fence: Fence, stop: threading.Event, interrupt: Callable[[], bool]) -> None:
     while not stop.wait(RENEWAL_SECONDS):
         try:
             fence.check()
             write_json(join(fence.output, NAME), vars(dataclasses.replace(fence.lease, renewed=time.time())))
         except LeaseLostError:
-            if not stop.is_set():
-                interrupt()
+            while not stop.is_set() and not interrupt():
+                stop.wait(_POLL_SECONDS)
             return
         except NotFoundError:  # its temporary file was swept up
             continue
@@ -183,7 +233,8 @@ def _renew(fence: Fence, stop: threading.Event, interrupt: Callable[[], None]) -
 
 
 def _acquire(output: str, field: str, job: str) -> Lease:
-    attempt = 1
+    attempt, system, began = 1, running_system(), start_time(os.getpid())
+    claims: dict[bytes, float] = {}  # of others, and when they were first seen
     while True:
         now = time.time()
         mine = Lease(
@@ -193,21 +244,23 @@ def _acquire(output: str, field: str, job: str) -> Lease:
             attempt=attempt,
             started=now,
             renewed=now,
-            system=_running_system(),
+            system=f"{system} {began}" if system and began else "",
         )
         if attempt == 1 and _create(join(output, NAME), mine):
             return mine
         other = read_lease(output)
         if other is None:
             attempt = 1
+            time.sleep(_POLL_SECONDS)
             continue
         _wait_until_dead(output, other, field)
-        attempt = other.attempt + 1
-        mine = dataclasses.replace(mine, attempt=attempt)
+        attempt, now = other.attempt + 1, time.time()
+        # Whatever clocks say, it starts after the other.
+        mine = dataclasses.replace(mine, attempt=attempt, started=max(now, other.started + 1), renewed=now)
         claim = join(output, f"{TEMPORARY_PREFIX}lease-{attempt}-{int(other.started)}")
         if not _create(claim, mine):  # somebody else is taking over at this moment, or has died of it
             with contextlib.suppress(NotFoundError):
-                if _age_of_claim(claim) > EXPIRY_SECONDS:
+                if time.monotonic() - claims.setdefault(read_bytes(claim), time.monotonic()) > EXPIRY_SECONDS:
                     remove_file(claim)
             time.sleep(_POLL_SECONDS)
             continue
@@ -220,19 +273,17 @@ def _acquire(output: str, field: str, job: str) -> Lease:
             remove_file(claim)
 
 
-def _age_of_claim(uri: str) -> float:
-    try:
-        return time.time() - build(Lease, read_json_object(uri)).started
-    except (DamagedFileError, ValueError):
-        return math.inf
-
-
-def _running_system() -> str:
-    """The boot of this machine, and the namespace of its process ids. Empty where the system does not say."""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    return ""
+def _is_running(lease: Lease) -> bool | None:
+    """Whether the process that took `lease` runs on this system; None where that cannot be told: it may be elsewhere,
+    hidden, or stopped for good. None too for this process: the lease may be left of an earlier job in it.
+    """
+    system, _, began = lease.system.rpartition(" ")
+    if not system or lease.host != socket.gethostname() or system != running_system():
+        return None
+    found = start_time(lease.pid)
+    if found is None or found != began:
+        return None if found is None else False
+    return None if lease.pid == os.getpid() or is_stopped(lease.pid) else True
 
 
 def _create(uri: str, lease: Lease) -> bool:
@@ -240,23 +291,21 @@ def _create(uri: str, lease: Lease) -> bool:
 
 
 def _wait_until_dead(output: str, other: Lease, field: str) -> None:
-    """Return when nobody renews the lease `other` any more; raise ConfigError when somebody does."""
+    """Return when the job of the lease `other` is dead; raise OutputInUseError when it lives."""
     started = time.monotonic()
     age = max(0.0, time.time() - other.renewed)
-    same_system = other.host == socket.gethostname() and other.system and other.system == _running_system()
-    if same_system and not _is_running(other.pid):
+    is_running = _is_running(other)
+    if is_running is False:
         return
+    if is_running and age < 2 * RENEWAL_SECONDS:
+        raise _in_use(output, other, field, age)
     said = False
     while True:
         found = read_lease(output)
         if found is None or not other.is_same_as(found):
             return
         if found.renewed != other.renewed:
-            raise ConfigError(
-                field,
-                f"{output}: {other} writes there, with a sign of life a moment ago; wait until it has ended, or choose "
-                "another folder",
-            )
+            raise _in_use(output, other, field, 0.0)
         waited = time.monotonic() - started
         if waited >= _WATCH_SECONDS:
             if age + waited >= EXPIRY_SECONDS:
@@ -267,11 +316,7 @@ def _wait_until_dead(output: str, other: Lease, field: str) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _in_use(output: str, other: Lease, field: str, age: float) -> OutputInUseError:
+    since = f"{age:.0f} s" if age >= 1 else "a moment"
+    problem = f"{other} writes there, with a sign of life {since} ago"
+    return OutputInUseError(field, f"{output}: {problem}; wait until it has ended, or choose another folder")

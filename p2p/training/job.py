@@ -48,6 +48,7 @@ def _train(config: TrainConfig, data: DataRecord, fence: Fence) -> dict[str, Any
             return folder.summary() or _conclude(folder, config)
         from p2p.training.recovery import recover_latest_checkpoint
 
+        fence.check()
         recover_latest_checkpoint(folder, config.best_metric)
         _warn_of_other_data(folder, data)
     # Not at the top of the file: Ray and torch take seconds to import, and a wrong option should be reported at once.
@@ -56,6 +57,7 @@ def _train(config: TrainConfig, data: DataRecord, fence: Fence) -> dict[str, Any
 
     with ray_session():
         scaling = resources(config)  # the last thing that can be wrong with the options: from here on, files change
+        fence.check()
         if earlier and config.resume == "never":
             folder.delete()
         folder.start(config.to_dict())
@@ -64,8 +66,9 @@ def _train(config: TrainConfig, data: DataRecord, fence: Fence) -> dict[str, Any
         except TrainingStoppedError as stopped:
             fence.check()
             if stopped.finding is not None:
-                _conclude(folder, config, stopped)
+                stopped.summary = _conclude(folder, config, stopped)
             raise
+    fence.check()
     return _conclude(folder, config)
 
 

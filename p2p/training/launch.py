@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -36,6 +37,7 @@ log = logging.getLogger("p2p")
 MAX_RESTARTS = 3
 MAX_PREEMPTIONS = 20  # each costs little, but a cluster that takes away all it gives must end some time
 _SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_TO_ANSWER = 5.0
 _SECONDS_TO_SAVE = 20.0
 
 
@@ -119,7 +121,8 @@ def launch(task: TrainTask, position: Position, scaling: ScalingConfig) -> None:
         try:
             _show(display, fit)
         except KeyboardInterrupt:
-            _stop_and_save(reporter, display, fit)
+            if not (task.fence and task.fence.lost):  # else nothing can be saved any more
+                _stop_and_save(reporter, display, fit)
             raise
     _raise_failure(config, ray.get(reporter.failure.remote()), fit.exception())
 
@@ -150,6 +153,8 @@ def _show(display: Display, fit: Future[None], seconds: float = float("inf")) ->
 def _stop_and_save(reporter: Any, display: Display, fit: Future[None]) -> None:
     """Ask the workers to save a checkpoint and end, and wait for it if they have begun."""
     reporter.request_stop.remote()
+    with contextlib.suppress(ray.exceptions.RayError):
+        display.refresh(timeout=_SECONDS_TO_ANSWER)  # they may have begun since the last look
     if display.has_begun:
         log.info("interrupted: saving a checkpoint, %g s at most; interrupt once more to end at once", _SECONDS_TO_SAVE)
         _show(display, fit, _SECONDS_TO_SAVE)

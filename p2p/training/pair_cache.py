@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from p2p.model.cuda import require_cuda
 from p2p.model.tensors import as_tensor
 from p2p.storage.pixels import Pixels
 from p2p.training.config import TrainConfig
+from p2p.training.upload import Upload
 
 MAX_SHARE = 0.25
 """Of a GPU's memory that is free before the training, or of a machine's, that is taken unasked."""
@@ -79,16 +79,6 @@ def _free_device_memory() -> int:
     return int(torch.cuda.mem_get_info()[0])
 
 
-class PairUpload(Protocol):
-    """What `p2p.training.feed.Upload` does."""
-
-    def __call__(self, batch: Sequence[Pixels]) -> Tensor:
-        """(B, values) on the device, of B arrays."""
-
-    def beside(self, sides: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """Of each of `sides` its tensors, one after the other on the device."""
-
-
 class PairCache:
     """Whole pairs, decoded, by their row: on a device, which crops them, or on its host.
 
@@ -142,7 +132,7 @@ class PairCache:
             side[first : self._filled] = as_tensor(values[:size].reshape(-1, side.shape[1]))
             values = values[size:]
 
-    def batch(self, rows: Sequence[Row], epoch: int, upload: PairUpload) -> tuple[Tensor, Tensor]:
+    def batch(self, rows: Sequence[Row], epoch: int, upload: Upload) -> tuple[Tensor, Tensor]:
         """Inputs (B, crop, crop, C) and targets (B, crop, crop, C') on the device, as `CropSettings.crop` has them."""
         if self._on_host and self._device.type == "cpu":
             inputs, targets = self._crop.sides(upload(self.crops(rows, epoch)))
@@ -161,7 +151,7 @@ class PairCache:
         )
         return Pair(pair_id=pair_id, a=a, b=b)
 
-    def crop_on_device(self, rows: Sequence[Row], epoch: int, upload: PairUpload) -> tuple[Tensor, Tensor]:
+    def crop_on_device(self, rows: Sequence[Row], epoch: int, upload: Upload) -> tuple[Tensor, Tensor]:
         """As `batch`. Of pairs on the host, the lines that a crop is in are uploaded, each in its whole width."""
         lines, windows, uploaded = [], [], 0
         for row in rows:

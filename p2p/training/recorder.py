@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
+from p2p.errors import LeaseLostError
 from p2p.model.checkpoint import save_checkpoint
 from p2p.model.checkpoint_names import checkpoint_name
 from p2p.model.pix2pix import Pix2Pix
@@ -61,7 +62,7 @@ class Recorder:
 
     def save(self, row: MetricsRow, position: Position, *, inside_epoch: bool = False) -> None:
         """Write a checkpoint, which becomes the latest and perhaps the best. Raises as `write` does."""
-        self._check_lease()
+        self._require_newest(row["step"])
         name = self._run.new_checkpoint(row["epoch"], row["step"], inside_epoch=inside_epoch)
         known = {name: row[name] for name in ("epoch", "step", "images_seen")}
         meta = {**known, "metrics": row, "data": dataclasses.asdict(self._data)}
@@ -70,12 +71,22 @@ class Recorder:
         # Within an epoch nothing is validated, so a checkpoint there cannot be the best of a run that validates.
         is_comparable = metric in row or not self._validates
         improved = is_comparable and is_best(row, best["metrics"] if best else None, metric)
-        self._check_lease()  # writing it has taken a while
+        self._require_newest(row["step"])  # writing it has taken a while
         self._run.publish(name, row, is_best=improved, keep=self._config.keep_checkpoints)
 
     def _check_lease(self) -> None:
         if self._fence:
             self._fence.check()
+
+    def _require_newest(self, step: int) -> None:
+        """Raise LeaseLostError where others write RUN now: another job, or workers with which Ray has replaced these,
+        since their machine gave no sign of life.
+        """
+        self._check_lease()
+        latest = self._run.latest()
+        if latest and latest["metrics"]["step"] > step:
+            saved = latest["metrics"]["step"]
+            raise LeaseLostError(f"{self._run.uri}: other workers have saved step {saved} already, these are at {step}")
 
     def refresh_report(self, health: Sequence[HealthFinding]) -> None:
         """Write RUN/report.html, unless that was done a short time ago."""

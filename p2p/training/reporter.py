@@ -142,9 +142,9 @@ class Display:
         """Whether training had begun when this was last refreshed."""
         return self._progress is not None
 
-    def refresh(self) -> None:
-        """Show what is new."""
-        lines, images_seen, note = ray.get(self._reporter.read.remote())
+    def refresh(self, timeout: float | None = None) -> None:
+        """Show what is new. Raises RayError where the reporter is lost or, within `timeout` seconds, says nothing."""
+        lines, images_seen, note = ray.get(self._reporter.read.remote(), timeout=timeout)
         for line in lines:
             log.info("%s", line)
         if images_seen is None:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from p2p.documents import check_fields, parse_json, to_json
 from p2p.errors import DamagedFileError, NotFoundError
-from p2p.model.checkpoint_names import checkpoint_name, is_checkpoint_path, parse_checkpoint_name
+from p2p.model.checkpoint_names import META, checkpoint_name, is_checkpoint_path, parse_checkpoint_name
 from p2p.storage.filesystems import (
     join,
     list_names,
@@ -26,15 +26,16 @@ MetricsRow: TypeAlias = dict[str, Any]
 
 _OWN_NAMES = (
     "summary.json",
-    "latest.json",
-    "best.json",
-    "config.json",
-    "metrics.jsonl",
-    "report.html",
     "checkpoints",
     "samples",
     "tensorboard",
+    "report.html",
+    "metrics.jsonl",
+    "best.json",
+    "latest.json",
+    "config.json",
 )
+"""In the order in which they are removed: what tells that a run was here goes last."""
 
 
 def check_row(row: Any, uri: str) -> MetricsRow:
@@ -170,4 +171,5 @@ class RunFolder:
         kept = self._named()
         for name in self.checkpoints()[:-keep]:
             if name not in kept:
+                remove(join(self.address(name), META))  # first: a reader must not take the rest for whole
                 remove(self.address(name))

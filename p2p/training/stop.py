@@ -28,8 +28,12 @@ class StopSignal:
 
     def __init__(self, reporter: Any, trainer: Trainer) -> None:
         self._reporter, self._trainer = reporter, trainer
-        self._calls, self._calls_between_looks, self._looked = 0, 1, time.monotonic()
         self._saved_before_preemption = False
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        """Look at the next call (all ranks): short epochs spend most of their time between their calls."""
+        self._calls, self._calls_between_looks, self._looked = 0, 1, time.monotonic()
 
     def check(self, keeper: RunKeeper) -> None:
         """Raise StopRequestedError if training is to end (all ranks); save if a node is about to be preempted."""
@@ -61,5 +65,6 @@ class StopSignal:
         stop, seconds_a_call = agreed.tolist()
         calls = int(_SECONDS_BETWEEN_LOOKS / max(seconds_a_call, 1e-6))
         self._calls, self._looked = 0, time.monotonic()
-        self._calls_between_looks = max(1, min(calls, _MAX_CALLS_BETWEEN_LOOKS))
+        # A GPU's first steps after a pause are only queued: their time says little of those that follow.
+        self._calls_between_looks = max(1, min(calls, 4 * self._calls_between_looks, _MAX_CALLS_BETWEEN_LOOKS))
         return bool(stop)

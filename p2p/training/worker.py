@@ -76,6 +76,7 @@ def _train(task: TrainTask) -> None:
         try:
             for part in epochs:
                 trainer.start_epoch(part.epoch)
+                stop.start_epoch()
                 last_step = trainer.position.step + task.stream.count_steps(part)
                 for inputs, targets in trainer.waiting_for(feed.training(part)):
                     trainer.update(inputs, targets)

@@ -113,8 +113,8 @@ class TranslateConfig:
     """Only the first N images of the corpus. 0: all. In an output that was started with more: the shards (up to 256
     images) that hold the first N, whole."""
     dry_run: bool = False
-    """List the corpus, time a sample of 1 % (of GeoTIFFs read up to 200 headers, and time windows of the first), print
-    the estimate, write nothing."""
+    """List the corpus, time a sample of 1 %, at most 200 images (of GeoTIFFs read as many headers, and time windows of
+    the first), print the estimate, write nothing."""
     price_per_hour: float = 0.0
     """What the whole cluster costs per hour, for the estimate of a dry run."""
     resume: Literal["auto", "never"] = "auto"

@@ -119,8 +119,8 @@ class _SampleJournal:
     def may_publish(self, shard: int) -> bool:
         return True
 
-    def finish_shard(self, shard: int, rows: Sequence[LedgerRow], record: CrashRecord) -> None:
-        pass
+    def finish_shard(self, shard: int, rows: Sequence[LedgerRow], record: CrashRecord) -> bool:
+        return True
 
 
 def _measure(work: Work, chosen: Sequence[Input]) -> tuple[float, int, int, dict[str, int]]:

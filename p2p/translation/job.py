@@ -74,6 +74,8 @@ class _Model:
     generator_uri: str
     of_run: bool
     """Whether the address names a run, whose best or latest checkpoint changes."""
+    is_own: bool
+    """Whether p2p wrote it, which replaces files and never writes into one."""
     checkpoint_id: str
     crop_size: int
     stride: int
@@ -97,35 +99,33 @@ def run(config: TranslateConfig, workforce: Workforce | None = None) -> dict[str
 def _run(config: TranslateConfig, workforce: Workforce | None) -> dict[str, Any]:
     started = time.monotonic()
     source, output = absolute(config.source), absolute(config.output)
-    if not config.dry_run:
-        require_output(output, "output", "a translation")
-    model = _choose_model(config, output)
     require_readable(source, "source")
     require_apart(source, output)
-    corpus = _open_source(config, source, model.input_side)
-    manifest = corpus if isinstance(corpus, ManifestCorpus) else None
-    if next(iter(corpus.items()), None) is None:
-        raise ConfigError("source", f"{source}: holds no {'GeoTIFFs' if config.format == 'geotiff' else 'images'}")
-    corpus = select_failed(corpus, config, output)
-    settings = _settings(config, source, output, corpus, model)
-    work = on_cores(Work(settings=settings, generator_uri=model.generator_uri, manifest=manifest), 1)
     if config.dry_run:
+        corpus, work, _ = _check(config, source, output)
         from p2p.translation.estimate import dry_run
 
         return dry_run(config, corpus, work)
-    sink = output_names(settings)
-    with hold_lease(output, "output", "translate") as fence:
+    require_output(output, "output", "a translation")
+    with hold_lease(output, "output", "translate") as fence:  # before the checkpoint is read, which takes seconds
+        corpus, work, model = _check(config, source, output)
+        settings = work.settings
+        sink = output_names(settings)
         require_same_settings(settings)
         work = dataclasses.replace(work, fence=fence)
         with (workforce or _choose_workforce(config, corpus, settings))(config) as work_through:
             # From here on nothing is wrong with the options, so what an earlier attempt left may go.
             if config.resume == "never" and exists_translation(output):
                 require_unique(corpus, sink, config.limit)
+                fence.check()
                 remove_translation(output)
+            fence.check()
+            pinned = pin_weights(output, absolute(config.checkpoint), model.generator_uri, may_link=model.is_own)
+            work = dataclasses.replace(work, generator_uri=pinned)
             start_output(settings)
-            work = dataclasses.replace(work, generator_uri=pin_weights(output, model.generator_uri))
             if config.only_failed:
                 shards = ledger.shards_of_ledger(config.only_failed, output)
+                fence.check()
                 if shards and not ledger.reopen_failed(output, shards) and shards <= ledger.done_shards(output):
                     log.warning("--only-failed %s: it lists no failure", config.only_failed)
             left = remaining(output, _planned(config, output, corpus, sink, fence), config.limit)
@@ -137,9 +137,22 @@ def _run(config: TranslateConfig, workforce: Workforce | None) -> dict[str, Any]
             if left.done:
                 log.info("%d of %d images were done by an earlier attempt", left.images_done, left.images)
             if config.format == "geotiff":
-                left = run_as_task(cut_into_sections, output, left)
+                left = run_as_task(cut_into_sections, output, left, fence)
             outcome = work_through(work.reading_from(left.hosts), left) if left.shards else Outcome()
             return _finish(work, left, outcome, started)
+
+
+def _check(config: TranslateConfig, source: str, output: str) -> tuple[Corpus, Work, _Model]:
+    """What to translate, how, and with what. Raises ConfigError where checkpoint, source and options do not fit."""
+    model = _choose_model(config, output)
+    corpus = _open_source(config, source, model.input_side)
+    manifest = corpus if isinstance(corpus, ManifestCorpus) else None
+    if next(iter(corpus.items()), None) is None:
+        raise ConfigError("source", f"{source}: holds no {'GeoTIFFs' if config.format == 'geotiff' else 'images'}")
+    corpus = select_failed(corpus, config, output)
+    settings = _settings(config, source, output, corpus, model)
+    work = Work(settings=settings, generator_uri=model.generator_uri, manifest=manifest)
+    return corpus, on_cores(work, 1), model
 
 
 def _open_source(config: TranslateConfig, source: str, input_side: str) -> Corpus:
@@ -179,20 +192,23 @@ def _choose_model(config: TranslateConfig, output: str) -> _Model:
     """The generator of `checkpoint`. An unfinished translation goes on with the one it began with where the checkpoint
     is a run whose best has changed since, or is gone.
     """
-    pinned = find_pinned_weights(output) if config.resume == "auto" else None
+    checkpoint = absolute(config.checkpoint)
+    pinned = find_pinned_weights(output, checkpoint) if config.resume == "auto" else None
     if pinned is None:
-        return run_as_task(_read_model, absolute(config.checkpoint), config.format == "geotiff")
+        return run_as_task(_read_model, checkpoint, config.format == "geotiff")
     try:
         began = run_as_task(_read_model, pinned, config.format == "geotiff")
     except ConfigError as error:
         log.warning("the weights that %s began with cannot be read: %s", output, error.problem)
-        return run_as_task(_read_model, absolute(config.checkpoint), config.format == "geotiff")
+        return run_as_task(_read_model, checkpoint, config.format == "geotiff")
     try:
-        now = run_as_task(_read_model, absolute(config.checkpoint), config.format == "geotiff")
+        now = run_as_task(_read_model, checkpoint, config.format == "geotiff")
     except ConfigError as error:
         log.warning("continuing with the weights that %s began with: %s", output, error.problem)
         return began
-    if now.checkpoint_id == began.checkpoint_id or not now.of_run:
+    if now.checkpoint_id == began.checkpoint_id:
+        return began
+    if not now.of_run:
         return now
     log.info("%s has changed; continuing with the checkpoint that %s began with", config.checkpoint, output)
     return began
@@ -221,6 +237,7 @@ def _read_model(uri: str, for_scenes: bool) -> _Model:
     return _Model(
         resolved.generator_uri,
         of_run,
+        resolved.folder_uri is not None,
         str(generator.checkpoint_id),
         config.crop_size,
         generator.stride,
@@ -264,10 +281,9 @@ def _finish(work: Work, left: RemainingWork, outcome: Outcome, started: float) -
     translated = outcome.translated + late.translated
     for part in (late, ledger.read_totals(output, outcome.with_failures)):
         totals.add(part)
-    sweep_temporaries(output)
-    remove_work_files(output, keep_weights=bool(settings.limit))
     if work.fence:
         work.fence.check()
+    sweep_temporaries(output)
     rate = translated / outcome.seconds if outcome.seconds else 0.0
     busy = sum(outcome.stages.values()) or 1.0
     seconds = time.monotonic() - started
@@ -297,6 +313,7 @@ def _finish(work: Work, left: RemainingWork, outcome: Outcome, started: float) -
         summary["max_seam"] = settings.max_seam
     summary["report"] = write_translation_report(output, summary, examples, totals.failures, settings.to_dict())
     write_json(join(output, "summary.json"), summary)
+    remove_work_files(output, keep_weights=bool(settings.limit))  # last: what is there lets a killed job go on
     check_bad_fraction(totals.failed, left.images, settings.max_bad_fraction, join(output, ledger.FOLDER), summary)
     _check_seam(settings.max_seam, summary)
     return summary

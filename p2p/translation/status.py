@@ -14,7 +14,7 @@ import tyro
 from p2p.errors import ConfigError, UsageError
 from p2p.progress import format_duration
 from p2p.storage.filesystems import absolute, join, list_files, require_readable
-from p2p.storage.lease import EXPIRY_SECONDS, read_lease
+from p2p.storage.lease import is_alive, read_lease
 from p2p.translation.plan import ledger
 from p2p.translation.plan.plan import load_plan
 from p2p.translation.plan.resume import SECTIONS_FOLDER, exists_translation
@@ -55,7 +55,7 @@ def status(config: StatusConfig) -> dict[str, Any]:
     rate = _rate([(moment, shards[index]) for moment, index in finished])
     silence = time.time() - finished[-1][0] if finished else None
     lease = read_lease(output)
-    state = "working" if lease and time.time() - lease.renewed < EXPIRY_SECONDS else "stopped"
+    state = "working" if lease and is_alive(lease) else "stopped"
     if images and done == images:
         state = "finished"
     signs = [moment for moment, _ in finished[-1:]] + ([lease.renewed] if lease else [])

@@ -103,7 +103,9 @@ def test_on_a_gpu_the_slowest_part_is_the_limit(
     assert translated == [np.ceil(limit * 0.1 / 2) * 2], "work for so many seconds"
 
 
-def test_the_training_job_gets_work_for_so_many_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_training_job_gets_work_for_so_many_seconds(
+    monkeypatch: pytest.MonkeyPatch, make_pairs: Any, tmp_path: Path
+) -> None:
     def alone(measure: Any, *_: object) -> float:
         return 10.0 if measure is networks.plain_update else 40.0
 
@@ -114,10 +116,8 @@ def test_the_training_job_gets_work_for_so_many_seconds(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(train_rows, "alone", alone)
     monkeypatch.setattr(train_rows, "_train_job", train_job)
-    (tmp_path / "pairs" / "train").mkdir(parents=True)
-    (tmp_path / "pairs" / "train" / "part-00000.parquet").write_bytes(b"")
-    (tmp_path / "pairs" / "summary.json").write_text('{"pairs": {"train": 8}}')
-    at = Setting(device="cuda", precision="bf16", seconds=3, batch=4, rounds=2, images=tmp_path, folder=tmp_path)
+    images = make_pairs(tmp_path / "images", 8, size=32)
+    at = Setting(device="cuda", precision="bf16", seconds=3, batch=4, rounds=2, images=images, folder=tmp_path)
     rows = {line["what"]: line for line in train_rows.train_rows(at)}
     assert rows["bare update, bf16, batch 4"]["against"] == "update, textbook TF32, batch 4"
     assert rows["bare update, bf16, batch 1"]["ratio"] == 4.0

@@ -55,7 +55,7 @@ def policy() -> str:
 
 
 def test_a_translation_has_what_it_needs_and_no_more(
-    server: S3Server, make_image: Callable[..., bytes], checkpoint_of_64: str
+    server: S3Server, make_image: Callable[..., bytes], checkpoint: str
 ) -> None:
     nobody = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing"}
     admin = keys_of(server, client(server, "iam", nobody), "admin", EVERYTHING)
@@ -63,7 +63,7 @@ def test_a_translation_has_what_it_needs_and_no_more(
     store.create_bucket(Bucket=BUCKET)
     for number in range(3):
         store.put_object(Bucket=BUCKET, Key=f"corpus/{number}.png", Body=make_image(64, 64, seed=number))
-    for path in Path(checkpoint_of_64).iterdir():
+    for path in Path(checkpoint).iterdir():
         store.put_object(Bucket=BUCKET, Key=f"runs/maps/{path.name}", Body=path.read_bytes())
     worker = keys_of(server, iam, "worker", policy())
 

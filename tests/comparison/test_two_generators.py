@@ -22,15 +22,15 @@ pytestmark = pytest.mark.usefixtures("jobs_share_a_process")
 
 
 def test_what_evaluate_leaves_is_what_compare_reads(
-    tmp_path: Path, run_cli: Callable[..., Any], checkpoint_of_64: str, browse: Callable[..., dict[str, Any]]
+    tmp_path: Path, run_cli: Callable[..., Any], checkpoint: str, browse: Callable[..., dict[str, Any]]
 ) -> None:
     data, other = str(tmp_path / "data"), str(tmp_path / "other")
     prepare(PrepareConfig(source="synthetic:city?pairs=8", output=data, load_size=64, val_fraction=1.0))
     config = ModelConfig(generator="unet_64", discriminator="patch_16", ngf=4, ndf=4, crop_size=64)
     save_checkpoint(other, Pix2Pix(config, seed=1), {"epoch": 1}, {})
-    for name, checkpoint in (("one", checkpoint_of_64), ("two", other), ("few", other)):
+    for name, generator in (("one", checkpoint), ("two", other), ("few", other)):
         limit = 5 if name == "few" else 0
-        evaluate(EvaluateConfig(checkpoint=checkpoint, data=data, output=str(tmp_path / name), limit=limit))
+        evaluate(EvaluateConfig(checkpoint=generator, data=data, output=str(tmp_path / name), limit=limit))
     kept = read_examples(str(tmp_path / "one"))
     assert len(kept) == 8 and decode(next(iter(kept.values())).output).shape == (64, 64, 3)
     words = (tmp_path / "one", tmp_path / "two", "--output", tmp_path / "compared")

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ from PIL import Image
 from p2p.data.description import Description, SideDescription, write_description
 from p2p.data.pairs import PAIR_SCHEMA, open_pairs
 from p2p.errors import ConfigError, P2PError, UsageError
-from p2p.evaluation import EvaluateConfig, evaluate
+from p2p.evaluation import EvaluateConfig, evaluate, plan
 from p2p.evaluation.evaluator import Evaluator
 from p2p.evaluation.feature_cache import FeatureCache, TargetFeatures
 from p2p.evaluation.figures import set_figures
 from p2p.evaluation.plan import make_plan
-from p2p.model.checkpoint import read_checkpoint_id, save_checkpoint
+from p2p.model.checkpoint import load_generator, save_checkpoint
 from p2p.model.config import ModelConfig
 from p2p.model.inception import FEATURES, Inception
 from p2p.model.pix2pix import Pix2Pix
@@ -146,6 +147,44 @@ def test_every_checkpoint_of_a_run_is_measured(data: Path, run: Path, tmp_path: 
     assert any("best of 2 checkpoints" in warning for warning in summary["warnings"])
 
 
+def test_what_is_measured_is_what_the_run_held_at_the_start(
+    data: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on makes another checkpoint its latest, and removes old ones."""
+    going_on = shutil.copytree(run, tmp_path / "run")
+    expected, _ = measured(tmp_path / "expected", data, checkpoint=f"{run}#epoch_0002", metrics="l1")
+    opened = plan.open_examined_pairs
+
+    def goes_on(*words: Any) -> Any:
+        entry = {"checkpoint": "checkpoints/epoch_0001", "epoch": 1, "metrics": {}}
+        (going_on / "latest.json").write_text(json.dumps(entry))
+        shutil.rmtree(going_on / "checkpoints" / "epoch_0002")
+        return opened(*words)
+
+    monkeypatch.setattr(plan, "open_examined_pairs", goes_on)
+    summary, evaluation = measured(tmp_path, data, checkpoint=str(going_on), metrics="l1")
+    assert summary["metrics"] == expected["metrics"]
+    assert summary["checkpoint_id"] == evaluation["protocol"]["checkpoint_id"] == expected["checkpoint_id"]
+    assert (tmp_path / "out" / "report.html").read_text().count("data:image") > 1, "examples are drawn with it too"
+
+
+def test_a_checkpoint_that_goes_before_its_turn_is_left_out(
+    data: Path, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going_on = shutil.copytree(run, tmp_path / "run")
+    opened = plan.open_examined_pairs
+
+    def goes_on(*words: Any) -> Any:
+        (going_on / "checkpoints" / "epoch_0002" / "meta.json").unlink()  # which goes first
+        return opened(*words)
+
+    monkeypatch.setattr(plan, "open_examined_pairs", goes_on)
+    measured(tmp_path, data, checkpoint=f"{going_on}#all", metrics="l1")
+    table = pq.read_table(tmp_path / "out" / "checkpoints.parquet").to_pydict()
+    assert table["checkpoint"] == ["epoch_0001"]
+    assert "epoch_0002 is left out: the run has removed it meanwhile" in caplog.text
+
+
 def test_the_one_checkpoint_that_is_kept_is_a_curve_too(data: Path, tmp_path: Path) -> None:
     save_checkpoint(str(tmp_path / "run" / "checkpoints" / "epoch_0004"), Pix2Pix(ModelConfig(**SMALL)), {}, {})
     summary, evaluation = measured(tmp_path, data, checkpoint=f"{tmp_path / 'run'}#all", metrics="l1", limit=2)
@@ -158,8 +197,8 @@ def test_a_round_trip_is_set_beside_that_of_the_real_targets(data: Path, run: Pa
     back = tmp_path / "back"
     save_checkpoint(str(back), Pix2Pix(ModelConfig(**SMALL, direction="BtoA"), seed=5), {}, {})
     summary, evaluation = measured(tmp_path, data, checkpoint=str(run), metrics="l1", round_trip=str(back))
-    assert evaluation["protocol"]["round_trip"] == read_checkpoint_id(str(back))
-    assert evaluation["signature"].endswith(f"|round_trip:{read_checkpoint_id(str(back))[:8]}")
+    assert evaluation["protocol"]["round_trip"] == load_generator(str(back)).checkpoint_id
+    assert evaluation["signature"].endswith(f"|round_trip:{load_generator(str(back)).checkpoint_id[:8]}")
     figures = summary["metrics"]
     for name in ("palette_accuracy", "class_accuracy", "palette_iou"):
         assert 0 <= figures[f"round_trip.{name}"] <= 1 and 0 <= figures[f"round_trip_targets.{name}"] <= 1

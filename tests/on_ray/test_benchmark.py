@@ -10,11 +10,13 @@ from p2p.preparation import PrepareConfig, prepare
 
 
 def test_the_feed_and_the_codecs_are_measured(ray_cluster: None, make_pairs: Any, tmp_path: Path) -> None:
-    from p2p.benchmark.images import codec_seconds, feed_rate
+    from p2p.benchmark.data_rows import plain_rate, stream_rate
+    from p2p.benchmark.images import codec_seconds
 
     raw = make_pairs(tmp_path / "raw", 4, size=300)
     prepare(PrepareConfig(source=str(raw), output=str(tmp_path / "pairs"), load_size=286))
-    assert feed_rate(str(tmp_path / "pairs"), 256, 0.1) > 0
+    assert plain_rate(str(tmp_path / "pairs"), 256, 0.1) > 0
+    assert stream_rate(str(tmp_path / "pairs"), 256, 8) > 0
     codecs = codec_seconds(str(raw), 0.1)
     assert min(codecs.decode, codecs.resize, codecs.encode) > 0
 

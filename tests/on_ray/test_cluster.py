@@ -277,13 +277,11 @@ def pixels(output: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def alone(
-    source: Source, corpus: Path, checkpoint_of_64: str, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, bytes]:
+def alone(source: Source, corpus: Path, checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What one process makes of the corpus."""
     source.give(math.inf)
     output = tmp_path_factory.mktemp("alone") / "out"
-    where = {"checkpoint": checkpoint_of_64, "source": str(corpus), "output": str(output)}
+    where = {"checkpoint": checkpoint, "source": str(corpus), "output": str(output)}
     config = TranslateConfig(**where, allow_private_addresses=True)
     translate(config, lambda _: contextlib.nullcontext(in_this_process))
     return pixels(output)
@@ -294,7 +292,7 @@ def shards_done(output: Path) -> dict[Path, int]:
 
 
 def test_a_translation_outlives_a_node_and_a_process_and_gives_work_to_one_that_joins(
-    cluster: Cluster, source: Source, corpus: Path, checkpoint_of_64: str, alone: dict[str, bytes], tmp_path: Path
+    cluster: Cluster, source: Source, corpus: Path, checkpoint: str, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     cluster.kill("node3")  # which a test before this one may have started
@@ -302,7 +300,7 @@ def test_a_translation_outlives_a_node_and_a_process_and_gives_work_to_one_that_
     address = cluster.variables()["RAY_API_SERVER_ADDRESS"]
     assert f"ray job submit --address {address} --working-dir . -- python jobs/train.py" in up.stdout
     assert stat.S_IMODE((cluster.home / "token").stat().st_mode) == 0o600
-    words = ("jobs/translate.py", "--checkpoint", checkpoint_of_64, "--source", corpus, "--output", output)
+    words = ("jobs/translate.py", "--checkpoint", checkpoint, "--source", corpus, "--output", output)
     words += ("--allow-private-addresses",)
 
     def works(node: str) -> bool:
@@ -439,7 +437,7 @@ def test_a_head_is_lost_and_the_same_submission_does_the_rest_and_tells_no_key(
     corpus: Path,
     s3: Any,
     s3_server: Any,
-    checkpoint_of_64: str,
+    checkpoint: str,
     alone: dict[str, bytes],
     tmp_path: Path,
 ) -> None:
@@ -447,7 +445,7 @@ def test_a_head_is_lost_and_the_same_submission_does_the_rest_and_tells_no_key(
     for name in ("jobs", "p2p"):
         shutil.copytree(ROOT / name, tmp_path / folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     write_bytes(s3.uri("list.csv"), corpus.read_bytes())
-    words = ("jobs/translate.py", "--checkpoint", checkpoint_of_64, "--source", s3.uri("list.csv"), "--output", output)
+    words = ("jobs/translate.py", "--checkpoint", checkpoint, "--source", s3.uri("list.csv"), "--output", output)
     words += ("--workers", "2", "--allow-private-addresses")
     told = {"AWS_ENDPOINT_URL": s3_server.url, "AWS_SESSION_TOKEN": TOLD}
     command = cluster.submission(*words, working_dir=folder, **told)

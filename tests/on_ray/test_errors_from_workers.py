@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -106,7 +107,7 @@ def ray_is_starting(job: subprocess.Popen[str], started: Path) -> bool:
 
 @pytest.mark.parametrize(
     "moment, number",
-    [(a_worker_works, signal.SIGTERM), (a_worker_works, signal.SIGINT), (ray_is_starting, signal.SIGINT)],
+    list(itertools.product((a_worker_works, ray_is_starting), (signal.SIGTERM, signal.SIGINT))),
 )
 def test_a_job_that_is_told_to_end_is_one_line_and_leaves_no_process(tmp_path: Path, moment: Any, number: int) -> None:
     started = tmp_path / "started"
@@ -127,7 +128,7 @@ def test_a_job_that_is_told_to_end_is_one_line_and_leaves_no_process(tmp_path: P
         stdout, stderr = job.communicate(timeout=60)
     assert (job.returncode, stdout) == (1, "")
     assert len(stderr.splitlines()) == 1, stderr
-    assert stderr.endswith("interrupted; the same command goes on from what is finished\n")
+    assert stderr.endswith("interrupted; the same command does what is missing\n")
     deadline = time.monotonic() + 30
     while (left := marked(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -20,7 +20,7 @@ from p2p.preparation import PrepareConfig, prepare
 from p2p.training import TrainConfig, train
 from p2p.translation import TranslateConfig, translate
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_cluster")]
 
 JOBS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "prepare": (PrepareConfig, prepare),
@@ -121,19 +121,19 @@ def test_train_names_the_pair_that_ends_its_processes(
 
 
 def test_evaluate_names_the_pair_that_ends_its_processes(
-    job: Job, pairs: Path, tmp_path: Path, checkpoint_of_64: str
+    job: Job, pairs: Path, tmp_path: Path, checkpoint: str
 ) -> None:
     (tmp_path / "data").mkdir()
     pairs.rename(tmp_path / "data/val")
     add(tmp_path / "data/val/0007.png", b"KILLS")
-    done = job("evaluate", "--checkpoint", checkpoint_of_64, "--data", tmp_path / "data", "--output", tmp_path / "out")
+    done = job("evaluate", "--checkpoint", checkpoint, "--data", tmp_path / "data", "--output", tmp_path / "out")
     assert done.status == 1
     assert "pair '0007' in" in last_line(done) and "the process that worked on it ended" in last_line(done)
     assert "Traceback" not in done.stderr
 
 
 def test_translate_fails_the_images_that_kill_and_the_rows_of_a_row_group_that_does(
-    job: Job, tmp_path: Path, checkpoint_of_64: str, make_image: Callable[..., bytes]
+    job: Job, tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
 ) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a", "fatal-0-", "z"):
@@ -142,7 +142,7 @@ def test_translate_fails_the_images_that_kill_and_the_rows_of_a_row_group_that_d
             images[4] += b"KILLS"
         ids = [f"{name}{number}" for number in range(6)]
         pq.write_table(pa.table({"id": ids, "image": images}), tmp_path / f"in/{name}.parquet")
-    words = ("--checkpoint", checkpoint_of_64, "--source", tmp_path / "in", "--output", tmp_path / "out")
+    words = ("--checkpoint", checkpoint, "--source", tmp_path / "in", "--output", tmp_path / "out")
     done = job("translate", *words, "--workers", 1)
     assert done.status == 3, done.stderr
     ledger = [row for file in (tmp_path / "out/ledger").iterdir() for row in pq.read_table(file).to_pylist()]
@@ -174,18 +174,18 @@ def test_the_process_that_submits_a_job_decodes_nothing(
     nothing_decoded_here: None,
     pairs: Path,
     tmp_path: Path,
-    checkpoint_of_64: str,
+    checkpoint: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prepare(PrepareConfig(source=str(pairs), output=str(tmp_path / "data"), load_size=64, val_fraction=0.3))
-    evaluate(EvaluateConfig(checkpoint=checkpoint_of_64, data=str(tmp_path / "data"), output=str(tmp_path / "figures")))
-    corpus = TranslateConfig(checkpoint=checkpoint_of_64, source=str(pairs), output=str(tmp_path / "out"), side="left")
+    evaluate(EvaluateConfig(checkpoint=checkpoint, data=str(tmp_path / "data"), output=str(tmp_path / "figures")))
+    corpus = TranslateConfig(checkpoint=checkpoint, source=str(pairs), output=str(tmp_path / "out"), side="left")
     translate(corpus)
     for page in ("data/doctor.html", "figures/report.html", "out/report.html"):
         assert "data:image" in (tmp_path / page).read_text(), page
     monkeypatch.setenv("RAY_ADDRESS", "auto")  # which only says that there is a cluster: this process has joined it
     dry = TranslateConfig(
-        checkpoint=checkpoint_of_64, source=str(pairs), output=str(tmp_path / "dry"), side="left", dry_run=True
+        checkpoint=checkpoint, source=str(pairs), output=str(tmp_path / "dry"), side="left", dry_run=True
     )
     summary = translate(dry)
     assert (summary["images"], summary["sampled_failed"]) == (32, 0)

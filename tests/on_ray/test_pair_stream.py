@@ -27,6 +27,8 @@ def test_pairs_are_read_while_epochs_are_still_listed(
     listed.mkdir()
 
     class NotedStream(PairStream):  # in here, so that it reaches Ray's workers, which cannot import this module
+        block_pairs = 128  # the last block of an epoch is a small one
+
         def _list_blocks(self, part: dict[str, Any]) -> Iterator[dict[str, Any]]:
             (listed / str(part["epoch"])).touch()
             return super()._list_blocks(part)

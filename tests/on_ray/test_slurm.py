@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "cluster" / "slurm" / "p2p.sbatch"
@@ -97,15 +97,17 @@ def test_two_nodes_train_on_one_ray_and_a_training_saves_before_its_time_is_up(
         json.dumps(["--data", str(data), "--output", str(output), *TRAIN.split(), *options.split()])
         for output, options in ((whole, "--epochs-decay 0 --epochs 2"), (stopped, "--epochs 10000"))
     ]
-    environment = {"HOME": str(tmp_path), "RAY_TMPDIR": str(short_folder)}
+    # At Ray's niceness both nodes would starve beside other tests.
+    environment = {"HOME": str(tmp_path), "RAY_TMPDIR": str(short_folder), "RAY_worker_niceness": "0"}
     job = (tmp_path / "job.py", place, ROOT / "jobs" / "train.py", *trainings)
     script = start(tmp_path / "slurm_script", *job, **environment)
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 600
     while not (stopped / "metrics.jsonl").exists() and script.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
+    has_begun = (stopped / "metrics.jsonl").exists()
     script.terminate()  # to the shell alone, as `--signal=B:TERM` does
     out, err = script.communicate(timeout=180)
-    assert script.returncode == 7 and "interrupted" in err, out + err
+    assert has_begun and script.returncode == 7 and "interrupted" in err, out + err
     found = json.loads(place.read_text())
     assert found["statuses"] == [0, 1]
     assert found["nodes"] == sorted(found["workers"]) == ["node1", "node2"]

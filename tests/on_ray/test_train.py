@@ -10,10 +10,12 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import s3fs
 import torch
 from conftest import descendants, read_process
@@ -26,8 +28,9 @@ from p2p.model.checkpoint import load_generator
 from p2p.storage.filesystems import list_names, read_bytes, read_json
 from p2p.training import TrainConfig, launch, train
 from p2p.training.config import TrainConfig as Config
+from p2p.training.reporter import Display, RunReporter
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.fixture(scope="module")
@@ -345,7 +348,7 @@ def test_sigterm_saves_within_an_epoch_and_the_next_start_goes_on_there_to_the_s
         stdout, stderr = job.communicate(timeout=60)
     assert (job.returncode, stdout) == (1, "")
     assert "saving a checkpoint" in stderr
-    assert stderr.splitlines()[-1].endswith("interrupted; the same command goes on from what is finished")
+    assert stderr.splitlines()[-1].endswith("interrupted; the same command does what is missing")
     assert "Traceback" not in stderr
     latest = read_json(f"{run}/latest.json")
     assert 20 <= latest["step"] < 100
@@ -361,6 +364,22 @@ def test_sigterm_saves_within_an_epoch_and_the_next_start_goes_on_there_to_the_s
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
     for name in ("step", "images_seen", "g_gan", "g_l1", "d_real", "d_fake"):
         assert rows(run)[0][name] == rows(whole)[0][name], name
+
+
+def test_a_training_that_began_since_the_last_look_at_its_progress_is_waited_for():
+    reporter, fit = RunReporter.remote("run", 0), Future()
+    with Display(reporter, 10) as display:
+        ray.get(reporter.progress.remote(0, "epoch 1/10"))
+        threading.Timer(1.0, fit.set_result, (None,)).start()
+        launch._stop_and_save(reporter, display, fit)
+        assert fit.done() and ray.get(reporter.stop_requested.remote())
+
+
+def test_one_whose_reporter_is_lost_ends_at_once():
+    reporter = RunReporter.remote("run", 0)
+    with Display(reporter, 10) as display:
+        ray.kill(reporter)
+        launch._stop_and_save(reporter, display, Future())
 
 
 def test_a_second_control_c_does_not_wait_for_a_checkpoint(raw_pairs, tmp_path):
@@ -429,7 +448,7 @@ def test_numbers_that_break_end_the_run_with_a_finding_and_the_last_good_checkpo
 ):
     options = config(raw_pairs, tmp_path, lr=3e4, norm="none", checkpoint_every_steps=1)
     outcome = run_cli(Config, lambda _: train(options), "--data", "-", "--output", "-")
-    assert (outcome.status, outcome.summary) == (1, None)
+    assert outcome.status == 1
     error = outcome.stderr.splitlines()[-1]
     assert error.startswith("error: ") and "no longer finite" in error and "lower --lr" in error
     assert "Traceback" not in outcome.stderr
@@ -437,6 +456,7 @@ def test_numbers_that_break_end_the_run_with_a_finding_and_the_last_good_checkpo
     assert f"{latest['checkpoint']} is intact" in error
     assert all(np.isfinite(value).all() for value in tensors(tmp_path, latest["checkpoint"].split("/")[1]).values())
     summary = read_json(f"{tmp_path}/summary.json")
+    assert outcome.summary == summary
     assert summary["error"] == error.removeprefix("error: ") and not summary["stopped_early"]
     assert summary["health"][0]["numbers"]["step"] >= latest["step"]
     page = (tmp_path / "report.html").read_text()

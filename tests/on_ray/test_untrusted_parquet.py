@@ -48,10 +48,10 @@ def ledger_of(output: Path) -> dict[str, str]:
 
 
 def test_translating_makes_a_failed_row_of_each(
-    corpus: Path, ran: Path, checkpoint_of_64: str, tmp_path: Path, run_cli: Run
+    corpus: Path, ran: Path, checkpoint: str, tmp_path: Path, run_cli: Run
 ) -> None:
     output = tmp_path / "output"
-    words = ("--checkpoint", checkpoint_of_64, "--source", corpus, "--output", output)
+    words = ("--checkpoint", checkpoint, "--source", corpus, "--output", output)
     dry = run_cli(TranslateConfig, translate, *words, "--dry-run")
     assert dry.status == 0 and not ran.exists()
     done = run_cli(TranslateConfig, translate, *words)
@@ -62,26 +62,26 @@ def test_translating_makes_a_failed_row_of_each(
 
 
 def test_translating_images_makes_a_failed_row_of_a_hostile_file_among_them(
-    ran: Path, checkpoint_of_64: str, tmp_path: Path, run_cli: Run
+    ran: Path, checkpoint: str, tmp_path: Path, run_cli: Run
 ) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     (folder / "good.png").write_bytes(png())
     pq.write_table(pickled_table("plain", ran), folder / "bad.parquet")
     output = tmp_path / "output"
-    done = run_cli(TranslateConfig, translate, "--checkpoint", checkpoint_of_64, "--source", folder, "--output", output)
+    done = run_cli(TranslateConfig, translate, "--checkpoint", checkpoint, "--source", folder, "--output", output)
     assert done.status == 3 and ledger_of(output) == {"good.png": "", "bad.parquet": "UnsafeFile"}
     assert not ran.exists()
 
 
 @pytest.mark.parametrize("variant", PICKLE_VARIANTS)
 def test_a_hostile_file_alone_is_refused_before_any_work(
-    variant: str, ran: Path, checkpoint_of_64: str, tmp_path: Path, run_cli: Run
+    variant: str, ran: Path, checkpoint: str, tmp_path: Path, run_cli: Run
 ) -> None:
     source = tmp_path / "x.parquet"
     pq.write_table(pickled_table(variant, ran), source)
     output = ("--output", tmp_path / "output")
-    translated = run_cli(TranslateConfig, translate, "--checkpoint", checkpoint_of_64, "--source", source, *output)
+    translated = run_cli(TranslateConfig, translate, "--checkpoint", checkpoint, "--source", source, *output)
     prepared = run_cli(PrepareConfig, prepare, "--source", source, *output)
     for outcome in (translated, prepared):
         assert outcome.status == 2 and "could run code" in outcome.stderr and "Traceback" not in outcome.stderr
@@ -89,9 +89,7 @@ def test_a_hostile_file_alone_is_refused_before_any_work(
     (data / "train").mkdir(parents=True)
     source.rename(data / "train" / "part-00000.parquet")
     trained = run_cli(TrainConfig, train, "--data", data, *output)
-    judged = run_cli(
-        EvaluateConfig, evaluate, "--checkpoint", checkpoint_of_64, "--data", data, "--split", "train", *output
-    )
+    judged = run_cli(EvaluateConfig, evaluate, "--checkpoint", checkpoint, "--data", data, "--split", "train", *output)
     for outcome in (trained, judged):
         assert outcome.status == 2 and "could run code" in outcome.stderr and "Traceback" not in outcome.stderr
     assert not ran.exists()
@@ -114,18 +112,18 @@ def test_preparing_makes_a_row_of_errors_of_each(tmp_path: Path, ran: Path, run_
 
 
 def test_a_ledger_of_somebody_else_is_refused(
-    tmp_path: Path, ran: Path, corpus: Path, checkpoint_of_64: str, run_cli: Run
+    tmp_path: Path, ran: Path, corpus: Path, checkpoint: str, run_cli: Run
 ) -> None:
     output = tmp_path / "output"
     for variant in ("status", "id"):
         ledger = tmp_path / f"{variant}.parquet"
         pq.write_table(pickled_table(variant, ran), ledger)
-        words = ("--checkpoint", checkpoint_of_64, "--source", corpus, "--output", output, "--only-failed", ledger)
+        words = ("--checkpoint", checkpoint, "--source", corpus, "--output", output, "--only-failed", ledger)
         refused = run_cli(TranslateConfig, translate, *words)
         assert refused.status == 2 and "could run code" in refused.stderr, refused.stderr
     # One that lies in the output itself already.
     write_ledger(str(output), 0, [LedgerRow("x", "failed")])
     pq.write_table(pickled_table("status", ran), output / "ledger" / "part-00000.parquet")
-    words = ("--checkpoint", checkpoint_of_64, "--source", corpus, "--output", output)
+    words = ("--checkpoint", checkpoint, "--source", corpus, "--output", output)
     assert run_cli(TranslateConfig, translate, *words).status in (1, 2)
     assert not ran.exists()

@@ -21,9 +21,9 @@ from p2p.errors import TaskFailedError
 from p2p.model.cuda_graphs import is_out_of_memory
 from p2p.storage.pixels import PixelFormat
 from p2p.training import TrainConfig, pair_cache
-from p2p.training import feed as feed_module
-from p2p.training.feed import Feed, Upload
+from p2p.training.feed import Feed
 from p2p.training.pair_cache import PairCache, cache_bytes, choose_cache, place_cache
+from p2p.training.upload import UPLOADS, Upload
 from p2p.training.worker import _memory_advice
 
 SIZE, PAIRS, HELD_OUT = 16, 11, 3
@@ -125,7 +125,7 @@ def test_pairs_that_are_larger_than_their_part_says_are_refused_by_name(data):
 def test_blocks_of_large_pairs_hold_fewer_of_them(data):
     stream = stream_of(data, "host")
     large = replace(stream, train=replace(stream.train, largest_area=2**20))
-    assert (stream.block_pairs, large.block_pairs, replace(large, cache="none").block_pairs) == (128, 16, 128)
+    assert (stream.block_pairs, large.block_pairs, replace(large, cache="none").block_pairs) == (512, 16, 512)
     assert replace(large, train=replace(stream.train, largest_area=2**30)).block_pairs == 2
 
 
@@ -295,7 +295,7 @@ def card(monkeypatch) -> list[bool]:
 
 def test_a_gpu_gets_batches_on_a_stream_of_its_own_and_no_memory_is_written_before_its_step_is_done(card):
     upload = Upload(torch.device("cuda"))
-    assert feed_module._UPLOADS == 3
+    assert UPLOADS == 3
     batches = [[np.full(5, 10 * step + row, np.uint8) for row in range(2 if step < 5 else 1)] for step in range(6)]
     kept = []
     for step, batch in enumerate(batches):

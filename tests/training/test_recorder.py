@@ -10,6 +10,7 @@ from p2p.data.augment import CropSettings
 from p2p.data.description import DataRecord
 from p2p.data.pairs import open_pairs
 from p2p.data.stream import PairStream
+from p2p.errors import LeaseLostError
 from p2p.model.checkpoint import load_generator
 from p2p.model.pix2pix import Pix2Pix
 from p2p.training import TrainConfig
@@ -57,6 +58,19 @@ def test_a_checkpoint_within_an_epoch_is_the_best_only_where_nothing_is_validate
     assert folder.latest()["checkpoint"] == "checkpoints/epoch_0002_step_00000007"
     assert folder.best()["checkpoint"] == ("checkpoints/epoch_0001" if validated else folder.latest()["checkpoint"])
     assert load_generator(f"{tmp_path}#epoch_0001_step_00000002").config.ngf == 4
+
+
+def test_workers_that_were_replaced_while_they_stood_still_set_nothing_back(tmp_path, recorder_of):
+    """A node that is cut off from Ray still reaches the storage."""
+    folder = RunFolder(str(tmp_path))
+    with closing(recorder_of(validated=False)) as cut_off, closing(recorder_of(validated=False)) as recorder:
+        for epoch in (1, 2, 3):
+            recorder.save(row(epoch, 2 * epoch), Position(epoch, step=2 * epoch))
+        weights = (tmp_path / "checkpoints" / "epoch_0002" / "generator.safetensors").stat().st_mtime_ns
+        with pytest.raises(LeaseLostError, match="have saved step 6 already, these are at 4"):
+            cut_off.save(row(2, 4), Position(2, step=4))
+    assert folder.latest()["epoch"] == 3
+    assert (tmp_path / "checkpoints" / "epoch_0002" / "generator.safetensors").stat().st_mtime_ns == weights
 
 
 def test_the_page_shows_the_run_so_far_and_costs_a_small_share_of_the_time(tmp_path, recorder_of, monkeypatch):

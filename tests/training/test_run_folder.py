@@ -1,3 +1,5 @@
+import contextlib
+import functools
 import resource
 
 import pytest
@@ -6,7 +8,7 @@ from p2p.errors import StorageError
 from p2p.model.checkpoint import load_generator, load_trainer, save_checkpoint
 from p2p.model.config import ModelConfig
 from p2p.model.pix2pix import Pix2Pix
-from p2p.storage.filesystems import exists, write_json
+from p2p.storage.filesystems import exists, remove, write_json
 from p2p.training.position import Position
 from p2p.training.run_folder import RunFolder
 
@@ -36,6 +38,18 @@ def test_pruning_never_takes_the_best_or_the_latest(tmp_path, keep):
         for entry in (folder.best(), folder.latest()):
             assert entry is None or entry["checkpoint"].removeprefix("checkpoints/") in present
     assert checkpoints(tmp_path) == ["epoch_0002", *(f"epoch_{epoch:04d}" for epoch in range(8 - keep, 8))]
+
+
+def test_a_checkpoint_that_is_removed_in_part_is_none(tmp_path, monkeypatch):
+    """Readers of a run that goes on must not take what is left of it for whole."""
+    folder = RunFolder(str(tmp_path))
+    for epoch in (1, 2):
+        save(folder, tmp_path, epoch, best=epoch == 2, keep=0)
+    (tmp_path / "checkpoints" / "epoch_0001" / "generator.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr("p2p.training.run_folder.remove", functools.partial(remove_until, "epoch_0001"))
+    with pytest.raises(KeyboardInterrupt):
+        folder.publish("checkpoints/epoch_0002", row(2), is_best=True, keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints" / "epoch_0001").iterdir()] == ["generator.safetensors"]
 
 
 def test_zero_keeps_every_checkpoint(tmp_path):
@@ -92,6 +106,27 @@ def test_deleting_a_run_leaves_other_files_alone(tmp_path):
     folder.delete()
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert folder.config() is None
+
+
+def test_a_run_that_was_deleted_in_part_is_a_run_to_be_deleted(tmp_path, monkeypatch):
+    """What is left of it must not be taken for the next run's."""
+    folder = RunFolder(str(tmp_path))
+    folder.start({"seed": 1})
+    save(folder, tmp_path, 1, best=True, keep=3)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    for name in names:  # killed before any one of them
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr("p2p.training.run_folder.remove", functools.partial(remove_until, name))
+            folder.delete()
+        assert folder.config() == {"seed": 1} or not list(tmp_path.iterdir())
+    folder.delete()
+    assert not list(tmp_path.iterdir())
+
+
+def remove_until(name: str, uri: str) -> None:
+    if uri.endswith(f"/{name}"):
+        raise KeyboardInterrupt
+    remove(uri)
 
 
 def test_a_run_that_goes_on_is_no_longer_finished(tmp_path):

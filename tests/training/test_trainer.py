@@ -14,11 +14,11 @@ from p2p.model.cuda_graphs import RecordedCall
 from p2p.model.pix2pix import Pix2Pix
 from p2p.training import TrainConfig
 from p2p.training import trainer as trainer_module
-from p2p.training.feed import _UPLOADS
 from p2p.training.gpu_meter import GpuMeter
 from p2p.training.position import Position
 from p2p.training.run_folder import RunFolder
 from p2p.training.trainer import Trainer
+from p2p.training.upload import UPLOADS
 
 READS_BACK = ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "_is_all_true", "_is_any_true")
 """Operators that wait for the device, since Python needs their value."""
@@ -309,8 +309,8 @@ def test_waiting_for_a_slow_gpu_is_not_taken_for_waiting_for_data(tmp_path, monk
             clock[0] += 0.5
             used.append(Event())  # as `Upload` waits before it overwrites a batch
             used[-1].record()
-            if len(used) >= _UPLOADS:
-                used[-_UPLOADS].synchronize()
+            if len(used) >= UPLOADS:
+                used[-UPLOADS].synchronize()
             yield batch
 
     trained = trainer_of(config(tmp_path))

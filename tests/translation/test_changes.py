@@ -29,12 +29,12 @@ Images = dict[str, bytes]
 
 
 @pytest.fixture
-def translate(checkpoint_of_64: str) -> Callable[..., dict[str, Any]]:
+def translate(checkpoint: str) -> Callable[..., dict[str, Any]]:
     def translate(
         source: Path | str, output: Path | str, work: Any = in_this_process, **options: Any
     ) -> dict[str, Any]:
         config = TranslateConfig(
-            checkpoint=checkpoint_of_64, source=str(source), output=str(output), precision="fp32", **options
+            checkpoint=checkpoint, source=str(source), output=str(output), precision="fp32", **options
         )
         return run(config, lambda _: nullcontext(work))
 

@@ -60,7 +60,7 @@ def dangerous(decode: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def test_inputs_that_end_their_process_fail_and_the_others_do_not(
-    tmp_path: Path, checkpoint_of_64: str, make_image: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "in"
     source.mkdir()
@@ -72,7 +72,7 @@ def test_inputs_that_end_their_process_fail_and_the_others_do_not(
     monkeypatch.setattr(codec, "decode", dangerous(codec.decode))
     monkeypatch.setattr(actor, "DECODE_SECONDS", 0.5)
     config = TranslateConfig(
-        checkpoint=checkpoint_of_64, source=str(source), output=str(output), precision="fp32", max_bad_fraction=1.0
+        checkpoint=checkpoint, source=str(source), output=str(output), precision="fp32", max_bad_fraction=1.0
     )
     summary = run(config, lambda _: nullcontext(in_processes))
     assert (summary["translated"], summary["failed"]) == (7, 2)
@@ -88,7 +88,7 @@ def test_inputs_that_end_their_process_fail_and_the_others_do_not(
 @pytest.mark.parametrize("fatal_row", [0, 5])
 def test_a_row_group_whose_read_crashes_costs_the_rows_that_cannot_be_reached(
     tmp_path: Path,
-    checkpoint_of_64: str,
+    checkpoint: str,
     make_image: Callable[..., bytes],
     monkeypatch: pytest.MonkeyPatch,
     fatal_row: int,
@@ -120,7 +120,7 @@ def test_a_row_group_whose_read_crashes_costs_the_rows_that_cannot_be_reached(
 
     monkeypatch.setattr(pq.ParquetFile, "__init__", remember)
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
-    config = TranslateConfig(checkpoint=checkpoint_of_64, source=str(source), output=str(output), max_bad_fraction=1.0)
+    config = TranslateConfig(checkpoint=checkpoint, source=str(source), output=str(output), max_bad_fraction=1.0)
     summary = run(config, lambda _: nullcontext(in_processes))
     assert (summary["translated"], summary["failed"]) == (16 + fatal_row, 8 - fatal_row)
     ledger = [row for path in (output / "ledger").iterdir() for row in pq.read_table(path).to_pylist()]

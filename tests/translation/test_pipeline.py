@@ -50,8 +50,9 @@ class FakeJournal(InputFetcher, CrashRecord):
     def may_publish(self, shard: int) -> bool:
         return True
 
-    def finish_shard(self, shard: int, rows: object, record: CrashRecord) -> None:
+    def finish_shard(self, shard: int, rows: object, record: CrashRecord) -> bool:
         self.events.append(("publish", self.in_hand))
+        return True
 
     def start_read(self, position: int) -> bool:
         self.in_hand = position

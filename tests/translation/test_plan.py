@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from p2p.errors import UsageError
+from p2p.errors import LeaseLostError, UsageError
+from p2p.storage.filesystems import write_json
+from p2p.storage.lease import Fence, Lease
 from p2p.translation.corpus.inputs import Input
-from p2p.translation.plan.files import read_inputs
+from p2p.translation.plan import plan
+from p2p.translation.plan.files import plan_uris, read_inputs
 from p2p.translation.plan.plan import extend_plan, load_plan
 from p2p.translation.sinks.images import ImagesSink
 
@@ -42,11 +46,11 @@ def numbered(start: int, stop: int, size: int = 0) -> list[Input]:
 
 
 def planned(output: Path, inputs: list[Input], limit: int = 0, smallest: int = 1) -> list[list[Input]]:
-    plan = extend_plan(str(output), Listing(inputs, smallest), Ids(), limit)
-    assert load_plan(str(output)) == plan
-    assert [shard.index for shard in plan.shards] == list(range(len(plan.shards)))
-    shards = [read_inputs(shard) for shard in plan.shards]
-    assert [len(shard) for shard in shards] == [shard.rows for shard in plan.shards]
+    made = extend_plan(str(output), Listing(inputs, smallest), Ids(), limit)
+    assert load_plan(str(output)) == made
+    assert [shard.index for shard in made.shards] == list(range(len(made.shards)))
+    shards = [read_inputs(shard) for shard in made.shards]
+    assert [len(shard) for shard in shards] == [shard.rows for shard in made.shards]
     return shards
 
 
@@ -69,6 +73,55 @@ def test_new_inputs_are_appended_and_old_shards_never_change(tmp_path: Path) -> 
     after = planned(tmp_path, numbered(50, 260))
     assert after[: len(before)] == before
     assert sorted(item for shard in after for item in shard) == numbered(50, 260)
+
+
+@pytest.mark.parametrize("is_taken_over", [False, True])
+def test_an_attempt_that_is_interrupted_leaves_no_plan_unless_it_is_another_jobs_by_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_taken_over: bool
+) -> None:
+    """The other goes on from what it found; losing the lease interrupts as Control-C does."""
+    monkeypatch.setattr(plan, "_SHARDS_PER_PART", 2)
+    monkeypatch.setattr(plan, "_CHUNK_ROWS", 16)
+    fence = Fence(str(tmp_path), Lease(job="translate", host="", pid=1, attempt=1, started=1.0, renewed=1.0))
+    write_json(f"{tmp_path}/lease.json", vars(fence.lease))
+    seen: list[str] = []
+
+    class Interrupted(Listing):
+        def items(self) -> Iterator[Input]:
+            yield from self.inputs
+            seen.extend(plan_uris(str(tmp_path)))
+            if is_taken_over:
+                write_json(f"{tmp_path}/lease.json", vars(dataclasses.replace(fence.lease, attempt=2, started=2.0)))
+            raise KeyboardInterrupt
+
+    with pytest.raises(LeaseLostError if is_taken_over else KeyboardInterrupt):
+        extend_plan(str(tmp_path), Interrupted(numbered(0, 100)), Ids(), fence=fence)
+    assert seen and plan_uris(str(tmp_path)) == (seen if is_taken_over else [])
+
+
+def test_a_file_that_an_older_attempt_adds_meanwhile_stands_in_the_way(tmp_path: Path) -> None:
+    """It was about to write it when it was stopped, and the next attempt has begun its listing before it went on."""
+
+    class Late(Listing):
+        def items(self) -> Iterator[Input]:
+            extend_plan(str(tmp_path), Listing(numbered(0, 5)), Ids())
+            yield from self.inputs
+
+    with pytest.raises(LeaseLostError, match="another job has written it meanwhile"):
+        extend_plan(str(tmp_path), Late(numbered(0, 9)), Ids())
+    assert [item for shard in load_plan(str(tmp_path)).shards for item in read_inputs(shard)] == numbered(0, 5)
+    assert len(planned(tmp_path, numbered(0, 9))) == 2
+
+
+def test_a_plan_of_which_a_file_is_lost_goes_on_after_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "_SHARDS_PER_PART", 2)
+    planned(tmp_path, numbered(0, 100))
+    uris = plan_uris(str(tmp_path))
+    Path(uris[0]).unlink()
+    lost = numbered(0, 100)[:16]
+    found = [item for shard in extend_plan(str(tmp_path), Listing(lost), Ids()).shards for item in read_inputs(shard)]
+    assert sorted(found) == numbered(0, 100)
+    assert len(plan_uris(str(tmp_path))) == len(uris) and uris[0] not in plan_uris(str(tmp_path))
 
 
 def test_a_limit_takes_the_first_of_the_listing(tmp_path: Path) -> None:

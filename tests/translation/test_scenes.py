@@ -64,7 +64,7 @@ class Identity:
 
 
 @pytest.fixture
-def translate(checkpoint_of_64: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+def translate(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Translate with a network in place of the checkpoint's own; None: with that."""
     load = actor.load_engine
 
@@ -80,7 +80,7 @@ def translate(checkpoint_of_64: str, monkeypatch: pytest.MonkeyPatch) -> Callabl
         monkeypatch.setattr(actor, "load_engine", (lambda _: (network, model)) if network else load)
         options = {"precision": "fp32", "tile_size": 64, "overlap": 16, "max_bad_fraction": 1.0, **options}
         config = TranslateConfig(
-            checkpoint=checkpoint_of_64, source=str(source), output=str(output), format="geotiff", **options
+            checkpoint=checkpoint, source=str(source), output=str(output), format="geotiff", **options
         )
         return run(config, lambda _: nullcontext(do))
 
@@ -267,11 +267,11 @@ def _round_trip(
 
 @pytest.mark.parametrize("overlap", [16, 40])
 def test_a_scene_in_sections_has_the_bits_of_the_whole_image(
-    overlap: int, tmp_path: Path, translate: Any, checkpoint_of_64: str, small_sections: Any
+    overlap: int, tmp_path: Path, translate: Any, checkpoint: str, small_sections: Any
 ) -> None:
     data = picture(333, 150)
     source = write(tmp_path / "in" / "a.tif", data, **UTM, **TILED)
-    whole = Translator(checkpoint_of_64, precision="fp32", tile_size=64, overlap=overlap)(np.moveaxis(data, 0, 2))
+    whole = Translator(checkpoint, precision="fp32", tile_size=64, overlap=overlap)(np.moveaxis(data, 0, 2))
     small_sections(16, 64)
     translate(source, tmp_path / "out", overlap=overlap)
     with rasterio.open(tmp_path / "out" / "scenes" / "a.tif") as file:
@@ -750,13 +750,11 @@ def test_the_worst_scene_decides_whether_seams_are_too_visible(
     assert translate(tmp_path / "in", tmp_path / "out", Identity(), max_seam=score)["skipped"] == 2
 
 
-def test_a_dry_run_counts_the_parts_of_scenes_and_writes_nothing(
-    tmp_path: Path, checkpoint_of_64: str, run_cli: Any
-) -> None:
+def test_a_dry_run_counts_the_parts_of_scenes_and_writes_nothing(tmp_path: Path, checkpoint: str, run_cli: Any) -> None:
     write(tmp_path / "in" / "a.tif", picture(200, 90), **UTM)
     write(tmp_path / "in" / "b.tif", picture(2100, 70), nodata=20, **UTM)
     (tmp_path / "in" / "c.tif").write_bytes(b"no TIFF")
-    words = ["--checkpoint", checkpoint_of_64, "--source", tmp_path / "in", "--output", tmp_path / "out"]
+    words = ["--checkpoint", checkpoint, "--source", tmp_path / "in", "--output", tmp_path / "out"]
     words += ["--format", "geotiff", "--tile-size", 64, "--overlap", 16, "--gpu", "false", "--dry-run"]
     outcome = run_cli(TranslateConfig, translate_job, *words)
     assert outcome.status == 0, outcome.stderr

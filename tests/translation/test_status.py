@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from contextlib import nullcontext
 from datetime import datetime
@@ -12,14 +15,15 @@ from typing import Any
 import pytest
 from conftest import in_this_process
 
-from p2p.storage.lease import hold_lease
+from p2p.storage.filesystems import write_json
+from p2p.storage.lease import hold_lease, read_lease
 from p2p.translation import TranslateConfig
 from p2p.translation.job import run
 from p2p.translation.status import StatusConfig, status
 
 
 @pytest.fixture
-def output(tmp_path: Path, checkpoint_of_64: str, make_image: Any, s3: Any, request: Any) -> str:
+def output(tmp_path: Path, checkpoint: str, make_image: Any, s3: Any, request: Any) -> str:
     """24 images in three shards, one of them bad, translated; the ledgers ten seconds apart."""
     source = tmp_path / "in"
     source.mkdir()
@@ -28,7 +32,7 @@ def output(tmp_path: Path, checkpoint_of_64: str, make_image: Any, s3: Any, requ
     (source / "bad.png").write_bytes(b"no image")
     where = getattr(request, "param", None)
     output = s3.uri("out") if where == "s3" else str(tmp_path / "out")
-    config = TranslateConfig(checkpoint=checkpoint_of_64, source=str(source), output=output, max_bad_fraction=1.0)
+    config = TranslateConfig(checkpoint=checkpoint, source=str(source), output=output, max_bad_fraction=1.0)
     run(config, lambda _: nullcontext(in_this_process))
     if where != "s3":
         now = time.time()
@@ -66,17 +70,25 @@ def test_work_that_goes_on_has_an_eta_and_work_that_ended_has_none(output: str) 
     assert finished == pytest.approx(ledgers[-2].stat().st_mtime, abs=1.5)
 
 
+@pytest.mark.parametrize("host", ["here", "elsewhere"])
 def test_a_job_that_was_killed_is_stopped_since_its_last_sign_of_life(
-    output: str, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+    output: str, host: str, run_cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in Path(output, "ledger").iterdir():
         path.unlink()
-    with hold_lease(output, "output", "translate") as fence:
-        monkeypatch.setattr("p2p.translation.status.EXPIRY_SECONDS", 0.0)  # as if it had not renewed it for a minute
-        outcome = run_cli(StatusConfig, status, output)
+    work = f"with hold_lease({output!r}, 'output', 'translate'): os.kill(os.getpid(), signal.SIGKILL)"
+    code = f"import os, signal\nfrom p2p.storage.lease import hold_lease\n{work}"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    left = read_lease(output)
+    assert left
+    if host == "elsewhere":  # a machine that can be asked nothing
+        write_json(f"{output}/lease.json", {**vars(left), "host": "another"})
+        assert status(StatusConfig(output=output))["state"] == "working"
+        monkeypatch.setattr("p2p.storage.lease.EXPIRY_SECONDS", 0.0)  # as if a minute had gone by
+    outcome = run_cli(StatusConfig, status, output)
     found = outcome.summary
     assert (found["state"], found["done"], found["left"]) == ("stopped", 0, 24)
-    assert datetime.fromisoformat(found["stopped_since"]).timestamp() == pytest.approx(fence.lease.renewed, abs=10)
+    assert datetime.fromisoformat(found["stopped_since"]).timestamp() == pytest.approx(left.renewed, abs=1.5)
     assert f"nobody works on it since {found['stopped_since']}" in outcome.stderr
 
 

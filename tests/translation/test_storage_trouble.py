@@ -169,7 +169,7 @@ def images() -> int:
 
 @pytest.fixture
 def translate(
-    s3: Any, proxy: Proxy, checkpoint_of_64: str, make_image: Callable[..., bytes], images: int
+    s3: Any, proxy: Proxy, checkpoint: str, make_image: Callable[..., bytes], images: int
 ) -> Callable[..., dict[str, Any]]:
     """Translates so many images from the bucket to the bucket."""
     for number, name in enumerate(names(images)):
@@ -177,7 +177,7 @@ def translate(
 
     def translate(**options: Any) -> dict[str, Any]:
         config = TranslateConfig(
-            checkpoint=checkpoint_of_64, source=s3.uri("in"), output=s3.uri("out"), precision="fp32", **options
+            checkpoint=checkpoint, source=s3.uri("in"), output=s3.uri("out"), precision="fp32", **options
         )
         return run(config, lambda _: nullcontext(in_this_process))
 

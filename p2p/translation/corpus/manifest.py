@@ -31,7 +31,15 @@ MAX_LINE_BYTES = 64 * 2**10
 _MAX_LINES_KEPT = 4096
 _MAX_SKIPPED = 2**20  # positions, which are bytes of text and rows of Parquet; farther ahead, the file is opened again
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+_MAX_CHARACTER = 2  # bytes of a carriage return
+# A carriage return that is the last that has been read may be half of an end.
+_LINE_ENDS = {
+    "utf-8": re.compile(rb"\n|\r(?:\n|(?=[^\n]))"),
+    "utf-16-le": re.compile(rb"\n\0|\r\0(?:\n\0|(?=..))", re.DOTALL),
+    "utf-16-be": re.compile(rb"\0\n|\0\r(?:\0\n|(?=..))", re.DOTALL),
+}
 _DELIMITERS = ",;\t|"
+_SEPARATOR_LINE = re.compile(r"sep=([^\"\r\n])\s*", re.IGNORECASE)  # by which Excel opens a table, whatever the country
 _BASE64_IMAGE = re.compile(r"data:image/|/9j/|iVBORw0KGgo|UklGR|R0lGOD")
 _NOT_ADDRESSES = {
     re.compile(r"[\[{]\s*([\"\[{]|$)"): "JSON",
@@ -47,6 +55,8 @@ class _Entry(NamedTuple):
     address: str
     image_id: str = ""
     problem: str = ""
+    line: int = 0
+    """Its number for people, from 1, where all of the manifest is read."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +75,17 @@ class ManifestCorpus:
         goes into the plan (`SignedAddresses` finds it again), and its query is masked.
         """
         refused: set[str] = set()
-        for number, entry in enumerate(self.entries(), 1):
+        for entry in self.entries():
             address = quote_gaps(entry.address)
             try:
                 if entry.problem:
                     raise BadInputError("BadAddress", entry.problem)
                 whole = self.rules.resolve(address)
             except BadInputError as error:
-                shown = redact(address) or f"line {number}"
+                shown = redact(address) or f"line {entry.line}"
                 image_id = entry.image_id or _id_of(shown)
                 if image_id in refused:  # the same line once more, which must not end the job either
-                    image_id = f"{image_id} (line {number})"
+                    image_id = f"{image_id} (line {entry.line})"
                 refused.add(image_id)
                 yield Input(image_id, shown, row=DAMAGED, reason=printable(f"{error.kind}: {error}"))
                 continue
@@ -114,7 +124,7 @@ class ManifestCorpus:
                 position, text, problem = line
                 address = _address_in(text)
                 if problem or address:
-                    yield _Entry(position, address, problem=problem)
+                    yield _Entry(position, address, problem=problem, line=lines.number)
 
     def _csv_entries(self, start: int) -> Iterator[_Entry]:
         with self._open() as file:
@@ -126,7 +136,7 @@ class ManifestCorpus:
                     lines = _Lines(file, self.uri, start)
                 rows = csv.reader(lines, delimiter=delimiter)
                 while True:
-                    position = lines.position
+                    position, line = lines.position, lines.number + 1
                     row = next(rows, None)
                     if row is None:
                         return
@@ -136,6 +146,7 @@ class ManifestCorpus:
                             position,
                             named.get(address, "").strip(),
                             named.get(image_id, "").strip() if image_id else "",
+                            line,
                         )
             except csv.Error as error:
                 raise ConfigError("source", f"{self.uri}: line {lines.number} is not CSV: {error}") from None
@@ -154,7 +165,7 @@ class ManifestCorpus:
             for batch in read_text(self.uri, columns, MAX_LINE_BYTES, groups):
                 for address, image_id in zip(batch[0], batch[-1], strict=True):
                     if number >= start:
-                        yield _entry(number, address, image_id if columns[1:] else "")
+                        yield _entry(number, address, image_id if columns[1:] else "", number + 1)
                     number += 1
         except DamagedFileError as error:
             hint = "; if they are images in base64, write them as bytes" if "have more than" in str(error) else ""
@@ -192,8 +203,9 @@ class SignedAddresses:
         return None
 
 
-def _entry(position: int, address: str | None, image_id: str | None) -> _Entry:
-    return _Entry(position, address or "", image_id or "", "" if address else "there is no address in this line")
+def _entry(position: int, address: str | None, image_id: str | None, line: int) -> _Entry:
+    problem = "" if address else "there is no address in this line"
+    return _Entry(position, address or "", image_id or "", problem, line)
 
 
 def _id_of(address: str) -> str:
@@ -236,15 +248,18 @@ def _address_in(line: str) -> str:
 
 def _read_header(lines: _Lines) -> tuple[list[str], str]:
     """The names of a table's columns, and what separates them. Raises csv.Error."""
-    line = next(lines, "")
-    tables = [(next(csv.reader([line], delimiter=delimiter), []), delimiter) for delimiter in _DELIMITERS]
+    line, delimiters = next(lines, ""), _DELIMITERS
+    if asked := _SEPARATOR_LINE.fullmatch(line):
+        line, delimiters = next(lines, ""), asked[1]
+    tables = [(next(csv.reader([line], delimiter=delimiter), []), delimiter) for delimiter in delimiters]
     known = (table for table in tables if any(_find(table[0], name) for name in ADDRESS_COLUMNS))
     return next(known, tables[0])
 
 
 class _Lines:
-    """The lines of a text file, none of them longer than 64 KiB, and where each begins. The text is UTF-8, or UTF-16 as
-    spreadsheets write it, with a byte order mark or without.
+    """The lines of a text file, none of them longer than 64 KiB, and where each begins. They end as those of any system
+    do, with a line feed, a carriage return, or both. The text is UTF-8, or UTF-16 as spreadsheets write it, with a byte
+    order mark or without.
     """
 
     def __init__(self, file: IO[bytes], uri: str, start: int = 0) -> None:
@@ -254,18 +269,20 @@ class _Lines:
         self.position = max(start, mark)
         """Of the next line, in bytes."""
         self._file.seek(self.position)
+        self._data, self._at = b"", 0  # what has been read of the file, and where in it the next line begins
         self.number = 0
         """Of the last line."""
 
     def read(self) -> tuple[int, str, str] | None:
         """Position, text, and what is wrong with the line; None at the end. Raises ConfigError if this is not text."""
-        position, data = self.position, self._read_line(MAX_LINE_BYTES + 1)
+        position, (data, is_whole) = self.position, self._read_line()
         if not data:
             return None
         self.position += len(data)
         self.number += 1
         if len(data) > MAX_LINE_BYTES:
-            while not data.endswith(b"\n") and (data := self._file.readline(MAX_LINE_BYTES)):
+            while not is_whole:
+                data, is_whole = self._read_line()
                 self.position += len(data)
             return position, "", f"the line has more than {MAX_LINE_BYTES} bytes"
         try:
@@ -275,21 +292,29 @@ class _Lines:
                 raise ConfigError("source", f"{self._uri}: not a text file in UTF-8") from None
             return position, "", f"the line is not text in {self._encoding.upper()}, in which a list must be saved"
 
-    def _read_line(self, limit: int) -> bytes:
-        """Bytes up to a line feed, which has two of them in UTF-16, or up to `limit`."""
-        data = self._file.readline(limit)
-        if self._encoding == "utf-8":
-            return data
-        while data and len(data) < limit:
-            if len(data) % 2:
-                data += self._file.read(1)
-            if data[-2:].decode(self._encoding, "replace") == "\n":
-                break
-            more = self._file.readline(limit - len(data))
+    def _read_line(self) -> tuple[bytes, bool]:
+        """The bytes of the next line, and whether that is all of it: of a longer one more than 64 KiB."""
+        is_whole = True
+        while not (end := self._end_of_line()):
+            has_room = len(self._data) - self._at <= MAX_LINE_BYTES + _MAX_CHARACTER
+            more = self._file.read(MAX_LINE_BYTES) if has_room else b""
             if not more:
+                # The last of many characters may be the first half of an end.
+                end, is_whole = len(self._data) - (0 if has_room else _MAX_CHARACTER), has_room
                 break
-            data += more
-        return data
+            self._data, self._at = self._data[self._at :] + more, 0
+        line, self._at = self._data[self._at : end], end
+        return line, is_whole
+
+    def _end_of_line(self) -> int:
+        """Where the line that begins at `_at` ends; 0 if that is not read yet."""
+        ends, start = _LINE_ENDS[self._encoding], self._at
+        while found := ends.search(self._data, start):
+            # Of two bytes each, characters begin at even places: those of others may look like an end, one half each.
+            if self._encoding == "utf-8" or (found.start() - self._at) % 2 == 0:
+                return found.end()
+            start = found.start() + 1
+        return 0
 
     def __iter__(self) -> _Lines:
         return self

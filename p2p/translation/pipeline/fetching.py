@@ -24,6 +24,7 @@ from p2p.errors import (
 from p2p.storage.bounded import DEFAULT_MAX_BYTES, check_bytes, read_limited, require_regular_file
 from p2p.storage.error_mapping import storage_errors
 from p2p.storage.filesystems import is_remote, open_filesystem
+from p2p.storage.formats import SUFFIXES
 from p2p.storage.names import printable
 from p2p.storage.parquet import open_parquet, read_cells
 from p2p.storage.parquet_columns import path_of_bytes
@@ -47,7 +48,10 @@ _HINTS = {
     **dict.fromkeys(("*", "?", "{"), "; patterns are not followed"),
     "$": "; names of the environment are not replaced",
     ":/": "; addresses of the web and of object storage begin like https:// and s3://",
-    **dict.fromkeys((", ", ";", "|"), "; what follows an address in a line stands behind a tab, or the list is a .csv"),
+    **dict.fromkeys(
+        (", ", ";", "|", *(f"{ending} " for ending in SUFFIXES)),
+        "; what follows an address in a line stands behind a tab, or the list is a .csv",
+    ),
 }
 """For a file that is not there, by what its path holds."""
 FETCH_FAILED = "FetchFailed"

@@ -255,7 +255,6 @@ class Pipeline:
             return shard.report
         shard.report.output_bytes = shard.writer.publish()
         rows = [row for row in shard.rows if row is not None]
-        self._journal.finish_shard(shard.report.shard, rows, shard.record)
-        shard.report.finished = True
+        shard.report.finished = self._journal.finish_shard(shard.report.shard, rows, shard.record)
         shard.report.seconds["publish"] += time.perf_counter() - started
         return shard.report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from p2p.translation.corpus.inputs import Input
 from p2p.translation.sinks.records import OutputNames
 
 FOLDER = "manifest"
+_NAME = re.compile(r"part-(\d+)\.parquet")
 MANIFEST_SCHEMA = pa.schema(
     [
         ("shard", pa.int32()),
@@ -77,6 +79,12 @@ def hash_id(text: str) -> int:
 def plan_uri(output: str, number: int) -> str:
     """The address of one file of the plan."""
     return join(output, FOLDER, f"part-{number:05d}.parquet")
+
+
+def next_number(uris: Sequence[str]) -> int:
+    """Of the file that comes after these of a plan, though some may be lost."""
+    names = [_NAME.fullmatch(uri.rpartition("/")[2]) for uri in uris]
+    return 1 + max((int(name[1]) for name in names if name), default=-1)
 
 
 def plan_uris(output: str) -> list[str]:

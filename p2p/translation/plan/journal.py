@@ -41,8 +41,10 @@ class ShardJournal(Protocol):
         Raises LeaseLostError where another job writes the output now.
         """
 
-    def finish_shard(self, shard: int, rows: Sequence[LedgerRow], record: CrashRecord) -> None:
-        """Called, in a thread, with the rows of all inputs when every output of the shard is in place."""
+    def finish_shard(self, shard: int, rows: Sequence[LedgerRow], record: CrashRecord) -> bool:
+        """Called, in a thread, with the rows of all inputs when every output of the shard is in place. False if another
+        process has finished it meanwhile. Raises LeaseLostError as `may_publish` does.
+        """
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,10 @@ class OutputJournal:
             self.fence.check()
         return not exists(ledger_uri(self.output, shard))
 
-    def finish_shard(self, shard: int, rows: Sequence[LedgerRow], record: CrashRecord) -> None:
+    def finish_shard(self, shard: int, rows: Sequence[LedgerRow], record: CrashRecord) -> bool:
         """Write the ledger: from now on the shard is done."""
-        write_ledger(self.output, shard, rows)
+        if self.fence:
+            self.fence.check()  # putting outputs in place has taken a while
+        is_first = write_ledger(self.output, shard, rows)
         record.remove()
+        return is_first

@@ -35,6 +35,7 @@ from p2p.translation.plan.files import (
     PlanFile,
     Shard,
     hash_id,
+    next_number,
     plan_uri,
     plan_uris,
     read_plan_file,
@@ -83,7 +84,8 @@ def extend_plan(
     ConfigError, and leaves the plan as it was, if two inputs have one id, would be written under one name, or one would
     be written where another needs a folder.
     """
-    files = [read_plan_file(uri) for uri in plan_uris(output)]
+    uris = plan_uris(output)
+    files = [read_plan_file(uri) for uri in uris]
     is_resumed = bool(files)
     listing = _Listing(corpus, limit)
     changed: list[Input] = []
@@ -92,7 +94,8 @@ def extend_plan(
     try:
         groups = _groups(_unplanned(listing, files, changed, containers), corpus.min_shard_rows, sink.max_shard_rows)
         while some := list(islice(groups, _SHARDS_PER_PART)):
-            uri = plan_uri(output, len(files))
+            # Not by a new look: a file that comes from elsewhere meanwhile must stand in the way of this one.
+            uri = plan_uri(output, next_number(uris) + len(written))
             first = 1 + max((file.shards[-1].index for file in files if file.shards), default=-1)
             if fence:
                 fence.check()
@@ -106,9 +109,9 @@ def extend_plan(
             _require_unique(output, "name_hash", names, sink.name_of, _repeated_name)
             if sink.is_tree:
                 _require_no_file_is_a_folder(output, names, sink)
-    except LeaseLostError:  # these files may be the other job's by now
-        raise
     except BaseException:
+        if fence:
+            fence.check()  # else these files are the other job's by now
         for uri in written:
             remove(uri)
         raise

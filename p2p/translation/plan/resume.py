@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import itertools
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -38,12 +41,8 @@ SECTIONS_FOLDER = "work"
 """Sections of scenes that are not whole yet."""
 PREVIEWS_FOLDER = "previews"
 """What the report shows of scenes."""
-_WORK_FOLDERS = (
-    crash_records.FOLDER,
-    ledger.RETRY_FOLDER,
-    SECTIONS_FOLDER,
-    _WEIGHTS_FOLDER,
-)  # there only while work is going on
+_WORK_FOLDERS = (crash_records.FOLDER, ledger.RETRY_FOLDER, SECTIONS_FOLDER)  # there only while work is going on
+_PINNED = re.compile(r"[0-9a-f]{16}-.+")
 _FILES = (SETTINGS, "summary.json", "report.html")
 _REMOVERS = 16
 
@@ -133,28 +132,51 @@ def start_output(settings: Settings) -> None:
     write_json(join(settings.output, SETTINGS), settings.to_dict())
 
 
-def pin_weights(output: str, generator_uri: str) -> str:
-    """Keep the generator's file in `output` until the translation is finished, whatever happens to its run meanwhile.
+def pin_weights(output: str, checkpoint: str, generator_uri: str, *, may_link: bool) -> str:
+    """Keep the generator's file in `output` until the translation is finished, whatever happens to it meanwhile.
 
-    Returns its new address. On one disk it is a link, which takes no time and no room.
+    checkpoint: what the options name.
+    may_link: nothing writes into the file, so that on one disk a link, which takes no time and no room, is enough.
+
+    Returns its new address.
     """
-    pinned = join(output, _WEIGHTS_FOLDER, generator_uri.rpartition("/")[2])
-    if exists(pinned):
-        return pinned
+    folder = join(output, _WEIGHTS_FOLDER)
+    above, _, name = generator_uri.rpartition("/")
+    if above == folder and _PINNED.fullmatch(name):  # by an earlier attempt
+        return generator_uri
+    _unpin_weights(output)
+    pinned = join(folder, _pinned_prefix(checkpoint) + name)
     try:
-        if is_remote(output) or is_remote(generator_uri):
+        if not may_link or is_remote(output) or is_remote(generator_uri):
             raise OSError
-        os.makedirs(os.path.dirname(pinned), exist_ok=True)
+        os.makedirs(folder, exist_ok=True)
         os.link(generator_uri, pinned)
     except OSError:  # another disk, or one without links
         write_bytes(pinned, read_bytes(generator_uri))
     return pinned
 
 
-def find_pinned_weights(output: str) -> str | None:
-    """The generator's file that an unfinished translation began with, if it is there."""
-    names = list_names(join(output, _WEIGHTS_FOLDER))
-    return join(output, _WEIGHTS_FOLDER, names[0]) if names else None
+def find_pinned_weights(output: str, checkpoint: str) -> str | None:
+    """The generator's file of `checkpoint` that an unfinished translation began with, if it is there."""
+    if not exists_translation(output):
+        return None
+    folder, prefix = join(output, _WEIGHTS_FOLDER), _pinned_prefix(checkpoint)
+    return next((join(folder, name) for name in list_names(folder) if name.startswith(prefix)), None)
+
+
+def _unpin_weights(output: str) -> None:
+    """Remove what `pin_weights` has made; other files that lie there are somebody's."""
+    folder = join(output, _WEIGHTS_FOLDER)
+    for name in list_names(folder):
+        if _PINNED.fullmatch(name):
+            remove_file(join(folder, name))
+    if not is_remote(output):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+
+
+def _pinned_prefix(checkpoint: str) -> str:
+    return f"{hashlib.sha256(checkpoint.encode()).hexdigest()[:16]}-"
 
 
 def select_failed(corpus: Corpus, config: TranslateConfig, output: str) -> Corpus:
@@ -191,6 +213,7 @@ def remove_translation(output: str) -> None:
             list(pool.map(remove_file, (join(output, name) for name in names)))
     for folder in (*_WORK_FOLDERS, PREVIEWS_FOLDER, files.FOLDER):
         remove(join(output, folder))
+    _unpin_weights(output)
     if not is_remote(output):
         root = open_filesystem(output)[1]
         for top in _OUTPUT_FOLDERS:
@@ -204,9 +227,9 @@ def remove_translation(output: str) -> None:
 def remove_work_files(output: str, *, keep_weights: bool) -> None:
     """Remove what is there only while work is going on, if it no longer is. With a limit the rest is still to come."""
     finished = ledger.done_shards(output)
+    if not keep_weights:
+        _unpin_weights(output)
     for folder in _WORK_FOLDERS:
-        if folder == _WEIGHTS_FOLDER and keep_weights:
-            continue
         if finished.issuperset(shards_in(join(output, folder))):
             remove(join(output, folder))
 

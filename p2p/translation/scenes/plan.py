@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from p2p.errors import BadInputError
 from p2p.scenes.sections import section_count
+from p2p.storage.lease import Fence
 from p2p.storage.rasters import open_raster
 from p2p.translation.plan.files import Shard, read_inputs
 from p2p.translation.plan.resume import RemainingWork
@@ -18,17 +19,19 @@ log = logging.getLogger("p2p")
 _READERS = 16
 
 
-def cut_into_sections(output: str, left: RemainingWork) -> RemainingWork:
+def cut_into_sections(output: str, left: RemainingWork, fence: Fence | None) -> RemainingWork:
     """Read the header of every scene that is not done, and list the sections that are missing.
 
     A scene whose header cannot be read, and one of which only the end is missing, get one section, so that a process
-    looks at them. Raises StorageError.
+    looks at them. Raises StorageError, LeaseLostError.
     """
 
     def missing(shard: Shard) -> list[Shard]:
         (item,) = read_inputs(shard)
         try:
             with open_raster(address_of(item)) as raster:
+                if fence:
+                    fence.check()
                 forget_earlier(output, shard.index, raster)
                 if not raster.facts.is_georeferenced:
                     log.warning("%s: nothing says where it lies, and nothing will in its output", item.image_id)

@@ -159,10 +159,13 @@ class SceneTranslator:
         except BaseException:
             staged.discard()
             raise
+        self.check(task.shard)  # that has taken a while
         task.store.keep_preview(facts)
         row = LedgerRow(task.item.image_id, "translated", message=_describe(facts.holes), output_uri=uri)
-        write_ledger(self.settings.output, task.shard.index, [row])
+        is_first = write_ledger(self.settings.output, task.shard.index, [row])
         task.store.remove()
+        if not is_first:
+            raise _SceneOverError
         report = ShardReport(task.shard.index, finished=True, translated=1, output_bytes=size)
         report.seconds["assemble"] = time.perf_counter() - started
         return report

@@ -80,6 +80,7 @@ class _ImagesWriter:
         self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._waiting: deque[tuple[Future[Any], int]] = deque()
         self._waiting_bytes = self._written = 0
+        self._failed: list[str] = []
 
     def _uri(self, image_id: str) -> str:
         return join(self._output, FOLDER, image_name(image_id, self._extension))
@@ -97,9 +98,12 @@ class _ImagesWriter:
         return set(image_ids)  # their files stay where they are
 
     def fail(self, image_id: str) -> None:
-        self._waiting.append((self._pool.submit(remove_file, self._uri(image_id)), 0))
+        self._failed.append(image_id)
 
     def publish(self) -> int:
+        # What an earlier attempt may have left of failed images goes now: another process may have made them by then,
+        # and this one then publishes nothing.
+        self._waiting.extend((self._pool.submit(remove_file, self._uri(image_id)), 0) for image_id in self._failed)
         while self._waiting:
             self._take_first()
         self._pool.shutdown()
