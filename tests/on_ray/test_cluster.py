@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -362,15 +363,20 @@ def test_a_training_on_two_nodes_takes_the_steps_of_one_process_and_outlives_a_n
     submission = cluster.submission("jobs/train.py", "--data", data, "--output", run, *words)
     with cluster.start(*submission, **cluster.access()) as job:
         wait_until((run / "latest.json").exists, job)
-        trained_on = [node for node in NODES if cluster.workers_of(node, "RayTrainWorker")]
+        workers = {node: found for node in NODES if (found := cluster.workers_of(node, "RayTrainWorker"))}
+        for pid in itertools.chain(*workers.values()):  # lest it ends before the dashboard has answered
+            os.kill(pid, signal.SIGSTOP)
         [training] = cluster.ask("/api/train/v2/runs/v1")["train_runs"]
         datasets = cluster.ask(f"/api/data/datasets/{training['job_id']}")["datasets"]
         trainers = nodes_of(cluster, "actors", "class_name", "RayTrainWorker")
         wait_until(lambda: nodes_of(cluster, "tasks", "name", "MapBatches(PairStream._read_block)") - trainers, job)
-        for node in {*NODES} - {trained_on[1]}:
+        kept = [*workers][-1]
+        for node in {*NODES} - {kept}:
             cluster.kill(node)
+        for pid in workers[kept]:
+            os.kill(pid, signal.SIGCONT)
         said = finish(job)
-    assert len(trained_on) == len(trainers) == 2, "the workers shared a node"
+    assert len(workers) == len(trainers) == 2, "the workers shared a node"
     assert (training["name"], training["status"]) == (str(run).strip("/").replace("/", "-")[-100:], "RUNNING")
     assert [dataset["state"] for dataset in datasets if dataset["dataset"].startswith("train")] == ["RUNNING"], datasets
     assert "starting the workers again (1 of 3)" in said
