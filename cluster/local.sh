@@ -7,6 +7,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 home=${P2P_CLUSTER_HOME:-/tmp/p2p-cluster-$(id -u)} # short: Ray puts Unix sockets below it, whose paths are limited
 bin=${P2P_CLUSTER_BIN:-$root/.venv/bin}
+mark=$home/p2p-cluster # says that `up` made this folder, which only then is removed; locked while it is changed
 
 usage() {
   cat <<'TEXT'
@@ -16,7 +17,7 @@ cluster/local.sh status   what runs, and its resources
 cluster/local.sh env      the variables a shell needs: eval "$(cluster/local.sh env)"
 cluster/local.sh down     stop it and remove its folder
 
-P2P_CLUSTER_HOME  its folder (default /tmp/p2p-cluster-UID); another folder is another cluster
+P2P_CLUSTER_HOME  its folder (default /tmp/p2p-cluster-UID), new or empty; another folder is another cluster
 P2P_CLUSTER_BIN   where ray and python lie (default .venv/bin of this repository)
 P2P_CLUSTER_CPUS  logical CPUs of each node (default 4, or for a head alone this machine's if it has more)
 TEXT
@@ -34,6 +35,38 @@ require_own_home() {
   if [ -L "$home" ] || [ ! -d "$home" ] || [ ! -O "$home" ] || [ -n "$(find "$home" -maxdepth 0 -perm /022)" ]; then
     status=2 fail "$home is not a folder that you alone can write to; remove it, or set P2P_CLUSTER_HOME to another"
   fi
+}
+
+# Ends unless the folder is one that `up` made: somebody's files may lie in any other.
+require_marked_home() {
+  [ -e "$mark" ] || status=2 fail "$home holds files and no cluster that $0 started; set P2P_CLUSTER_HOME to another folder"
+}
+
+is_empty_home() {
+  local names
+  names=$(ls -A "$home") && [ -z "$names" ]
+}
+
+# Waits until no other command starts or stops this cluster, and keeps others waiting until this one ends. Returns
+# non-zero where the folder was removed meanwhile. Nothing that goes on running may inherit descriptor 9, the lock.
+lock_home() {
+  { exec 9<"$mark"; } 2>/dev/null || fail "$mark was removed, or cannot be read; try again"
+  if ! flock --nonblock 9; then
+    echo "waiting for another $0 to end" >&2
+    flock 9
+  fi
+  [ "$mark" -ef /proc/self/fd/9 ]
+}
+
+# Makes the folder where there is none, and locks it.
+own_home() {
+  while true; do
+    (umask 077 && mkdir -p "$home")
+    require_own_home
+    if is_empty_home; then (umask 077 && : >>"$mark"); fi
+    require_marked_home
+    if lock_home; then return; fi
+  done
 }
 
 # Prints one free loopback port for each preferred one, that one itself where it is free.
@@ -114,10 +147,12 @@ up() {
   local nodes=${1:-0}
   [[ $nodes =~ ^[0-9]{1,2}$ ]] || status=2 fail "up $nodes: the number of nodes is a whole number below 100"
   [ -x "$bin/ray" ] || status=2 fail "no ray in $bin; run make install first, or set P2P_CLUSTER_BIN"
-  if [ -e "$home/ports" ] && ! is_alive head; then
+  own_home
+  while [ -e "$home/ports" ] && ! is_alive head; do
     echo "the head was lost; starting anew" >&2
-    down
-  fi
+    stop
+    own_home
+  done
   if [ -e "$home/ports" ]; then
     echo "the head is up already; $0 down stops it" >&2
   else
@@ -130,7 +165,6 @@ up() {
 
 start_head() {
   (umask 077 && mkdir -p "$home/tmp")
-  require_own_home
   (umask 077 && "$bin/python" -c 'import secrets; print(secrets.token_hex(32))' >"$home/token")
   local ports cpus
   read -ra ports < <(free_ports 6390 8275 52390 52391 52392)
@@ -181,9 +215,9 @@ start() {
   # niceness of 15 workers would all but stand still beside a busy program. What killed jobs leave in TMPDIR goes with `down`.
   if ! PATH=$bin:$PATH TMPDIR=$home/tmp RAY_health_check_period_ms=1000 RAY_worker_niceness=0 RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$home/token P2P_CLUSTER_MARK="$home;$name;" \
     "$bin/ray" start "$@" --node-ip-address 127.0.0.1 --object-store-memory "$bytes" --disable-usage-stats \
-    >"$home/start.log" 2>&1 </dev/null; then
+    >"$home/start.log" 2>&1 </dev/null 9<&-; then
     cat "$home/start.log" >&2
-    down
+    stop
     fail "the Ray $name did not start"
   fi
   record
@@ -229,10 +263,18 @@ show_status() {
 }
 
 down() {
-  if [ ! -d "$home" ]; then
-    echo "nothing to stop"
-    return
-  fi
+  while [ -d "$home" ] && ! is_empty_home; do
+    require_marked_home
+    if lock_home; then
+      stop
+      return
+    fi
+  done
+  echo "nothing to stop"
+}
+
+# Stops what runs and removes the folder, which is locked.
+stop() {
   record
   local recorded alive
   mapfile -t recorded < <(sort -u "$home/processes")
@@ -245,6 +287,8 @@ down() {
       sleep 0.1
     done
   done
+  # The mark goes last: what is left after a kill can be removed by the same command.
+  find "$home" -mindepth 1 -maxdepth 1 ! -name "${mark##*/}" -exec rm -rf {} +
   rm -rf "$home"
   echo "stopped"
 }
