@@ -13,7 +13,8 @@ P2PError                          exit status 1
 │   └── CredentialsError          the credentials are missing, wrong or expired: nothing can be read or written
 ├── CheckpointError               a checkpoint cannot be read, or is of another kind
 ├── BadInputError                 one input of many is bad; becomes a row in `errors/` or `ledger/`
-├── TaskFailedError               a task cannot be done where it runs: its processes end at no input, or memory runs out
+├── TaskFailedError               a task cannot be done where it runs: its processes end at no input, or memory or open
+│                                 files run out
 ├── LeaseLostError                another job has taken over the output
 ├── ChildEndedError               a child process has ended before its work
 ├── TrainingStoppedError          training cannot go on (numbers no longer finite, too many lost workers)
@@ -215,7 +216,7 @@ class BadInputError(P2PError):
 
 
 class TaskFailedError(P2PError):
-    """A task's processes end again and again at no input in particular, or memory runs out."""
+    """A task's processes end again and again at no input in particular, or memory or open files run out."""
 
 
 class LeaseLostError(P2PError):

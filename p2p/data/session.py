@@ -64,9 +64,11 @@ def ray_session() -> Iterator[None]:
             _join_cluster(os.environ["RAY_ADDRESS"])
         else:
             others = _descendants([os.getpid()])
-            with _interrupted_afterwards():
-                _start_private()
-            own = dict(_descendants([os.getpid()]).items() - others.items())
+            try:
+                with _interrupted_afterwards():
+                    _start_private()
+            finally:  # of a start that fails, or is interrupted, a part may run already
+                own = dict(_descendants([os.getpid()]).items() - others.items())
         _take_termination_for_an_interrupt()
         yield
     finally:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from p2p.errors import CheckpointError, UsageError
 from p2p.model.config import RESNET_BLOCKS, UNET_DOWNS, GeneratorName, ModelConfig, NormName
+from p2p.model.cuda_graphs import is_out_of_memory
 
 Weights = Mapping[str, Tensor]
 
@@ -29,7 +30,7 @@ def read_pth(data: bytes, uri: str) -> dict[str, Tensor]:
     """The tensors of a file written by `torch.save(network.state_dict(), path)`, without unpickling code.
 
     Raises CheckpointError for other files, and for tensors that overlap so that they are larger than their storage:
-    copies of them could take any amount of memory.
+    copies of them could take any amount of memory. Raises MemoryError where there is too little for the file itself.
     """
     _require_uncompressed(data, uri)
     try:
@@ -42,7 +43,10 @@ def read_pth(data: bytes, uri: str) -> dict[str, Tensor]:
             "save only the weights: torch.save(net.state_dict(), path)"
         ) from None
     except Exception as error:  # torch's readers raise anything on damaged data
-        raise CheckpointError(f"{uri}: not a PyTorch file: {' '.join(str(error).split())[:200]}") from None
+        reason = " ".join(str(error).split())[:200]
+        if is_out_of_memory(error):
+            raise MemoryError(f"{uri}: out of memory: {reason}") from None
+        raise CheckpointError(f"{uri}: not a PyTorch file: {reason}") from None
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{uri}: expected the weights of one network by name, found {found or 'nothing'}")

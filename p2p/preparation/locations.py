@@ -121,7 +121,7 @@ def open_zip(file: IO[bytes], uri: str) -> zipfile.ZipFile:
     try:
         with storage_errors(uri):
             return zipfile.ZipFile(file)
-    except P2PError:
+    except (P2PError, MemoryError):
         raise
     except Exception as error:  # on a damaged list, zipfile raises anything
         reason = str(error) or type(error).__name__
@@ -196,6 +196,8 @@ class SourceReader:
             try:
                 with storage_errors(archive), self._zips[archive].open(info) as member:
                     return member.read(info.file_size + 1)  # it stops there, whatever the compressed bytes expand to
+            except MemoryError:
+                raise
             except Exception as error:  # on a damaged member, zipfile raises anything, and seeks anywhere
                 if isinstance(error, P2PError) and not isinstance(error, RefusedError):
                     raise

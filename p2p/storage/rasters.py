@@ -47,6 +47,8 @@ _OF_OTHER_INSTALLATIONS = ("PROJ_LIB", "PROJ_DATA", "GDAL_DATA", "GDAL_DRIVER_PA
 _DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 _HALF = "float16"  # rasterio reads it as float32 before its version 1.5
 _CONVERT = "gdal_translate -of COG IN OUT.tif"
+_NO_ROOM = "No space for data buffer"
+"""What libtiff says, and GDAL passes on as any error, where there is no memory for the bytes of a block."""
 
 
 @functools.cache
@@ -137,7 +139,7 @@ class Raster:
     def read(self, bands: list[int], window: Window) -> tuple[Array, Mask | None, Array | None]:
         """(h, w, C) pixels of `bands`, where they are valid (None: everywhere), and (h, w) alpha if there is one.
 
-        Raises StorageError, and BadInputError (DamagedBlock) for a block that cannot be decoded.
+        Raises StorageError, MemoryError, and BadInputError (DamagedBlock) for a block that cannot be decoded.
         """
         where = rasterio().windows.Window(*window)
         try:
@@ -155,7 +157,7 @@ class Raster:
                 else:
                     valid = self._dataset.dataset_mask(window=where) > 0
         except Exception as error:
-            self._file.raise_fault()
+            _raise_fault(self._file, error)
             raise BadInputError("DamagedBlock", f"{place_of(window)}: {_reason(error)}") from None
         if pixels.dtype.kind == "f":
             finite = np.isfinite(pixels).all(0)
@@ -191,8 +193,8 @@ def open_raster(uri: str, deadline: Deadline | None = None) -> Iterator[Raster]:
 
     Where there is a `deadline`, it holds for what GDAL does, and not while the storage is waited for.
 
-    Raises StorageError where the storage fails, UsageError without rasterio, and BadInputError: NotFound, Refused,
-    EmptyFile, NotAnImage, UnsupportedDriver, UnsupportedPixels, UnsupportedCompression, ForeignReference,
+    Raises StorageError where the storage fails, MemoryError, UsageError without rasterio, and BadInputError: NotFound,
+    Refused, EmptyFile, NotAnImage, UnsupportedDriver, UnsupportedPixels, UnsupportedCompression, ForeignReference,
     BlockTooLarge, TooWide, DamagedImage.
     """
     library = rasterio()
@@ -204,7 +206,7 @@ def open_raster(uri: str, deadline: Deadline | None = None) -> Iterator[Raster]:
             with library.Env(session=library.session.DummySession()):
                 dataset = library.open("scene.tif", driver="GTiff", opener=file.opener)
         except Exception as error:
-            file.raise_fault()
+            _raise_fault(file, error)
             raise _refusal(directories[0], error) from None
         with dataset:
             try:
@@ -213,7 +215,7 @@ def open_raster(uri: str, deadline: Deadline | None = None) -> Iterator[Raster]:
             except BadInputError:
                 raise
             except Exception as error:  # of metadata that rasterio cannot take
-                file.raise_fault()
+                _raise_fault(file, error)
                 raise BadInputError("DamagedImage", f"its metadata cannot be read: {_reason(error)}") from None
             yield raster
     finally:
@@ -341,10 +343,24 @@ def place_of(window: Window) -> str:
     return f"columns {left}..{left + width - 1}, rows {top}..{top + height - 1}"
 
 
+def _raise_fault(file: WatchedFile, error: Exception) -> None:
+    """Raise what is no fault of the raster: what the storage raised, or MemoryError."""
+    file.raise_fault()
+    for cause in _causes(error):
+        is_gdals = type(cause).__name__ == "CPLE_OutOfMemoryError" or _NO_ROOM in str(cause)
+        if is_gdals or isinstance(cause, MemoryError):
+            raise MemoryError(f"{file.uri}: out of memory: {_reason(cause)}") from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """`error`, which is rasterio's, and then what GDAL says, the first message last."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__
+
+
 def _reason(error: BaseException) -> str:
     """What GDAL says, of which rasterio's own sentence is the least telling part."""
-    told = [str(error)]
-    while error.__cause__ is not None:
-        error = error.__cause__
-        told.append(str(error))
-    return " ".join(told[-1].replace("scene.tif", "the file").split()) or type(error).__name__
+    *_, first = _causes(error)
+    return " ".join(str(first).replace("scene.tif", "the file").split()) or type(first).__name__

@@ -36,7 +36,7 @@ class WatchedFile:
         self.uri = uri
         self._deadline = deadline
         self._is_decoding = False
-        self._fault: P2PError | None = None
+        self._fault: P2PError | MemoryError | None = None
         self._file: IO[bytes] | None = None
         with file_errors(uri):
             filesystem, path = open_filesystem(uri)
@@ -68,7 +68,7 @@ class WatchedFile:
         try:
             with file_errors(self.uri):
                 return self.open()
-        except P2PError as error:
+        except (P2PError, MemoryError) as error:
             self.note(error)
             raise OSError(str(error)) from None
 
@@ -94,7 +94,7 @@ class WatchedFile:
         finally:
             self._deadline.__enter__()
 
-    def note(self, error: P2PError) -> None:
+    def note(self, error: P2PError | MemoryError) -> None:
         """Remember the first fault."""
         self._fault = self._fault or error
 
@@ -141,6 +141,6 @@ class _Opened(io.RawIOBase):
         try:
             with self._owner.waiting(), file_errors(self._owner.uri):
                 return call(*args)
-        except P2PError as error:
+        except (P2PError, MemoryError) as error:
             self._owner.note(error)
             raise OSError(str(error)) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -198,3 +199,34 @@ def test_no_process_of_a_private_ray_is_left(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _LINGERS], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert not Path(f"/proc/{done.stdout.strip()}").exists()
+
+
+_HALF_STARTED = """
+import contextlib, signal, subprocess, sys
+from p2p.data import session
+
+session._SECONDS_TO_EXIT = 0.0
+started = []
+
+def start():
+    started.append(subprocess.Popen(["sleep", "1000"]))
+    if sys.argv[1] == "refused":
+        raise session.P2PError("too busy")
+    signal.raise_signal(signal.SIGINT)
+
+session._start_private = start
+with contextlib.suppress(session.P2PError, KeyboardInterrupt), session.ray_session():
+    raise AssertionError("it has not started")
+try:
+    print(started[0].wait(timeout=30))
+finally:
+    started[0].kill()
+"""
+
+
+@pytest.mark.parametrize("how", ["refused", "interrupted"])
+def test_what_a_private_ray_has_started_before_its_start_failed_is_ended(how: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _HALF_STARTED, how], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, f"{-signal.SIGKILL}\n"), done.stderr

@@ -14,7 +14,7 @@ import pytest
 import tifffile
 
 from p2p.errors import BadInputError
-from p2p.storage import watched_file
+from p2p.storage import rasters, watched_file
 from p2p.storage.deadline import Deadline
 from p2p.storage.rasters import open_raster
 from p2p.storage.tiff_directories import read_directories
@@ -83,6 +83,55 @@ def test_tags_that_share_bytes_are_not_read_over_and_over() -> None:
     data += struct.pack("<H", count) + entries + bytes(4)
     with pytest.raises(BadInputError, match="share the same bytes"):
         read_directories(io.BytesIO(data), len(data))
+
+
+def test_too_little_memory_is_no_damage_of_a_block(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1, 4096, 4096), np.uint8)
+    path = write(tmp_path / "a.tif", noise, tiled=True, blockxsize=4096, blockysize=4096, compress="deflate", zlevel=1)
+    code = """
+import pathlib, resource, sys
+from p2p.storage.rasters import open_raster
+path, side, spare = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+with open_raster(path) as raster:
+    now = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + spare,) * 2)
+    try:
+        raster.read([1], (0, 0, side, side))
+    except MemoryError as error:
+        print("MemoryError", error)
+"""
+    # A block has 16.8 MB: too little for NumPy's array, for GDAL's block, and for what libtiff has read of it.
+    for side, spare in ((4096, 8_000_000), (8, 8_000_000), (8, 25_000_000)):
+        run = [sys.executable, "-c", code, str(path), str(side), str(spare)]
+        told = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+        assert told.startswith(f"MemoryError {path}: out of memory: ") and len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize("place", ["open", "RasterFacts"])
+def test_too_little_memory_to_open_a_raster_is_no_damage_of_it(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    path = write(tmp_path / "a.tif", np.ones((1, 8, 8), np.uint8))
+    monkeypatch.setattr(rasterio if place == "open" else rasters, place, fail)
+    with pytest.raises(MemoryError), open_raster(str(path)):
+        pass
+
+
+def test_too_little_memory_for_what_gdal_asks_for_is_no_damage_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.tif", np.random.default_rng(0).integers(0, 256, (1, 2048, 2048), np.uint8))
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with open_raster(str(path)) as raster:
+        monkeypatch.setattr(watched_file, "file_errors", fail)
+        with pytest.raises(MemoryError):
+            raster.read([1], (0, 1024, 2048, 1024))
 
 
 def test_a_storage_that_stalls_is_not_under_the_decoders_deadline(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
 import re
@@ -14,6 +15,7 @@ from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import aiohttp
 import botocore.retries.standard
 import pyarrow.parquet as pq
 import pytest
@@ -247,4 +249,30 @@ def test_credentials_that_expire_stop_the_work_and_fresh_ones_continue_it(
     assert not [status for _, status in ledger(s3) if status == "failed"], "no input is bad because a key has expired"
     summary = translate()
     assert summary["translated"] + summary["skipped"] == IMAGES
+    assert ledger(s3) == EVERY_INPUT_ONCE
+
+
+ACCIDENTS = {
+    "memory": (MemoryError(), "out of memory"),
+    "files": (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), r"files and connections open .*ulimit -n"),
+}
+
+
+@pytest.mark.parametrize(("error", "told"), ACCIDENTS.values(), ids=ACCIDENTS)
+def test_what_this_machine_runs_out_of_stops_the_work_and_is_no_fault_of_an_image(
+    error: Exception, told: str, s3: Any, translate: Any
+) -> None:
+    whole = aiohttp.ClientSession._request
+
+    async def request(self: Any, method: str, url: Any, **options: Any) -> Any:
+        if method == "GET" and str(url).endswith("/03.png"):
+            raise error
+        return await whole(self, method, url, **options)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(aiohttp.ClientSession, "_request", request)
+        with pytest.raises(P2PError, match=told):
+            translate()
+    assert not [status for _, status in ledger(s3) if status == "failed"]
+    translate()
     assert ledger(s3) == EVERY_INPUT_ONCE
