@@ -39,6 +39,7 @@ from p2p.storage.filesystems import (
     write_bytes,
     write_json,
 )
+from p2p.storage.lease import Fence
 
 FORMAT = "p2p-checkpoint-1"
 GENERATOR, DISCRIMINATOR = "generator.safetensors", "discriminator.safetensors"
@@ -76,25 +77,30 @@ class ResolvedCheckpoint:
 
 
 def save_checkpoint(
-    folder_uri: str, pix2pix: Pix2Pix, meta: Mapping[str, Any], trainer: Mapping[str, Any]
+    folder_uri: str,
+    pix2pix: Pix2Pix,
+    meta: Mapping[str, Any],
+    trainer: Mapping[str, Any],
+    fence: Fence | None = None,
 ) -> dict[str, Any]:
     """Write a checkpoint folder, for translation and for continuing training; returns the content of `meta.json`.
 
     `format`, `model` and `checkpoint_id` are added to `meta` (epoch, step, images_seen, metrics, data, ...); `trainer`
-    is returned by `load_trainer`. Both must be JSON values. Raises StorageError.
+    is returned by `load_trainer`. Both must be JSON values. Raises StorageError, and LeaseLostError where the job of
+    `fence` no longer holds its output.
     """
     remove(join(folder_uri, META))
     state = pix2pix.state()
     model = pix2pix.config.to_dict()
     generator = _to_bytes(state.average or state.generator, model)
-    write_bytes(join(folder_uri, GENERATOR), generator)
+    write_bytes(join(folder_uri, GENERATOR), generator, fence=fence)
     if state.average:
-        write_bytes(join(folder_uri, WITHOUT_EMA), _to_bytes(state.generator, {**model, "ema_images": 0}))
-    write_bytes(join(folder_uri, DISCRIMINATOR), _to_bytes(state.discriminator, model))
-    write_bytes(join(folder_uri, TRAINER), _to_bytes(state.trainer, model))
-    write_json(join(folder_uri, TRAINER_JSON), dict(trainer))
+        write_bytes(join(folder_uri, WITHOUT_EMA), _to_bytes(state.generator, {**model, "ema_images": 0}), fence=fence)
+    write_bytes(join(folder_uri, DISCRIMINATOR), _to_bytes(state.discriminator, model), fence=fence)
+    write_bytes(join(folder_uri, TRAINER), _to_bytes(state.trainer, model), fence=fence)
+    write_json(join(folder_uri, TRAINER_JSON), dict(trainer), fence)
     whole = {**meta, "format": FORMAT, "model": model, "checkpoint_id": _checkpoint_id(generator)}
-    write_json(join(folder_uri, META), whole)
+    write_json(join(folder_uri, META), whole, fence)
     return whole
 
 

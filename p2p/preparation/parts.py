@@ -146,9 +146,8 @@ def write_part(
     if rows and output is not None:
         are_placed = isinstance(part.pairs[0].a, RasterWindow)
         table = pa.Table.from_pylist(rows, schema=_PLACED_SCHEMA if are_placed else PAIR_SCHEMA)
-        if fence:
-            fence.check()
-        write_table(join(output, part.split, part_name(part.number)), table, row_group_size=ROW_GROUP_PAIRS)
+        uri = join(output, part.split, part_name(part.number))
+        write_table(uri, table, row_group_size=ROW_GROUP_PAIRS, fence=fence)
     report.pairs = len(features)
     report.features = collect(features)
     return report

@@ -1,13 +1,15 @@
-"""Writing a file only where none is yet: of several processes that try at a time, one succeeds."""
+"""Writing a file only where none is yet, or only in place of what was seen there: of several processes one succeeds."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import functools
+import hashlib
 import logging
 import os
 import time
+from collections.abc import Callable
 
 import fsspec
 
@@ -17,7 +19,10 @@ from p2p.storage.error_mapping import http_status
 log = logging.getLogger("p2p")
 
 _ATTEMPTS, _PAUSE = 5, 1.0  # seconds; stores ask for a write that met another to be sent again
-_OTHER_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
+_RESERVED_SECONDS = 60.0
+RESERVED_PREFIX = ".p2p-new-"
+"""How the names of files begin that keep others from creating a file meanwhile, on disks without links."""
+_OTHER_TROUBLE = {errno.ENOENT, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
 """What is no sign that a disk has no links."""
 
 
@@ -36,16 +41,29 @@ def create_file(temporary: str, path: str) -> bool:
 
 
 def _create_without_links(temporary: str, path: str) -> bool:
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    except FileExistsError:
+    folder, name = os.path.split(path)
+    # Not under the name itself: a process that is killed here would leave an empty file that counts as whole.
+    reserved = os.path.join(folder, f"{RESERVED_PREFIX}{hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()}")
+    for _ in range(_ATTEMPTS):
+        try:
+            os.close(os.open(reserved, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            break
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(temporary).st_mtime - os.stat(reserved).st_mtime > _RESERVED_SECONDS:
+                    os.unlink(reserved)  # of a process that was killed
+                    continue
+            time.sleep(_PAUSE)
+    else:
         return False
     try:
+        if os.path.lexists(path):
+            return False
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(path)  # still empty
-        raise
-    return True
+        return True
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(reserved)
 
 
 def create_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
@@ -74,8 +92,40 @@ def create_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes)
     )
 
 
+def replace_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes, check: Callable[[], None]) -> None:
+    """Write an object of a bucket; `check`, which raises if that is no longer allowed, is called where one is there.
+
+    So a request that was sent before, and that arrives late, replaces nothing.
+    """
+    try:
+        filesystem.pipe_file(path, data, mode="create")
+    except (OSError, TypeError, NotImplementedError) as error:
+        is_there = isinstance(error, FileExistsError) or http_status(error) in (409, 412)
+        if isinstance(error, OSError) and not is_there and http_status(error) != 501:
+            raise
+        check()
+        filesystem.pipe_file(path, data)
+
+
+def replace_object_seen(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes, etag: str) -> None:
+    """Write an object of a bucket in place of the one with that tag; where another is there by now, write nothing.
+
+    Without a tag, or where the store has no conditional writes, it is written anyway.
+    """
+    if etag:
+        try:
+            filesystem.pipe_file(path, data, IfMatch=etag)
+            return
+        except (OSError, TypeError, NotImplementedError) as error:
+            if http_status(error) in (409, 412):
+                return
+            if isinstance(error, OSError) and http_status(error) != 501:
+                raise
+    filesystem.pipe_file(path, data)
+
+
 def _create_without_conditions(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
-    _log_missing_conditions(filesystem.unstrip_protocol(path).partition("://")[0])
+    log_missing_conditions(filesystem.unstrip_protocol(path).partition("://")[0])
     if filesystem.exists(path):
         return False
     filesystem.pipe_file(path, data)
@@ -83,7 +133,8 @@ def _create_without_conditions(filesystem: fsspec.AbstractFileSystem, path: str,
 
 
 @functools.cache
-def _log_missing_conditions(protocol: str) -> None:
+def log_missing_conditions(protocol: str) -> None:
+    """Say once that a store cannot keep two jobs from writing one object."""
     log.warning(
         "%s://: this store has no conditional writes, so two jobs that start on one output within a second may not "
         "notice each other",

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import fsspec
@@ -33,7 +33,7 @@ from p2p.errors import (
     redact,
 )
 from p2p.storage.bounded import read_limited, require_regular_file
-from p2p.storage.creation import create_file, create_object
+from p2p.storage.creation import create_file, create_object, replace_object, replace_object_seen
 from p2p.storage.error_mapping import LOCAL_SCHEMES, storage_errors
 from p2p.storage.walking import walk_files
 
@@ -48,6 +48,21 @@ _UNCHAINED_SCHEMES = ("file", *_BUCKET_SCHEMES, "http", "https")
 _PATTERN = re.compile(r"[*?]|\[.+\]|\{.+\}")
 TEMPORARY_PREFIX = ".p2p-"
 """How the names of files begin that are not whole yet: listings pass them by."""
+
+
+class Holder(Protocol):
+    """The job that holds the lease of an output."""
+
+    @property
+    def output(self) -> str:
+        """The folder or prefix that it writes."""
+
+    @property
+    def folder(self) -> str:
+        """Where in it, on a disk, the job's temporary files are: no other attempt has a folder of that name."""
+
+    def check(self, seconds: float = 0.0) -> None:
+        """Raise LeaseLostError if another job has taken over."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +91,8 @@ def _file(path: str, uri: str, details: Mapping[str, Any]) -> FileInfo:
     if isinstance(modified, str):
         modified = datetime.fromisoformat(modified)
     seconds = modified.timestamp() if isinstance(modified, datetime) else float(modified)
-    etag = str(details.get("ETag") or details.get("etag") or "")
+    # Google's etag changes with a label or a storage class too, its generation with the content alone.
+    etag = str(details.get("generation") or details.get("ETag") or details.get("etag") or "")
     return FileInfo(path, uri, int(details.get("size") or 0), seconds, etag)
 
 
@@ -124,7 +140,7 @@ def open_filesystem(uri: str, attempts: int = _ATTEMPTS) -> tuple[fsspec.Abstrac
             return filesystem, filesystem._strip_protocol(uri)
         filesystem, path = fsspec.core.url_to_fs(uri, **options)
     except Exception as error:  # constructors of file systems raise anything, such as for a part that is missing
-        if isinstance(error, OSError):
+        if isinstance(error, (OSError, MemoryError)):
             raise
         raise UsageError(f"{uri}: cannot open this kind of address: {error}") from None
     return filesystem, path
@@ -182,45 +198,89 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
         return bytes(filesystem.cat_file(path))
 
 
-def write_bytes(uri: str, data: bytes, *, only_new: bool = False) -> bool:
+def write_bytes(uri: str, data: bytes, *, only_new: bool = False, fence: Holder | None = None) -> bool:
     """Write one file so that a reader sees either all of it or what was there before. Returns whether it was written.
 
-    only_new: write nothing where a file is already; of several processes that try at a time one succeeds.
+    Args:
+        uri: where.
+        data: its content.
+        only_new: write nothing where a file is already; of several processes that try at a time one succeeds.
+        fence: of the job that writes it, which is asked at the last moment.
+
+    Raises:
+        LeaseLostError: another job writes there now.
+        StorageError: it could not be written.
+
     """
     with storage_errors(uri):
         filesystem, path = open_filesystem(uri)
         if is_remote(uri):  # an object store shows an object only when it is whole
             if only_new:
+                if fence:
+                    fence.check()
                 return create_object(filesystem, path, data)
-            filesystem.pipe_file(path, data)
+            if fence:
+                replace_object(filesystem, path, data, fence.check)
+            else:
+                filesystem.pipe_file(path, data)
             return True
-        folder = os.path.dirname(path)
-        os.makedirs(folder, exist_ok=True)
-        # The name stays short: the target's own may be as long as the file system allows.
-        temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-        try:
+        with temporary_file(path, fence) as temporary:
             with open(temporary, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            if fence:
+                fence.check()
             if only_new:
                 return create_file(temporary, path)
             os.replace(temporary, path)
             return True
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
 
 
-def sweep_temporaries(uri: str) -> None:
-    """Remove what writers that were killed in mid-write left below a local folder."""
-    if is_remote(uri):
-        return
-    for folder, _, names in os.walk(open_filesystem(uri)[1]):
-        for name in names:
-            if name.startswith(TEMPORARY_PREFIX):
-                with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(folder, name))
+def read_tag(uri: str) -> str:
+    """An object store's tag of the content at `uri`; "" where it has none."""
+    with storage_errors(uri):
+        filesystem, path = open_filesystem(uri)
+        return str(filesystem.info(path).get("ETag") or "")
+
+
+def replace_seen(uri: str, data: bytes, tag: str) -> None:
+    """Write an object whose tag was `tag`; nothing where another is there by now."""
+    with storage_errors(uri):
+        filesystem, path = open_filesystem(uri)
+        replace_object_seen(filesystem, path, data, tag)
+
+
+@contextlib.contextmanager
+def temporary_file(path: str, fence: Holder | None) -> Iterator[str]:
+    """Yield a free name for what becomes the local file `path`; nothing is left under it afterwards.
+
+    Raises LeaseLostError instead of FileNotFoundError where the job that has taken over has removed it.
+    """
+    temporary = ""
+    try:
+        temporary = temporary_path(path, fence)
+        yield temporary
+    except FileNotFoundError:
+        if fence:
+            fence.check()
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def temporary_path(path: str, fence: Holder | None) -> str:
+    """A free name for what becomes the local file `path`: on its disk, and where the job keeps such files."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    if fence and not is_remote(fence.output):
+        own = os.path.join(fence.output, fence.folder)
+        os.makedirs(own, exist_ok=True)
+        if os.stat(own).st_dev == os.stat(folder).st_dev:
+            folder = own
+    # The name stays short: the target's own may be as long as the file system allows.
+    return os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
 
 
 def read_json(uri: str) -> Any:
@@ -241,9 +301,9 @@ def _read_document(uri: str) -> bytes:
         raise DamagedFileError(f"{uri}: no JSON document {reason}") from None
 
 
-def write_json(uri: str, document: Any) -> None:
+def write_json(uri: str, document: Any, fence: Holder | None = None) -> None:
     """Publish `document` as indented JSON; numbers that are not finite become null."""
-    write_bytes(uri, (to_json(document, indent=2) + "\n").encode())
+    write_bytes(uri, (to_json(document, indent=2) + "\n").encode(), fence=fence)
 
 
 def write_table(
@@ -253,11 +313,12 @@ def write_table(
     compression: str = "NONE",
     *,
     only_new: bool = False,
+    fence: Holder | None = None,
 ) -> bool:
     """Publish one Parquet file, as `write_bytes` does. Images are compressed already, so by default nothing is."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=row_group_size, compression=compression, use_dictionary=False)
-    return write_bytes(uri, sink.getvalue().to_pybytes(), only_new=only_new)
+    return write_bytes(uri, sink.getvalue().to_pybytes(), only_new=only_new, fence=fence)
 
 
 def remove(uri: str) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import math
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -25,15 +27,19 @@ from p2p.errors import (
     LeaseLostError,
     NotFoundError,
     OutputInUseError,
+    P2PError,
     StorageError,
 )
+from p2p.storage.creation import log_missing_conditions
 from p2p.storage.filesystems import (
     TEMPORARY_PREFIX,
     is_remote,
     join,
     read_bytes,
     read_json_object,
+    read_tag,
     remove_file,
+    replace_seen,
     write_bytes,
     write_json,
 )
@@ -42,12 +48,16 @@ from p2p.storage.processes import is_stopped, running_system, start_time
 log = logging.getLogger("p2p")
 
 NAME = "lease.json"
+_FOLDER_PREFIX = f"{TEMPORARY_PREFIX}attempt-"
 RENEWAL_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
 """After so long without a renewal nobody is writing any more."""
 _WATCH_SECONDS = 12.0
 """A lease that is renewed within this time belongs to a job that lives, on whatever machine."""
+_LONG_SECONDS = 600.0
+"""After so long without a renewal, by whatever clock, its job is dead: clocks are not that far apart."""
 _POLL_SECONDS = 0.5
+_LOOKS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +109,7 @@ class Fence:
             return
         silent = f"this job ({self.lease}) gave no sign of life for a while"
         try:
-            found = _read(self.output)
+            found = self._look()
         except NotFoundError as error:
             self.lost = LeaseLostError(
                 f"{error}: its lease is gone. Either {silent}, or the output lies on a disk that not all machines share"
@@ -109,6 +119,20 @@ class Fence:
             self.lost = LeaseLostError(f"{self.output} is written by {found} now, since {silent}")
             raise self.lost
         self._checked = time.monotonic()
+
+    def _look(self) -> Lease:
+        for _ in range(_LOOKS - 1):
+            # On network disks a file may be away, or be empty, at the moment in which another takes its place.
+            with contextlib.suppress(StorageError):
+                return _read(self.output)
+            time.sleep(_POLL_SECONDS)
+        return _read(self.output)
+
+    @property
+    def folder(self) -> str:
+        """Where in the output, on a disk, this attempt keeps files that are not whole yet."""
+        who = to_json(vars(dataclasses.replace(self.lease, renewed=0.0))).encode()
+        return f"{_FOLDER_PREFIX}{self.lease.attempt}-{hashlib.blake2b(who, digest_size=4).hexdigest()}"
 
     def __reduce__(self) -> tuple[type[Fence], tuple[str, Lease]]:
         return Fence, (self.output, self.lease)  # another machine's clock began at another time
@@ -157,6 +181,7 @@ def hold_lease(output: str, field: str, job: str) -> Iterator[Fence]:
         raise ConfigError(field, str(error)) from None
     fence, stop = Fence(output, lease), threading.Event()
     try:
+        _remove_left(fence)
         with _interruptible(fence) as interrupt:
             words = (dataclasses.replace(fence), stop, interrupt)
             renewal = threading.Thread(target=_renew, args=words, name="lease", daemon=True)
@@ -172,12 +197,29 @@ def hold_lease(output: str, field: str, job: str) -> Iterator[Fence]:
                 stop.set()
                 renewal.join()
     finally:
-        with contextlib.suppress(StorageError):
+        if not is_remote(output):
+            shutil.rmtree(join(output, fence.folder), ignore_errors=True)
+        with contextlib.suppress(P2PError, MemoryError):
             if lease.is_same_as(read_lease(output)):
                 remove_file(join(output, NAME))
                 with contextlib.suppress(OSError):  # a job that was refused leaves no folder; one with files stays
                     for folder in new_folders:
                         os.rmdir(folder)
+
+
+def _remove_left(fence: Fence) -> None:
+    """Remove what older attempts had not finished writing. From now on they finish nothing of it: it is gone."""
+    if is_remote(fence.output):
+        return
+    ours = os.stat(join(fence.output, NAME)).st_mtime
+    with os.scandir(fence.output) as entries:
+        for entry in entries:
+            if entry.name.startswith(_FOLDER_PREFIX) and entry.name != fence.folder:
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif entry.name.startswith(TEMPORARY_PREFIX):
+                with contextlib.suppress(OSError):  # a job that is being refused at this moment may have such files too
+                    if entry.is_file() and ours - entry.stat().st_mtime > EXPIRY_SECONDS:
+                        os.unlink(entry.path)
 
 
 def _missing_folders(path: str) -> list[str]:
@@ -198,7 +240,7 @@ def _interruptible(fence: Fence) -> Iterator[Callable[[], bool]]:
 
     def notice(*_: object) -> None:
         if not fence.lost:
-            with contextlib.suppress(StorageError):
+            with contextlib.suppress(P2PError, MemoryError):
                 try:
                     fence.check()
                 except LeaseLostError:  # as Control-C: Ray passes on no other, and none that goes on after errors does
@@ -220,16 +262,24 @@ def _interruptible(fence: Fence) -> Iterator[Callable[[], bool]]:
 def _renew(fence: Fence, stop: threading.Event, interrupt: Callable[[], bool]) -> None:
     while not stop.wait(RENEWAL_SECONDS):
         try:
-            fence.check()
-            write_json(join(fence.output, NAME), vars(dataclasses.replace(fence.lease, renewed=time.time())))
+            _write_renewed(fence)
         except LeaseLostError:
             while not stop.is_set() and not interrupt():
                 stop.wait(_POLL_SECONDS)
             return
-        except NotFoundError:  # its temporary file was swept up
-            continue
-        except StorageError as error:
+        except (P2PError, MemoryError) as error:  # it may go better next time
             log.warning("the lease could not be renewed: %s", error)
+
+
+def _write_renewed(fence: Fence) -> None:
+    uri = join(fence.output, NAME)
+    document = vars(dataclasses.replace(fence.lease, renewed=time.time()))
+    if is_remote(uri):  # a request that arrives late, when another job has taken over, must change nothing
+        tag = read_tag(uri)
+        fence.check()
+        replace_seen(uri, to_json(document, indent=2).encode(), tag)
+    else:
+        write_json(uri, document, fence)
 
 
 def _acquire(output: str, field: str, job: str) -> Lease:
@@ -246,11 +296,11 @@ def _acquire(output: str, field: str, job: str) -> Lease:
             renewed=now,
             system=f"{system} {began}" if system and began else "",
         )
-        if attempt == 1 and _create(join(output, NAME), mine):
-            return mine
-        other = read_lease(output)
+        other = read_lease(output)  # first, since some stores let everybody create what is there already
         if other is None:
             attempt = 1
+            if _create(join(output, NAME), mine) and _is_kept(output, mine):
+                return mine
             time.sleep(_POLL_SECONDS)
             continue
         _wait_until_dead(output, other, field)
@@ -271,6 +321,16 @@ def _acquire(output: str, field: str, job: str) -> Lease:
                 return mine
         finally:
             remove_file(claim)
+
+
+def _is_kept(output: str, mine: Lease) -> bool:
+    """Whether a lease that was just created keeps others out, as far as the store lets it."""
+    uri = join(output, NAME)
+    if not is_remote(uri) or not _create(uri, dataclasses.replace(mine, renewed=mine.renewed + 1e-3)):
+        return True
+    log_missing_conditions(uri.partition("://")[0])
+    time.sleep(_POLL_SECONDS)
+    return mine.is_same_as(read_lease(output))
 
 
 def _is_running(lease: Lease) -> bool | None:
@@ -294,7 +354,7 @@ def _wait_until_dead(output: str, other: Lease, field: str) -> None:
     """Return when the job of the lease `other` is dead; raise OutputInUseError when it lives."""
     started = time.monotonic()
     age = max(0.0, time.time() - other.renewed)
-    is_running = _is_running(other)
+    is_running, has_clock = _is_running(other), other.system.rpartition(" ")[0] in ("", running_system())
     if is_running is False:
         return
     if is_running and age < 2 * RENEWAL_SECONDS:
@@ -308,7 +368,8 @@ def _wait_until_dead(output: str, other: Lease, field: str) -> None:
             raise _in_use(output, other, field, 0.0)
         waited = time.monotonic() - started
         if waited >= _WATCH_SECONDS:
-            if age + waited >= EXPIRY_SECONDS:
+            # A clock elsewhere may be behind this one, so that the age is not known.
+            if waited + (age if has_clock or age >= _LONG_SECONDS else 0.0) >= EXPIRY_SECONDS:
                 return
             if not said:
                 said = True

@@ -6,11 +6,11 @@ import contextlib
 import os
 import shutil
 import tempfile
-import uuid
 from typing import IO
 
+from p2p.storage.creation import replace_object
 from p2p.storage.error_mapping import storage_errors
-from p2p.storage.filesystems import TEMPORARY_PREFIX, is_remote, open_filesystem
+from p2p.storage.filesystems import Holder, is_remote, open_filesystem, temporary_path
 
 _ONE_REQUEST = 64 * 2**20
 _UPLOAD_BLOCK = 16 * 2**20
@@ -19,8 +19,8 @@ _UPLOAD_BLOCK = 16 * 2**20
 class StagedFile:
     """Write to `.file`, then `publish`. Beside the target on a disk; in an unnamed local file before an upload."""
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
+    def __init__(self, uri: str, fence: Holder | None = None) -> None:
+        self._uri, self._fence = uri, fence
         self._filesystem, self._path = open_filesystem(uri)
         self._temporary = ""
         self.file: IO[bytes]
@@ -28,34 +28,45 @@ class StagedFile:
             if is_remote(uri):
                 self.file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by publish or discard
             else:
-                folder = os.path.dirname(self._path)
-                os.makedirs(folder, exist_ok=True)
-                self._temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+                self._temporary = temporary_path(self._path, fence)
                 self.file = open(self._temporary, "wb")  # noqa: SIM115
 
     def publish(self) -> int:
-        """Show the file under its name. Returns its size in bytes."""
+        """Show the file under its name. Returns its size in bytes. Raises LeaseLostError, StorageError."""
         with storage_errors(self._uri):
             self.file.flush()
             size = self.file.tell()
             if self._temporary:
                 os.fsync(self.file.fileno())
                 self.file.close()
-                os.replace(self._temporary, self._path)
+                self._check()
+                try:
+                    os.replace(self._temporary, self._path)
+                except FileNotFoundError:
+                    self._check()  # the job that has taken over removed it
+                    raise
             else:
                 self._upload(size)
             return size
 
+    def _check(self) -> None:
+        if self._fence:
+            self._fence.check()
+
     def _upload(self, size: int) -> None:
         self.file.seek(0)
         if size <= _ONE_REQUEST:
-            self._filesystem.pipe_file(self._path, self.file.read())
+            if self._fence:
+                replace_object(self._filesystem, self._path, self.file.read(), self._fence.check)
+            else:
+                self._filesystem.pipe_file(self._path, self.file.read())
         else:
             # Without autocommit the object appears at commit(), so an error on the way leaves nothing half there.
             target = self._filesystem.open(self._path, "wb", autocommit=False, block_size=_UPLOAD_BLOCK)
             try:
                 shutil.copyfileobj(self.file, target, _UPLOAD_BLOCK)
                 target.close()
+                self._check()
             except BaseException:
                 target.discard()
                 raise

@@ -66,7 +66,7 @@ class Recorder:
         name = self._run.new_checkpoint(row["epoch"], row["step"], inside_epoch=inside_epoch)
         known = {name: row[name] for name in ("epoch", "step", "images_seen")}
         meta = {**known, "metrics": row, "data": dataclasses.asdict(self._data)}
-        save_checkpoint(self._run.address(name), self._pix2pix, meta, position.to_dict())
+        save_checkpoint(self._run.address(name), self._pix2pix, meta, position.to_dict(), self._fence)
         best, metric = self._run.best(), self._config.best_metric
         # Within an epoch nothing is validated, so a checkpoint there cannot be the best of a run that validates.
         is_comparable = metric in row or not self._validates

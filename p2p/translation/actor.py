@@ -119,9 +119,8 @@ class ShardTranslator:
                 return
             if self._pipeline is None:
                 settings = self._work.settings
-                self._pipeline = make_pipeline(
-                    self._work, open_sink(settings).open_shard, OutputJournal(settings.output, self._work.fence)
-                )
+                sink, journal = open_sink(settings, self._work.fence), OutputJournal(settings.output, self._work.fence)
+                self._pipeline = make_pipeline(self._work, sink.open_shard, journal)
                 yield {}
             for report in self._translate(self._pipeline, shards):
                 yield dataclasses.asdict(report)

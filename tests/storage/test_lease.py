@@ -149,6 +149,7 @@ def test_another_machine_is_watched_before_it_counts_as_dead(
     with pytest.raises(OutputInUseError, match=r"writes there"), hold_lease(str(tmp_path), "output", "translate"):
         pass
     holder.process.kill()
+    holder.process.wait()
     monkeypatch.setattr(lease, "_WATCH_SECONDS", 1.0)
     with hold_lease(str(tmp_path), "output", "translate") as fence:
         assert fence.lease.attempt == 2
@@ -403,7 +404,7 @@ def test_a_store_without_conditional_writes_is_told_once_and_the_lease_alone_hol
             ClientError(said, "PutObject")
         )
 
-    creation._log_missing_conditions.cache_clear()
+    creation.log_missing_conditions.cache_clear()
     monkeypatch.setattr(store, "pipe_file", refuse)
     with hold_lease(s3.uri("out"), "output", "train"):
         assert read_lease(s3.uri("out"))

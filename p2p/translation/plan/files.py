@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p2p.storage.filesystems import join, list_names, write_bytes
+from p2p.storage.lease import Fence
 from p2p.storage.parquet import open_parquet
 from p2p.translation.corpus.inputs import Input
 from p2p.translation.sinks.records import OutputNames
@@ -116,7 +117,12 @@ def read_plan_file(uri: str) -> PlanFile:
 
 
 def write_plan_file(
-    uri: str, groups: Mapping[int, Sequence[Input]], sink: OutputNames, *, only_new: bool = True
+    uri: str,
+    groups: Mapping[int, Sequence[Input]],
+    sink: OutputNames,
+    *,
+    only_new: bool = True,
+    fence: Fence | None = None,
 ) -> bool:
     """Publish a file with the inputs of each shard. Returns whether it was written, as `write_bytes` does."""
     buffer = pa.BufferOutputStream()
@@ -128,4 +134,4 @@ def write_plan_file(
             columns["id_hash"] = [hash_id(image_id) for image_id in ids]
             columns["name_hash"] = [hash_id(sink.name_of(image_id)) for image_id in ids]
             writer.write_table(pa.table(columns, MANIFEST_SCHEMA), row_group_size=len(inputs))
-    return write_bytes(uri, buffer.getvalue().to_pybytes(), only_new=only_new)
+    return write_bytes(uri, buffer.getvalue().to_pybytes(), only_new=only_new, fence=fence)

@@ -75,8 +75,6 @@ class OutputJournal:
 
     def finish_shard(self, shard: int, rows: Sequence[LedgerRow], record: CrashRecord) -> bool:
         """Write the ledger: from now on the shard is done."""
-        if self.fence:
-            self.fence.check()  # putting outputs in place has taken a while
-        is_first = write_ledger(self.output, shard, rows)
+        is_first = write_ledger(self.output, shard, rows, self.fence)
         record.remove()
         return is_first

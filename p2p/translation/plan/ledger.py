@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from p2p.errors import DamagedFileError
 from p2p.storage.filesystems import absolute, exists, is_file, join, list_names, remove, write_table
+from p2p.storage.lease import Fence
 from p2p.storage.parquet import read_parquet
 from p2p.translation.plan.shards import shard_of, shard_uri, shards_in
 
@@ -64,11 +65,11 @@ def done_shards(output: str) -> set[int]:
     return shards_in(join(output, FOLDER))
 
 
-def write_ledger(output: str, shard: int, rows: Sequence[LedgerRow]) -> bool:
+def write_ledger(output: str, shard: int, rows: Sequence[LedgerRow], fence: Fence | None = None) -> bool:
     """Declare a shard done. The last thing that is written of it. Returns whether it was not done already."""
     columns = list(zip(*rows, strict=True))
     table = pa.table([list(values) for values in columns], schema=LEDGER_SCHEMA)
-    return write_table(ledger_uri(output, shard), table, only_new=True)
+    return write_table(ledger_uri(output, shard), table, only_new=True, fence=fence)
 
 
 def _read(uri: str) -> pa.Table:

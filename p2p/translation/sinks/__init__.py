@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from p2p.storage.images import EXTENSIONS
+from p2p.storage.lease import Fence
 from p2p.translation.config import Settings
 from p2p.translation.sinks.geotiff import GeotiffNames
 from p2p.translation.sinks.images import ImagesSink
@@ -29,10 +30,10 @@ def output_names(settings: Settings) -> OutputNames:
     return GeotiffNames() if settings.format == "geotiff" else open_sink(settings)
 
 
-def open_sink(settings: Settings) -> Sink:
-    """The sink for a `--format` of images, writing below `--output`."""
+def open_sink(settings: Settings, fence: Fence | None = None) -> Sink:
+    """The sink for a `--format` of images, writing below `--output` while its lease is held."""
     if settings.format == "parquet":
-        return ParquetSink(settings)
+        return ParquetSink(settings, fence)
     if settings.format == "webdataset":
-        return WebDatasetSink(settings)
-    return ImagesSink(settings.output, EXTENSIONS[settings.format])
+        return WebDatasetSink(settings, fence)
+    return ImagesSink(settings.output, EXTENSIONS[settings.format], fence)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from p2p.storage.filesystems import join, remove_file, write_bytes
 from p2p.storage.formats import ENDINGS
+from p2p.storage.lease import Fence
 from p2p.translation.corpus.inputs import MAX_SHARD_ROWS
 from p2p.translation.sinks.records import Record, ShardWriter
 
@@ -56,12 +57,13 @@ class ImagesSink:
 
     output: str
     extension: str
+    fence: Fence | None = None
     is_tree: ClassVar[bool] = True
     max_shard_rows: ClassVar[int] = MAX_SHARD_ROWS
 
     def open_shard(self, shard: int) -> ShardWriter:
         """A writer that is free to write at once: an image's name never depends on its shard."""
-        return _ImagesWriter(self.output, self.extension)
+        return _ImagesWriter(self.output, self.extension, self.fence)
 
     def output_names(self, shard: int, image_ids: list[str]) -> list[str]:
         """One file per input."""
@@ -75,8 +77,8 @@ class ImagesSink:
 class _ImagesWriter:
     """Writes on a few threads, with at most 64 MB waiting."""
 
-    def __init__(self, output: str, extension: str) -> None:
-        self._output, self._extension = output, extension
+    def __init__(self, output: str, extension: str, fence: Fence | None) -> None:
+        self._output, self._extension, self._fence = output, extension, fence
         self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._waiting: deque[tuple[Future[Any], int]] = deque()
         self._waiting_bytes = self._written = 0
@@ -88,7 +90,7 @@ class _ImagesWriter:
     def add(self, record: Record) -> str:
         """Start writing; wait for earlier images if too much is waiting. Raises StorageError for one of them."""
         uri = self._uri(record.image_id)
-        self._waiting.append((self._pool.submit(write_bytes, uri, record.image), len(record.image)))
+        self._waiting.append((self._pool.submit(write_bytes, uri, record.image, fence=self._fence), len(record.image)))
         self._waiting_bytes += len(record.image)
         while self._waiting_bytes > _MAX_WAITING_BYTES or (self._waiting and self._waiting[0][0].done()):
             self._take_first()

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p2p.storage.error_mapping import storage_errors
+from p2p.storage.lease import Fence
 from p2p.storage.parquet import open_parquet
 from p2p.storage.staging import StagedFile
 from p2p.translation.config import Settings
@@ -35,8 +36,8 @@ _ROW_GROUP_BYTES = 16 * 2**20  # one request for a reader, and all that is buffe
 class _ParquetWriter(PackedShardWriter):
     """Writes row groups; buffers one."""
 
-    def __init__(self, uri: str, settings: Settings) -> None:
-        super().__init__(uri, settings)
+    def __init__(self, uri: str, settings: Settings, fence: Fence | None) -> None:
+        super().__init__(uri, settings, fence)
         metadata = {"p2p.checkpoint_id": settings.checkpoint_id, "p2p.settings": json.dumps(settings.to_dict())}
         self._schema = DATA_SCHEMA.with_metadata(metadata)
         self._rows: list[dict[str, Any]] = []
@@ -72,7 +73,7 @@ class _ParquetWriter(PackedShardWriter):
         if not self._rows:
             return
         if self._writer is None:
-            self._file = StagedFile(self._uri)
+            self._file = StagedFile(self._uri, self._fence)
             # Encoded images neither compress nor repeat.
             self._writer = pq.ParquetWriter(
                 self._file.file, self._schema, compression="NONE", use_dictionary=False, write_statistics=False

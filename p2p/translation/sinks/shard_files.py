@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from p2p.storage.filesystems import exists, join, remove_file
+from p2p.storage.lease import Fence
 from p2p.storage.staging import StagedFile
 from p2p.translation.config import Settings
 from p2p.translation.corpus.inputs import MAX_SHARD_ROWS
@@ -19,8 +20,8 @@ FOLDER = "data"
 class PackedShardWriter(ABC):
     """One file that grows image by image and appears when it is whole."""
 
-    def __init__(self, uri: str, settings: Settings) -> None:
-        self._uri, self._checkpoint_id = uri, settings.checkpoint_id
+    def __init__(self, uri: str, settings: Settings, fence: Fence | None) -> None:
+        self._uri, self._checkpoint_id, self._fence = uri, settings.checkpoint_id, fence
         self._file: StagedFile | None = None
 
     @abstractmethod
@@ -67,6 +68,7 @@ class PackedSink:
     """Writes one file per shard."""
 
     settings: Settings
+    fence: Fence | None = None
     extension: ClassVar[str]
     writer: ClassVar[type[PackedShardWriter]]
     is_tree: ClassVar[bool] = False
@@ -74,7 +76,7 @@ class PackedSink:
 
     def open_shard(self, shard: int) -> ShardWriter:
         """A writer of `data/part-XXXXX.<extension>`."""
-        return self.writer(join(self.settings.output, *self.output_names(shard, [])), self.settings)
+        return self.writer(join(self.settings.output, *self.output_names(shard, [])), self.settings, self.fence)
 
     def output_names(self, shard: int, image_ids: list[str]) -> list[str]:
         """The one file of the shard."""

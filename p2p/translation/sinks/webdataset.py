@@ -13,6 +13,7 @@ from p2p.errors import DamagedFileError
 from p2p.storage.error_mapping import storage_errors
 from p2p.storage.filesystems import open_filesystem
 from p2p.storage.images import EXTENSIONS
+from p2p.storage.lease import Fence
 from p2p.storage.staging import StagedFile
 from p2p.storage.tars import read_members
 from p2p.translation.config import Settings
@@ -53,14 +54,14 @@ def read_records(uri: str) -> Iterator[Record]:
 class _TarWriter(PackedShardWriter):
     """Writes member by member. Equal images make equal tars."""
 
-    def __init__(self, uri: str, settings: Settings) -> None:
-        super().__init__(uri, settings)
+    def __init__(self, uri: str, settings: Settings, fence: Fence | None) -> None:
+        super().__init__(uri, settings, fence)
         self._extension = EXTENSIONS[settings.image_format]
         self._tar: tarfile.TarFile | None = None
 
     def add(self, record: Record) -> str:
         if self._tar is None:
-            self._file = StagedFile(self._uri)
+            self._file = StagedFile(self._uri, self._fence)
             self._tar = tarfile.open(fileobj=self._file.file, mode="w")  # noqa: SIM115 - closed by publish
         name = member_name(record.image_id, self._extension)
         known = {field: value for field, value in record._asdict().items() if field != "image"}
