@@ -20,6 +20,12 @@ MAX_SHOWN = 6
 """Kinds of names, folders or layouts that a message tells."""
 ENOUGH = 0.5
 """Share of the side with fewer images that has a partner, at which no other way to compare names is tried."""
+_NEARLY_ALL = 0.9
+"""Share of the side with fewer images that must have a partner where names are shortened by numbers."""
+_SCALE = re.compile(r"(?:^|(?<=/))x\d/|_?x\d$", re.IGNORECASE)
+_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
+_NUMBERS = re.compile(r"(?<=\d)(?:[_\-]\d+(?:\.\d+)?)+$")
+"""What names of one side may have more than those of the other: `x2` of `X2/7x2`, zeros, `_1_0.9` of a fog."""
 _COMMON_END = re.compile(r"(?:[_\-. ]+[A-Za-z][A-Za-z0-9]*)+$")
 _COMMON_START = re.compile(r"(?:[A-Za-z][A-Za-z0-9]*[_\-. ]+)+")
 _LAST_WORD = re.compile(r"[_\-. ]([A-Za-z][^/_\-. ]*)\.[^./]*$")
@@ -154,9 +160,16 @@ def join_as(layout: str, sides: tuple[Marked, Marked], total: int, *, is_certain
     """Join two sides as a layout of that name; None if one is empty."""
     if not all(sides):
         return None
-    match = Match(FoundLayout(layout, (sides[0][0][2].spelled, sides[1][0][2].spelled), is_certain))
+    match = Match(FoundLayout(layout, (_spelled(sides[0]), _spelled(sides[1])), is_certain))
     join_sides(sides, match, total)
     return match
+
+
+def _spelled(side: Marked) -> str:
+    """What people call a side: its folder, of several the first and how many more."""
+    first = side[0][2].spelled
+    more = len({mark.spelled for _, _, mark in side}) - 1 if first.endswith("/") else 0
+    return f"{first} and {more} more" if more else first
 
 
 def leave_out_companions(match: Match, missing: SideName) -> None:
@@ -192,6 +205,26 @@ def leave_out_rest(match: Match, missing: SideName) -> None:
         match.unmatched = []
 
 
+def several_for_one(match: Match, sides: tuple[Marked, Marked]) -> str:
+    """What to say where several names of one side begin with one name of the other; empty if they do not."""
+    names = [[_ZEROS.sub("", mark.below.rpartition("/")[2]) for _, _, mark in side] for side in sides]
+    for many, one in ((0, 1), (1, 0)):
+        known = {*names[one]}
+        found = [next((start for start in _parts(name) if start in known), None) for name in names[many]]
+        count = Counter(start for start in found if start)
+        if 2 * count.total() > len(found) and count.total() >= 2 * len(count):
+            a, b = (
+                f"{count.total()} images of {match.layout.sides[many]}",
+                f"{len(count)} of {match.layout.sides[one]}",
+            )
+            return f"{a} belong to {b}, several to one, and a pair has one of each"
+    return ""
+
+
+def _parts(name: str) -> Iterator[str]:
+    return (name[: found.start()] for found in _SEPARATOR.finditer(name))
+
+
 def _starts(name: str) -> Iterator[str]:
     """Where a name may end earlier: before each separator after which a letter comes."""
     return (name[: found.start()] for found in _SEPARATOR.finditer(name) if _LETTER.search(name, found.end()))
@@ -221,6 +254,16 @@ def _ways_to_compare(sides: Sequence[Marked]) -> Iterator[list[list[str]]]:
                 for side, names in zip(sides, belows, strict=True)
             ]
         yield belows
+    for pattern in (_SCALE, _ZEROS, _NUMBERS):
+        shorter = [[pattern.sub("", name) for name in names] for names in ways[0]]
+        if pattern is _NUMBERS:  # of one side, that those of the other do not have
+            shorter = [
+                [name if name in other else short for name, short in zip(names, shorts, strict=True)]
+                for names, shorts, other in zip(ways[0], shorter, ({*names} for names in ways[0][::-1]), strict=True)
+            ]
+        are_distinct = all(len({*one}) == len({*other}) for one, other in zip(ways[0], shorter, strict=True))
+        if are_distinct and len({*shorter[0]} & {*shorter[1]}) >= _NEARLY_ALL * min(map(len, sides)):
+            yield shorter
 
 
 def common_start(texts: Sequence[Sequences]) -> Sequences:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,37 +74,46 @@ def match_names(
             return Unclear(f"its images are {what}", are_pairs=False)
     words = Words(names, all_folders=layout == "folders")
     rows = [row for row in LAYOUTS if not label_kind or row.name != "Cityscapes" or label_kind in row.a]
+    plain = [row for row in rows if not row.is_published]
     doubtful = []
     for row in (row for row in rows if row.is_published):
         for match in words.matches(row):
             if match.layout.is_certain:
-                return [match]
+                by_folders = words.also_by_folders(match, plain) if row.where == "name" else []
+                return _several([match, *by_folders], paths) if by_folders else [match]
             doubtful.append(match)
         if words.rivals:
             return _several(words.rivals, paths)
-    for one_sided in (False, True):
-        found = distinct(
-            match for row in rows if not row.is_published for match in words.matches(row, one_sided=one_sided)
-        )
-        certain = distinct([*(match for match in found if match.layout.is_certain), *words.rivals])
+    near = ""
+    for these, one_sided in _to_be_asked(words):
+        found = distinct(match for row in plain for match in these.matches(row, one_sided=one_sided))
+        certain = distinct([*(match for match in found if match.layout.is_certain), *these.rivals])
         if len(certain) > 1:
             return _several(certain, paths)
         if certain:
             return certain
         doubtful += found
+        near = near or these.near
     found = distinct([*doubtful, *match_unknown_words(names, some_of(names), layout == "folders")])
     if certain := [match for match in found if match.layout.is_certain]:
         return certain[:1]
     for match in found:
-        match.layout = dataclasses.replace(match.layout, patterns=patterns_of(match, paths))
-    seen = words.near or describe_folders(paths, names)
+        match.layout = dataclasses.replace(match.layout, patterns=next(iter(patterns_of(match, paths)), None))
+    seen = near or describe_folders(paths, names)
     choices = () if found else advised_patterns(some_of(paths))
     return Unclear(seen, choices) if layout == "folders" else [_combined(names, unwrap, seen, *choices), *found]
 
 
+def _to_be_asked(words: Words) -> Iterator[tuple[Words, bool]]:
+    """Words at the places where most people write them, of both sides, then of one; then among other words."""
+    yield words, False
+    yield words, True
+    yield words.in_middle(), False
+
+
 def _several(found: Sequence[Match], paths: Sequence[str]) -> Unclear:
     sides = " or ".join(match.layout.names_of_sides for match in found[:MAX_SHOWN])
-    choices = tuple(patterns_of(match, paths) for match in found[:MAX_SHOWN])
+    choices = tuple(itertools.chain(*(patterns_of(match, paths, are_checked=True) for match in found[:MAX_SHOWN])))
     return Unclear(f"the names fit several layouts: {sides}", choices)
 
 

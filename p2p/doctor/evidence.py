@@ -236,6 +236,9 @@ def no_pairs(field: str, uri: str, count: int, seen: Unclear, evidence: Evidence
     elif evidence is not None:
         ways.append("--source-b FOLDER if side B lies there")
     if seen.have_names and not seen.choices:
-        ways.append("--pattern-a 'images/{id}.jpg' --pattern-b 'labels/{id}.png' if names tell A from B")
+        ways.append(
+            "--pattern-a PATTERN --pattern-b PATTERN if names tell A from B: the ends of their paths, with {id} for "
+            "what those of a pair have in common, as in '{id}_mask.png' and '{id}.jpg'"
+        )
     command = "Pass" if field == "source" else f"Make a data set of it: jobs/prepare.py --source {uri}, with"
     return ConfigError(field, f"{problem}. {command} {', or '.join(ways)}")

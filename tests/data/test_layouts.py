@@ -101,6 +101,17 @@ LAYOUTS = [
     ("color and other sensors", "kitchen/rgb/@.png", "kitchen/depth/@.png", [], ":@"),
     ("street and aerial views", "street/@.jpg", "aerial/@.jpg", [], ":@"),
     ("night and day", "test/@_night.png", "test/@_day.png", [], "test:@"),
+    ("DRIVE", "manual1/@_h.tif", "images/@_h.jpg", ["mask/@_h_mask.tif"], ":@_h"),  # as HRF
+    ("labels and photos", "Image_@L_1stHO.png", "Image_@L.jpg", ["Image_@L_2ndHO.png"], ":Image_@L"),  # as CHASE
+    ("labels and photos", "@_anno.bmp", "@.bmp", [], ":@"),
+    ("labels and photos", "5_Labels_all/@.tif", "2_Ortho_RGB/@.tif", [], ":@"),
+    ("input and target", "X_LR_bicubic/X2/@x2.png", "X_HR/@.png", [], ":@"),
+    ("input and target", "Data/@/1_NOISY_SRGB_10.png", "Data/@/1_GT_SRGB_10.png", [], ":Data/@/1_SRGB_10"),
+    ("input and target", "@.input_image.png", "@.target_image.png", [], ":@_image"),
+    ("input and target", "original_image/@.png", "edited_image/@.png", [], ":@"),
+    ("input and target", "hazy/@_1_0.9.png", "clear/@.png", [], ":@"),
+    ("labels and photos", "labels/000@.png", "images/@.png", [], None),
+    ("color and other sensors", "p@_rgb_cam0.png", "p@_depth_cam0.png", [], ":p@_cam0"),
 ]
 UNKNOWN = [
     ("two-folder", "oil/train/@.png", "paint/train/@.png", [], "train:@"),
@@ -165,6 +176,31 @@ def test_a_layout_is_recognised(
             [f"{folder}/1.jpg" for folder in ("cloth", "cloth-mask", "image", "image-densepose", "image-parse-v3")],
             "A = cloth-mask/, B = image/ or A = cloth-mask/, B = cloth/",
         ),
+        (
+            [f"{folder}/1.png" for folder in ("flair", "t1", "t1ce", "t2", "seg")],
+            "A = seg/, B = flair/ or A = seg/, B = t1/ or A = seg/, B = t1ce/ or A = seg/, B = t2/",
+        ),
+        (
+            [f"train/train_{side}/{n}.png" for side in ("A", "B", "C_fixed_official") for n in (1, 2)],
+            "A = A/, B = B/ or A = A/, B = C_fixed_official/ or A = B/, B = C_fixed_official/",
+        ),
+        (
+            [
+                f"{folder}/{n}_{date}_disaster.png"
+                for folder in ("images", "masks")
+                for n in "ab"
+                for date in ("pre", "post")
+            ],
+            "A = pre disaster, B = post disaster or A = masks/, B = images/",
+        ),
+        (
+            ["images/1.jpg", "images/2.jpg", *(f"v{v}/labels/{n}.png" for v in "12" for n in "12")],
+            "A = v1/labels/, B = images/ or A = v2/labels/, B = images/",
+        ),
+        (
+            ["x-images/1.ppm", "labels-ah/1.ah.ppm", "labels-vk/1.vk.ppm"],
+            "A = labels-ah/, B = x-images/ or A = labels-vk/, B = x-images/",
+        ),
         (["rgb/1.png", "depth/1.png", "normals/1.png"], "fit several layouts: A = rgb/, B = depth/ or A = rgb/"),
         (["config.png", "run/samples/epoch_0010.png", "run/samples/epoch_0020.png"], "sample sheets of a training run"),
     ],
@@ -173,6 +209,27 @@ def test_what_could_be_several_things_or_is_no_pair_is_refused(paths: list[str],
     found = match_names(paths)
     assert isinstance(found, Unclear)
     assert seen in found.seen
+
+
+@pytest.mark.parametrize(
+    "many, one, seen",
+    [
+        (
+            ["hazy/@_1_0.9.png", "hazy/@_2_0.8.png"],
+            "clear/@.png",
+            "6 images of hazy/ belong to 3 of clear/",
+        ),
+        (
+            ["x-mask-anno/0/0000@_hair.png", "x-mask-anno/0/0000@_skin.png", "x-mask-anno/0/0000@_nose.png"],
+            "x-img/@.jpg",
+            "9 images of x-mask-anno/ belong to 3 of x-img/",
+        ),
+    ],
+)
+def test_several_of_one_side_for_one_of_the_other_are_said_to_be_that(many: list[str], one: str, seen: str) -> None:
+    [match] = match_names([kind.replace("@", str(n)) for n in range(1, 4) for kind in (*many, one)])
+    assert match.layout.is_combined and match.layout.patterns is None
+    assert match.layout.seen == f"{seen}, several to one, and a pair has one of each"
 
 
 @pytest.mark.parametrize(
@@ -193,9 +250,9 @@ def test_names_that_say_nothing_leave_it_to_the_images(paths: list[str]) -> None
 @pytest.mark.parametrize(
     "kinds, patterns",
     [
-        (["bing/19/@.jpg", "panos/x/@.jpg"], ("bing/19/{id}", "panos/x/{id}")),
-        (["RGB/SN6_11_RGB_@.tif", "SAR/SN6_11_SAR_@.tif"], ("RGB/SN6_11_RGB_{id}.tif", "SAR/SN6_11_SAR_{id}.tif")),
-        (["high/@.png", "low/X2/@x2.png", "low/X4/@x4.png"], ("high/{id}.png", "low/X2/{id}x2.png")),
+        (["bing/19/@.jpg", "panos/x/@.jpg"], ("panos/x/{id}", "bing/19/{id}")),
+        (["RGB/SN6_11_RGB_@.tif", "SAR/SN6_11_SAR_@.tif"], ("SAR/SN6_11_SAR_{id}.tif", "RGB/SN6_11_RGB_{id}.tif")),
+        (["high/@.png", "low/X2/@x2.png", "low/X4/@x4.png"], ("low/X2/{id}x2.png", "high/{id}.png")),
         (
             ["stuff_train2017_pixelmaps/@.png", "stuff_val2017_pixelmaps/@.png", "train2017/@.jpg", "val2017/@.jpg"],
             ("stuff_{split}2017_pixelmaps/{id}", "{split}2017/{id}"),
@@ -205,9 +262,22 @@ def test_names_that_say_nothing_leave_it_to_the_images(paths: list[str]) -> None
                 *(f"images/10k/{split}/@.jpg" for split in ("train", "val")),
                 *(f"labels/seg/{kind}/{split}/@.png" for kind in ("ids", "tints") for split in ("train", "val")),
             ],
-            ("images/10k/{split}/{id}", "labels/seg/ids/{split}/{id}"),
+            ("labels/seg/ids/{split}/{id}", "images/10k/{split}/{id}"),
         ),
         (["my_test_oils/@.png", "x/paints/@.png"], ("my_test_oils/{id}", "x/paints/{id}")),
+        (["@_q1_80.png", "@_q2_80.png"], ("{id}_q1_80.png", "{id}_q2_80.png")),
+        (["x/@_0.jpg", "x/@_1.jpg", "x/@-y.jpg"], ("{id}_0.jpg", "{id}_1.jpg")),
+        (["@_sx_flair_8.png", "@_sx_seg_8.png", "@_sx_t9_8.png"], ("{id}_seg_8.png", "{id}_flair_8.png")),
+        (
+            [f"in/{split}/{split}_{kind}/@.png" for split in ("train", "val") for kind in ("x", "y", "z")],
+            ("{split}_x/{id}", "{split}_y/{id}"),
+        ),
+        (
+            ["PAN/S_11_PAN_@.tif", "PS-RGB/S_11_PS-RGB_@.tif", "SAR-I/S_11_SAR-I_@.tif"],
+            ("SAR-I/S_11_SAR-I_{id}.tif", "PS-RGB/S_11_PS-RGB_{id}.tif"),
+        ),
+        (["x_@_1.png", "x_@_2.png", "x_@_3.png"], None),
+        (["@-input.png", "@-mask1.png", "@-output1.png"], ("{id}-input.png", "{id}-output1.png")),
         (["image_2/@.png", "image_3/@.png"], None),
         (["one/7@.png", "two/8@.png"], None),
     ],
@@ -302,6 +372,48 @@ def splits_of(paths: list[str]) -> dict[str, str]:
     return {paths[pair.a]: pair.split for pair in match.pairs}
 
 
+SPLITS_INSIDE = [  # folders of sides A and B, in which {} is a split, and how that is written for train and another
+    ("{}/low {}/high", "our485", "eval15", "val"),
+    ("{}/lq {}/hq", "train485", "test15", "test"),
+    ("X_{}_sketch X_{}_photo", "training", "testing", "test"),
+    ("I_Task1-2_{}_Input I_Task1_{}_GroundTruth", "Training", "Validation", "val"),
+    ("D-{}/D-{}-Mask D-{}/D-{}-Image", "TR", "TE", "test"),
+    ("{}/in {}/out", "Train_1k", "Val_100", "val"),
+    ("{}/{}_A {}/{}_B", "train", "test", "test"),
+    ("horse_{}_A horse_{}_B", "train", "test", "test"),
+    ("{}/A {}/B", "TrainingData", "TestData", "test"),
+    ("labels{} images{}", "Tr", "Ts", "test"),
+    ("{}crop/labels {}crop/images", "train", "val", "val"),
+    ("TrainVal_segs/{}_segs TrainVal_images/TrainVal_images/{}_images", "train", "val", "val"),
+    ("stuffthingmaps_trainval2017/{}2017 {}2017", "train", "val", "val"),
+]
+
+
+@pytest.mark.parametrize("sides, train, other, split", SPLITS_INSIDE, ids=[row[0] for row in SPLITS_INSIDE])
+def test_splits_inside_the_names_of_folders_count(sides: str, train: str, other: str, split: str) -> None:
+    folders = [side.replace("{}", word) for word in (train, other) for side in sides.split()]
+    found = splits_of([f"{folder}/{n}.png" for folder in folders for n in (1, 2)])
+    assert found == {f"{folders[k]}/{n}.png": ("train", split)[k // 2] for k in (0, 2) for n in (1, 2)}
+
+
+@pytest.mark.parametrize("folders", ["vegas_train", "rome_test vegas_train", "DUTS-TE", "our5", "trainer valley"])
+def test_words_of_splits_that_stand_alone_inside_a_name_are_none(folders: str) -> None:
+    paths = [f"{folder}/{side}/1.png" for folder in folders.split() for side in "AB"]
+    assert set(splits_of(paths).values()) == {""}
+
+
+def test_a_split_of_one_side_is_left_out_and_the_numbers_of_shards_stay_in_the_name() -> None:
+    paths = ["Z_Train_Input/1.png", "Z_Train_GroundTruth/1.png", "Z_Test_Input/2.png"]
+    [match] = match_names(paths)
+    assert ([pair.split for pair in match.pairs], match.left_out, match.unmatched) == (["train"], [2], [])
+    assert match.layout.sides == ("Z_Input/", "Z_GroundTruth/"), "of all splits, not of the first"
+    paths = [f"c-{split}-{n}/1.{side}.png" for split in ("train", "val") for n in "01" for side in ("input", "target")]
+    [match] = match_names(paths)
+    assert [(pair.split, pair.pair_id) for pair in match.pairs] == [
+        (split, f"c-{n}/1") for split in ("train", "val") for n in "01"
+    ]
+
+
 def test_parts_of_a_test_split_beside_train_are_test() -> None:
     folders = ["train", "eval", "test1", "test2", "test-dev", "test_challenge", "gallery"]
     paths = [f"{folder}/{side}/{n}.png" for folder in folders for side in "AB" for n in (1, 2)]
@@ -314,6 +426,8 @@ def test_splits_with_which_all_names_begin_count() -> None:
     assert splits_of(paths) == {path: path[2:].split("_")[0] for path in paths[:6]}
     assert set(splits_of([*paths, "A/x.png", "B/x.png"]).values()) == {""}
     assert set(splits_of([path for path in paths if "test" in path]).values()) == {""}, "it may be a word"
+    at_end = [f"{side}/{n}_{split}.png" for side in "AB" for split in ("train", "val") for n in (1, 2)]
+    assert list(splits_of(at_end).values()) == ["train"] * 2 + ["val"] * 2
     match = match_patterns(paths, ("A/{id}", "B/{id}"))
     assert [pair.split for pair in match.pairs] == ["train"] * 2 + ["val"] * 2 + ["test"] * 2
 
@@ -362,3 +476,22 @@ def test_folders_of_one_sample_each_are_no_sides() -> None:
 def test_what_lies_in_folders_of_splits_is_said_to_lie_there() -> None:
     [match] = match_names(["train/1.png", "train/2.png", "test/3.png", "4.png"])
     assert match.layout.seen == "test/ (1), train/ (2), 1 in no sub-folder"
+
+
+def test_the_folders_that_all_images_lie_in_are_not_said() -> None:
+    [match] = match_names([f"set/v1/{folder}/{n}.png" for folder in ("x", "y", "z") for n in (1, 2)])
+    assert match.layout.seen == "x/ (2), y/ (2), z/ (2)"
+
+
+def test_a_side_of_several_folders_is_called_so() -> None:
+    [match] = match_names([f"s{side}_{n}/s{side}_{n}_p1.png" for side in (1, 2) for n in (0, 1)])
+    assert match.layout.sides == ("s1_0/ and 1 more", "s2_0/ and 1 more")
+
+
+def test_names_are_shortened_by_numbers_only_where_nearly_all_then_pair_up() -> None:
+    paths = [f"{side}/{n}{end}.png" for side, end in (("labels", "_1"), ("images", "")) for n in range(5)]
+    assert len(match_names(paths)) == 1
+    [match] = match_names([*paths, *(f"{side}/{n}.png" for side in ("labels", "images") for n in ("y7", "z8"))])
+    assert len(match.pairs) == 7 and not match.unmatched
+    [match, *_] = match_names(["labels/1_2.png", "labels/2_2.png", "images/1.png", "images/3.png"])
+    assert match.layout.is_combined
