@@ -129,9 +129,12 @@ def _locate(match: Match, members: Sequence[Member], bad: Sequence[BadRow], val_
     if any(pair.split == "train" for pair in match.pairs):
         pairing.unsplit = _describe_places([members[pair.a].path for pair in match.pairs if not pair.split])
     pairing.bad += [_repeated(pair_id, members[number].location) for number, pair_id in match.repeated]
+    refused = {_stem(row.source_uri) for row in bad}
     for number, pair_id, missing in match.unmatched:
         side = match.layout.sides["ab".index(missing)]
         message = f"pair {pair_id!r} has no {missing}: {side} holds no image of that name"
+        if pair_id.rpartition("/")[2] in refused or _stem(members[number].path) in refused:
+            message += " but one that is refused, as another row says"
         pairing.bad.append(BadRow(members[number].location.uri, "Unmatched", message))
     for pair in match.pairs:
         a, b = members[pair.a], None if pair.b is None else members[pair.b]
@@ -139,6 +142,12 @@ def _locate(match: Match, members: Sequence[Member], bad: Sequence[BadRow], val_
         weight = a.size + (b.size if b else 0)
         pairing.add(PairRef(pair.pair_id, split, a.location, b.location if b else None, weight))
     return pairing
+
+
+def _stem(path: str) -> str:
+    """A file's name without its ending."""
+    name = path.rpartition("/")[2].rpartition("#")[2]
+    return name.rpartition(".")[0] or name
 
 
 def _describe_places(paths: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from p2p.data.joining import FoundLayout
+from p2p.data.joining import FoundLayout, describe_left_out
 from p2p.data.layouts import UNPAIRED_TOO
 from p2p.data.matching import Unclear
 from p2p.doctor.evidence import MAX_EXAMINED, NO_PAIR, Evidence, examine, examine_in_task, no_pairs, warn_of_strangers
@@ -18,12 +18,13 @@ from p2p.preparation.locations import Cell, Drawing, SourceReader
 from p2p.preparation.pairing import Pairing, PairRef, choose_split, pair_one_source, pair_two_sources
 from p2p.preparation.parts import decode_pairs
 from p2p.preparation.sources import Listing, list_source, read_stream, source_format
-from p2p.preparation.tables import pair_tables
+from p2p.preparation.tables import pair_tables, rows_with_images
 from p2p.progress import Progress
 
 log = logging.getLogger("p2p")
 
 _SYNTHETIC_SIZE = 256
+_MAX_LISTS_SHOWN = 3
 _ONLY_SHAPES = 286  # any size: two sides that are scaled to one must have the same shape only
 
 
@@ -39,10 +40,10 @@ def find_pairs(config: PrepareConfig, source: str, source_b: str | None, chunks:
         return [_pair_tables(config, source)]
     listing = _list(source, "source", chunks, config.max_bytes)
     if source_b is None:
-        if not listing.members and listing.parquet and kind == "folder":
+        if listing.parquet and kind == "folder" and (not listing.members or _are_beside_tables(listing, config)):
             return [_pair_tables(config, source)]
-        listing.require_images("source")
-        return pair_one_source(
+        _log_left_out(listing).require_images("source")
+        found = pair_one_source(
             listing,
             config.layout,
             config.val_fraction,
@@ -50,10 +51,45 @@ def find_pairs(config: PrepareConfig, source: str, source_b: str | None, chunks:
             label_kind=label_kind,
             is_archive=kind != "folder",
         )
+        _warn_of_split_lists([listing], found)
+        return found
     listing_b = _list(source_b, "source_b", chunks, config.max_bytes)
-    listing.require_images("source")
-    listing_b.require_images("source_b")
-    return [pair_two_sources(listing, listing_b, config.val_fraction, config.patterns, label_kind=label_kind)]
+    _log_left_out(listing).require_images("source")
+    _log_left_out(listing_b).require_images("source_b")
+    found = [pair_two_sources(listing, listing_b, config.val_fraction, config.patterns, label_kind=label_kind)]
+    _warn_of_split_lists([listing, listing_b], found)
+    return found
+
+
+def _are_beside_tables(listing: Listing, config: PrepareConfig) -> bool:
+    """Whether the images of a folder only illustrate the Parquet data set there, such as a preview; these are reported.
+
+    Raises ConfigError where either may be meant: where more images than the rows of images lie there.
+    """
+    if config.patterns:  # of names of images
+        return False
+    count = len(listing.members)
+    rows = rows_with_images(listing.uri, count)
+    if not rows:  # captions or addresses of those images
+        return False
+    pictures = f"{count} image{'s' if count > 1 else ''} ({describe_left_out([m.path for m in listing.members])})"
+    if rows < count:
+        problem = f"holds a Parquet data set with images in {rows} of its rows, and {pictures} beside it"
+        raise ConfigError("source", f"{listing.uri}: {problem}; give a folder that holds one of the two")
+    log.info("%s: a Parquet data set; left out beside it: %s", listing.uri, pictures)
+    return True
+
+
+def _warn_of_split_lists(listings: Sequence[Listing], found: Sequence[Pairing]) -> None:
+    """Where no folder says a split, lists beside the images may; these are not read."""
+    lists = [path for listing in listings for path in listing.split_lists]
+    counts = found[0].counts()
+    if lists and not counts["test"] and (not counts["val"] or not counts["train"]):
+        log.warning(
+            "%s may list which images belong to a split; lists are not read, so move the images into folders named "
+            "train, val and test, or hold out a share by --val-fraction",
+            ", ".join([*lists[:_MAX_LISTS_SHOWN], *(["…"] if lists[_MAX_LISTS_SHOWN:] else [])]),
+        )
 
 
 def _pair_tables(config: PrepareConfig, source: str) -> Pairing:
@@ -67,14 +103,14 @@ def _pair_tables(config: PrepareConfig, source: str) -> Pairing:
 
 def _list(uri: str, field: str, chunks: ChunkStore, max_bytes: int) -> Listing:
     if source_format(uri) != "stream":
-        return _log_left_out(list_source(uri, field, max_bytes))
+        return list_source(uri, field, max_bytes)
 
     def keep(chunk: bytearray) -> None:
         chunks.put(chunk, f"--{field.replace('_', '-')} {uri}")
         progress.advance(len(chunk) // 2**20)
 
     with Progress(f"reading {uri}", total=None, unit="MiB") as progress:
-        return _log_left_out(read_stream(uri, field, keep, first=len(chunks.references), max_bytes=max_bytes))
+        return read_stream(uri, field, keep, first=len(chunks.references), max_bytes=max_bytes)
 
 
 def _log_left_out(listing: Listing) -> Listing:

@@ -35,6 +35,11 @@ _PIECE_BYTES = 2**20
 _MAX_MEMBERS = 1_000_000
 _MIN_MEMBER_BYTES = 8  # a header and an image, compressed; those without content take next to nothing
 _SPLIT_PREFIX = re.compile(r"(train|validation|valid|val|test)-", re.IGNORECASE)
+_NO_WORD = re.compile(r"[\W_]+")
+_KEY = re.compile(r"\w+=|partial-")  # before the split that a folder of tables is called after
+_ARROW_ADVICE = "data sets of Hugging Face in Arrow files are read once their to_parquet has written them as .parquet"
+_TABLE_ADVICE = "a Parquet data set has both sides in its columns, so give it as --source alone"
+_TAR_MARK = slice(257, 262)  # where a tar says that it is one
 _LISTING_BLOCK = 2**16  # a tar's headers lie far apart; a large read-ahead would fetch all of it
 
 
@@ -58,6 +63,11 @@ class Listing:
     parquet: int = 0
     archives: int = 0
     """Of those left out, how many could be read by themselves."""
+    packed: int = 0
+    arrow: int = 0
+    """Of those left out, how many hold images perhaps, once they are unpacked, or written as Parquet."""
+    split_lists: list[str] = dataclasses.field(default_factory=list)
+    """Of those left out, the texts whose names say a split, as the lists of Pascal VOC do (`Main/train.txt`)."""
     max_bytes: int = DEFAULT_MAX_BYTES
     _links: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
@@ -67,6 +77,11 @@ class Listing:
             self.left_out.add(path)
             self.parquet += path.lower().endswith(".parquet")
             self.archives += path.lower().endswith(_IN_FOLDERS)
+            self.packed += path.lower().endswith(_OTHER_ARCHIVES) and not path.lower().endswith(_IN_FOLDERS)
+            self.arrow += path.lower().endswith(".arrow")
+            name, dot, ending = path.rpartition("/")[2].rpartition(".")
+            if dot and ending.lower() == "txt" and split_name(name):
+                self.split_lists.append(printable(path))
             return False
         try:
             check_bytes(size, self.max_bytes)
@@ -103,12 +118,23 @@ class Listing:
             problem = f"no image can be used; the first: {self.bad[0].message}"
         elif self.left_out:
             problem = f"holds no images, which end in {' '.join(SUFFIXES)}; {self.left_out}"
-            problem += (
-                "; of archives in a folder only .tar is read, so unpack them, or give one" if self.archives else ""
-            )
+            problem += "".join(f"; {advice}" for advice in self._advice())
         else:
             problem = f"holds no files; images end in {' '.join(SUFFIXES)}"
         raise ConfigError(field, f"{self.uri}: {problem}")
+
+    def _advice(self) -> Iterator[str]:
+        """What to do with the files that are left out, where there are no images beside them."""
+        if self.archives:
+            two = ", or, where two of them hold a side each, these as --source and --source-b" * (self.archives > 1)
+            yield f"of archives in a folder only .tar is read, so unpack them, or give one{two}"
+        if self.packed:
+            yield "archives of a kind that is not read must be unpacked"
+        if self.arrow:
+            yield _ARROW_ADVICE
+        if self.parquet:
+            is_folder = source_format(self.uri) == "folder"
+            yield _TABLE_ADVICE if is_folder else "Parquet files are not read in archives, so unpack them"
 
 
 def source_format(uri: str) -> SourceFormat:
@@ -125,11 +151,29 @@ def source_format(uri: str) -> SourceFormat:
     return "parquet" if name.endswith(".parquet") else "folder"
 
 
-def split_of(path: str) -> str:
-    """By folder (`train/part-0.parquet`) or by the file's name (`train-00000-of-00002.parquet`), else none."""
+def splits_of(paths: Sequence[str]) -> list[str]:
+    """The split of each file of a data set: by a folder (`train/part-0.parquet`, `default/split=test/0.parquet`) or by
+    its name (`train-00000-of-00002.parquet`, `val.parquet`, `cc-test-000.tar`); empty without.
+
+    A word anywhere in the names counts where it tells files apart: of all of them it may be just a word.
+    """
+    certain = [_split_of(path) for path in paths]
+    likely = [split or _split_in_name(path) for split, path in zip(certain, paths, strict=True)]
+    return likely if len({*likely}) > 1 else certain
+
+
+def _split_of(path: str) -> str:
     *folders, name = path.split("/")
     named = _SPLIT_PREFIX.match(name)
-    return (split_name(folders[0]) if folders else None) or (split_name(named[1]) if named else None) or ""
+    by_folder = next((split for folder in folders if (split := split_name(_KEY.sub("", folder, count=1)))), "")
+    return by_folder or (split_name(named[1]) if named else "")
+
+
+def _split_in_name(path: str) -> str:
+    """The split that a word of a file's name says; none where several words say different ones."""
+    words = _NO_WORD.split(path.rpartition("/")[2].rpartition(".")[0])
+    found = {split for word in words if (split := split_name(word) or split_name(word.rstrip("0123456789")))}
+    return found.pop() if len(found) == 1 else ""
 
 
 def list_source(uri: str, field: str, max_bytes: int = DEFAULT_MAX_BYTES) -> Listing:
@@ -145,13 +189,7 @@ def list_source(uri: str, field: str, max_bytes: int = DEFAULT_MAX_BYTES) -> Lis
             with _refused_about(field):
                 return _list_tar(listing)
     if uri.startswith(("http://", "https://")) or is_file(uri):
-        is_packed = uri.lower().endswith(_OTHER_ARCHIVES)
-        problem = (
-            "an archive of a kind that is not read; unpack it and give the folder, or pack it as .tar"
-            if is_packed
-            else "neither a folder nor a .tar, .tar.gz, .zip or .parquet; give the folder that holds it"
-        )
-        raise ConfigError(field, f"{uri}: {problem}")
+        raise ConfigError(field, f"{uri}: {_why_no_source(uri.lower())}")
     tars = []
     for file in list_files(uri):
         if file.path.lower().endswith(".tar"):
@@ -165,6 +203,16 @@ def list_source(uri: str, field: str, max_bytes: int = DEFAULT_MAX_BYTES) -> Lis
         with _refused_about(field):
             _list_shards(tars, listing)
     return listing
+
+
+def _why_no_source(name: str) -> str:
+    if name.endswith(_OTHER_ARCHIVES):
+        return "an archive of a kind that is not read; unpack it and give the folder, or pack it as .tar"
+    if name.endswith(".parquet"):
+        return _TABLE_ADVICE
+    if name.endswith(".arrow"):
+        return _ARROW_ADVICE
+    return "neither a folder nor a .tar, .tar.gz, .zip or .parquet; give the folder that holds it"
 
 
 def _safe_path(name: str) -> str:
@@ -193,13 +241,25 @@ def _refused_about(field: str) -> Iterator[None]:
 
 def _list_zip(listing: Listing, field: str) -> Listing:
     uri = listing.uri
-    with _refused_about(field), _open_archive(uri) as file, open_zip(file, uri) as archive:
+    with _refused_about(field), _open_archive(uri) as file, _open_zip(file, uri) as archive:
         for number, info in enumerate(archive.infolist()):
             if info.is_dir():
                 continue
             if path := _image_path(info.filename, stat.S_ISLNK(info.external_attr >> 16), listing):
                 listing.add(path, info.file_size, functools.partial(_zip_member, uri, number, info))
     return listing
+
+
+def _open_zip(file: IO[bytes], uri: str) -> zipfile.ZipFile:
+    try:
+        return open_zip(file, uri)
+    except DamagedFileError:
+        with storage_errors(uri):
+            file.seek(0)
+            is_tar = file.read(_TAR_MARK.stop)[_TAR_MARK] == b"ustar"
+        if is_tar:
+            raise DamagedFileError(f"{uri}: this is a tar archive, though its name says zip; name it .tar") from None
+        raise
 
 
 def _zip_member(uri: str, number: int, info: zipfile.ZipInfo) -> ZipMember:
@@ -253,16 +313,17 @@ def _list_shards(tars: Sequence[FileInfo], listing: Listing) -> None:
 
     One that is damaged is bad as a whole.
     """
-    for file in tars:
+    for file, split in zip(tars, splits_of([file.path for file in tars]), strict=True):
         shard = Listing(file.uri, left_out=listing.left_out, max_bytes=listing.max_bytes)
         try:
             _list_tar(shard)
         except DamagedFileError as error:
             listing.bad.append(BadRow(printable(file.uri), error.kind, printable(str(error))))
             continue
-        folder, split = file.path[: -len(".tar")], split_of(file.path)
-        # Of a split that only the tar's name says, that is a folder, too.
-        above = printable(folder if not split or split_name(folder.partition("/")[0]) else f"{split}/{folder}")
+        folder = file.path[: -len(".tar")]
+        # A split that no folder says in so many words is a folder, too.
+        said = next((said for part in folder.split("/") if (said := split_name(part))), "")
+        above = printable(folder if said == split else f"{split}/{folder}")
         listing.members += [dataclasses.replace(member, path=f"{above}/{member.path}") for member in shard.members]
         listing.bad += shard.bad
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,13 @@ from p2p.doctor.files import BadRow
 from p2p.errors import BadInputError, ConfigError, DamagedFileError, LongTextError, StorageError
 from p2p.preparation.locations import Cell, image_columns
 from p2p.preparation.pairing import Pairing, PairRef, choose_split
-from p2p.preparation.sources import split_of
+from p2p.preparation.sources import splits_of
 from p2p.storage.bounded import DEFAULT_MAX_BYTES
 from p2p.storage.filesystems import FileInfo, list_files
 from p2p.storage.formats import format_of
 from p2p.storage.names import printable
 from p2p.storage.parquet import MIN_IMAGE_BYTES, check_row_count, damage_reported, open_parquet, read_cells, read_text
-from p2p.storage.parquet_columns import find_bytes, find_empty, is_text, path_of_bytes, why_no_images
+from p2p.storage.parquet_columns import find_bytes, find_empty, find_images, is_text, path_of_bytes, why_no_images
 
 _ID_COLUMNS = ("pair_id", "id", "image_id")
 _SPLIT_COLUMN = "split"
@@ -32,6 +33,9 @@ _MAX_LOOKED_AT = 8  # rows of a column that may hold something else than images
 _MAX_CANDIDATES = 16  # columns that are looked at
 _MAX_REASONS = 4
 _MAX_FILES_SHOWN = 3
+_MAX_FILES_ASKED = 8  # whether any of their columns holds images
+_WORDS_OF_COLUMNS = {"pixel_values": "image", "condition": "conditioning"}
+"""What columns are called and folders are not, by words of the layouts."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class _Columns:
     """Those that could hold images, and hold none in any row."""
     others: str
     """What further columns hold instead of images, for a message; empty if that is plain."""
+    rest: tuple[str, ...] = ()
+    """Further columns that may hold images, and are neither side."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class _Table:
 
     uri: str
     split: str
+    stem: str
+    """Its path without ending."""
     columns: _Columns
     pairs: list[PairRef]
 
@@ -77,34 +85,45 @@ def _find_columns(file: pq.ParquetFile, layout: LayoutChoice, uri: str, chosen: 
     elif columns != ["a", "b"] and 1 < len(columns) <= _MAX_CANDIDATES:
         images = _without_other_bytes(file, columns, uri, chosen)
         other_bytes, columns = {*columns} - {*images}, images
-    others = _describe_others(schema, {*every} - other_bytes - empty, other_bytes, empty)
+    others = _describe_others(file, uri, {*every} - other_bytes - empty, other_bytes, empty)
     if len(columns) > 2 or not columns or (layout == "folders" and len(columns) != 2):
+        several = f"{len(columns)} of them may hold images ({', '.join(columns[:_MAX_CANDIDATES])})"
+        what = f"; {several}, so call two of these a and b, or leave the others out" if columns[2:] else ""
         raise ConfigError(
             "source",
             f"{uri}: needs columns a and b, or two columns of encoded image bytes, or one of combined images; "
-            f"its columns are {', '.join(schema.names)}" + (f"; {others}" if others else ""),
+            f"its columns are {', '.join(schema.names)}{what}" + (f"; {others}" if others else ""),
         )
     without_images = {field.name for field in schema if find_bytes(field)} - set(every) | empty
     names = columns[:1] if layout == COMBINED else columns
-    return _Columns(tuple(names), are_certain, frozenset(without_images), others)
+    rest = [column for column in find_images(file) if column not in {*names} | other_bytes | empty]
+    return _Columns(tuple(names), are_certain, frozenset(without_images), others, tuple(rest[:_MAX_CANDIDATES]))
 
 
 def _by_words(columns: Sequence[str]) -> list[str] | None:
     """The columns of A and of B as the words of a layout in their names say; None without."""
-    found = match_names([f"{column}/image" for column in columns]) if len(columns) > 1 else []
+    words = [_WORDS_OF_COLUMNS.get(column.lower(), column) for column in columns]
+    words = words if len({*words}) == len(words) else [*columns]
+    found = match_names([f"{word}/image" for word in words]) if len(words) > 1 else []
     if not isinstance(found, list) or not found or not found[0].layout.is_certain or len(found[0].pairs) != 1:
         return None
     (pair,) = found[0].pairs
     return [columns[number] for number in (pair.a, pair.b) if number is not None]
 
 
-def _describe_others(schema: pa.Schema, images: set[str], other_bytes: set[str], empty: set[str]) -> str:
+def _describe_others(file: pq.ParquetFile, uri: str, images: set[str], other_bytes: set[str], empty: set[str]) -> str:
     """Why columns that do not hold `images` do not. `empty`: those without a value in any row."""
+    schema = file.schema_arrow
     reasons = [f"column {name!r} holds bytes that are no images" for name in schema.names if name in other_bytes]
     reasons += [f"column {name!r} holds nothing in any row" for name in schema.names if name in empty]
     known = images | other_bytes | empty
     rest = [field for field in schema if field.name not in known and not (images and is_text(field.type))]
-    return "; ".join(filter(None, [*reasons[:_MAX_REASONS], why_no_images(pa.schema(rest))]))
+    looked_at = {field.name for field in rest[:_MAX_CANDIDATES]}
+
+    def look(name: str) -> bytes:
+        return next(_first_values(file, name, uri), b"") if name in looked_at else b""
+
+    return "; ".join(filter(None, [*reasons[:_MAX_REASONS], why_no_images(pa.schema(rest), look)]))
 
 
 def _without_other_bytes(file: pq.ParquetFile, columns: list[str], uri: str, chosen: _Chosen) -> list[str]:
@@ -122,17 +141,23 @@ def _without_other_bytes(file: pq.ParquetFile, columns: list[str], uri: str, cho
 def _holds_images(file: pq.ParquetFile, column: str, uri: str) -> bool | None:
     """Whether one of the first rows of a column holds an image; None where they hold no bytes, or cannot be read."""
     path = path_of_bytes(file, column)
-    if path is None or not file.num_row_groups:
-        return None
     found = None
+    for data in _first_values(file, path, uri) if path else ():
+        found = False
+        with contextlib.suppress(BadInputError):
+            format_of(data)
+            return True
+    return found
+
+
+def _first_values(file: pq.ParquetFile, path: str, uri: str) -> Iterator[bytes]:
+    """The values of a column of bytes or text in the first rows, without those that are null; none if it is damaged."""
+    if not file.num_row_groups:
+        return
     with contextlib.suppress(DamagedFileError), damage_reported(uri):  # its rows will be found bad one by one
         for _, data in read_cells(file, 0, path, range(_MAX_LOOKED_AT), DEFAULT_MAX_BYTES):
             if isinstance(data, bytes):
-                found = False
-                with contextlib.suppress(BadInputError):
-                    format_of(data)
-                    return True
-    return found
+                yield data
 
 
 def _names_and_splits(file: pq.ParquetFile, uri: str) -> Iterator[tuple[str | None, str | None]]:
@@ -152,15 +177,15 @@ def _values(uri: str, column: str) -> Iterator[str | None]:
     return (value for (values,) in read_text(uri, [column]) for value in values)
 
 
-def _read_table(file: FileInfo, layout: LayoutChoice, val_fraction: float, chosen: _Chosen) -> _Table:
-    """The rows of one file as pairs.
+def _read_table(file: FileInfo, split: str, layout: LayoutChoice, val_fraction: float, chosen: _Chosen) -> _Table:
+    """The rows of one file as pairs; `split`: of those that do not say theirs in a column.
 
     Raises DamagedFileError where they cannot all be listed, ConfigError where its columns hold no pairs.
     """
     with open_parquet(file.uri) as parquet:
         columns = _find_columns(parquet, layout, file.uri, chosen)
         check_row_count(parquet, file.uri, MIN_IMAGE_BYTES)
-        split, stem = split_of(file.path), file.path.rpartition(".")[0]
+        stem = file.path.rpartition(".")[0]
         pairs: list[PairRef] = []
         first = 0
         rows = _names_and_splits(parquet, file.uri)
@@ -173,7 +198,7 @@ def _read_table(file: FileInfo, layout: LayoutChoice, val_fraction: float, chose
                 stored = choose_split(split_name(named_split or "") or split, pair_id, val_fraction)
                 pairs.append(PairRef(pair_id, stored, cells[0], cells[1] if cells[1:] else None, weight))
             first += facts.num_rows
-    return _Table(file.uri, split, columns, pairs)
+    return _Table(file.uri, split, stem, columns, pairs)
 
 
 def _most_common(tables: Sequence[_Table]) -> _Table:
@@ -204,6 +229,23 @@ def _layout_of(table: _Table, layout: LayoutChoice) -> FoundLayout:
     return FoundLayout(COMBINED, halves, layout == COMBINED, seen)
 
 
+def _share_ids(tables: Sequence[_Table]) -> bool:
+    """Whether a split has an id in more than one file: in each of them they may be numbers that begin anew."""
+    seen: dict[tuple[str, str], int] = {}
+    return any(
+        seen.setdefault((pair.split, pair.pair_id), number) != number
+        for number, table in enumerate(tables)
+        for pair in table.pairs
+        if not pair.pair_id.startswith(f"{table.stem}/")
+    )
+
+
+def _below(stem: str, pair: PairRef) -> PairRef:
+    """The pair by its file's path and its id there; a row without an id has such a name already."""
+    is_below = pair.pair_id.startswith(f"{stem}/")
+    return pair if is_below else dataclasses.replace(pair, pair_id=f"{stem}/{pair.pair_id}")
+
+
 def _add_tables(tables: Sequence[_Table], layout: LayoutChoice, pairing: Pairing) -> None:
     """Add the pairs of the files that have the sides; the others are bad, or left out where theirs is a split of its
     own without a side.
@@ -214,12 +256,13 @@ def _add_tables(tables: Sequence[_Table], layout: LayoutChoice, pairing: Pairing
     # Of a single column the name decides nothing; of two it decides which is A.
     have_sides = [table.columns.names == sides or len(table.columns.names) == len(sides) == 1 for table in tables]
     paired_splits = {table.split for table, has_sides in zip(tables, have_sides, strict=True) if has_sides}
-    left_out: list[str] = []
+    are_unique = not _share_ids([table for table, has_sides in zip(tables, have_sides, strict=True) if has_sides])
+    left_out = [f"column {name}" for name in _unused_images(chosen)]
     for table, has_sides in zip(tables, have_sides, strict=True):
         names = table.columns.names
         if has_sides:
             for pair in table.pairs:
-                pairing.add(pair)
+                pairing.add(pair if are_unique else _below(table.stem, pair))
         elif {*names} < {*sides} and table.split and table.split not in paired_splits:
             (missing,) = {*sides} - {*names}
             left_out.append(f"{printable(table.uri)} ({len(table.pairs)} rows without images in column {missing})")
@@ -227,22 +270,46 @@ def _add_tables(tables: Sequence[_Table], layout: LayoutChoice, pairing: Pairing
             why = f"; {table.columns.others}" if table.columns.others else ""
             problem = f"its images are in {', '.join(names)}; those of the other files in {', '.join(sides)}{why}"
             pairing.bad.append(BadRow(printable(table.uri), "WrongColumns", printable(f"{table.uri}: {problem}")))
-    rest = [f"and {len(left_out) - _MAX_FILES_SHOWN} files more"] if len(left_out) > _MAX_FILES_SHOWN else []
+    rest = [f"and {len(left_out) - _MAX_FILES_SHOWN} more"] if len(left_out) > _MAX_FILES_SHOWN else []
     pairing.left_out = ", ".join([*left_out[:_MAX_FILES_SHOWN], *rest])
+
+
+def _unused_images(table: _Table) -> list[str]:
+    """The columns of a file that are neither side, and hold images."""
+    if not table.columns.rest:
+        return []
+    with open_parquet(table.uri) as file:
+        return [name for name in table.columns.rest if _holds_images(file, name, table.uri)]
+
+
+def _files(uri: str) -> list[FileInfo]:
+    """The files of a Parquet data set. One that is prepared keeps its bad rows beside its splits."""
+    return [file for file in list_files(uri, (".parquet",)) if not file.path.startswith("errors/")]
+
+
+def rows_with_images(uri: str, enough: int) -> int:
+    """How many rows the files below have that hold images; counted until `enough`. Damaged files have none."""
+    rows = 0
+    for number, file in enumerate(_files(uri)):
+        if rows >= enough or (number == _MAX_FILES_ASKED and not rows):
+            break
+        with contextlib.suppress(DamagedFileError), open_parquet(file.uri) as parquet:
+            columns = [*find_images(parquet)][:_MAX_CANDIDATES]
+            if any(_holds_images(parquet, column, file.uri) for column in columns):
+                rows += parquet.metadata.num_rows
+    return rows
 
 
 def pair_tables(uri: str, layout: LayoutChoice, val_fraction: float) -> Pairing:
     """List the pairs of a Parquet file or folder. Raises ConfigError if its columns hold none."""
-    files = list(list_files(uri, (".parquet",)))
-    # A prepared data set keeps its bad rows beside its splits.
-    files = [file for file in files if not file.path.startswith("errors/")]
+    files = _files(uri)
     pairing = Pairing(FoundLayout(COMBINED, ("left half", "right half")))
     refused: ConfigError | None = None
     tables: list[_Table] = []
     chosen: _Chosen = {}
-    for file in files:
+    for file, split in zip(files, splits_of([file.path for file in files]), strict=True):
         try:
-            tables.append(_read_table(file, layout, val_fraction, chosen))
+            tables.append(_read_table(file, split, layout, val_fraction, chosen))
         except ConfigError as error:  # one among others that has other columns
             refused = refused or error
             pairing.bad.append(BadRow(printable(file.uri), "WrongColumns", printable(str(error))))

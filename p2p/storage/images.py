@@ -52,6 +52,7 @@ _PNG_DEPTH, _PNG_COLOUR = 24, 25  # places of bit depth and colour type in the h
 _USUAL_JPEGS = {"YCbCr": ("RGB", "RGB", 3), "Gray": ("L", "Gray", 1)}
 """Of libjpeg's names: Pillow's mode, what it is decoded to, and how many channels that has."""
 _PIXELS_MISSING = "premature end of data segment"  # libjpeg's warning: it makes gray of what is not there
+_ONLY_PADDING = "before marker 0xd9"  # the last one: nothing that is decoded can be shifted by what lies before it
 _COSTLY = ("JPEG 2000", "AVIF", "HEIC", "JPEG XL")
 """Their decoders take up to 28 bytes a pixel, others 16, so they may have half of the pixels."""
 _TURNED_BY_DECODER = ("HEIC", "JPEG XL", "JPEG 2000")  # their own orientation is applied, and EXIF's repeats it
@@ -140,11 +141,23 @@ def _decode_usual_jpeg(data: bytes, max_pixels: int) -> tuple[StoredPixels, int,
             if lacks_scans(data, segments):
                 raise BadInputError("DamagedImage", "this JPEG image is cut off: its last scans are missing") from None
     except ValueError as error:
+        if _was_copied_as_text(data, str(error)):
+            raise BadInputError(
+                "DamagedImage", "a JPEG that was copied as text, which changes its line ends; fetch it again"
+            ) from None
         if _PIXELS_MISSING in str(error):
             raise BadInputError("DamagedImage", "this JPEG image is cut off or damaged: pixels are missing") from None
         return None
     is_plain = is_whole and mode == "RGB" and not has_metadata(data, segments)
     return StoredPixels(pixels, count, mode), orientation_of(exif_of_jpeg(data, segments)), is_plain
+
+
+def _was_copied_as_text(data: bytes, warning: str) -> bool:
+    """Whether a carriage return was put before each line feed of a JPEG of which libjpeg warns. Decoders go on with
+    tables and pixels that are shifted by it. Of 256 line feeds one has a carriage return before it by chance.
+    """
+    ends = data.count(b"\r\n")
+    return ends >= (2 if _ONLY_PADDING in warning else 1) and data.count(b"\n") == ends
 
 
 def _open(parts: EssentialParts, format: ImageFileType, max_pixels: int) -> Image.Image:
@@ -167,6 +180,9 @@ def _open(parts: EssentialParts, format: ImageFileType, max_pixels: int) -> Imag
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise anything on a damaged header
+        if str(error).startswith("Unsupported BMP"):
+            problem = f"a BMP of a kind that is not read ({error}); save it as PNG"
+            raise BadInputError("UnsupportedPixels", problem) from None
         raise BadInputError("DamagedImage", f"its header, a {format.name}'s, cannot be read: {error}") from None
     check_size(*image.size, max_pixels // 2 if format.name in _COSTLY else max_pixels)
     return image

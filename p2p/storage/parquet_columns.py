@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections import Counter
+from collections.abc import Callable
+from itertools import chain, islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from p2p.errors import BadInputError
+from p2p.storage.formats import SUFFIXES, format_of
+
 _MAX_REASONS = 4
+_MAX_ADDRESS = 4096  # bytes
+_BASE64_IMAGE = re.compile(rb"data:image/|/9j/|iVBORw0KGgo|UklGR|R0lGOD")
 _NAMES_OF_IMAGES = ("image", "images", "img", "picture", "photo", "bytes", "data", "base64", "jpg", "png")
 _NAMES_OF_ADDRESSES = ("source_uri", "uri", "url", "path", "file", "image_url", "image_path", "file_name")
 
@@ -92,14 +101,17 @@ def _without_values(metadata: pq.FileMetaData, paths: set[str]) -> set[str]:
     return empty
 
 
-def why_no_images(schema: pa.Schema) -> str:
-    """What the columns hold instead of encoded images, and what to do, for a message; empty if that is plain."""
-    reasons = [f"column {field.name!r} {reason}" for field in schema if (reason := _why_not(field))]
-    reasons += [f"{count} columns are called {name!r}" for name, count in Counter(schema.names).items() if count > 1]
-    return "; ".join(reasons[:_MAX_REASONS])
+def why_no_images(schema: pa.Schema, look: Callable[[str], bytes] = lambda name: b"") -> str:
+    """What the columns hold instead of encoded images, and what to do, for a message; empty if that is plain.
+
+    `look` gives one value of a column of text or bytes; empty where that is unknown.
+    """
+    reasons = (f"column {field.name!r} {reason}" for field in schema if (reason := _why_not(field, look)))
+    twice = (f"{count} columns are called {name!r}" for name, count in Counter(schema.names).items() if count > 1)
+    return "; ".join(islice(chain(reasons, twice), _MAX_REASONS))
 
 
-def _why_not(field: pa.Field) -> str:
+def _why_not(field: pa.Field, look: Callable[[str], bytes]) -> str:
     types, kind = pa.types, field.type
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or types.is_list_view(kind):
         inner = kind.value_type
@@ -107,16 +119,32 @@ def _why_not(field: pa.Field) -> str:
             return "holds lists of images; write one image in each row"
         return "holds lists of numbers, perhaps pixels; encode them as PNG" if _is_numeric(inner) else ""
     if types.is_fixed_size_binary(kind):
-        return f"holds {kind.byte_width} bytes in every row: raw pixels perhaps, no encoded images; encode them as PNG"
+        return _why_not_of_equal_size(kind.byte_width, look(field.name))
     if find_path(field):
         return "holds paths and no bytes; give the folder of those images, or translate this one file as a manifest"
     if types.is_map(kind) or (types.is_struct(kind) and find_bytes(field) is None):
         return "holds other columns; write their images as a column of their own"
     if types.is_null(kind):
         return "holds nothing in any row"
-    if is_text(kind) and field.name.lower() in _NAMES_OF_IMAGES:
+    return _why_not_text(field.name.lower(), look(field.name)) if is_text(kind) else ""
+
+
+def _why_not_of_equal_size(width: int, value: bytes) -> str:
+    with contextlib.suppress(BadInputError):
+        what = f"a {format_of(value).name} perhaps, and what fills it up"
+        return f"holds {width} bytes in every row, {what}; write each image as bytes of its own length"
+    return f"holds {width} bytes in every row: raw pixels perhaps, no encoded images; encode them as PNG"
+
+
+def _why_not_text(name: str, value: bytes) -> str:
+    if _BASE64_IMAGE.match(value):
+        return "holds images in base64, as text; decode them to bytes"
+    text = value[:_MAX_ADDRESS].decode("utf-8", "replace").lower()
+    if text.startswith(("http://", "https://", "s3://", "gs://")) or text.endswith(SUFFIXES):
+        return "holds addresses and no bytes; give the folder of those images, or translate one such file as a manifest"
+    if name in _NAMES_OF_IMAGES:
         return "holds text; decode it to bytes if it is base64"
-    if is_text(kind) and field.name.lower() in _NAMES_OF_ADDRESSES:
+    if name in _NAMES_OF_ADDRESSES:
         return "holds addresses; translate takes one such file as a manifest"
     return ""
 

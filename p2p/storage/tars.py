@@ -36,6 +36,7 @@ _KINDS: dict[bytes, MemberKind] = {
     b"S": "sparse",
 }
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "Zstandard"}
+_ZIP = b"PK\x03\x04"
 _LINKS = ("hard link", "symbolic link")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
 _PAX, _GLOBAL_PAX, _LONG_NAME, _LONG_LINK = (b"x", b"X"), b"g", b"L", b"K"
@@ -163,6 +164,8 @@ class _Headers:
 
     def _check(self, block: bytes) -> None:
         """Raise unless `block` is a whole header."""
+        if block.startswith(_ZIP) and self._file.tell() == len(block):
+            raise DamagedFileError(f"{self._uri}: this is a zip archive, though its name says tar; name it .zip")
         if len(block) < _BLOCK:
             raise self._damaged("it ends within a header")
         packer = next((name for magic, name in _COMPRESSED.items() if block.startswith(magic)), "")

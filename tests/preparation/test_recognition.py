@@ -104,3 +104,61 @@ def test_classes_are_no_sides_by_their_names(run: Callable[..., Any], tmp_path: 
     assert outcome.status == 0 and "in none of the 8 pairs looked at have night/ and day/" in outcome.stderr
     outcome = run("--source", tmp_path / "good")
     assert outcome.status == 0 and "real and fake layout: 8 train; A = real/, B = fake/" in outcome.stderr
+
+
+def write_pairs(path: Path, count: int) -> None:
+    pairs = [city_pair(1, number, 32, 32) for number in range(count)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sides = {name: [images.encode(pair[side]) for pair in pairs] for side, name in enumerate("ab")}
+    pq.write_table(pa.table(sides), path)
+
+
+def test_pictures_beside_a_parquet_data_set_are_left_out_and_told(run: Callable[..., Any], tmp_path: Path) -> None:
+    write_pairs(tmp_path / "in/data/train.parquet", 4)
+    save(tmp_path / "in/assets/preview.png", city_pair(1, 9, 32, 32)[0])
+    outcome = run("--source", tmp_path / "in")
+    assert outcome.status == 0 and "two-column layout: 4 train" in outcome.stderr
+    assert "a Parquet data set; left out beside it: 1 image (assets/ (1))" in outcome.stderr
+    assert "1 .parquet" not in outcome.stderr
+
+
+def test_more_images_than_a_parquet_data_set_has_are_another_data_set(run: Callable[..., Any], tmp_path: Path) -> None:
+    write_pairs(tmp_path / "in/one.parquet", 1)
+    for number in range(3):
+        for side, name in enumerate("AB"):
+            save(tmp_path / f"in/{name}/{number}.png", city_pair(1, number, 32, 32)[side])
+    outcome = run("--source", tmp_path / "in")
+    assert outcome.status == 2 and "images in 1 of its rows, and 6 images (A/ (3), B/ (3)) beside it" in outcome.stderr
+    assert run("--source", tmp_path / "in", "--pattern-a", "A/{id}.png", "--pattern-b", "B/{id}.png").status == 0
+    pq.write_table(pa.table({"caption": ["x"] * 9, "digest": [bytes(16)] * 9}), tmp_path / "in/one.parquet")
+    outcome = run("--source", tmp_path / "in")
+    assert outcome.status == 0 and "A/B layout: 3 train" in outcome.stderr and "1 .parquet" in outcome.stderr
+
+
+def test_lists_of_splits_are_named_where_no_folder_says_one(run: Callable[..., Any], tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for side, name in enumerate("AB"):
+            save(tmp_path / f"in/{split}/{name}/1.png", city_pair(1, 1, 32, 32)[side])
+        (tmp_path / f"in/{split}.txt").write_text("1\n")
+    told = "train.txt, val.txt may list which images belong to a split; lists are not read"
+    assert told not in run("--source", tmp_path / "in").stderr
+    (tmp_path / "in/val").rename(tmp_path / "in/more")
+    (tmp_path / "in/readme.txt").write_text("")
+    outcome = run("--source", tmp_path / "in")
+    assert outcome.status == 0 and told in outcome.stderr
+
+
+def test_a_partner_that_is_refused_is_there(run: Callable[..., Any], tmp_path: Path) -> None:
+    for number in range(4):
+        for side, name in enumerate("AB"):
+            save(tmp_path / f"in/{name}/{number}.png", city_pair(1, number, 32, 32)[side])
+    (tmp_path / "in/A/3.png").write_bytes(bytes(100_000))
+    (tmp_path / "in/A/2.png").unlink()
+    outcome = run("--source", tmp_path / "in", "--max-bytes", 50_000)
+    assert outcome.status == 3
+    rows = {Path(row["source_uri"]).name: row for row in pq.read_table(tmp_path / "out/errors").to_pylist()}
+    messages = [row["message"] for row in rows.values() if row["error"] == "Unmatched"]
+    assert sorted(messages) == [
+        "pair '2' has no a: A/ holds no image of that name",
+        "pair '3' has no a: A/ holds no image of that name but one that is refused, as another row says",
+    ]

@@ -12,7 +12,7 @@ import pytest
 
 from p2p.errors import BadInputError, UsageError
 from p2p.preparation.locations import SourceReader
-from p2p.preparation.sources import Listing, list_source, read_stream, source_format
+from p2p.preparation.sources import Listing, list_source, read_stream, source_format, splits_of
 from p2p.storage.bounded import DEFAULT_MAX_BYTES
 
 FILES = {"set/train/1.jpg": b"one", "set/train/2.png": b"twotwo", "set/readme.txt": b"no", "set/val/3.PNG": b""}
@@ -164,6 +164,49 @@ def test_a_single_file_is_no_source(tmp_path: Path) -> None:
         list_source(str(tmp_path / "x.jpg"), "source")
 
 
+ADVICE = {
+    ".parquet": "a Parquet data set has both sides in its columns, so give it as --source alone",
+    ".arrow": "once their to_parquet has written them as .parquet",
+    ".rar": "unpack",
+    ".7z": "unpack",
+}
+
+
+@pytest.mark.parametrize("ending", ADVICE)
+def test_files_that_are_read_otherwise_or_not_say_what_to_do(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x{ending}"
+    path.write_bytes(b"x")
+    with pytest.raises(UsageError, match=ADVICE[ending]):
+        list_source(str(path), "source_b")
+    with pytest.raises(UsageError, match=rf"1 file left out: 1 \{ending}; .*{ADVICE[ending]}"):
+        list_source(str(tmp_path), "source_b").require_images("source_b")
+
+
+def test_parquet_within_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
+    path = str(zip_of({"train/0.parquet": b"x"}, tmp_path / "x.zip"))
+    with pytest.raises(UsageError, match="Parquet files are not read in archives, so unpack them"):
+        list_source(path, "source").require_images("source")
+
+
+def test_two_archives_side_by_side_may_be_the_sides(tmp_path: Path) -> None:
+    for name in ("gtFine_trainvaltest", "leftImg8bit_trainvaltest"):
+        zip_of(FILES, tmp_path / f"{name}.zip")
+    with pytest.raises(UsageError, match="where two of them hold a side each, these as --source and --source-b"):
+        list_source(str(tmp_path), "source").require_images("source")
+
+
+@pytest.mark.parametrize(
+    "kind, ending, what", [("zip", "tar", "a zip"), ("zip", "tar.gz", ""), ("tar", "zip", "a tar")]
+)
+def test_an_archive_of_another_kind_than_its_name_says_is_whole(
+    kind: str, ending: str, what: str, tmp_path: Path
+) -> None:
+    path = MAKERS[kind](FILES, tmp_path).rename(tmp_path / f"other.{ending}")
+    with pytest.raises(UsageError, match=f"this is {what}.* archive, though its name") as raised:
+        read_all(path)
+    assert "fetch it again" not in str(raised.value)
+
+
 def test_kinds_are_told_by_the_name() -> None:
     assert source_format("http://host/maps.tar.gz?x=1") == source_format("http://host/maps.tar") == "stream"
     assert source_format("s3://b/x.tar") == "tar"
@@ -186,6 +229,35 @@ def test_names_of_tars_say_the_split_as_those_of_folders_do(tmp_path: Path) -> N
     for name in ("train-000", "val-000", "test/s-000"):
         tar_of({"x.jpg": b"x"}, tmp_path / f"{name}.tar")
     assert sorted(read_all(tmp_path)[1]) == ["test/s-000/x.jpg", "train/train-000/x.jpg", "val/val-000/x.jpg"]
+
+
+SPLIT_PATHS = {
+    "val.parquet test.parquet train.parquet": "val test train",
+    "default/train/0.parquet default/validation/0.parquet default/partial-test/0.parquet": "train val test",
+    "split=train/p.parquet year=1/split=test/p.parquet": "train test",
+    "train_0.parquet val_0.parquet my-dev-00000.parquet eval2.parquet": "train val val val",
+    "cc-train-000.tar cc-val-000.tar cc.test.000.tar": "train val test",
+    "more.parquet test.parquet": ". test",
+    "train/test_1.parquet test/train-1.parquet": "train test",
+    "train-test-0.parquet my-train-val-0.parquet x.parquet": "train . .",  # a name begins with it, or says two
+    "test_0.parquet test_1.parquet": ". .",  # of all of them it may be just a word
+    "test-0.parquet": "test",
+    "contest.parquet valued.parquet trainer-1.parquet": ". . .",
+}
+
+
+@pytest.mark.parametrize("paths", SPLIT_PATHS)
+def test_a_file_of_pairs_says_its_split_by_any_folder_or_a_word_of_its_name(paths: str) -> None:
+    assert splits_of(paths.split()) == [split.strip(".") for split in SPLIT_PATHS[paths].split()]
+
+
+def test_tars_whose_splits_are_words_of_their_names_are_below_folders_of_those(tmp_path: Path) -> None:
+    for name in ("cc-train-000", "cc-val-000", "test", "all/split=val/0", "split=val/train"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        tar_of({"x.jpg": b"x"}, tmp_path / f"{name}.tar")
+    expected = ["test/x.jpg", "train/cc-train-000/x.jpg", "val/all/split=val/0/x.jpg", "val/cc-val-000/x.jpg"]
+    expected.append("val/split=val/train/x.jpg")
+    assert sorted(read_all(tmp_path)[1]) == expected
 
 
 def test_of_several_tars_a_damaged_one_is_bad(tmp_path: Path) -> None:

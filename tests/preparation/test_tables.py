@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -90,6 +92,19 @@ def test_a_column_says_the_split(tmp_path: Path) -> None:
         assert [(pair.pair_id, pair.split) for pair in pairs] == list(
             zip(ids, ("train", "val", "test", "val"), strict=True)
         )
+
+
+def test_ids_that_begin_anew_in_each_file_are_below_its_path(tmp_path: Path) -> None:
+    for folder in ("year=1/split=train", "year=2/split=train", "year=2/split=val"):
+        (tmp_path / folder).mkdir(parents=True)
+        pq.write_table(pa.table({"a": [b"1"] * 2, "b": [b"2"] * 2, "id": ["7", None]}), tmp_path / folder / "p.parquet")
+    found = pair_tables(str(tmp_path), "auto", 0.0)
+    assert not found.bad
+    assert [pair.pair_id for pair in found.pairs if pair.split == "train"] == [
+        f"year={year}/split=train/p/{name}" for year in (1, 2) for name in ("7", "1")
+    ]
+    (tmp_path / "year=2/split=train/p.parquet").unlink()
+    assert {pair.pair_id for pair in pair_tables(str(tmp_path), "auto", 0.0).pairs} >= {"7"}
 
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -184,3 +199,55 @@ def test_two_columns_without_words_for_sides_must_look_like_pairs(tmp_path: Path
         assert pair_tables(str(tmp_path), "folders", 0.0).layout.is_certain
     pq.write_table(pa.table({"image": [png(1)], "next": [png(2)]}), tmp_path / "x.parquet")
     assert "pass --layout folders" in pair_tables(str(tmp_path), "auto", 0.0).layout.seen
+
+
+def test_columns_of_images_that_are_no_side_are_told(tmp_path: Path) -> None:
+    columns = {name: [png(1)] for name in ("source_img", "mask_img", "target_img")}
+    for names, layout, left_out in (
+        (columns, "auto", "column mask_img"),
+        (
+            {"a": [png(1)], "b": [png(2)], "preview": [png(3)], "digest": [b"0123456789abcdef"]},
+            "auto",
+            "column preview",
+        ),
+        ({"image": [png(1)], "thumb": [png(2)]}, "combined", "column thumb"),
+        ({"input": [png(1)], "target": [png(2)]}, "auto", ""),
+    ):
+        pq.write_table(pa.table(names), tmp_path / "x.parquet")
+        found = pair_tables(str(tmp_path), cast(LayoutChoice, layout), 0.0)
+        assert found.left_out == left_out and len(found.pairs) == 1
+
+
+def test_three_columns_of_images_are_named_and_what_to_do(tmp_path: Path) -> None:
+    pq.write_table(pa.table({name: [png(1)] for name in ("image", "mask", "depth")}), tmp_path / "x.parquet")
+    with pytest.raises(
+        UsageError, match=r"3 .* \(image, mask, depth\), so call two of these a and b, or leave the oth"
+    ):
+        pair_tables(str(tmp_path), "auto", 0.0)
+
+
+@pytest.mark.parametrize(
+    "names, side_a", [(("pixel_values", "label"), "label"), (("image", "condition"), "condition")], ids=str
+)
+def test_columns_that_are_called_otherwise_than_folders(tmp_path: Path, names: tuple[str, ...], side_a: str) -> None:
+    pq.write_table(pa.table({name: [png(1)] for name in names}), tmp_path / "x.parquet")
+    layout = pair_tables(str(tmp_path), "auto", 0.0).layout
+    assert layout.sides[0] == f"column {side_a}" and layout.is_certain
+
+
+VALUES: dict[str, tuple[pa.Array, str]] = {
+    "base64": (pa.array([None, base64.b64encode(png(1)).decode()]), "holds images in base64, as text; decode them"),
+    "paths": (pa.array(["img/0.png", "img/1.png"]), "holds addresses and no bytes; give the folder of those images"),
+    "addresses": (pa.array(["https://x/0?size=9"] * 2), "holds addresses and no bytes"),
+    "padded": (pa.array([png(1).ljust(200, b"\0")] * 2, pa.binary(200)), "holds 200 bytes in every row, a PNG perhaps"),
+    "raw": (pa.array([bytes(200)] * 2, pa.binary(200)), "holds 200 bytes in every row: raw pixels perhaps"),
+}
+
+
+@pytest.mark.parametrize("name", ["a", "image", "url"])
+@pytest.mark.parametrize("kind", VALUES)
+def test_a_value_says_why_a_column_holds_no_images_and_not_its_name(tmp_path: Path, kind: str, name: str) -> None:
+    pq.write_table(pa.table({name: VALUES[kind][0]}), tmp_path / "x.parquet")
+    with pytest.raises(UsageError, match=f"column '{name}' {VALUES[kind][1]}") as raised:
+        pair_tables(str(tmp_path), "auto", 0.0)
+    assert "if it is base64" not in str(raised.value)

@@ -345,6 +345,16 @@ def test_a_jpeg_cut_within_its_pixels_is_damaged_with_an_end_marker_too(progress
                 decode(data[: int(len(data) * share)] + end)
 
 
+@pytest.mark.parametrize("options", [{}, {"quality": 30}, {"progressive": True}], ids=str)
+def test_a_jpeg_whose_line_ends_were_changed_is_damaged_and_one_with_padding_is_not(options: dict[str, Any]) -> None:
+    data = jpeg(**options)
+    with pytest.raises(BadInputError, match="a JPEG that was copied as text, which changes its line ends") as caught:
+        decode(data.replace(b"\n", b"\r\n"))
+    assert caught.value.kind == "DamagedImage"
+    for padded in (data[:-2] + bytes(5) + data[-2:], data[:20] + bytes(3) + data[20:], data + b"\r\n"):
+        assert np.array_equal(decode(padded), decode(data))
+
+
 def lzw(values: bytes) -> bytes:
     """As TIFF's LZW has it, without compressing: a clear code, 8 bits in 9, an end."""
     codes = [code for start in range(0, len(values), 200) for code in (256, *values[start : start + 200])] + [257]
@@ -371,6 +381,13 @@ def test_deep_tiffs_by_lzw_are_read(channels: int, predictor: int) -> None:
         struct.pack_into(f"<{count}{'I' if kind == 4 else 'H'}", data, where, *numbers)
     found = decode(bytes(data) + b"".join(strips), PixelFormat(channels, 16))
     assert np.array_equal(found, image)
+
+
+def bmp(bits: int, compression: int, *masks: int) -> bytes:
+    """The header of a BMP of 16x16, and some bytes behind."""
+    header = struct.pack("<IiiHHIIiiII", 40, 16, 16, 1, bits, compression, 512, 0, 0, 0, 0)
+    start = 14 + len(header) + 4 * len(masks)
+    return b"BM" + struct.pack(f"<IHHI40s{len(masks)}I", start + 512, 0, 0, start, header, *masks) + bytes(512)
 
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -411,6 +428,11 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "DICOM": (lambda: bytes(128) + b"DICM" + bytes(40), "this is DICOM"),
     "OpenEXR": (lambda: b"v/1\x01" + bytes(99), "this is OpenEXR"),
     "a texture": (lambda: b"DDS |" + bytes(120), "this is a DDS texture"),
+    "a BMP of 4 bits a channel": (
+        lambda: bmp(16, 3, 0xF00, 0xF0, 0xF),
+        "a BMP of a kind that is not read .* bitfields",
+    ),
+    "a JPEG in a BMP": (lambda: bmp(0, 4), "a BMP of a kind that is not read .* save it as PNG"),
     "an icon": (lambda: saved(PICTURE, "ICO"), "this is a Windows icon"),
     "an error": (lambda: b"404: Not\r\nFound", r'this is text \("404: Not Found"\)'),
     "a long text": (lambda: b"twelve chars" * 99, r'\("(twelve chars){3}twel…"\)'),
@@ -424,6 +446,12 @@ def test_a_refusal_names_what_it_is(name: str) -> None:
     make, reason = REFUSED[name]
     with pytest.raises(BadInputError, match=reason):
         decode(make())
+
+
+def test_a_bmp_of_another_kind_is_not_damaged() -> None:
+    with pytest.raises(BadInputError) as caught:
+        decode(bmp(0, 5))
+    assert caught.value.kind == "UnsupportedPixels"
 
 
 def test_an_image_whose_plug_in_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

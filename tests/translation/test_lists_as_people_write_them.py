@@ -55,6 +55,8 @@ def read(folder: Path, name: str, content: bytes) -> tuple[list[str], list[str]]
 
 LISTS = {
     "comment.txt": (b"# the list\n#another\n\na.png\n", ["a.png"]),
+    "comments.txt": (b"// of two\na.png\n; of one\n//\n;\tx\nb c.png\n", ["a.png", "b c.png"]),
+    "apostrophes.csv": (b"url,caption\n'a.png','x'\n 'b c.png' ,y\n\"'d,e.png'\",z\n", ["a.png", "b c.png", "d,e.png"]),
     "tabs.txt": (b"a.png\tcaption one\nb c.png\tcaption two\n", ["a.png", "b c.png"]),
     "quoted.txt": (b'"a.png"\n\'b c.png\'\t"with a caption"\n', ["a.png", "b c.png"]),
     "bom.txt": ("\ufeffa.png\r\nb c.png\r\n".encode(), ["a.png", "b c.png"]),

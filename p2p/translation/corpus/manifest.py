@@ -46,6 +46,7 @@ _NOT_ADDRESSES = {
     re.compile(r"<(\?xml|!doctype|html)", re.I): "HTML or XML",
 }
 _QUOTES = "\"'"
+_COMMENT = re.compile(r"#|(//|;)(\s|$)")  # //server/a.png may be an address
 
 
 class _Entry(NamedTuple):
@@ -144,7 +145,7 @@ class ManifestCorpus:
                         named = dict(zip(header, row, strict=False))
                         yield _entry(
                             position,
-                            named.get(address, "").strip(),
+                            _unquoted(named.get(address, "").strip()),
                             named.get(image_id, "").strip() if image_id else "",
                             line,
                         )
@@ -238,10 +239,12 @@ def _find(names: Iterable[str], wanted: str) -> str:
 
 
 def _address_in(line: str) -> str:
-    """The address in a line of text: up to a tab, without quotes around it; empty in a comment, which begins with #."""
+    """The address in a line of text: up to a tab, without quotes around it; empty in a comment."""
     text = line.strip().partition("\t")[0].strip()
-    if text.startswith("#"):
-        return ""
+    return "" if _COMMENT.match(text) else _unquoted(text)
+
+
+def _unquoted(text: str) -> str:
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in _QUOTES
     return text[1:-1] if is_quoted else text
 
