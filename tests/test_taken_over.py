@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,11 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluations import confusions, write_evaluation
+from fsspec.implementations.local import LocalFileSystem
 from translations import translate, write
 
+from p2p.benchmark import BenchmarkConfig, benchmark
+from p2p.benchmark.rows import row
 from p2p.comparison import CompareConfig, compare
 from p2p.errors import LeaseLostError, P2PError
 from p2p.evaluation import EvaluateConfig, evaluate
+from p2p.evaluation.feature_cache import FeatureCache
+from p2p.evaluation.plan import EvaluationPlan, make_plan
+from p2p.model.inception import FEATURES
 from p2p.preparation import PrepareConfig, prepare
 from p2p.preparation.locations import SourceReader
 from p2p.preparation.pairing import Drawing, PairRef
@@ -55,6 +63,25 @@ def stand_still(monkeypatch: pytest.MonkeyPatch) -> StandStill:
     return arrange
 
 
+@pytest.fixture
+def stand_still_in_second(monkeypatch: pytest.MonkeyPatch) -> StandStill:
+    """As `stand_still`, in the second call, of a job that removes one file after the other and looks each time."""
+
+    def arrange(name: str, output: Path) -> None:
+        module, _, function = name.rpartition(".")
+        call, calls = getattr(__import__(module, fromlist=[function]), function), itertools.count(1)
+
+        def taken_over(*words: Any) -> None:
+            if next(calls) == 2:
+                take_over(output)
+            call(*words)
+
+        monkeypatch.setattr(name, taken_over)
+        monkeypatch.setattr(f"{module}._SECONDS_BETWEEN_CHECKS", 0.0)
+
+    return arrange
+
+
 def content(output: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(output)): path.read_bytes()
@@ -73,6 +100,33 @@ def test_prepare(tmp_path: Path, stand_still: StandStill, moment: str) -> None:
         prepare(PrepareConfig(source="synthetic:city?pairs=4&size=64&seed=1", output=str(out), load_size=0))
     after = content(out)
     assert after == before if moment == "choose_pairing" else after.keys().isdisjoint(("dataset.json", "summary.json"))
+
+
+@pytest.mark.parametrize(
+    ("moment", "missing"),
+    [
+        ("_write_errors", {"dataset.json", "doctor.json", "doctor.html", "summary.json"}),
+        ("write_description", {"doctor.json", "doctor.html", "summary.json"}),
+        ("run_as_task", {"doctor.html", "summary.json"}),
+        ("publish_findings", {"summary.json"}),
+    ],
+)
+def test_prepare_at_its_end(tmp_path: Path, stand_still: StandStill, moment: str, missing: set[str]) -> None:
+    stand_still(f"p2p.preparation.job.{moment}", tmp_path)
+    with pytest.raises(LeaseLostError):
+        prepare(PrepareConfig(source="synthetic:city?pairs=4&size=64", output=str(tmp_path), load_size=0))
+    names = {"dataset.json", "doctor.json", "doctor.html", "summary.json"}
+    assert names - content(tmp_path).keys() == missing
+
+
+def test_prepare_while_it_removes_what_was_there(tmp_path: Path, stand_still_in_second: StandStill) -> None:
+    config = PrepareConfig(source="synthetic:city?pairs=4&size=64", output=str(tmp_path), load_size=0)
+    prepare(config)
+    before = content(tmp_path)
+    stand_still_in_second("p2p.preparation.job.remove", tmp_path)
+    with pytest.raises(LeaseLostError):
+        prepare(config)
+    assert before.keys() - content(tmp_path).keys() == {"dataset.json", "doctor.json"}
 
 
 def test_a_part_of_pairs_that_was_being_made(tmp_path: Path) -> None:
@@ -113,9 +167,74 @@ def test_translate(
     after = content(out)
     if moment == "require_unique":
         assert after == {**before, ".p2p-of-the-heir": b""}
-    for name in ("summary.json", ".p2p-of-the-heir", *(name for name in before if "shard-" in name)):
+    assert ("summary.json" in after) == (moment != "extend_plan")
+    for name in (".p2p-of-the-heir", *(name for name in before if "shard-" in name)):
         assert after[name] == {**before, ".p2p-of-the-heir": b""}[name]
     assert not [name for name in after.keys() - before.keys() if name.startswith(("data/", "ledger/"))]
+
+
+def test_translate_while_it_notes_what_has_changed(
+    tmp_path: Path,
+    checkpoint: str,
+    make_image: Callable[..., bytes],
+    stand_still: StandStill,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = write(tmp_path / "in", {f"{number:02d}.png": make_image(64, 64, seed=number) for number in range(12)})
+    out = tmp_path / "out"
+    translate(checkpoint, source, out)
+    before = content(out)
+    write(source, {name: make_image(70, 64) for name in ("00.png", "11.png")})
+    monkeypatch.setattr("p2p.translation.plan.changes._SECONDS_BETWEEN_CHECKS", 0.0)
+    stand_still("p2p.translation.plan.changes.reopen_changed", out)
+    with pytest.raises(P2PError, match=r"process 1, attempt 2 now"):
+        translate(checkpoint, source, out)
+    after = content(out)
+    assert before.keys() - after.keys() == {"summary.json", "ledger/shard-00000.parquet"}, "of the first shard alone"
+    assert after["manifest/part-00000.parquet"] == before["manifest/part-00000.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("moment", "missing"),
+    [
+        ("_read_examples", {"report.html", "summary.json"}),
+        ("write_translation_report", {"summary.json"}),
+        ("write_json", set()),
+    ],
+)
+def test_translate_at_its_end(
+    tmp_path: Path,
+    checkpoint: str,
+    make_image: Callable[..., bytes],
+    stand_still: StandStill,
+    moment: str,
+    missing: set[str],
+) -> None:
+    source, out = write(tmp_path / "in", {"a.png": make_image(64, 64)}), tmp_path / "out"
+    stand_still(f"p2p.translation.job.{moment}", out)
+    with pytest.raises(LeaseLostError):
+        translate(checkpoint, source, out)
+    assert {"report.html", "summary.json"} - content(out).keys() == missing
+    assert list((out / "weights").iterdir()), "the heir goes on with them"
+
+
+@pytest.mark.parametrize("format", ["png", "parquet"])
+def test_translate_while_it_removes_what_was_there(
+    tmp_path: Path,
+    checkpoint: str,
+    make_image: Callable[..., bytes],
+    stand_still_in_second: StandStill,
+    monkeypatch: pytest.MonkeyPatch,
+    format: str,
+) -> None:
+    source, out = write(tmp_path / "in", {f"{number}.png": make_image(64, 64) for number in range(9)}), tmp_path / "out"
+    translate(checkpoint, source, out, format=format)
+    before = content(out)
+    monkeypatch.setattr("p2p.translation.plan.resume._REMOVERS", 1)
+    stand_still_in_second("p2p.translation.plan.resume.remove_file", out)
+    with pytest.raises(LeaseLostError):
+        translate(checkpoint, source, out, format=format, resume="never")
+    assert len(before.keys() - content(out).keys()) == 2, "what was removed before, and what was being removed"
 
 
 @pytest.fixture
@@ -139,3 +258,95 @@ def test_compare(tmp_path: Path, stand_still: StandStill) -> None:
     with pytest.raises(LeaseLostError):
         compare(CompareConfig(evaluations=(str(tmp_path / "a"), str(tmp_path / "b")), output=str(tmp_path / "out")))
     assert not content(tmp_path / "out")
+
+
+@pytest.fixture
+def stand_still_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """`stand_still_after(file)`: the folder of the file is taken over once the job has published it."""
+    replace = os.replace
+
+    def arrange(file: Path) -> None:
+        def taken_over(source: str, target: str) -> None:
+            replace(source, target)
+            if target == str(file):
+                take_over(file.parent)
+
+        monkeypatch.setattr(os, "replace", taken_over)
+
+    return arrange
+
+
+EVALUATION = ["metrics.json", "per_image.parquet", "examples.parquet", "evaluation.json", "report.html"]
+
+
+@pytest.mark.parametrize("number", range(len(EVALUATION)))
+def test_evaluate_between_two_files(
+    tmp_path: Path, run_of_white: EvaluateConfig, stand_still_after: Callable[[Path], None], number: int
+) -> None:
+    stand_still_after(tmp_path / "out" / EVALUATION[number])
+    with pytest.raises(LeaseLostError):
+        evaluate(run_of_white)
+    assert content(tmp_path / "out").keys() == set(EVALUATION[: number + 1])
+
+
+COMPARISON = ["comparison.json", "comparison.md", "gate.json", "gate.xml", "report.html"]
+
+
+@pytest.mark.parametrize("number", range(len(COMPARISON)))
+def test_compare_between_two_files(tmp_path: Path, stand_still_after: Callable[[Path], None], number: int) -> None:
+    one = write_evaluation(tmp_path / "one", {"ssim": np.linspace(0, 1, 20)})
+    (tmp_path / "gate.yaml").write_text("metrics: {ssim: {at_least: 0}}")
+    stand_still_after(tmp_path / "out" / COMPARISON[number])
+    with pytest.raises(LeaseLostError):
+        compare(CompareConfig(evaluations=(str(one),), gate=str(tmp_path / "gate.yaml"), output=str(tmp_path / "out")))
+    assert content(tmp_path / "out").keys() == set(COMPARISON[: number + 1])
+
+
+def test_evaluate_with_its_data_set_in_its_output(
+    tmp_path: Path, checkpoint: str, stand_still: StandStill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside which the features of the targets are kept."""
+
+    def plan_with_features(config: EvaluateConfig) -> EvaluationPlan:
+        return dataclasses.replace(make_plan(config), inception_sha256="7f" * 32)  # its weights may not be here
+
+    monkeypatch.setattr("p2p.evaluation.job.make_plan", plan_with_features)
+    monkeypatch.setattr(FeatureCache, "read", lambda cache: {"a" * 64: np.ones(FEATURES, np.float32)})
+    out = tmp_path / "out"
+    source = "synthetic:city?pairs=2&size=64"
+    prepare(PrepareConfig(source=source, output=str(out / "pairs"), load_size=0, val_fraction=1.0))
+    before = content(out)
+    stand_still("p2p.evaluation.job.measure_rows", out)
+    with pytest.raises(LeaseLostError):
+        evaluate(EvaluateConfig(checkpoint=checkpoint, data=str(out / "pairs"), output=str(out), metrics="l1"))
+    assert content(out) == before
+
+
+def test_a_run_that_was_being_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(str(tmp_path))
+    folder.start({"seed": 1})
+    for epoch in (1, 2, 3):
+        folder.write_sample(f"epoch_000{epoch}", b"PNG")
+    remove_one = LocalFileSystem.rm_file
+
+    def taken_over(filesystem: LocalFileSystem, path: str) -> None:
+        remove_one(filesystem, path)
+        take_over(tmp_path)
+
+    monkeypatch.setattr(LocalFileSystem, "rm_file", taken_over)
+    monkeypatch.setattr("p2p.training.run_folder._SECONDS_BETWEEN_CHECKS", 0.0)  # as after a pause of any length
+    with pytest.raises(LeaseLostError), hold_lease(str(tmp_path), "output", "train") as fence:
+        folder.delete(fence)
+    assert content(tmp_path).keys() == {"samples/epoch_0002.png", "samples/epoch_0003.png", "config.json"}
+
+
+def test_benchmark(tmp_path: Path, stand_still: StandStill, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2p.benchmark.job.data_rows", lambda at: [row("pairs", 1.0, "pairs/s")])
+    config = BenchmarkConfig(what="data", device="cpu", images=8, output=str(tmp_path / "out"))
+    benchmark(config)
+    before = content(tmp_path / "out")
+    assert before.keys() == {"benchmark.json", "summary.json"} and read_lease(config.output) is None
+    stand_still("p2p.benchmark.job.data_rows", tmp_path / "out")
+    with pytest.raises(LeaseLostError):
+        benchmark(config)
+    assert content(tmp_path / "out") == before

@@ -31,6 +31,7 @@ from p2p.errors import ConfigError, P2PError
 from p2p.model.engine import choose_precision
 from p2p.storage.filesystems import absolute, join, list_files, read_bytes, write_json
 from p2p.storage.formats import SUFFIXES
+from p2p.storage.lease import hold_lease
 from p2p.storage.outputs import require_output
 from p2p.storage.rasters import rasterio
 from p2p.synthetic.pairs import city_pair
@@ -98,14 +99,8 @@ def _gpu_rows(at: Setting, started: float) -> tuple[list[Row], list[str]]:
     return rows, [f"{check.what} is {check.found:.3g}" for check in checks if not check.passed]
 
 
-def run(config: BenchmarkConfig) -> dict[str, Any]:
-    """Do the whole benchmark; returns the summary. Raises P2PError if a GPU does not compute what a CPU does."""
-    started = time.monotonic()
-    device = _device(config.what, config.device)
-    output = absolute(config.output)
-    require_output(output, "output", "a benchmark")
-    if config.what == "scenes":
-        rasterio()
+def _measure(config: BenchmarkConfig, device: str, started: float) -> tuple[dict[str, Any], list[str]]:
+    """What benchmark.json holds, and what is wrong with the GPU."""
     precision = choose_precision("auto", device)
     rows: list[Row] = []
     wrong: list[str] = []
@@ -134,10 +129,24 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
         if config.what == "gpu":
             rows, wrong = _gpu_rows(at, started)
     print_rows(rows)
-    result = {"machine": _machine(device), "precision": precision, "rows": rows}
-    write_json(join(output, "benchmark.json"), result)
-    summary = {**result, "seconds": round(time.monotonic() - started, 3)}
-    write_json(join(output, "summary.json"), summary)
+    return {"machine": _machine(device), "precision": precision, "rows": rows}, wrong
+
+
+def run(config: BenchmarkConfig) -> dict[str, Any]:
+    """Do the whole benchmark; returns the summary. Raises P2PError if a GPU does not compute what a CPU does."""
+    started = time.monotonic()
+    device = _device(config.what, config.device)
+    output = absolute(config.output)
+    require_output(output, "output", "a benchmark")
+    if config.what == "scenes":
+        rasterio()
+    with hold_lease(output, "output", "benchmark") as fence:
+        result, wrong = _measure(config, device, started)
+        fence.check()
+        write_json(join(output, "benchmark.json"), result)
+        summary = {**result, "seconds": round(time.monotonic() - started, 3)}
+        fence.check()
+        write_json(join(output, "summary.json"), summary)
     if wrong:
         error = P2PError(f"this GPU computes something else than the CPU: {'; '.join(wrong)}")
         error.summary = summary

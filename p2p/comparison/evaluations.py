@@ -74,6 +74,8 @@ def read_evaluation(uri: str, field: str = "evaluations") -> StoredEvaluation:
         if len(colours) > MAX_PALETTE:
             raise ValueError(f"{len(colours)} classes, more than {MAX_PALETTE}")
         pairs = _read_pairs(join(uri, "per_image.parquet"), len(colours))
+        if read_json_object(join(uri, "evaluation.json")) != document:
+            raise UsageError(f"EVALUATION {uri}: was written anew while it was read; compare again")
         return StoredEvaluation(
             uri,
             document["signature"],

@@ -19,12 +19,15 @@ from p2p.model.metrics import METRICS
 from p2p.reports.comparison import write_comparison_report
 from p2p.reports.figures import format_difference, format_interval, format_value
 from p2p.storage.filesystems import absolute, join, remove_file, write_bytes, write_json
-from p2p.storage.lease import hold_lease
+from p2p.storage.lease import Fence, hold_lease
 from p2p.storage.outputs import require_output
 
 log = logging.getLogger("p2p")
 
 _GATE_FILES = ("gate.json", "gate.xml")
+_OF_AN_EARLIER_ONE = ("summary.json", *_GATE_FILES, "comparison.md", "report.html")
+"""What an earlier comparison left in the folder and would say of this one, were it stopped, such as that the gate is
+passed: removed before anything is compared."""
 
 
 def run(config: CompareConfig) -> dict[str, Any]:
@@ -41,18 +44,24 @@ def run(config: CompareConfig) -> dict[str, Any]:
     output = absolute(config.output)
     require_output(output, "output", "a comparison")
     with hold_lease(output, "output", "compare") as fence:
+        for name in _OF_AN_EARLIER_ONE:
+            fence.check()
+            remove_file(join(output, name))
         baseline, others = (sides[0], sides[1:]) if sides[1:] else ((), sides)
         compared = dict(zip(names[-len(others) :], (compare_sides(baseline, side) for side in others), strict=True))
         results = [result for name, side in compared.items() for result in judge(gate, name, side)] if gate else []
-        fence.check()
         _log_table(names, compared)
         document = _document(sides, names, compared)
+        fence.check()
         write_json(join(output, "comparison.json"), document)
         text = write_markdown(names, compared, results)
+        fence.check()
         # Names of folders may hold bytes that are no text.
         write_bytes(join(output, "comparison.md"), text.encode("utf-8", "replace"))
-        judged = _publish_gate(output, gate, results)
-        report = write_comparison_report(output, document, judged, choose_examples(sides, names))
+        judged = _publish_gate(fence, gate, results)
+        examples = choose_examples(sides, names)
+        fence.check()
+        report = write_comparison_report(output, document, judged, examples)
         broken = [str(one.rule) for one in results if not one.passed]
         summary = {
             "pairs": document["pairs"],
@@ -61,6 +70,7 @@ def run(config: CompareConfig) -> dict[str, Any]:
             "report": report,
             "seconds": round(time.monotonic() - started, 3),
         }
+        fence.check()
         write_json(join(output, "summary.json"), summary)
     if broken:
         failed = f"the gate is not passed: {len(broken)} of {len(results)} rules are broken"
@@ -140,15 +150,15 @@ def _document(
     }
 
 
-def _publish_gate(output: str, gate: Gate | None, results: Sequence[RuleResult]) -> dict[str, Any] | None:
-    """Write gate.json and gate.xml, and the results to the log; returns what gate.json holds."""
+def _publish_gate(fence: Fence, gate: Gate | None, results: Sequence[RuleResult]) -> dict[str, Any] | None:
+    """Write gate.json and gate.xml, and the results to the log; returns what gate.json holds, None without a gate."""
     if gate is None:
-        for name in _GATE_FILES:  # of an earlier comparison, of which they would say nothing any more
-            remove_file(join(output, name))
         return None
     judged = gate_to_json(gate, results)
-    write_json(join(output, _GATE_FILES[0]), judged)
-    write_bytes(join(output, _GATE_FILES[1]), gate_to_junit(results))
+    fence.check()
+    write_json(join(fence.output, _GATE_FILES[0]), judged)
+    fence.check()
+    write_bytes(join(fence.output, _GATE_FILES[1]), gate_to_junit(results))
     for one in results:
         level = logging.INFO if one.passed else logging.ERROR
         log.log(level, "%s: %s: %s (%s)", one.side, one.rule, "passed" if one.passed else "FAILED", one.reason)

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +30,7 @@ from p2p.model.metrics import METRICS
 from p2p.model.networks import Generator
 from p2p.reports.evaluation import Judged, write_evaluation_report
 from p2p.reports.examples import ExamplePictures, browsable, write_examples
-from p2p.storage.filesystems import absolute, exists, join, write_json, write_table
+from p2p.storage.filesystems import absolute, exists, join, remove_file, write_json, write_table
 from p2p.storage.lease import Fence, hold_lease
 from p2p.storage.outputs import require_output
 
@@ -38,6 +39,9 @@ log = logging.getLogger("p2p")
 _SMALL_PAIRS = 500  # which one process evaluates in less time than it takes to start Ray, or in little more
 _EXAMPLES = 3
 _SECONDS = 600.0  # for drawing them
+_OF_AN_EARLIER_ONE = ("summary.json", "evaluation.json", "checkpoints.parquet", "report.html")
+"""What an earlier evaluation left in the folder and would say of this one, were it stopped: removed before anything is
+measured, in this order. What compare reads beside evaluation.json is replaced before that is there again."""
 _RANKING = ("palette_accuracy", "ssim", "l1")
 """The first of these that was measured sorts the examples, and chooses among the checkpoints of a run."""
 
@@ -72,6 +76,9 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _measure_all(config: EvaluateConfig, plan: EvaluationPlan, fence: Fence, started: float) -> dict[str, Any]:
+    for name in _OF_AN_EARLIER_ONE:
+        fence.check()
+        remove_file(join(fence.output, name))
     cache = FeatureCache(plan.task.pairs, plan.inception_sha256) if plan.inception_sha256 else None
     known: TargetFeatures = cache.read() if cache else {}
     work = len(plan.rows) * max(1, len(plan.checkpoints))
@@ -84,17 +91,19 @@ def _measure_all(config: EvaluateConfig, plan: EvaluationPlan, fence: Fence, sta
             shown = _best(measured, _ranking(plan.task))
             measured = [each if each is shown else each.without_weights() for each in measured]
         examples = _examples(shown.task, shown.results)
+    fence.check()
     if cache:
         cache.write(known)
-    fence.check()
     summary: dict[str, Any] = {"metrics": shown.metrics, "checkpoint_id": shown.checkpoint_id}
     curve = [(_epoch(one), one.metrics) for one in measured] if plan.is_curve else []
     if plan.is_curve:
+        fence.check()
         _write_curve(fence.output, measured)
         summary |= {"checkpoint": shown.address, "best": _best_of_each(measured)}
-    report = _write(config, plan, fence.output, shown, examples=examples, best=summary.get("best", {}), curve=curve)
+    report = _write(config, plan, fence, shown, examples=examples, best=summary.get("best", {}), curve=curve)
     seconds = round(time.monotonic() - started, 3)
     summary |= {"warnings": list(plan.warnings), "seconds": seconds, "report": report}
+    fence.check()
     write_json(join(fence.output, "summary.json"), summary)
     return summary
 
@@ -221,15 +230,18 @@ def _write_table(output: str, task: EvaluationTask, results: Results) -> None:
 def _write(
     config: EvaluateConfig,
     plan: EvaluationPlan,
-    output: str,
+    fence: Fence,
     shown: _Evaluation,
     *,
     examples: Mapping[str, Sequence[Judged]],
     best: Mapping[str, Any],
     curve: Sequence[tuple[int, Mapping[str, float]]],
 ) -> str:
-    """Write every file but the summary; returns the report's address."""
-    task, results = shown.task, shown.results
+    """Write every file but the summary; returns the report's address.
+
+    evaluation.json comes after all that compare reads beside it.
+    """
+    task, results, output = shown.task, shown.results, fence.output
     protocol = figures.protocol(task, results, config.data, shown.address, shown.checkpoint_id)
     protocol |= figures.pretrained(task, plan.inception_sha256, plan.lpips_sha256)
     evaluation: dict[str, Any] = {
@@ -240,11 +252,15 @@ def _write(
         "classes": figures.classes(task, results),
         "baselines": figures.by_baseline(task, shown.metrics),
     }
-    write_json(join(output, "metrics.json"), shown.metrics)
-    write_json(join(output, "evaluation.json"), evaluation)
     kept = _kept(results)
-    write_examples(output, kept)
-    _write_table(output, task, results)
+    for publish in (
+        partial(write_json, join(output, "metrics.json"), shown.metrics),
+        partial(_write_table, output, task, results),
+        partial(write_examples, output, kept),
+        partial(write_json, join(output, "evaluation.json"), evaluation),
+    ):
+        fence.check()
+        publish()
     per_image = {name: [float(row[name]) for row in results] for name in figures.per_image_names(task)}
     details: dict[str, Any] = {"checkpoint" if task.checkpoint else "outputs": shown.address, "data": config.data}
     details |= {name: protocol[name] for name in ("checkpoint_id", "split", "direction", "region", "size", "norm_mode")}
@@ -253,6 +269,8 @@ def _write(
     details |= {f"warning {number}": warning for number, warning in enumerate(plan.warnings, 1)}
     counts = figures.confusions(task, results)
     values = {str(row["pair_id"]): {name: float(row[name]) for name in per_image} for row in results}
+    pictures = run_as_task(browsable, kept, values, seconds=_SECONDS)
+    fence.check()
     return write_evaluation_report(
         output,
         shown.metrics,
@@ -261,6 +279,6 @@ def _write(
         details,
         classes=evaluation["classes"],
         confusion=None if counts is None else counts.sum(axis=0).tolist(),
-        examples=run_as_task(browsable, kept, values, seconds=_SECONDS),
+        examples=pictures,
         curve=curve,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +12,12 @@ from typing import Any, TypeAlias
 from p2p.documents import check_fields, parse_json, to_json
 from p2p.errors import DamagedFileError, NotFoundError
 from p2p.model.checkpoint_names import META, checkpoint_name, is_checkpoint_path, parse_checkpoint_name
+from p2p.storage.error_mapping import storage_errors
 from p2p.storage.filesystems import (
+    is_remote,
     join,
     list_names,
+    open_filesystem,
     read_bytes,
     read_json,
     read_json_object,
@@ -20,6 +25,7 @@ from p2p.storage.filesystems import (
     write_bytes,
     write_json,
 )
+from p2p.storage.lease import Fence
 
 MetricsRow: TypeAlias = dict[str, Any]
 """One epoch's line of metrics.jsonl."""
@@ -36,6 +42,7 @@ _OWN_NAMES = (
     "config.json",
 )
 """In the order in which they are removed: what tells that a run was here goes last."""
+_SECONDS_BETWEEN_CHECKS = 2.0  # of the lease, while files are removed one after the other
 
 
 def check_row(row: Any, uri: str) -> MetricsRow:
@@ -111,10 +118,16 @@ class RunFolder:
         """Write summary.json; the run counts as finished."""
         write_json(join(self.uri, "summary.json"), summary)
 
-    def delete(self) -> None:
-        """Remove what a run consists of; other files in the folder stay."""
+    def delete(self, fence: Fence) -> None:
+        """Remove what a run consists of; other files in the folder stay.
+
+        Raises LeaseLostError once another job has taken over, whose files these would be.
+        """
         for name in _OWN_NAMES:
-            remove(join(self.uri, name))
+            uri = join(self.uri, name)
+            _remove_files_below(uri, fence)
+            fence.check()
+            remove(uri)
 
     def rows(self, up_to_epoch: int | None = None) -> list[MetricsRow]:
         """The lines of metrics.jsonl, at most those of the first `up_to_epoch` epochs."""
@@ -173,3 +186,17 @@ class RunFolder:
             if name not in kept:
                 remove(join(self.address(name), META))  # first: a reader must not take the rest for whole
                 remove(self.address(name))
+
+
+def _remove_files_below(uri: str, fence: Fence) -> None:
+    """Remove all files of a folder, one by one: as a whole, a large one would go on being removed for minutes by a job
+    that is no longer the one to do it. Not those behind a link, which are somebody else's.
+    """
+    with storage_errors(uri):
+        filesystem, path = open_filesystem(uri)
+        if not is_remote(uri) and os.path.islink(path):
+            return
+        for file in filesystem.find(path):
+            fence.check(_SECONDS_BETWEEN_CHECKS)
+            with contextlib.suppress(FileNotFoundError):
+                filesystem.rm_file(file)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -13,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluations import confusions, write_evaluation
+from killing import killed_before
 
 from p2p.comparison import CompareConfig, compare
+from p2p.errors import NotGoodEnoughError, UsageError
 
 ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
@@ -90,6 +95,23 @@ def test_evaluations_joined_by_commas_are_seeds_of_one_side(
     assert run("base", "s1").status == 0
     alone = figures(tmp_path, "s1")["ssim"]
     assert np.diff(alone["interval"])[0] < 1e-6 < 0.03 < np.diff(seeds["interval"])[0]
+
+
+def test_one_that_is_written_anew_while_it_is_read_is_no_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from p2p.comparison import evaluations
+
+    one = write_evaluation(tmp_path / "a", {"ssim": SSIM})
+    read_pairs = evaluations._read_pairs
+
+    def meanwhile(*words: Any) -> Any:
+        write_evaluation(tmp_path / "a", {"ssim": SSIM + 0.1})
+        return read_pairs(*words)
+
+    monkeypatch.setattr(evaluations, "_read_pairs", meanwhile)
+    with pytest.raises(UsageError, match=r"/a: was written anew"):
+        evaluations.read_evaluation(str(one))
 
 
 def test_fid_and_kid_are_never_resampled(tmp_path: Path) -> None:
@@ -230,6 +252,59 @@ def test_a_damaged_evaluation_is_named(run: Callable[..., Any], evaluations: Pat
     assert outcome.status == 2 and "damaged/per_image.parquet" in outcome.stderr
     (folder / "evaluation.json").write_text('{"signature": 3}')
     assert "evaluation.json is damaged" in run("base", "damaged").stderr
+
+
+@pytest.fixture
+def two_comparisons(tmp_path: Path) -> tuple[CompareConfig, CompareConfig]:
+    """Into one folder: the gate is passed in the first, and not in the second."""
+    (tmp_path / "gate.yaml").write_text("metrics: {ssim: {at_least: 0.5}}")
+    shared: dict[str, Any] = {"gate": str(tmp_path / "gate.yaml"), "output": str(tmp_path / "out")}
+    sides = [write_evaluation(tmp_path / name, {"ssim": v}) for name, v in (("good", SSIM + 1), ("bad", SSIM - 1))]
+    good, bad = (CompareConfig(evaluations=(str(side),), **shared) for side in sides)
+    return good, bad
+
+
+def test_a_gate_that_was_passed_is_none_of_a_later_comparison(
+    tmp_path: Path, two_comparisons: tuple[CompareConfig, CompareConfig]
+) -> None:
+    """Wherever that is killed."""
+    good, bad = two_comparisons
+    compare(good)
+    out = tmp_path / "out"
+    out.rename(tmp_path / "before")
+    for number in itertools.count():
+        shutil.copytree(tmp_path / "before", out)
+        with contextlib.suppress(NotGoodEnoughError), killed_before(number, out) as was_killed:
+            compare(bad)
+        (side,) = json.loads((out / "comparison.json").read_text())["sides"]
+        is_passed = side["name"] == "good"
+        if (out / "gate.json").exists():
+            assert json.loads((out / "gate.json").read_text())["passed"] == is_passed
+        if (out / "gate.xml").exists():
+            suite = ET.parse(out / "gate.xml").getroot().find("testsuite")
+            assert suite is not None and (suite.get("failures") == "0") == is_passed
+        if (out / "summary.json").exists():
+            assert json.loads((out / "summary.json").read_text())["gate"]["passed"] == is_passed
+            assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "before").iterdir()}
+        if not was_killed():
+            break
+        shutil.rmtree(out)
+    assert side["name"] == "bad" and number > 10
+
+
+def test_while_it_compares_no_earlier_gate_is_taken_for_its_own(
+    tmp_path: Path, two_comparisons: tuple[CompareConfig, CompareConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = two_comparisons
+    compare(good)
+
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("p2p.comparison.job.compare_sides", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compare(bad)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["comparison.json"]
 
 
 def test_neither_ray_nor_a_gpu_is_asked_for(evaluations: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import pickle
 import shutil
@@ -16,8 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from killing import killed_before
 from PIL import Image
 
+from p2p.comparison.evaluations import read_evaluation
 from p2p.data.description import Description, SideDescription, write_description
 from p2p.data.pairs import PAIR_SCHEMA, open_pairs
 from p2p.errors import ConfigError, P2PError, UsageError
@@ -32,6 +35,7 @@ from p2p.model.inception import FEATURES, Inception
 from p2p.model.pix2pix import Pix2Pix
 from p2p.model.pretrained import find_inception_weights
 from p2p.preparation import PrepareConfig, prepare
+from p2p.reports.examples import read_examples
 from p2p.storage import images
 from p2p.storage.filesystems import list_files
 
@@ -380,3 +384,52 @@ def test_a_distance_of_one_pair_is_refused(data: Path, run: Path, tmp_path: Path
     config = EvaluateConfig(data=str(data), output=str(tmp_path / "out"), checkpoint=str(run), metrics="fid", limit=1)
     with pytest.raises(ConfigError, match="fid: needs 2 pairs or more, there is 1"):
         make_plan(config)
+
+
+def what_compare_reads(folder: Path) -> Any:
+    """None where it refuses the evaluation."""
+    try:
+        found = read_evaluation(str(folder))
+    except UsageError:
+        return None
+    values = {name: list(numbers) for name, numbers in found.per_pair.items()}
+    return found.signature, found.metrics, found.pair_ids, values, read_examples(str(folder))
+
+
+def test_an_evaluation_that_was_killed_is_none_or_whole(data: Path, run: Path, tmp_path: Path) -> None:
+    """Whatever the one before it has left: a gate would judge a mixture of two checkpoints."""
+    options: dict[str, Any] = {"metrics": "l1", "limit": 2}
+    whole = []
+    for epoch in (1, 2):
+        measured(tmp_path / str(epoch), data, checkpoint=f"{run}#epoch_000{epoch}", **options)
+        whole.append(what_compare_reads(tmp_path / str(epoch) / "out"))
+    assert None not in whole and whole[0] != whole[1]
+    out, seen = tmp_path / "out", []
+    for number in itertools.count():
+        shutil.copytree(tmp_path / "1" / "out", out)
+        with killed_before(number, out) as was_killed:
+            measured(tmp_path, data, checkpoint=f"{run}#epoch_0002", **options)
+        seen.append(what_compare_reads(out))
+        assert seen[-1] in (None, *whole)
+        if (out / "summary.json").exists():
+            metrics = json.loads((out / "summary.json").read_text())["metrics"]
+            assert seen[-1] is not None and seen[-1][1] == metrics == json.loads((out / "metrics.json").read_text())
+        if not was_killed():
+            break
+        shutil.rmtree(out)
+    assert seen[0] == whole[0] and seen[-1] == whole[1] and None in seen
+
+
+def test_while_it_measures_no_earlier_evaluation_is_taken_for_it(
+    data: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(tmp_path, data, checkpoint=f"{run}#all", metrics="l1", limit=2)
+
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("p2p.evaluation.job.measure_rows", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        measured(tmp_path, data, checkpoint=f"{run}#epoch_0002", metrics="l1", limit=2)
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"metrics.json", "per_image.parquet", "examples.parquet"}

@@ -9,6 +9,7 @@ from p2p.model.checkpoint import load_generator, load_trainer, save_checkpoint
 from p2p.model.config import ModelConfig
 from p2p.model.pix2pix import Pix2Pix
 from p2p.storage.filesystems import exists, remove, write_json
+from p2p.storage.lease import hold_lease
 from p2p.training.position import Position
 from p2p.training.run_folder import RunFolder
 
@@ -103,7 +104,7 @@ def test_deleting_a_run_leaves_other_files_alone(tmp_path):
     save(folder, tmp_path, 1, best=True, keep=3)
     folder.finish({"epochs": 1})
     (tmp_path / "notes.txt").write_text("mine")
-    folder.delete()
+    delete(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert folder.config() is None
 
@@ -117,10 +118,29 @@ def test_a_run_that_was_deleted_in_part_is_a_run_to_be_deleted(tmp_path, monkeyp
     for name in names:  # killed before any one of them
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
             patch.setattr("p2p.training.run_folder.remove", functools.partial(remove_until, name))
-            folder.delete()
+            delete(folder)
         assert folder.config() == {"seed": 1} or not list(tmp_path.iterdir())
-    folder.delete()
+    delete(folder)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_link_in_a_run_leads_to_is_not_deleted_with_it(tmp_path):
+    others = tmp_path / "others"
+    (others / "epoch_0001").mkdir(parents=True)
+    (others / "epoch_0001" / "meta.json").write_text("{}")
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.start({"seed": 1})
+    (tmp_path / "run" / "checkpoints").symlink_to(others)
+    folder.write_sample("epoch_0001", b"png")
+    (tmp_path / "run" / "samples" / "linked").symlink_to(others)
+    delete(folder)
+    assert not (tmp_path / "run" / "samples").exists() and folder.config() is None
+    assert (others / "epoch_0001" / "meta.json").exists()
+
+
+def delete(folder: RunFolder) -> None:
+    with hold_lease(folder.uri, "output", "train") as fence:
+        folder.delete(fence)
 
 
 def remove_until(name: str, uri: str) -> None:
