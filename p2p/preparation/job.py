@@ -27,6 +27,7 @@ from p2p.preparation.chunks import ChunkStore
 from p2p.preparation.config import SYNTHETIC, PrepareConfig
 from p2p.preparation.fatal_pairs import drop_fatal_pairs
 from p2p.preparation.findings import DOCUMENT, PAGE, Key, Sides, publish_findings
+from p2p.preparation.locations import Cell
 from p2p.preparation.pairing import Pairing, PairRef
 from p2p.preparation.palettes import FoundPalette, find_palette, parse_palette, pixels_per_pair
 from p2p.preparation.parts import (
@@ -56,7 +57,7 @@ from p2p.storage.filesystems import (
 )
 from p2p.storage.lease import NAME as LEASE
 from p2p.storage.lease import Fence, hold_lease
-from p2p.storage.outputs import require_output
+from p2p.storage.outputs import is_within, require_output
 from p2p.storage.pixels import Array
 from p2p.storage.rasters import rasterio
 from p2p.synthetic.pairs import PALETTE
@@ -73,6 +74,7 @@ _ERRORS_PER_PART = 100_000
 _SMALL_PAIRS_PER_CORE, _SMALL_BYTES_PER_CORE = 400, 100 * 2**20  # about ten seconds
 _SMALL_CORES = 4  # of which the threads of one process make use
 _SECONDS_FOR_PICTURES = 600.0
+_SECONDS_BETWEEN_CHECKS = 2.0
 
 
 def run(config: PrepareConfig) -> dict[str, Any]:
@@ -84,11 +86,12 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     wanted_palette = None if config.palette is None else parse_palette(config.palette)
     addresses = {"source": source} | ({"source_b": source_b} if source_b is not None else {})
     for field, address in addresses.items():
-        if not config.check and f"{address.rstrip('/')}/".startswith(f"{output.rstrip('/')}/"):
+        if source_format(address) == "synthetic":
+            continue
+        if not config.check and is_within(address, output):
             problem = f"holds the {field} {address}, which would be replaced; choose another folder"
             raise ConfigError("output", f"{output}: {problem}")
-        if source_format(address) != "synthetic":
-            require_readable(address, field)
+        require_readable(address, field)
     require_output(output, "output", "a prepared data set")
     with hold_lease(output, "output", "prepare") as fence:
         _require_replaceable(output, config)
@@ -101,6 +104,9 @@ def run(config: PrepareConfig) -> dict[str, Any]:
             config, found, bands = _cut_rasters(config, source, source_b)
         else:
             found = None if streamed else find_pairs(config, source, source_b, ChunkStore())
+            if found and isinstance(found[0].pairs[0].a, Cell) and is_within(output, source):
+                problem = f"is in {source}, where every Parquet file is taken for pairs, those written here too"
+                raise ConfigError("output", f"{output}: {problem}; choose a folder beside it")
         chunks = ChunkStore()
         with session(small=found is not None and not wants_ray() and _is_small(found[0])) as worker:
             if worker:
@@ -109,7 +115,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
                 found = find_pairs(config, source, source_b, chunks)
             pairing = choose_pairing(found, config, source, chunks.references)
             fence.check()
-            _clear(output, config)
+            _clear(output, config, fence)
             summary = _write(
                 pairing,
                 config,
@@ -172,10 +178,13 @@ def _own_names(config: PrepareConfig) -> tuple[Sequence[str], Sequence[str]]:
     return (_CHECK_FILES, (_ERRORS,)) if config.check else (_OWN_FILES, _OWN_FOLDERS)
 
 
-def _clear(output: str, config: PrepareConfig) -> None:
+def _clear(output: str, config: PrepareConfig, fence: Fence) -> None:
     """Remove what an earlier job wrote; a description first, so that a half-removed data set is not taken for whole."""
     files, folders = _own_names(config)
+    for folder in folders:  # one by one: there may be many, and another job may take over meanwhile
+        files = [*files, *(f"{folder}/{name}" for name in list_names(join(output, folder)))]
     for name in (*files, *folders):
+        fence.check(_SECONDS_BETWEEN_CHECKS)
         remove(join(output, name))
 
 
@@ -276,8 +285,7 @@ def _write(
             pixels[0].extend(report.pixels_a)
             pixels[1].extend(report.pixels_b)
             progress.advance(report.pairs + len(report.bad), f"{len(bad)} bad" if bad else "")
-    fence.check()
-    _write_errors(output, bad)
+    _write_errors(output, bad, fence)
     palette = None if wanted_palette is None else find_palette(wanted_palette, pixels)
     if not config.check:
         fixed = as_palette(list(PALETTE.values())) if source.startswith(SYNTHETIC) else None
@@ -287,30 +295,39 @@ def _write(
             SideDescription(config.formats[1], _of_side("b", palette) or fixed or _to_palette(colours_b), bands[1]),
             config.window if config.layout == "rasters" else config.load_size,
         )
+        fence.check()
         write_description(described, layout=pairing.layout.name, source=source)
     about = {"source": source, "pairs": counts, "bad": len(bad), "sides": pairing.layout.names_of_sides}
-    found = publish_findings(doctor, bad, _show(pairing, config, chunks), output=output, about=about, palette=palette)
+    show = _show(pairing, config, chunks, fence)
+    fence.check()
+    found = publish_findings(doctor, bad, show, output=output, about=about, palette=palette)
     summary = {
         "pairs": counts,
         "bad": len(bad),
         "doctor": found,
         "seconds": round(time.monotonic() - started, 3),
     }
+    fence.check()
     write_json(join(output, "summary.json"), summary)
     return summary
 
 
-def _show(pairing: Pairing, config: PrepareConfig, chunks: list[Any]) -> Callable[[Iterable[Key]], Sides]:
-    """A function that fetches some pairs again, small, for the doctor's page; none where that fails."""
+def _show(pairing: Pairing, config: PrepareConfig, chunks: list[Any], fence: Fence) -> Callable[[Iterable[Key]], Sides]:
+    """A function that fetches some pairs again, small, for the doctor's page; none where that fails.
+
+    That takes minutes perhaps, so it looks at the lease afterwards: the page is written next.
+    """
 
     def show(keys: Iterable[Key]) -> Sides:
         wanted = set(keys)
         pairs = [pair for pair in pairing.pairs if (pair.split, pair.pair_id) in wanted]
+        sides: Sides = {}
         try:
-            return run_as_task(_make_thumbnails, pairs, config, chunks, seconds=_SECONDS_FOR_PICTURES)
+            sides = run_as_task(_make_thumbnails, pairs, config, chunks, seconds=_SECONDS_FOR_PICTURES)
         except P2PError as error:
             log.warning("the doctor's page has no pictures: %s", error)
-            return {}
+        fence.check()
+        return sides
 
     return show
 
@@ -330,8 +347,9 @@ def _to_palette(colours: Colours) -> Palette | None:
     return tuple(sorted(colours)) if colours else None
 
 
-def _write_errors(output: str, bad: list[BadRow]) -> None:
+def _write_errors(output: str, bad: list[BadRow], fence: Fence) -> None:
     ordered = sorted(bad, key=lambda row: (row.source_uri, row.error))
     for number, first in enumerate(range(0, len(ordered), _ERRORS_PER_PART)):
         rows = [vars(row) for row in ordered[first : first + _ERRORS_PER_PART]]
+        fence.check()
         write_table(join(output, _ERRORS, part_name(number)), pa.Table.from_pylist(rows, schema=_ERROR_SCHEMA))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 from p2p.errors import ConfigError
-from p2p.storage.filesystems import list_names, require_writable
+from p2p.storage.filesystems import absolute, is_remote, list_names, require_writable
 
 OutputKind = Literal["a prepared data set", "a run", "an evaluation", "a comparison", "a translation", "a benchmark"]
 
@@ -18,6 +19,19 @@ _MARKS: dict[OutputKind, str] = {
     "a benchmark": "benchmark.json",
 }
 """The file that only this kind of output has."""
+_SAME_SCHEMES = {"s3a": "s3", "gcs": "gs"}
+
+
+def is_within(uri: str, folder: str) -> bool:
+    """Whether `uri` is `folder` or lies below it, whatever links lead there and whichever scheme names the store."""
+    return f"{_real_place(uri)}/".startswith(f"{_real_place(folder)}/")
+
+
+def _real_place(uri: str) -> str:
+    if not is_remote(uri):
+        return os.path.realpath(absolute(uri)).rstrip("/")
+    scheme, _, path = uri.partition("://")
+    return f"{_SAME_SCHEMES.get(scheme, scheme)}://{path.rstrip('/')}"
 
 
 def require_output(uri: str, field: str, kind: OutputKind) -> None:

@@ -14,7 +14,7 @@ from p2p.errors import CheckpointError, ConfigError, DamagedFileError, NotFoundE
 from p2p.model.config import class_planes
 from p2p.storage.filesystems import absolute, exists, join, read_json_object, require_readable
 from p2p.storage.lease import Fence, hold_lease
-from p2p.storage.outputs import require_output
+from p2p.storage.outputs import is_within, require_output
 from p2p.training.config import TrainConfig
 from p2p.training.position import Position, remaining_images
 from p2p.training.run_folder import RunFolder
@@ -59,7 +59,7 @@ def _train(config: TrainConfig, data: DataRecord, fence: Fence) -> dict[str, Any
         scaling = resources(config)  # the last thing that can be wrong with the options: from here on, files change
         fence.check()
         if earlier and config.resume == "never":
-            folder.delete()
+            folder.delete(fence)
         folder.start(config.to_dict())
         try:
             launch(_task(config, train, val, data, fence), Position.of_run(folder), scaling)
@@ -116,7 +116,7 @@ def _open(config: TrainConfig) -> tuple[Pairs, Pairs | None]:
                 f"{config.crop_size}: a pair in {join(pairs.uri, pairs.split)} is only {pairs.smallest_side} pixels "
                 "wide or high; prepare again with a larger load_size, or use a smaller crop_size",
             )
-        if pairs.is_raw and f"{config.output.rstrip('/')}/".startswith(f"{config.data.rstrip('/')}/"):
+        if pairs.is_raw and is_within(config.output, config.data):
             raise ConfigError(
                 "output",
                 f"{config.output}: lies in {config.data}, where every image is taken for a pair, the run's own samples "

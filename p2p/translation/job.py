@@ -24,13 +24,7 @@ from p2p.errors import (
 from p2p.model.sizing import default_overlap
 from p2p.reports.translation import Example, write_translation_report
 from p2p.scenes.cogs import check_compression
-from p2p.storage.filesystems import (
-    absolute,
-    join,
-    require_readable,
-    sweep_temporaries,
-    write_json,
-)
+from p2p.storage.filesystems import absolute, join, require_readable, write_json
 from p2p.storage.lease import Fence, hold_lease
 from p2p.storage.outputs import require_output
 from p2p.storage.rasters import rasterio
@@ -118,10 +112,11 @@ def _run(config: TranslateConfig, workforce: Workforce | None) -> dict[str, Any]
             if config.resume == "never" and exists_translation(output):
                 require_unique(corpus, sink, config.limit)
                 fence.check()
-                remove_translation(output)
+                remove_translation(output, fence)
             fence.check()
             pinned = pin_weights(output, absolute(config.checkpoint), model.generator_uri, may_link=model.is_own)
             work = dataclasses.replace(work, generator_uri=pinned)
+            fence.check()
             start_output(settings)
             if config.only_failed:
                 shards = ledger.shards_of_ledger(config.only_failed, output)
@@ -137,9 +132,9 @@ def _run(config: TranslateConfig, workforce: Workforce | None) -> dict[str, Any]
             if left.done:
                 log.info("%d of %d images were done by an earlier attempt", left.images_done, left.images)
             if config.format == "geotiff":
-                left = run_as_task(cut_into_sections, output, left, fence)
+                left = run_as_task(cut_into_sections, settings, left, fence)
             outcome = work_through(work.reading_from(left.hosts), left) if left.shards else Outcome()
-            return _finish(work, left, outcome, started)
+            return _finish(work, fence, left, outcome, started)
 
 
 def _check(config: TranslateConfig, source: str, output: str) -> tuple[Corpus, Work, _Model]:
@@ -184,7 +179,7 @@ def _planned(config: TranslateConfig, output: str, corpus: Corpus, sink: OutputN
         return extend_plan(output, corpus, sink, config.limit, fence, only_failed=bool(config.only_failed))
     except UsageError:
         if not load_plan(output).shards:  # nothing was started, so other settings may follow
-            remove_translation(output)
+            remove_translation(output, fence)
         raise
 
 
@@ -268,7 +263,7 @@ def _settings(config: TranslateConfig, source: str, output: str, corpus: Corpus,
     return Settings(**(vars(config) | decided))
 
 
-def _finish(work: Work, left: RemainingWork, outcome: Outcome, started: float) -> dict[str, Any]:
+def _finish(work: Work, fence: Fence, left: RemainingWork, outcome: Outcome, started: float) -> dict[str, Any]:
     """Count by the ledger, write `summary.json` and the report. Raises NotGoodEnoughError when that is done."""
     settings, output = work.settings, work.settings.output
     unreported = {shard.index for shard in left.shards} - outcome.reported
@@ -281,9 +276,6 @@ def _finish(work: Work, left: RemainingWork, outcome: Outcome, started: float) -
     translated = outcome.translated + late.translated
     for part in (late, ledger.read_totals(output, outcome.with_failures)):
         totals.add(part)
-    if work.fence:
-        work.fence.check()
-    sweep_temporaries(output)
     rate = translated / outcome.seconds if outcome.seconds else 0.0
     busy = sum(outcome.stages.values()) or 1.0
     seconds = time.monotonic() - started
@@ -311,9 +303,12 @@ def _finish(work: Work, left: RemainingWork, outcome: Outcome, started: float) -
         summary |= _seam_scores(seams, settings.format == "geotiff")
     if settings.max_seam is not None:
         summary["max_seam"] = settings.max_seam
+    fence.check()
     summary["report"] = write_translation_report(output, summary, examples, totals.failures, settings.to_dict())
+    fence.check()
     write_json(join(output, "summary.json"), summary)
-    remove_work_files(output, keep_weights=bool(settings.limit))  # last: what is there lets a killed job go on
+    fence.check()
+    remove_work_files(output, fence, keep_weights=bool(settings.limit))  # last: what is there lets a killed job go on
     check_bad_fraction(totals.failed, left.images, settings.max_bad_fraction, join(output, ledger.FOLDER), summary)
     _check_seam(settings.max_seam, summary)
     return summary

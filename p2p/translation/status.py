@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -15,11 +15,11 @@ from p2p.errors import ConfigError, UsageError
 from p2p.progress import format_duration
 from p2p.storage.filesystems import absolute, join, list_files, require_readable
 from p2p.storage.lease import is_alive, read_lease
-from p2p.translation.plan import ledger
+from p2p.translation.plan import crash_records, files, ledger
 from p2p.translation.plan.plan import load_plan
-from p2p.translation.plan.resume import SECTIONS_FOLDER, exists_translation
+from p2p.translation.plan.resume import SECTIONS_FOLDER, SETTINGS, exists_translation
 from p2p.translation.plan.shards import shard_of, shards_in
-from p2p.translation.scenes.store import count_sections
+from p2p.translation.scenes.store import count_sections, sections_folder
 
 log = logging.getLogger("p2p")
 _RATE_SECONDS = 600.0
@@ -58,7 +58,6 @@ def status(config: StatusConfig) -> dict[str, Any]:
     state = "working" if lease and is_alive(lease) else "stopped"
     if images and done == images:
         state = "finished"
-    signs = [moment for moment, _ in finished[-1:]] + ([lease.renewed] if lease else [])
     summary: dict[str, Any] = {
         "output": output,
         "state": state,
@@ -69,12 +68,16 @@ def status(config: StatusConfig) -> dict[str, Any]:
         "left": images - done,
         "images_per_second": None if rate is None else round(rate, 2),
         "eta_seconds": round((images - done) / rate) if rate and state == "working" else None,
-        "stopped_since": datetime.fromtimestamp(max(signs), UTC).isoformat(timespec="seconds")
-        if state == "stopped" and signs
-        else None,
+        "stopped_since": None,
         "seconds_since_last_shard": None if silence is None else round(max(0.0, silence)),
     }
-    if started := shards_in(join(output, SECTIONS_FOLDER)):
+    started = shards_in(join(output, SECTIONS_FOLDER))
+    if state == "stopped":
+        written = _last_written(output, started)
+        last = max([written, *(moment for moment, _ in finished[-1:]), *([lease.renewed] if lease else [])])
+        if last:
+            summary["stopped_since"] = datetime.fromtimestamp(last, UTC).isoformat(timespec="seconds")
+    if started:
         counts = [count_sections(output, shard) for shard in sorted(started)]
         summary["sections_done"], summary["sections"] = (sum(column) for column in zip(*counts, strict=True))
     log.info("%s", _describe(summary))
@@ -85,6 +88,21 @@ def _finished(output: str, shards: dict[int, int]) -> list[tuple[float, int]]:
     """When each finished shard was finished, and its number, in order of time."""
     found = [(file.modified, shard_of(file.path)) for file in list_files(join(output, ledger.FOLDER), (".parquet",))]
     return sorted((moment, index) for moment, index in found if index is not None and index in shards)
+
+
+def _last_written(output: str, started: Iterable[int]) -> float:
+    """When a job last wrote the settings, the plan, the record of a shard in work, or a section of the scenes
+    `started`; 0 if the store does not say. A job that was stopped in good order has removed its lease, and perhaps
+    finished no shard.
+    """
+    places = [
+        join(output, SETTINGS),
+        join(output, files.FOLDER),
+        *(sections_folder(output, shard) for shard in started),
+    ]
+    written = [file for place in places for file in list_files(place)]
+    written += [file for file in list_files(join(output, crash_records.FOLDER)) if shard_of(file.path) is not None]
+    return max((file.modified for file in written), default=0.0)
 
 
 def _rate(finished: Sequence[tuple[float, int]]) -> float | None:

@@ -99,6 +99,24 @@ def test_an_output_with_files_of_something_else_is_left_alone(
 def test_the_output_may_not_hold_the_source(run_cli: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     pq.write_table(pa.table({"a": [b""], "b": [b""]}), tmp_path / "train/part-00000.parquet")
-    for source in (tmp_path, tmp_path / "train"):
+    link = tmp_path.parent / f"{tmp_path.name}-link"
+    link.symlink_to(tmp_path)
+    for source in (tmp_path, tmp_path / "train", link, link / "train"):
         assert "which would be replaced" in refused(run_cli, "--source", source, "--output", tmp_path)
     assert (tmp_path / "train/part-00000.parquet").exists()
+
+
+@pytest.mark.parametrize("check", [(), ("--check",)])
+def test_a_parquet_data_set_may_not_hold_the_output(
+    run_cli: Callable[..., Any], tmp_path: Path, make_image: Callable[..., bytes], check: tuple[str, ...]
+) -> None:
+    """The next run would list its parts with the others. Of a folder of images it would not, so there it may."""
+    (tmp_path / "in").mkdir()
+    images = [make_image(8, 8, seed=seed) for seed in range(4)]
+    pq.write_table(pa.table({"a": images[:2], "b": images[2:]}), tmp_path / "in/t.parquet")
+    (tmp_path / "link").symlink_to(tmp_path / "in/out")
+    (tmp_path / "in/out").mkdir()
+    for output in (tmp_path / "in/out", tmp_path / "link"):
+        message = refused(run_cli, "--source", tmp_path / "in", "--output", output, "--load-size", 0, *check)
+        assert "every Parquet file is taken for pairs" in message
+    assert not list((tmp_path / "in/out").iterdir())

@@ -129,7 +129,9 @@ def test_a_run_in_an_empty_folder_begins(pairs, tmp_path):
 
 def test_a_run_among_the_raw_images_it_trains_on_is_refused(tmp_path, make_pairs):
     make_pairs(tmp_path / "photos", 4, size=72)
-    for output in (tmp_path / "photos", tmp_path / "photos" / "run"):
+    (tmp_path / "photos" / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "photos" / "run")
+    for output in (tmp_path / "photos", tmp_path / "photos" / "run", tmp_path / "link"):
         with pytest.raises(UsageError, match=r"lies in .*photos, .* choose a folder beside it"):
             train(config(str(tmp_path / "photos"), output))
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".png"}

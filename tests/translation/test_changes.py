@@ -165,6 +165,7 @@ def test_an_interruption_while_changes_are_written_down_forgets_none(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(changes, step, interrupted)
         translate(source, tmp_path / "out")
+    assert not (tmp_path / "out" / "summary.json").exists(), "it is not done any more"
     summary = translate(source, tmp_path / "out")
     assert (summary["changed"], summary["translated"], summary["skipped"]) == (2, 2, 18)
     translate(source, tmp_path / "fresh")

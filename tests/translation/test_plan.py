@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from p2p.errors import LeaseLostError, UsageError
+from p2p.errors import ConfigError, LeaseLostError, UsageError
 from p2p.storage.filesystems import write_json
 from p2p.storage.lease import Fence, Lease
 from p2p.translation.corpus.inputs import Input
 from p2p.translation.plan import plan
 from p2p.translation.plan.files import plan_uris, read_inputs
-from p2p.translation.plan.plan import extend_plan, load_plan
+from p2p.translation.plan.ledger import LedgerRow, write_ledger
+from p2p.translation.plan.plan import checked_uri, extend_plan, load_plan
 from p2p.translation.sinks.images import ImagesSink
 
 
@@ -145,6 +149,46 @@ def test_inputs_that_would_share_an_output_are_found_and_leave_no_plan(tmp_path:
     with pytest.raises(UsageError, match="would both be written"):
         extend_plan(str(tmp_path), clash, sink)
     assert [shard.rows for shard in load_plan(str(tmp_path)).shards] == [2]
+
+
+_KILLED = """
+import os, signal
+from test_plan import ImagesSink, Input, Listing, extend_plan, plan
+plan._require_unique = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+extend_plan({output!r}, Listing([Input(name, name) for name in {names!r}]), ImagesSink({output!r}, "png"))
+"""
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_names_are_compared_though_the_attempt_that_planned_them_was_killed_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    """Also where it was to add a few to what is done."""
+    sink, names = ImagesSink(str(tmp_path), "png"), ["a.png", "b.png"][:done]
+    if done:
+        extend_plan(str(tmp_path), Listing([Input(name, name) for name in names]), sink)
+        write_ledger(str(tmp_path), 0, [LedgerRow(name, "translated") for name in names])
+    before = load_plan(str(tmp_path))
+    names += ["x.jpg", "x.png"]
+    code = _KILLED.format(output=str(tmp_path), names=names)
+    ended = subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parent)
+    assert ended.returncode == -signal.SIGKILL and len(load_plan(str(tmp_path)).shards) > len(before.shards)
+    with pytest.raises(ConfigError, match=r"'x.jpg' and 'x.png', which would both be written as 'x.png'"):
+        extend_plan(str(tmp_path), Listing([Input(name, name) for name in names]), sink)
+    assert load_plan(str(tmp_path)) == before
+    renamed = Listing([Input(name, name) for name in (*names[:-1], "y.png")])
+    extend_plan(str(tmp_path), renamed, sink)
+    monkeypatch.setattr(plan, "_require_unique", None)  # once is enough
+    extend_plan(str(tmp_path), renamed, sink)
+
+
+def test_a_plan_of_an_earlier_version_is_compared_once_and_stays(tmp_path: Path) -> None:
+    extend_plan(str(tmp_path), Listing([Input(name, name) for name in ("x.jpg", "x.png")]), Ids())
+    Path(checked_uri(str(tmp_path))).unlink()
+    write_ledger(str(tmp_path), 0, [LedgerRow(name, "translated") for name in ("x.jpg", "x.png")])
+    before = load_plan(str(tmp_path))
+    extend_plan(str(tmp_path), Listing([]), Ids())
+    assert load_plan(str(tmp_path)) == before and Path(checked_uri(str(tmp_path))).exists()
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 4, 5])

@@ -31,8 +31,30 @@ def test_another_checkpoint_or_option_needs_another_output(
     assert (summary["translated"], summary["skipped"]) == (2, 0)
     left = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     expected = ["data/part-00000.parquet", "images/mine.txt", "ledger/shard-00000.parquet"]
-    expected += ["manifest/part-00000.parquet", "mine.txt", "report.html", "settings.json", "summary.json"]
+    expected += ["manifest/checked.json", "manifest/part-00000.parquet", "mine.txt"]
+    expected += ["report.html", "settings.json", "summary.json"]
     assert left == expected
+
+
+def test_files_of_somebody_else_stay_in_every_folder(
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes]
+) -> None:
+    source = write(tmp_path / "in", {f"{number}.png": make_image(64, 64) for number in range(3)})
+    out = tmp_path / "out"
+    translate(checkpoint, source, out)
+    names = ("work/thesis.tex", "work/data/part-00000.parquet", "attempts/notes.txt", "retry/1/shard-00000.parquet")
+    theirs = dict.fromkeys((*names, "previews/a.png", "manifest/notes.txt", "ledger/old/shard-00000.parquet"), b"mine")
+    ours = dict.fromkeys(("work/shard-00000.sections/scene.json", "retry/shard-00000.parquet"), b"left")
+    for resume in ("auto", "never"):
+        write(out, theirs | ours)
+        assert translate(checkpoint, source, out, resume=resume)["failed"] == 0
+        assert {name: (out / name).read_bytes() for name in theirs} == theirs
+        assert not [name for name in ours if (out / name).exists()]
+    for name in theirs:
+        (out / name).unlink()
+    write(out, {**ours, "attempts/.p2p-cut-off": b""})
+    translate(checkpoint, source, out, resume="never")
+    assert not {"attempts", "previews"} & set(os.listdir(out))
 
 
 @pytest.mark.parametrize("content", ["{}", '{"format": "png", "colour": 1}', "[]", "no JSON", "[" * 100_000])
@@ -80,6 +102,10 @@ def test_mistakes_are_reported_before_any_work(
     assert "is in --source" in refused(checkpoint, source, source / "out")
     assert "is in --source" in refused(checkpoint, source, f"file://{source}/out")
     assert "is in --source" in refused(checkpoint, f"file://{source}", source / "out")
+    (tmp_path / "link").symlink_to(source / "out")
+    assert "is in --source" in refused(checkpoint, source, tmp_path / "link")
+    (tmp_path / "other").symlink_to(source)
+    assert "is in --source" in refused(checkpoint, tmp_path / "other", source / "out")
     assert "not available in this version" in refused(checkpoint, source, out, format="xyz")
     assert not out.exists()
     write(out / "data", {"part-00000.parquet": b"somebody's"})
@@ -143,5 +169,7 @@ def test_an_image_of_the_output_is_no_source(tmp_path: Path, checkpoint: str, ma
     out = tmp_path / "out"
     assert translate(checkpoint, source, out, format="png")["translated"] == 1
     image = out / "images" / "_MG_1.png"
-    assert "puts its results" in refused(checkpoint, image, out, format="png", resume="never")
+    (tmp_path / "link").symlink_to(out / "images")
+    for found in (image, tmp_path / "link", tmp_path / "link" / image.name):
+        assert "puts its results" in refused(checkpoint, found, out, format="png", resume="never")
     assert image.exists()

@@ -21,8 +21,9 @@ import s3fs
 from conftest import S3Place, in_this_process
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
+from translations import saved_checkpoint
 
-from p2p.errors import ConfigError, NotGoodEnoughError, P2PError, StorageError, UsageError
+from p2p.errors import ConfigError, LeaseLostError, NotGoodEnoughError, P2PError, StorageError, UsageError
 from p2p.model.translator import Translator
 from p2p.scenes import cogs, sections, tiling
 from p2p.scenes.bands import RasterBands
@@ -79,9 +80,8 @@ def translate(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         model = SimpleNamespace(input_bands=sides[0], output_bands=sides[1])
         monkeypatch.setattr(actor, "load_engine", (lambda _: (network, model)) if network else load)
         options = {"precision": "fp32", "tile_size": 64, "overlap": 16, "max_bad_fraction": 1.0, **options}
-        config = TranslateConfig(
-            checkpoint=checkpoint, source=str(source), output=str(output), format="geotiff", **options
-        )
+        options = {"checkpoint": checkpoint, **options}
+        config = TranslateConfig(source=str(source), output=str(output), format="geotiff", **options)
         return run(config, lambda _: nullcontext(do))
 
     return work
@@ -309,10 +309,9 @@ def test_after_a_kill_only_what_is_missing_is_done(
     with pytest.raises(Killed):
         translate(source, tmp_path / "out", network)
     folder = tmp_path / "out" / "work" / "shard-00000.sections"
-    done = {path.name for path in folder.glob("section-?????.tif")}
+    done = {int(path.name[8:13]) for path in folder.glob(f"section-?????-{'?' * 16}.tif")}
     assert len(done) == (7 if where == "assemble" else 3)
     assert not (tmp_path / "out" / "scenes").exists()
-    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("section-?????.tif")}
     monkeypatch.setattr(store.SceneStore, where, call)
     published = []
     publish = store.SceneStore.publish
@@ -321,7 +320,7 @@ def test_after_a_kill_only_what_is_missing_is_done(
     )
     network = Identity()
     summary = translate(source, tmp_path / "out", network)
-    assert published == [section for section in range(7) if f"section-{section:05d}.tif" not in times]
+    assert published == [section for section in range(7) if section not in done]
     assert network.tiles == 0 if where == "assemble" else network.tiles < tiles_once
     assert summary["translated"] == 1 and not (tmp_path / "out" / "work").exists()
     name = "scenes/a.tif"
@@ -361,6 +360,69 @@ def test_a_scene_that_is_replaced_is_noticed(
     assert ledger(tmp_path / "out")["a.tif"]["status"] == "translated"
     with rasterio.open(tmp_path / "out" / "scenes" / "a.tif") as file:
         assert (file.read() == other).all()
+
+
+@pytest.mark.parametrize("change", ["checkpoint", "overlap", "scene"])
+def test_a_section_that_an_older_attempt_publishes_late_is_not_taken_for_one_of_this(
+    change: str, tmp_path: Path, translate: Any, small_sections: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had stood still while the next one started over with something else."""
+    small_sections(16, 64)
+    data = picture(400, 100)
+    source = write(tmp_path / "in" / "a.tif", data if change != "scene" else 255 - data, **UTM, **TILED)
+    publish = store.SceneStore.publish
+
+    def end(last: int) -> Callable[..., int]:
+        def publish_until(self: Any, section: int, *args: Any) -> int:
+            if section == last:
+                raise Killed
+            return publish(self, section, *args)
+
+        return publish_until
+
+    older: dict[str, Any] = {"overlap": 8} if change == "overlap" else {}
+    older |= {"checkpoint": saved_checkpoint(tmp_path / "older", norm="instance")} if change == "checkpoint" else {}
+    for output, last, options in ((tmp_path / "older-out", 6, older), (tmp_path / "out", 2, {})):
+        monkeypatch.setattr(store.SceneStore, "publish", end(last))
+        with pytest.raises(Killed):
+            translate(source, output, Identity(), **options)
+        if change == "scene" and options is older:
+            write(source, data, **UTM, **TILED)
+    folders = [tmp_path / name / "work" / "shard-00000.sections" for name in ("older-out", "out")]
+    for path in folders[0].glob("section-*"):
+        if path.suffix != ".try":
+            shutil.copy(path, folders[1])
+    found = status(StatusConfig(output=str(tmp_path / "out")))
+    assert (found["sections_done"], found["sections"]) == (2, 7)
+    published: list[int] = []
+    monkeypatch.setattr(
+        store.SceneStore, "publish", lambda self, *args: (published.append(args[0]), publish(self, *args))[1]
+    )
+    translate(source, tmp_path / "out", Identity())
+    assert published == [2, 3, 4, 5, 6] and not folders[1].exists()
+    with rasterio.open(tmp_path / "out" / "scenes" / "a.tif") as file:
+        assert (file.read() == data).all()
+
+
+@pytest.mark.parametrize("last", [0, 1, 2])
+def test_the_lease_is_looked_at_before_each_file_of_a_section(last: int, tmp_path: Path) -> None:
+    version = store.SceneVersion(1, "now", 1, "none")
+    profile = cogs.CogProfile(1000, 1000, 3, "uint8", "none")
+    scene = store.SceneStore(str(tmp_path / "out"), 0, profile, version)
+    parts = [tmp_path / "part", tmp_path / "half"]
+    for path in parts:
+        path.write_bytes(b"TIFF")
+    looks: list[int] = []
+
+    def check() -> None:
+        looks.append(len(list(tmp_path.glob("out/work/*/section-*"))))
+        if len(looks) > last:
+            raise LeaseLostError("taken over")
+
+    with pytest.raises(LeaseLostError):
+        scene.publish(0, [str(path) for path in parts], store.SectionFacts(), check)
+    assert looks == list(range(last + 1)), "one more file at each look"
+    assert len(list(tmp_path.glob("out/work/*/section-*"))) == last and scene.missing() == {0}
 
 
 def test_processes_that_end_though_no_section_is_to_blame_end_the_job(

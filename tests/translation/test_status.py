@@ -24,7 +24,7 @@ from p2p.translation.status import StatusConfig, status
 
 @pytest.fixture
 def output(tmp_path: Path, checkpoint: str, make_image: Any, s3: Any, request: Any) -> str:
-    """24 images in three shards, one of them bad, translated; the ledgers ten seconds apart."""
+    """24 images in three shards, one of them bad, translated; the ledgers ten seconds apart, the last signs of life."""
     source = tmp_path / "in"
     source.mkdir()
     for number in range(23):
@@ -36,6 +36,8 @@ def output(tmp_path: Path, checkpoint: str, make_image: Any, s3: Any, request: A
     run(config, lambda _: nullcontext(in_this_process))
     if where != "s3":
         now = time.time()
+        for path in (tmp_path / "out").rglob("*"):
+            os.utime(path, (now - 60, now - 60))
         for number, path in enumerate(sorted((tmp_path / "out" / "ledger").iterdir())):
             os.utime(path, (now, now - 30 + 10 * number))
     return output
@@ -90,6 +92,29 @@ def test_a_job_that_was_killed_is_stopped_since_its_last_sign_of_life(
     assert (found["state"], found["done"], found["left"]) == ("stopped", 0, 24)
     assert datetime.fromisoformat(found["stopped_since"]).timestamp() == pytest.approx(left.renewed, abs=1.5)
     assert f"nobody works on it since {found['stopped_since']}" in outcome.stderr
+
+
+def test_a_job_that_was_stopped_in_good_order_is_so_since_it_last_wrote_something(output: str) -> None:
+    """It has removed its lease. Shards in work, sections of a scene and a plan that grows are signs of life as well."""
+    ledgers = sorted(Path(output, "ledger").iterdir())
+    ledgers[-1].unlink()
+    last = ledgers[-2].stat().st_mtime
+    signs = ["settings.json", "manifest/part-00000.parquet", "attempts/shard-00002.json"]
+    signs += ["work/shard-00002.sections/section-00000-0123456789abcdef.tif"]
+    for name in signs:
+        last += 60.0
+        path = Path(output, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (last, last))
+        found = datetime.fromisoformat(status(StatusConfig(output=output))["stopped_since"])
+        assert found.timestamp() == pytest.approx(last, abs=1.5), name
+    for name in ("work/thesis.tex", "attempts/mine/shard-00000.json"):
+        path = Path(output, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (last + 60, last + 60))
+    assert datetime.fromisoformat(status(StatusConfig(output=output))["stopped_since"]) == found, "files of others"
 
 
 def test_the_job_prints_a_line_for_a_person_and_one_for_a_program(output: str, run_cli: Any, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_an_interrupted_translation_ends_with_every_input_once(
 
     def dies_half_way(work: Work, left: RemainingWork) -> Outcome:
         in_this_process(work, RemainingWork(left.shards[:2], left.done))
-        (tmp_path / "out" / "data" / ".p2p-left-behind").write_bytes(b"half a file")
+        write(tmp_path / "out" / ".p2p-attempt-1-killed", {".p2p-1": b"half a file"})
         # A shard whose data was published, but whose ledger was not.
         (tmp_path / "out" / "ledger" / "shard-00001.parquet").unlink()
         raise KeyboardInterrupt

@@ -17,6 +17,8 @@ from p2p.translation.sinks.records import OutputNames
 
 log = logging.getLogger("p2p")
 
+_SECONDS_BETWEEN_CHECKS = 2.0
+
 
 def redo_changed(
     output: str,
@@ -58,8 +60,6 @@ def redo_changed(
         ):
             continue
         groups: dict[int, list[Input]] = {}
-        if fence:
-            fence.check()
         for shard in read_plan_file(uri).shards:
             planned = groups[shard.index] = read_inputs(shard)
             if shard.index in done or not any(item.image_id in by_id or is_gone(item) for item in planned):
@@ -69,6 +69,8 @@ def redo_changed(
             redone = {item.image_id for item in planned if item.image_id in by_id} - kept
             lost = {item.image_id for item in planned if is_gone(item)} - translated
             left = [item for item in planned if item.image_id not in lost]
+            if fence:
+                fence.check(_SECONDS_BETWEEN_CHECKS)
             # Before the plan: whoever goes on after an interruption here finds the same changes in it.
             if translated and not redone and translated.issuperset(item.image_id for item in left):
                 finish_without(output, shard.index, lost)
@@ -77,11 +79,13 @@ def redo_changed(
             groups[shard.index] = [by_id[item.image_id] if item.image_id in redone else item for item in left]
             count += len(redone)
             gone += len(lost)
+        if fence:
+            fence.check()
         empty = [index for index, group in groups.items() if not group]
         for index in empty:
             forget_shard(output, index)
             del groups[index]
-        write_plan_file(uri, groups, names, only_new=False)
+        write_plan_file(uri, groups, names, only_new=False, fence=fence)
     if gone:
         log.warning("%d inputs are left out: the files that held them were written anew without them", gone)
     return count

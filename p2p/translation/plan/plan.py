@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import posixpath
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import compress, islice
 
@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from p2p.errors import ConfigError, LeaseLostError
-from p2p.storage.filesystems import remove
+from p2p.errors import ConfigError, DamagedFileError, LeaseLostError, NotFoundError
+from p2p.storage.filesystems import join, read_json, remove, remove_file, write_json
 from p2p.storage.lease import Fence
 from p2p.storage.names import printable
 from p2p.storage.parquet import read_parquet
@@ -30,6 +30,7 @@ from p2p.translation.corpus.corpus import Corpus, Selection
 from p2p.translation.corpus.inputs import MAX_SHARD_ROWS, WHOLE_FILE, Input
 from p2p.translation.plan.changes import redo_changed
 from p2p.translation.plan.files import (
+    FOLDER,
     INPUT_COLUMNS,
     Hashes,
     PlanFile,
@@ -41,6 +42,7 @@ from p2p.translation.plan.files import (
     read_plan_file,
     write_plan_file,
 )
+from p2p.translation.plan.ledger import shards_of_ledger
 from p2p.translation.sinks.records import OutputNames
 
 log = logging.getLogger("p2p")
@@ -84,7 +86,9 @@ def extend_plan(
     ConfigError, and leaves the plan as it was, if two inputs have one id, would be written under one name, or one would
     be written where another needs a folder.
     """
-    uris = plan_uris(output)
+    checked = _checked_files(output)
+    uris = _drop_unchecked(output, plan_uris(output), checked, fence)
+    is_checked = checked.issuperset(map(posixpath.basename, uris))
     files = [read_plan_file(uri) for uri in uris]
     is_resumed = bool(files)
     listing = _Listing(corpus, limit)
@@ -95,20 +99,21 @@ def extend_plan(
         groups = _groups(_unplanned(listing, files, changed, containers), corpus.min_shard_rows, sink.max_shard_rows)
         while some := list(islice(groups, _SHARDS_PER_PART)):
             # Not by a new look: a file that comes from elsewhere meanwhile must stand in the way of this one.
-            uri = plan_uri(output, next_number(uris) + len(written))
+            uri = plan_uri(output, next_number([*uris, *checked]) + len(written))
             first = 1 + max((file.shards[-1].index for file in files if file.shards), default=-1)
-            if fence:
-                fence.check()
-            if not write_plan_file(uri, dict(enumerate(some, first)), sink):
+            if not write_plan_file(uri, dict(enumerate(some, first)), sink, fence=fence):
                 raise LeaseLostError(f"{uri}: another job has written it meanwhile; the same command continues")
             written.append(uri)
             files.append(read_plan_file(uri))
-        if written:
+        if written or not is_checked:
             names = _joined([file.names for file in files])
             _require_unique(output, "id_hash", _joined([file.ids for file in files]), lambda id: id, _repeated_id)
             _require_unique(output, "name_hash", names, sink.name_of, _repeated_name)
             if sink.is_tree:
                 _require_no_file_is_a_folder(output, names, sink)
+            if fence:
+                fence.check()
+            write_json(checked_uri(output), sorted(map(posixpath.basename, (*uris, *written))))
     except BaseException:
         if fence:
             fence.check()  # else these files are the other job's by now
@@ -122,6 +127,38 @@ def extend_plan(
         files = [read_plan_file(uri) for uri in plan_uris(output)]
     shards = tuple(shard for file in files for shard in file.shards)
     return Plan(shards, frozenset(listing.hosts), count)
+
+
+def checked_uri(output: str) -> str:
+    """The address of the list of the plan's files whose inputs were compared with each other. Work begins when all are
+    on it.
+    """
+    return join(output, FOLDER, "checked.json")
+
+
+def _checked_files(output: str) -> frozenset[str]:
+    """The names on that list; none where it cannot be read, so that they are compared again."""
+    try:
+        return frozenset(map(str, read_json(checked_uri(output))))
+    except (NotFoundError, DamagedFileError, TypeError):
+        return frozenset()
+
+
+def _drop_unchecked(output: str, uris: Sequence[str], checked: Collection[str], fence: Fence | None) -> list[str]:
+    """Remove those files of the plan that an attempt left which was killed before it had compared their inputs: they
+    are listed again, as they are now. Returns the others.
+
+    Files of earlier versions of p2p are on no list; they stay once something of them is done.
+    """
+    unchecked = [uri for uri in uris if posixpath.basename(uri) not in checked]
+    begun = (shards_of_ledger(output, output) or set()) if unchecked else set()
+    if any(shard.index in begun for uri in unchecked for shard in read_plan_file(uri).shards):
+        return list(uris)
+    for uri in unchecked:
+        if fence:
+            fence.check()
+        remove_file(uri)
+    return [uri for uri in uris if uri not in unchecked]
 
 
 def _joined(hashes: Sequence[Hashes]) -> Hashes:

@@ -7,11 +7,13 @@ import hashlib
 import itertools
 import os
 import re
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from p2p.errors import ConfigError, StorageError, UsageError
 from p2p.storage.filesystems import (
+    TEMPORARY_PREFIX,
     absolute,
     exists,
     is_remote,
@@ -25,12 +27,14 @@ from p2p.storage.filesystems import (
     write_bytes,
     write_json,
 )
+from p2p.storage.lease import Fence
+from p2p.storage.outputs import is_within
 from p2p.translation.config import Settings, TranslateConfig
 from p2p.translation.corpus.corpus import Corpus, Selection
 from p2p.translation.plan import crash_records, files, ledger
 from p2p.translation.plan.files import Shard, read_inputs
-from p2p.translation.plan.plan import Plan, load_plan
-from p2p.translation.plan.shards import shards_in
+from p2p.translation.plan.plan import Plan, checked_uri, load_plan
+from p2p.translation.plan.shards import shard_of
 from p2p.translation.sinks import geotiff, images, output_names, shard_files
 
 SETTINGS = "settings.json"
@@ -42,9 +46,19 @@ SECTIONS_FOLDER = "work"
 PREVIEWS_FOLDER = "previews"
 """What the report shows of scenes."""
 _WORK_FOLDERS = (crash_records.FOLDER, ledger.RETRY_FOLDER, SECTIONS_FOLDER)  # there only while work is going on
+_ENDINGS = {
+    crash_records.FOLDER: ".json",
+    ledger.FOLDER: ".parquet",
+    ledger.RETRY_FOLDER: ".parquet",
+    PREVIEWS_FOLDER: ".json",
+    SECTIONS_FOLDER: ".sections",
+}
+"""Of what a translation writes for a shard in these folders. Whatever else lies there is somebody's."""
 _PINNED = re.compile(r"[0-9a-f]{16}-.+")
-_FILES = (SETTINGS, "summary.json", "report.html")
+_SUMMARY = "summary.json"
+_FILES = (SETTINGS, _SUMMARY, "report.html")
 _REMOVERS = 16
+_SECONDS_BETWEEN_CHECKS = 2.0
 
 
 @dataclass(frozen=True)
@@ -78,11 +92,11 @@ class RemainingWork:
 
 def require_apart(source: str, output: str) -> None:
     """Raise ConfigError if outputs would become inputs of the next attempt."""
-    source_folder, output_folder = f"{source.rstrip('/')}/", f"{output.rstrip('/')}/"
-    if output_folder.startswith(source_folder):
-        raise ConfigError("output", f"{output} is in --source, so outputs would become inputs; choose another folder")
-    if source_folder.startswith(tuple(f"{output_folder}{folder}/" for folder in _OUTPUT_FOLDERS)):
+    folders = [join(output, folder) for folder in _OUTPUT_FOLDERS]  # which may be links
+    if any(is_within(source, folder) for folder in folders):
         raise ConfigError("source", f"{source} is where --output {output} puts its results; choose another folder")
+    if any(is_within(place, source) for place in (output, *folders)):
+        raise ConfigError("output", f"{output} is in --source, so outputs would become inputs; choose another folder")
 
 
 def require_same_settings(settings: Settings) -> None:
@@ -127,7 +141,8 @@ def exists_translation(output: str) -> bool:
 
 
 def start_output(settings: Settings) -> None:
-    """Make `output` ready: forget earlier crashes, write the settings."""
+    """Make `output` ready: it counts as unfinished from here on. Forget earlier crashes, write the settings."""
+    remove_file(join(settings.output, _SUMMARY))
     crash_records.clear(settings.output)
     write_json(join(settings.output, SETTINGS), settings.to_dict())
 
@@ -203,16 +218,21 @@ def select_failed(corpus: Corpus, config: TranslateConfig, output: str) -> Corpu
     return chosen
 
 
-def remove_translation(output: str) -> None:
-    """Remove the files an earlier translation wrote and no others, the settings last: an interruption is no loss."""
+def remove_translation(output: str, fence: Fence) -> None:
+    """Remove the files an earlier translation wrote and no others, the settings last: an interruption is no loss.
+
+    Raises LeaseLostError where another job has taken over meanwhile.
+    """
     earlier = output_names(_read_settings(output))
-    remove(join(output, ledger.FOLDER))  # first: no shard may count as done whose outputs are going
-    with ThreadPoolExecutor(_REMOVERS) as pool:
-        for shard in load_plan(output).shards:
-            names = earlier.output_names(shard.index, [item.image_id for item in read_inputs(shard)])
-            list(pool.map(remove_file, (join(output, name) for name in names)))
-    for folder in (*_WORK_FOLDERS, PREVIEWS_FOLDER, files.FOLDER):
-        remove(join(output, folder))
+    _remove_of_shards(output, ledger.FOLDER, fence)  # first: no shard may count as done whose outputs are going
+    for shard in load_plan(output).shards:
+        names = earlier.output_names(shard.index, [item.image_id for item in read_inputs(shard)])
+        _remove_all(remove_file, (join(output, name) for name in names), fence)
+    for folder in (*_WORK_FOLDERS, PREVIEWS_FOLDER):
+        _remove_of_shards(output, folder, fence)
+    _remove_all(remove_file, [*files.plan_uris(output), checked_uri(output)], fence)
+    _remove_empty(join(output, files.FOLDER))
+    fence.check(_SECONDS_BETWEEN_CHECKS)
     _unpin_weights(output)
     if not is_remote(output):
         root = open_filesystem(output)[1]
@@ -221,17 +241,52 @@ def remove_translation(output: str) -> None:
                 if not os.listdir(folder):
                     os.rmdir(folder)
     for name in reversed(_FILES):
+        fence.check(_SECONDS_BETWEEN_CHECKS)
         remove_file(join(output, name))
 
 
-def remove_work_files(output: str, *, keep_weights: bool) -> None:
-    """Remove what is there only while work is going on, if it no longer is. With a limit the rest is still to come."""
+def remove_work_files(output: str, fence: Fence, *, keep_weights: bool) -> None:
+    """Remove what is there only while work is going on, of shards that are done. With a limit the rest is still to
+    come. Raises LeaseLostError as `remove_translation` does.
+    """
     finished = ledger.done_shards(output)
     if not keep_weights:
         _unpin_weights(output)
     for folder in _WORK_FOLDERS:
-        if finished.issuperset(shards_in(join(output, folder))):
-            remove(join(output, folder))
+        _remove_of_shards(output, folder, fence, finished)
+
+
+def _remove_of_shards(output: str, folder: str, fence: Fence, shards: Collection[int] | None = None) -> None:
+    """Remove what a translation wrote in `folder` for `shards`, or for all, and the folder if nothing else is there."""
+    place = join(output, folder)
+    names = [name for name in list_names(place) if name.endswith(_ENDINGS[folder])]
+    own = {name: shard for name in names if (shard := shard_of(name)) is not None}
+    uris = [join(place, name) for name, shard in own.items() if shards is None or shard in shards]
+    _remove_all(remove if folder == SECTIONS_FOLDER else remove_file, uris, fence)
+    _remove_empty(place)
+
+
+def _remove_all(remove_one: Callable[[str], None], uris: Iterable[str], fence: Fence) -> None:
+    """There may be many, and another job may take over meanwhile: each is removed only while the lease is held."""
+
+    def remove_held(uri: str) -> None:
+        fence.check(_SECONDS_BETWEEN_CHECKS)
+        remove_one(uri)
+
+    with ThreadPoolExecutor(_REMOVERS) as pool:
+        list(pool.map(remove_held, uris))
+
+
+def _remove_empty(folder: str) -> None:
+    """Remove a local folder that holds nothing but what writers left that were killed in mid-write."""
+    if is_remote(folder):
+        return
+    with contextlib.suppress(OSError):
+        left = os.listdir(folder)
+        if all(name.startswith(TEMPORARY_PREFIX) for name in left):
+            for name in left:
+                os.unlink(os.path.join(folder, name))
+            os.rmdir(folder)
 
 
 def remaining(output: str, whole: Plan, limit: int) -> RemainingWork:

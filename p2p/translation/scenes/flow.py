@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -247,8 +248,7 @@ class _Flow:
         top, bottom = section_rows(section, self._plan.height)
         self._facts.seams = self._meter.result()
         self._facts.holes = [hole for hole in scene.reader.holes if hole[1] < bottom and hole[1] + hole[3] > top]
-        scene.check(0.0)
-        scene.store.publish(section, self._writer.paths, self._facts)
+        scene.store.publish(section, self._writer.paths, self._facts, functools.partial(scene.check, 0.0))
         self._writer.remove()
         self._writer = None
         self._seconds["publish"] += time.perf_counter() - started

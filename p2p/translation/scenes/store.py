@@ -1,17 +1,21 @@
 """What is kept of a scene while it is translated: `work/shard-XXXXX.sections/`, a few files for each section.
 
-A section is done exactly when `section-YYYYY.tif` is there, the last of its files. A scene is done when its ledger is.
+A section is done exactly when `section-YYYYY-DIGEST.tif` is there, the last of its files. The digest is of what decides
+its pixels, so that what a process of an older attempt publishes late counts only where it is the same. A scene is done
+when its ledger is.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
+import hashlib
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +28,10 @@ from p2p.scenes.cogs import PART_LEVELS, CogProfile, PartWriter, assemble
 from p2p.scenes.sections import section_count
 from p2p.storage.filesystems import join, list_names, read_json_object, remove, remove_file, write_bytes, write_json
 from p2p.storage.images import decode, encode
+from p2p.storage.lease import Fence
 from p2p.storage.rasters import Raster, Window
 from p2p.storage.staging import StagedFile
+from p2p.translation.config import Settings
 from p2p.translation.plan.resume import PREVIEWS_FOLDER, SECTIONS_FOLDER
 from p2p.translation.plan.shards import shard_uri
 from p2p.translation.seams import Seams
@@ -35,8 +41,7 @@ Mask = npt.NDArray[np.bool_]
 
 _SCENE = "scene.json"
 _COPY_BYTES = 16 * 2**20
-_SECTION = re.compile(r"section-(\d{5,})\.tif")
-_TRY = re.compile(r"section-(\d{5,})\.try")
+_NAME = re.compile(r"section-(\d{5,})-([0-9a-f]{16})\.(\w+)")
 
 
 @dataclass
@@ -78,43 +83,69 @@ def sections_folder(output: str, shard: int) -> str:
     return shard_uri(join(output, SECTIONS_FOLDER), shard, "sections")
 
 
-def _sections_with(pattern: re.Pattern[str], output: str, shard: int) -> set[int]:
-    found = (pattern.fullmatch(name) for name in list_names(sections_folder(output, shard)))
-    return {int(match[1]) for match in found if match}
+@dataclass(frozen=True)
+class SceneVersion:
+    """What decides the pixels of a scene's sections."""
+
+    size: int
+    modified: str
+    """Of the file, by which it is noticed that it was replaced."""
+    sections: int
+    """How many there are."""
+    settings: str
+    """A digest of those of the translation, of which one is the checkpoint."""
+
+    @classmethod
+    def of(cls, raster: Raster, settings: Settings) -> SceneVersion:
+        """That of a file as it is now."""
+        return cls(raster.size, raster.modified, section_count(raster.facts.height), _digest(settings.to_dict()))
+
+    @property
+    def name(self) -> str:
+        """What its sections are called by."""
+        return _digest(vars(self))
 
 
-def done_sections(output: str, shard: int) -> set[int]:
+def _digest(document: dict[str, Any]) -> str:
+    return hashlib.blake2b(to_json(document).encode(), digest_size=8).hexdigest()
+
+
+def _read_version(output: str, shard: int) -> SceneVersion | None:
+    """Which one of a scene is in work; None where that is not known yet, or where something else lies there."""
+    try:
+        return build(SceneVersion, read_json_object(join(sections_folder(output, shard), _SCENE)))
+    except (NotFoundError, DamagedFileError, ValueError):
+        return None
+
+
+def _sections_with(ending: str, output: str, shard: int, version: SceneVersion) -> set[int]:
+    found = (_NAME.fullmatch(name) for name in list_names(sections_folder(output, shard)))
+    return {int(match[1]) for match in found if match and match.group(2, 3) == (version.name, ending)}
+
+
+def done_sections(output: str, shard: int, version: SceneVersion) -> set[int]:
     """Sections that a process has finished."""
-    return _sections_with(_SECTION, output, shard)
+    return _sections_with("tif", output, shard, version)
 
 
 def count_sections(output: str, shard: int) -> tuple[int, int]:
     """How many sections of a scene in work are done, and how many there are; none where that is not known yet."""
-    try:
-        sections = int(read_json_object(join(sections_folder(output, shard), _SCENE))["sections"])
-    except (NotFoundError, DamagedFileError, KeyError, TypeError, ValueError):
-        return 0, 0
-    return len(done_sections(output, shard)), sections
+    version = _read_version(output, shard)
+    return (len(done_sections(output, shard, version)), version.sections) if version else (0, 0)
 
 
-def forget_earlier(output: str, shard: int, raster: Raster) -> None:
-    """Before a job starts: the one before was stopped, which is no fault of the scene; sections of another file go."""
+def forget_earlier(output: str, shard: int, version: SceneVersion) -> None:
+    """Before a job starts: the one before was stopped, which is no fault of the scene; sections of another version
+    go.
+    """
     folder = sections_folder(output, shard)
     names = list_names(folder)
-    with contextlib.suppress(DamagedFileError, NotFoundError):
-        if names and read_json_object(join(folder, _SCENE)) != _identity(
-            raster.size, raster.modified, raster.facts.height
-        ):
-            remove(folder)
-            return
+    if names and _read_version(output, shard) != version:
+        remove(folder)
+        return
     for name in names:
-        if _TRY.fullmatch(name):
+        if name.endswith(".try"):
             remove_file(join(folder, name))
-
-
-def _identity(size: int, modified: str, height: int) -> dict[str, Any]:
-    """By which it is noticed that a scene was replaced."""
-    return {"size": size, "modified": modified, "sections": section_count(height)}
 
 
 @dataclass(frozen=True)
@@ -124,6 +155,8 @@ class SceneStore:
     output: str
     shard: int
     profile: CogProfile
+    version: SceneVersion
+    fence: Fence | None = None
 
     @property
     def folder(self) -> str:
@@ -133,10 +166,10 @@ class SceneStore:
     @property
     def sections(self) -> int:
         """How many there are in all."""
-        return section_count(self.profile.height)
+        return self.version.sections
 
     def _uri(self, section: int, ending: str) -> str:
-        return join(self.folder, f"section-{section:05d}.{ending}")
+        return join(self.folder, f"section-{section:05d}-{self.version.name}.{ending}")
 
     def _files(self, section: int) -> list[str]:
         """Of the section itself, then of its overviews."""
@@ -145,23 +178,23 @@ class SceneStore:
 
     def missing(self) -> set[int]:
         """Sections that are not done."""
-        return set(range(self.sections)) - done_sections(self.output, self.shard)
+        return set(range(self.sections)) - done_sections(self.output, self.shard, self.version)
 
     def begun(self) -> set[int]:
         """Sections that a process works on, or worked on when it ended."""
-        return _sections_with(_TRY, self.output, self.shard)
+        return _sections_with("try", self.output, self.shard, self.version)
 
     def require_same(self, size: int, modified: str) -> None:
         """Note which file the scene is; raise BadInputError if sections were made of another one."""
-        uri = join(self.folder, _SCENE)
-        now = _identity(size, modified, self.profile.height)
-        if write_bytes(uri, to_json(now).encode(), only_new=True):
+        now = dataclasses.replace(self.version, size=size, modified=modified)
+        if write_bytes(join(self.folder, _SCENE), to_json(vars(now)).encode(), only_new=True, fence=self.fence):
             return
-        with contextlib.suppress(DamagedFileError, NotFoundError):
-            if read_json_object(uri) != now:
-                raise BadInputError(
-                    "SceneChanged", "the file was replaced while it was being translated; try it again, as a whole"
-                )
+        noted = _read_version(self.output, self.shard)
+        # One with other settings is of an older attempt that came late: no section of this one was made of it.
+        if noted and noted.settings == now.settings and noted != now:
+            raise BadInputError(
+                "SceneChanged", "the file was replaced while it was being translated; try it again, as a whole"
+            )
 
     def tries(self, section: int) -> int:
         """How many processes of this job have begun with a section that is not done."""
@@ -171,17 +204,23 @@ class SceneStore:
 
     def start(self, section: int) -> None:
         """Count the process that begins with a section."""
-        write_json(self._uri(section, "try"), {"tries": self.tries(section) + 1})
+        write_json(self._uri(section, "try"), {"tries": self.tries(section) + 1}, self.fence)
 
-    def publish(self, section: int, paths: Sequence[str], facts: SectionFacts) -> int:
-        """Put a section's local files in place, the one that says that it is done last. Returns their bytes."""
-        write_json(self._uri(section, "json"), facts.to_dict())
+    def publish(self, section: int, paths: Sequence[str], facts: SectionFacts, check: Callable[[], None]) -> int:
+        """Put a section's local files in place, the one that says that it is done last. Returns their bytes.
+
+        `check` is called before each, since the one before may have taken long. It raises where another job has taken
+        over.
+        """
+        check()
+        write_json(self._uri(section, "json"), facts.to_dict(), self.fence)
         size = 0
         for path, uri in [*zip(paths, self._files(section), strict=True)][::-1]:
-            staged = StagedFile(uri)
+            staged = StagedFile(uri, self.fence)
             try:
                 with open(path, "rb") as file:
                     shutil.copyfileobj(file, staged.file, _COPY_BYTES)
+                check()
                 size += staged.publish()
             except BaseException:
                 staged.discard()
@@ -197,7 +236,7 @@ class SceneStore:
                 facts += SectionFacts.from_dict(read_json_object(self._uri(section, "json")))
             except (ValueError, KeyError, TypeError, BadInputError) as error:
                 raise DamagedFileError(f"{self._uri(section, 'json')}: {error}") from None
-        staged = StagedFile(uri)
+        staged = StagedFile(uri, self.fence)
         try:
             with tempfile.TemporaryDirectory(prefix="p2p-scene-") as scratch:
                 parts = [self._files(section) for section in range(self.sections)]

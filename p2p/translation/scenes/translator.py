@@ -32,7 +32,7 @@ from p2p.translation.pipeline.tasks import ShardReport
 from p2p.translation.plan.files import Shard, read_inputs
 from p2p.translation.plan.ledger import LedgerRow, ledger_uri, write_ledger
 from p2p.translation.scenes.flow import Scene, TileNetwork
-from p2p.translation.scenes.store import SceneStore, sections_folder
+from p2p.translation.scenes.store import SceneStore, SceneVersion, sections_folder
 from p2p.translation.sinks.geotiff import output_profile, scene_uri
 
 Array = npt.NDArray[Any]
@@ -93,7 +93,10 @@ class SceneTranslator:
 
     def _open_scene(self, shard: Shard, item: Input, raster: Raster) -> Scene:
         reader, profile = self.examine(raster)
-        store = SceneStore(self.settings.output, shard.index, profile)
+        store = SceneStore(
+            self.settings.output, shard.index, profile, SceneVersion.of(raster, self.settings), self.fence
+        )
+        self.check(shard)  # the header was read meanwhile
         store.require_same(raster.size, raster.modified)
         check = functools.partial(self.check, shard)
         return Scene(self.settings, self.network, self.output_bands, check, shard, item, raster, reader, store)
@@ -162,7 +165,7 @@ class SceneTranslator:
         self.check(task.shard)  # that has taken a while
         task.store.keep_preview(facts)
         row = LedgerRow(task.item.image_id, "translated", message=_describe(facts.holes), output_uri=uri)
-        is_first = write_ledger(self.settings.output, task.shard.index, [row])
+        is_first = write_ledger(self.settings.output, task.shard.index, [row], self.fence)
         task.store.remove()
         if not is_first:
             raise _SceneOverError
@@ -174,7 +177,7 @@ class SceneTranslator:
         self.check(shard)
         output = self.settings.output
         remove_file(scene_uri(output, item.image_id))  # of an earlier attempt
-        write_ledger(output, shard.index, [LedgerRow(item.image_id, "failed", error.kind, str(error))])
+        write_ledger(output, shard.index, [LedgerRow(item.image_id, "failed", error.kind, str(error))], self.fence)
         remove(sections_folder(output, shard.index))
         return ShardReport(shard.index, finished=True, failed=1)
 
