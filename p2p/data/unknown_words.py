@@ -24,7 +24,7 @@ from p2p.data.layouts import (
 _MIN_SHARE_OF_TWO_KINDS = 0.9
 _MIN_SHARE_PAIRED = 0.6
 """Of all images."""
-_JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
+_JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".mpo")
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".gif")
 _CMP = re.compile(r"cmp_[bx]\d", re.IGNORECASE)
 

@@ -52,7 +52,7 @@ def _type(name: str, endings: str, start: bytes, plugin: str, **package: str) ->
     return ImageFileType(name, tuple(endings.split()), re.compile(start, re.DOTALL), plugin, **package)
 
 
-JPEG = _type("JPEG", ".jpg .jpeg .jpe .jfif", rb"\xff\xd8\xff", "JPEG")
+JPEG = _type("JPEG", ".jpg .jpeg .jpe .jfif .pjpeg .mpo", rb"\xff\xd8\xff", "JPEG")
 PNG = _type("PNG", ".png", rb"\x89PNG\r\n\x1a\n", "PNG")
 TIFF = _type("TIFF", ".tif .tiff", rb"(II|MM)(\0[*+]|[*+]\0)", "TIFF")
 GIF = _type("GIF", ".gif", rb"GIF8[79]a", "GIF")
@@ -64,7 +64,7 @@ FORMATS = (
     TIFF,
     GIF,
     _type("AVIF", ".avif", rb"....ftyp(avi[fs]|(mif1|msf1|miaf).{,60}avif)", "AVIF"),
-    _type("JPEG 2000", ".jp2 .j2k", rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG2000"),
+    _type("JPEG 2000", ".jp2 .j2k .j2c .jpc .jpx", rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG2000"),
     _type("PPM", ".ppm .pgm .pbm .pnm", rb"P[1-6][\s#]", "PPM"),
     _type(
         *("HEIC", ".heic .heif", rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "HEIF"),

@@ -211,14 +211,14 @@ def _remove_left(fence: Fence) -> None:
     """Remove what older attempts had not finished writing. From now on they finish nothing of it: it is gone."""
     if is_remote(fence.output):
         return
-    ours = os.stat(join(fence.output, NAME)).st_mtime
-    with os.scandir(fence.output) as entries:
-        for entry in entries:
+    with contextlib.suppress(OSError):
+        ours = os.stat(join(fence.output, NAME)).st_mtime
+        for entry in os.scandir(fence.output):
             if entry.name.startswith(_FOLDER_PREFIX) and entry.name != fence.folder:
                 shutil.rmtree(entry.path, ignore_errors=True)
             elif entry.name.startswith(TEMPORARY_PREFIX):
-                with contextlib.suppress(OSError):  # a job that is being refused at this moment may have such files too
-                    if entry.is_file() and ours - entry.stat().st_mtime > EXPIRY_SECONDS:
+                with contextlib.suppress(OSError):  # a job that is being refused at this moment has such files too
+                    if ours - entry.stat().st_mtime > EXPIRY_SECONDS:
                         os.unlink(entry.path)
 
 
