@@ -228,25 +228,25 @@ def _missing_folders(path: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _interruptible(fence: Fence) -> Iterator[Callable[[], bool]]:
+def _interruptible(fence: Fence) -> Iterator[Callable[[LeaseLostError], bool]]:
     """Yield what interrupts the main thread, whatever it waits for, once the lease is lost. To be called until it says
     that the thread has noticed: a signal that comes just before a call that waits in the system is noticed after it.
 
     Elsewhere than in the main thread the block is left to its end, and what it publishes is refused.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: True
+        yield lambda _: True
         return
+    lost: LeaseLostError | None = None
 
     def notice(*_: object) -> None:
-        if not fence.lost:
-            with contextlib.suppress(P2PError, MemoryError):
-                try:
-                    fence.check()
-                except LeaseLostError:  # as Control-C: Ray passes on no other, and none that goes on after errors does
-                    raise KeyboardInterrupt from None
+        if lost and not fence.lost:
+            fence.lost = lost
+            raise KeyboardInterrupt  # as Control-C: Ray passes on no other, and none that goes on after errors does
 
-    def interrupt() -> bool:
+    def interrupt(error: LeaseLostError) -> bool:
+        nonlocal lost
+        lost = error
         if not fence.lost:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
         return fence.lost is not None
@@ -259,12 +259,12 @@ def _interruptible(fence: Fence) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGUSR2, before)
 
 
-def _renew(fence: Fence, stop: threading.Event, interrupt: Callable[[], bool]) -> None:
+def _renew(fence: Fence, stop: threading.Event, interrupt: Callable[[LeaseLostError], bool]) -> None:
     while not stop.wait(RENEWAL_SECONDS):
         try:
             _write_renewed(fence)
-        except LeaseLostError:
-            while not stop.is_set() and not interrupt():
+        except LeaseLostError as error:
+            while not stop.is_set() and not interrupt(error):
                 stop.wait(_POLL_SECONDS)
             return
         except (P2PError, MemoryError) as error:  # it may go better next time

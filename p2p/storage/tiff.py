@@ -64,10 +64,10 @@ _UNREAD = {
         34676: "SGI Log",
         34712: "JPEG 2000",
     },
-    **{34887: "LERC", 34892: "lossy JPEG", 50002: "JPEG XL", 52546: "JPEG XL"},
+    **{34933: "PNG", 34887: "LERC", 34892: "lossy JPEG", 50002: "JPEG XL", 52546: "JPEG XL"},
 }
 _UNSIGNED, _SIGNED = (1, 4), 2  # 4 leaves open what the numbers are
-_NUMBERS = {1: "uint", 2: "int", 3: "float", 4: "uint", 5: "complex int", 6: "complex float"}
+_NUMBERS = {1: "uint", 2: "int", 3: "float", 4: "uint", 5: "complex int", 6: "complex"}
 _ASSOCIATED = 1  # alpha, by which the colours were multiplied
 _MODES = {(1, 8): "L", (2, 8): "LA", (3, 8): "RGB", (4, 8): "RGBA", (1, 16): "I;16"}
 _PIXELS_AT_ONCE = 2**20
