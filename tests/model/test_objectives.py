@@ -63,6 +63,7 @@ class _Square(nn.Module):
 def test_the_gradient_penalty_and_its_derivative_are_those_of_the_formula():
     """At one point of its own for each pair, of whose length 1 is wanted; the mean is over pairs."""
     critic = _Square()
+    torch.manual_seed(0)  # of some pairs the norm is so close to 1 that float32 has few digits of the difference
     real, fake = torch.rand(3, 2, 4, 4), torch.rand(3, 2, 4, 4) - 1
     torch.manual_seed(5)
     penalty = gradient_penalty(critic, real, fake)

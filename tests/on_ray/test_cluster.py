@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
 import os
@@ -184,7 +183,9 @@ def cluster() -> Iterator[Cluster]:
 
 
 class Source:
-    """Images over HTTP, of which it gives as many as the test says: a corpus that takes its time and no processor's."""
+    """Images over HTTP, of which it gives as many at once as the test says, and each other one only after a while: a
+    corpus that takes its time and no processor's.
+    """
 
     def __init__(self, images: dict[str, bytes]) -> None:
         source = self
@@ -195,8 +196,9 @@ class Source:
             def do_GET(self) -> None:
                 with source.turn:
                     source.askers.add(self.client_address[1])
-                    source.turn.wait_for(lambda: source.left > 0)
-                    source.left -= 1
+                    # Late, but given: the job takes a server that sends nothing for half a minute for a broken one.
+                    if source.turn.wait_for(lambda: source.left > 0, timeout=15):
+                        source.left -= 1
                 data = images[self.path.lstrip("/")]
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(data)))
@@ -220,25 +222,6 @@ class Source:
         with self.turn:
             self.left = images
             self.turn.notify_all()
-
-    @contextlib.contextmanager
-    def trickling(self) -> Iterator[None]:
-        """Two images a second meanwhile: readers give up where they get nothing for half a minute."""
-        over = threading.Event()
-
-        def trickle() -> None:
-            while not over.wait(0.5):
-                with self.turn:
-                    self.left += 1
-                    self.turn.notify_all()
-
-        thread = threading.Thread(target=trickle)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
 
     def was_asked_by(self, pids: list[int]) -> bool:
         import psutil  # comes with Ray
@@ -311,9 +294,8 @@ def test_a_translation_outlives_a_node_and_a_process_and_gives_work_to_one_that_
     with cluster.start(*cluster.submission(*words), **cluster.access()) as job:
         wait_until(lambda: works("node1") and works("node2"), job)
         assert not cluster.processes_of("node3")
-        with source.trickling():
-            cluster.up(3)
-            wait_until(lambda: works("node3"), job)
+        cluster.up(3)
+        wait_until(lambda: works("node3"), job)
         os.kill(cluster.workers_of("node2", "ShardTranslator")[0], signal.SIGKILL)
         cluster.kill("node1")
         source.give(math.inf)
@@ -349,23 +331,32 @@ def nodes_of(cluster: Cluster, kind: str, field: str, value: str) -> set[str]:
     return {one["node_id"] for one in listed if one[field] == value and one["node_id"]}
 
 
+def resume(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # its node was killed, or Ray has given it up
+        os.kill(pid, signal.SIGCONT)
+
+
 def test_a_training_on_two_nodes_takes_the_steps_of_one_process_and_outlives_a_node(
     cluster: Cluster, make_pairs: Callable[..., Path], tmp_path: Path
 ) -> None:
     data = str(make_pairs(tmp_path / "pairs" / "train", 8, size=72).parent)
     options: dict[str, Any] = {"generator": "unet_64", "ngf": 4, "discriminator": "patch_16", "ndf": 4}
-    options |= {"crop_size": 64, "batch_size": 2, "epochs": 10, "epochs_decay": 0, "precision": "fp32", "gpu": "false"}
+    options |= {"crop_size": 64, "batch_size": 2, "epochs": 30, "epochs_decay": 0, "precision": "fp32", "gpu": "false"}
     options |= {"norm": "instance", "dropout": False, "workers": 2, "checkpoint_every_steps": 1, "keep_checkpoints": 0}
     words = [str(word).lower() for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
     run = tmp_path / "run"
     # Of one CPU each, and at last a single one, for the workers and the tasks that read for them.
     cluster.up(3)
     submission = cluster.submission("jobs/train.py", "--data", data, "--output", run, *words)
-    with cluster.start(*submission, **cluster.access()) as job:
+    workers: dict[str, list[int]] = {}
+    with cluster.start(*submission, **cluster.access()) as job, contextlib.ExitStack() as at_the_end:
         wait_until((run / "latest.json").exists, job)
-        workers = {node: found for node in NODES if (found := cluster.workers_of(node, "RayTrainWorker"))}
-        for pid in itertools.chain(*workers.values()):  # lest it ends before the dashboard has answered
-            os.kill(pid, signal.SIGSTOP)
+        for node in NODES:
+            if found := cluster.workers_of(node, "RayTrainWorker"):
+                workers[node] = found
+                for pid in found:  # at once, lest training ends before the dashboard has answered
+                    os.kill(pid, signal.SIGSTOP)
+                    at_the_end.callback(resume, pid)
         [training] = cluster.ask("/api/train/v2/runs/v1")["train_runs"]
         datasets = cluster.ask(f"/api/data/datasets/{training['job_id']}")["datasets"]
         trainers = nodes_of(cluster, "actors", "class_name", "RayTrainWorker")
@@ -374,13 +365,13 @@ def test_a_training_on_two_nodes_takes_the_steps_of_one_process_and_outlives_a_n
         for node in {*NODES} - {kept}:
             cluster.kill(node)
         for pid in workers[kept]:
-            os.kill(pid, signal.SIGCONT)
+            resume(pid)
         said = finish(job)
     assert len(workers) == len(trainers) == 2, "the workers shared a node"
     assert (training["name"], training["status"]) == (str(run).strip("/").replace("/", "-")[-100:], "RUNNING")
     assert [dataset["state"] for dataset in datasets if dataset["dataset"].startswith("train")] == ["RUNNING"], datasets
     assert "starting the workers again (1 of 3)" in said
-    assert json.loads((run / "latest.json").read_text())["step"] == 20
+    assert json.loads((run / "latest.json").read_text())["step"] == 60
     printed = [json.loads(line) for line in said.splitlines() if line.startswith('{"')]
     assert printed == [json.loads((run / "summary.json").read_text())]
 
@@ -430,11 +421,12 @@ def test_a_training_told_of_a_preemption_saves_and_goes_on_elsewhere(
 
 def holding(folder: Path, text: str) -> set[str]:
     """Names of the files below `folder` that hold `text`."""
-    return {
-        path.name
-        for path in folder.rglob("*")
-        if path.is_file() and not path.is_symlink() and text.encode() in path.read_bytes()
-    }
+    found = set()
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # Ray renames and removes files of its own meanwhile
+            if path.is_file() and not path.is_symlink() and text.encode() in path.read_bytes():
+                found.add(path.name)
+    return found
 
 
 def test_a_head_is_lost_and_the_same_submission_does_the_rest_and_tells_no_key(

@@ -182,11 +182,23 @@ def test_a_run_is_not_deleted_for_options_that_the_cluster_cannot_serve(finished
 def test_a_worker_keeps_the_memory_it_frees_though_its_loop_runs_in_a_thread(finished):
     found = json.loads((finished[0].parent / "faults.json").read_text())
     first, second = found["faults"]
-    assert second < first / 10
+    assert second < max(first / 10, 500)  # in pages of 2 MB the first are few
     assert found["spin count"] == "1000"
 
 
 # Survival
+
+
+def find_processes(parent: int, name: str) -> set[int]:
+    """The processes with that in their command lines among those that `parent` has started."""
+    return {pid for pid in descendants(parent) if name in read_process(pid, "cmdline")}
+
+
+def halt(pid: int) -> None:
+    """Stop a process; returns once each of its threads stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    while not all(") T " in read_process(pid, f"task/{thread}/stat") for thread in os.listdir(f"/proc/{pid}/task")):
+        time.sleep(0.001)
 
 
 def training_worker():
@@ -221,14 +233,18 @@ def half_written(run: Path) -> str | None:
 
 def kill_during_a_save(stop: threading.Event, run: Path, killed: list[str]) -> None:
     """kill -9 of the training worker at a moment when a checkpoint is half written, which a stopped process shows."""
+    before = find_processes(os.getpid(), "RayTrainWorker")  # of the test before, about to end
+    # Looked up before it saves anything: on a busy machine that takes longer than a save.
+    while not (workers := find_processes(os.getpid(), "RayTrainWorker") - before) and not stop.wait(0.05):
+        pass
     while not stop.is_set():
-        worker = training_worker() if half_written(run) else None
-        if worker is None:
+        if not half_written(run):
             stop.wait(0.001)
             continue
-        worker.send_signal(signal.SIGSTOP)
+        (worker,) = workers
+        halt(worker)
         caught = half_written(run)
-        worker.send_signal(signal.SIGKILL if caught else signal.SIGCONT)
+        os.kill(worker, signal.SIGKILL if caught else signal.SIGCONT)
         if caught:
             killed.append(caught)
             return
@@ -293,19 +309,17 @@ def wait_for(condition, job: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-def find_processes(parent: int, name: str) -> set[int]:
-    """The processes with that in their command lines among those that `parent` has started."""
-    return {pid for pid in descendants(parent) if name in read_process(pid, "cmdline")}
-
-
 def kill_reporter_and_controller(stop: threading.Event, run: Path, killed: list[str]) -> None:
     """kill -9 of the one as training begins, of the other some steps later."""
     actors = {"ray::RunReporter": 1, "ray::TrainController": 7}
     before = {name: find_processes(os.getpid(), name) for name in actors}  # of the test before, about to end
+    found: dict[str, set[int]] = {}
     for name, step in actors.items():
         while not stop.wait(0.01):
             if (run / "latest.json").exists() and read_json(f"{run}/latest.json")["step"] >= step:
-                (pid,) = find_processes(os.getpid(), name) - before[name]
+                # Both are looked up at the first step: on a busy machine that takes as long as many steps.
+                found = found or {actor: find_processes(os.getpid(), actor) - before[actor] for actor in actors}
+                (pid,) = found[name]
                 os.kill(pid, signal.SIGKILL)
                 killed.append(name)
                 break
@@ -331,6 +345,14 @@ def test_a_training_outlives_its_reporter_and_after_the_loss_of_its_controller_t
     assert [row["epoch"] for row in rows(run)] == list(range(1, 7))
 
 
+def read_until(text: str, job: subprocess.Popen) -> str:
+    """What a job says on stderr, up to the line that has `text`, or to its end."""
+    lines = ["-"]
+    while lines[-1] and text not in lines[-1]:
+        lines.append(job.stderr.readline())
+    return "".join(lines[1:])
+
+
 def drawn_step(run: Path) -> int:
     """Step of the latest sample sheet within an epoch: how far a training is that saves no checkpoint meanwhile."""
     return max((int(path.stem[-8:]) for path in run.glob("samples/*_step_*.png")), default=0)
@@ -343,11 +365,19 @@ def test_sigterm_saves_within_an_epoch_and_the_next_start_goes_on_there_to_the_s
     whole, run = tmp_path / "whole", tmp_path / "run"
     options = {"epochs": 1, "samples_every_steps": 10}
     with a_job(data, run, **options) as job:
+        wait_for(lambda: drawn_step(run) >= 10, job)
+        (worker,) = find_processes(job.pid, "RayTrainWorker")
         wait_for(lambda: drawn_step(run) >= 20, job)
-        job.send_signal(signal.SIGTERM)
+        # It asks about once a second whether to stop, and might be over by then: it stands still until told.
+        try:
+            halt(worker)
+            job.send_signal(signal.SIGTERM)
+            said = read_until("saving a checkpoint", job)
+        finally:
+            os.kill(worker, signal.SIGCONT)
         stdout, stderr = job.communicate(timeout=60)
     assert (job.returncode, stdout) == (1, "")
-    assert "saving a checkpoint" in stderr
+    assert "saving a checkpoint" in said and "Traceback" not in said
     assert stderr.splitlines()[-1].endswith("interrupted; the same command does what is missing")
     assert "Traceback" not in stderr
     latest = read_json(f"{run}/latest.json")
@@ -387,15 +417,13 @@ def test_a_second_control_c_does_not_wait_for_a_checkpoint(raw_pairs, tmp_path):
     with a_job(raw_pairs, run, epochs=100_000) as job:
         wait_for((run / "latest.json").exists, job)
         (worker,) = find_processes(job.pid, "RayTrainWorker")
-        os.kill(worker, signal.SIGSTOP)  # it cannot save any more
+        halt(worker)  # it cannot save any more
         before = read_json(f"{run}/latest.json")
         job.send_signal(signal.SIGINT)
-        line = "-"
-        while line and "saving a checkpoint" not in line:
-            line = job.stderr.readline()
+        said = read_until("saving a checkpoint", job)
         job.send_signal(signal.SIGINT)
         _, stderr = job.communicate(timeout=60)
-    assert (job.returncode, bool(line)) == (1, True)
+    assert job.returncode == 1 and "saving a checkpoint" in said
     assert "interrupted; the same command" in stderr and "Traceback" not in stderr
     assert read_json(f"{run}/latest.json") == before
 

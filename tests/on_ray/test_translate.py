@@ -83,9 +83,15 @@ def actors() -> list[int]:
 def an_actor_dies_after(output: Path, shards: int, died: list[int]) -> Iterator[None]:
     """Kill -9 one of this process's actors once so many shards are done; notes how many were done then."""
 
+    before = set(actors())  # of the test before, about to end
+
     def kill() -> None:
+        deadline = time.monotonic() + PATIENCE
+        # Looked up now, since on a busy machine that takes as long as the last shards do.
+        while not (found := [pid for pid in actors() if pid not in before]) and time.monotonic() < deadline:
+            time.sleep(0.01)
         wait_for_shards(output, shards)
-        os.kill(actors()[0], signal.SIGKILL)
+        os.kill(found[0], signal.SIGKILL)
         died.append(len(list_names(str(output / "ledger"))))
 
     thread = threading.Thread(target=kill, daemon=True)

@@ -332,8 +332,8 @@ def test_what_a_large_image_takes_is_in_proportion_to_its_pixels(tmp_path: Path)
     }
     assert [most for _, most in files.values()] == sorted(most for _, most in files.values())
     found = growth(tmp_path, {name: data for name, (data, _) in files.items()})
-    # A megabyte more is the process's own: modules, pages that the allocator keeps.
-    taken = {name: (kind, (grown - 1) * MB / side**2) for name, (kind, grown) in found.items()}
+    # Up to 5 MB more are the process's own: modules, pages that the allocator keeps. A copy of an image has 9 or more.
+    taken = {name: (kind, (grown - 5) * MB / side**2) for name, (kind, grown) in found.items()}
     assert {name: told for name, told in taken.items() if told[0] or told[1] > files[name][1]} == {}
 
 

@@ -70,7 +70,7 @@ def test_inputs_that_end_their_process_fail_and_the_others_do_not(
     (source / "06.png").write_bytes(make_image(64, 64) + b"HANGS")
     output = tmp_path / "out"
     monkeypatch.setattr(codec, "decode", dangerous(codec.decode))
-    monkeypatch.setattr(actor, "DECODE_SECONDS", 0.5)
+    monkeypatch.setattr(actor, "DECODE_SECONDS", 2.0)
     config = TranslateConfig(
         checkpoint=checkpoint, source=str(source), output=str(output), precision="fp32", max_bad_fraction=1.0
     )
