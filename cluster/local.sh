@@ -39,6 +39,8 @@ require_own_home() {
 
 # Ends unless the folder is one that `up` made: somebody's files may lie in any other.
 require_marked_home() {
+  # One that was started before clusters had a mark is known by what is written down of it.
+  if [ ! -e "$mark" ] && [ -O "$home/ports" ] && [ -O "$home/processes" ]; then (umask 077 && : >>"$mark"); fi
   [ -e "$mark" ] || status=2 fail "$home holds files and no cluster that $0 started; set P2P_CLUSTER_HOME to another folder"
 }
 

@@ -29,7 +29,7 @@ from p2p.preparation.locations import SourceReader
 from p2p.preparation.pairing import Drawing, PairRef
 from p2p.preparation.parts import Part, write_part
 from p2p.storage.filesystems import write_json
-from p2p.storage.lease import hold_lease, read_lease
+from p2p.storage.lease import Fence, hold_lease, read_lease
 from p2p.training import TrainConfig, train
 from p2p.training.run_folder import RunFolder
 
@@ -64,20 +64,27 @@ def stand_still(monkeypatch: pytest.MonkeyPatch) -> StandStill:
 
 
 @pytest.fixture
-def stand_still_in_second(monkeypatch: pytest.MonkeyPatch) -> StandStill:
-    """As `stand_still`, in the second call, of a job that removes one file after the other and looks each time."""
+def look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a pause of any length, whatever a job has seen a moment ago."""
+    check = Fence.check
+    monkeypatch.setattr(Fence, "check", lambda fence, seconds=0.0: check(fence))
 
-    def arrange(name: str, output: Path) -> None:
-        module, _, function = name.rpartition(".")
-        call, calls = getattr(__import__(module, fromlist=[function]), function), itertools.count(1)
 
-        def taken_over(*words: Any) -> None:
-            if next(calls) == 2:
+@pytest.fixture
+def stand_still_in_second(monkeypatch: pytest.MonkeyPatch, look_each_time: None) -> Callable[[Path], None]:
+    """`stand_still_in_second(output)`: it is taken over when the job has removed its second file."""
+
+    def arrange(output: Path) -> None:
+        remove, calls = os.remove, itertools.count(1)
+
+        def taken_over(path: str) -> None:
+            remove(path)
+            is_own = Path(path).is_relative_to(output) and not Path(path).name.startswith((".p2p-", "lease.json"))
+            if is_own and next(calls) == 2:
                 take_over(output)
-            call(*words)
 
-        monkeypatch.setattr(name, taken_over)
-        monkeypatch.setattr(f"{module}._SECONDS_BETWEEN_CHECKS", 0.0)
+        monkeypatch.setattr("p2p.storage.filesystems._REMOVERS", 1)
+        monkeypatch.setattr(os, "remove", taken_over)
 
     return arrange
 
@@ -119,11 +126,11 @@ def test_prepare_at_its_end(tmp_path: Path, stand_still: StandStill, moment: str
     assert names - content(tmp_path).keys() == missing
 
 
-def test_prepare_while_it_removes_what_was_there(tmp_path: Path, stand_still_in_second: StandStill) -> None:
+def test_prepare_while_it_removes_what_was_there(tmp_path: Path, stand_still_in_second: Callable[[Path], None]) -> None:
     config = PrepareConfig(source="synthetic:city?pairs=4&size=64", output=str(tmp_path), load_size=0)
     prepare(config)
     before = content(tmp_path)
-    stand_still_in_second("p2p.preparation.job.remove", tmp_path)
+    stand_still_in_second(tmp_path)
     with pytest.raises(LeaseLostError):
         prepare(config)
     assert before.keys() - content(tmp_path).keys() == {"dataset.json", "doctor.json"}
@@ -173,19 +180,15 @@ def test_translate(
     assert not [name for name in after.keys() - before.keys() if name.startswith(("data/", "ledger/"))]
 
 
+@pytest.mark.usefixtures("look_each_time")
 def test_translate_while_it_notes_what_has_changed(
-    tmp_path: Path,
-    checkpoint: str,
-    make_image: Callable[..., bytes],
-    stand_still: StandStill,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, checkpoint: str, make_image: Callable[..., bytes], stand_still: StandStill
 ) -> None:
     source = write(tmp_path / "in", {f"{number:02d}.png": make_image(64, 64, seed=number) for number in range(12)})
     out = tmp_path / "out"
     translate(checkpoint, source, out)
     before = content(out)
     write(source, {name: make_image(70, 64) for name in ("00.png", "11.png")})
-    monkeypatch.setattr("p2p.translation.plan.changes._SECONDS_BETWEEN_CHECKS", 0.0)
     stand_still("p2p.translation.plan.changes.reopen_changed", out)
     with pytest.raises(P2PError, match=r"process 1, attempt 2 now"):
         translate(checkpoint, source, out)
@@ -223,15 +226,14 @@ def test_translate_while_it_removes_what_was_there(
     tmp_path: Path,
     checkpoint: str,
     make_image: Callable[..., bytes],
-    stand_still_in_second: StandStill,
+    stand_still_in_second: Callable[[Path], None],
     monkeypatch: pytest.MonkeyPatch,
     format: str,
 ) -> None:
     source, out = write(tmp_path / "in", {f"{number}.png": make_image(64, 64) for number in range(9)}), tmp_path / "out"
     translate(checkpoint, source, out, format=format)
     before = content(out)
-    monkeypatch.setattr("p2p.translation.plan.resume._REMOVERS", 1)
-    stand_still_in_second("p2p.translation.plan.resume.remove_file", out)
+    stand_still_in_second(out)
     with pytest.raises(LeaseLostError):
         translate(checkpoint, source, out, format=format, resume="never")
     assert len(before.keys() - content(out).keys()) == 2, "what was removed before, and what was being removed"
@@ -322,6 +324,7 @@ def test_evaluate_with_its_data_set_in_its_output(
     assert content(out) == before
 
 
+@pytest.mark.usefixtures("look_each_time")
 def test_a_run_that_was_being_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder(str(tmp_path))
     folder.start({"seed": 1})
@@ -334,7 +337,6 @@ def test_a_run_that_was_being_deleted(tmp_path: Path, monkeypatch: pytest.Monkey
         take_over(tmp_path)
 
     monkeypatch.setattr(LocalFileSystem, "rm_file", taken_over)
-    monkeypatch.setattr("p2p.training.run_folder._SECONDS_BETWEEN_CHECKS", 0.0)  # as after a pause of any length
     with pytest.raises(LeaseLostError), hold_lease(str(tmp_path), "output", "train") as fence:
         folder.delete(fence)
     assert content(tmp_path).keys() == {"samples/epoch_0002.png", "samples/epoch_0003.png", "config.json"}

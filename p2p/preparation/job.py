@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import pickle
 import re
 import time
@@ -47,10 +48,13 @@ from p2p.reports.sheets import as_rgb
 from p2p.reports.thumbnails import thumbnail
 from p2p.scenes.bands import RasterBands
 from p2p.storage.filesystems import (
+    SECONDS_BETWEEN_CHECKS,
     absolute,
     join,
     list_names,
     remove,
+    remove_file,
+    remove_files,
     require_readable,
     write_json,
     write_table,
@@ -74,7 +78,6 @@ _ERRORS_PER_PART = 100_000
 _SMALL_PAIRS_PER_CORE, _SMALL_BYTES_PER_CORE = 400, 100 * 2**20  # about ten seconds
 _SMALL_CORES = 4  # of which the threads of one process make use
 _SECONDS_FOR_PICTURES = 600.0
-_SECONDS_BETWEEN_CHECKS = 2.0
 
 
 def run(config: PrepareConfig) -> dict[str, Any]:
@@ -181,11 +184,13 @@ def _own_names(config: PrepareConfig) -> tuple[Sequence[str], Sequence[str]]:
 def _clear(output: str, config: PrepareConfig, fence: Fence) -> None:
     """Remove what an earlier job wrote; a description first, so that a half-removed data set is not taken for whole."""
     files, folders = _own_names(config)
-    for folder in folders:  # one by one: there may be many, and another job may take over meanwhile
-        files = [*files, *(f"{folder}/{name}" for name in list_names(join(output, folder)))]
-    for name in (*files, *folders):
-        fence.check(_SECONDS_BETWEEN_CHECKS)
-        remove(join(output, name))
+    for name in files:
+        fence.check(SECONDS_BETWEEN_CHECKS)
+        remove_file(join(output, name))
+    for folder in (join(output, folder) for folder in folders):
+        if not os.path.islink(folder):  # what lies behind a link is not removed with it
+            remove_files([join(folder, name) for name in list_names(folder)], fence)
+        remove(folder)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from p2p.storage.error_mapping import http_status
 log = logging.getLogger("p2p")
 
 _ATTEMPTS, _PAUSE = 5, 1.0  # seconds; stores ask for a write that met another to be sent again
-_RESERVED_SECONDS = 60.0
+_RESERVED_SECONDS = 60.0  # after which the process that wanted to create a file has died
 RESERVED_PREFIX = ".p2p-new-"
 """How the names of files begin that keep others from creating a file meanwhile, on disks without links."""
 _OTHER_TROUBLE = {errno.ENOENT, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
@@ -44,18 +44,19 @@ def _create_without_links(temporary: str, path: str) -> bool:
     folder, name = os.path.split(path)
     # Not under the name itself: a process that is killed here would leave an empty file that counts as whole.
     reserved = os.path.join(folder, f"{RESERVED_PREFIX}{hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()}")
-    for _ in range(_ATTEMPTS):
+    while True:
         try:
             os.close(os.open(reserved, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             break
         except FileExistsError:
             with contextlib.suppress(FileNotFoundError):
+                os.utime(temporary)  # the disk's own clock, whatever this machine's says
                 if os.stat(temporary).st_mtime - os.stat(reserved).st_mtime > _RESERVED_SECONDS:
                     os.unlink(reserved)  # of a process that was killed
                     continue
+            if os.path.lexists(path):
+                return False
             time.sleep(_PAUSE)
-    else:
-        return False
     try:
         if os.path.lexists(path):
             return False
@@ -93,7 +94,7 @@ def create_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes)
 
 
 def replace_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes, check: Callable[[], None]) -> None:
-    """Write an object of a bucket; `check`, which raises if that is no longer allowed, is called where one is there.
+    """Write an object of a bucket; `check`, which raises if that is no longer allowed, is called before that.
 
     So a request that was sent before, and that arrives late, replaces nothing.
     """

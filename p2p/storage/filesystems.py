@@ -10,7 +10,8 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -43,11 +44,14 @@ _CONNECT_SECONDS = 5
 _READ_SECONDS = 60
 _ATTEMPTS = 8
 _PREFLIGHT_ATTEMPTS = 2  # before work starts, a wrong address should be reported within seconds
+_REMOVERS = 16
 _BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs")
 _UNCHAINED_SCHEMES = ("file", *_BUCKET_SCHEMES, "http", "https")
 _PATTERN = re.compile(r"[*?]|\[.+\]|\{.+\}")
 TEMPORARY_PREFIX = ".p2p-"
 """How the names of files begin that are not whole yet: listings pass them by."""
+SECONDS_BETWEEN_CHECKS = 2.0
+"""How often a job looks at its lease where it writes, or removes, one thing after the other."""
 
 
 class Holder(Protocol):
@@ -220,6 +224,7 @@ def write_bytes(uri: str, data: bytes, *, only_new: bool = False, fence: Holder 
                     fence.check()
                 return create_object(filesystem, path, data)
             if fence:
+                fence.check(SECONDS_BETWEEN_CHECKS)
                 replace_object(filesystem, path, data, fence.check)
             else:
                 filesystem.pipe_file(path, data)
@@ -337,6 +342,21 @@ def remove_file(uri: str) -> None:
         filesystem, path = open_filesystem(uri)
         with contextlib.suppress(FileNotFoundError):
             filesystem.rm_file(path)
+
+
+def remove_files(uris: Iterable[str], fence: Holder, remove_one: Callable[[str], None] = remove_file) -> None:
+    """Remove several, a few at a time; `remove_one` removes one.
+
+    There may be many, and another job may take over meanwhile: each is removed only while the lease is held. Raises
+    LeaseLostError.
+    """
+
+    def remove_held(uri: str) -> None:
+        fence.check(SECONDS_BETWEEN_CHECKS)
+        remove_one(uri)
+
+    with ThreadPoolExecutor(_REMOVERS) as pool:
+        list(pool.map(remove_held, uris))
 
 
 def list_names(uri: str) -> list[str]:

@@ -275,6 +275,7 @@ def _write_renewed(fence: Fence) -> None:
     uri = join(fence.output, NAME)
     document = vars(dataclasses.replace(fence.lease, renewed=time.time()))
     if is_remote(uri):  # a request that arrives late, when another job has taken over, must change nothing
+        fence.check()  # of a lease that is gone there is no tag
         tag = read_tag(uri)
         fence.check()
         replace_seen(uri, to_json(document, indent=2).encode(), tag)

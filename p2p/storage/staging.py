@@ -10,7 +10,7 @@ from typing import IO
 
 from p2p.storage.creation import replace_object
 from p2p.storage.error_mapping import storage_errors
-from p2p.storage.filesystems import Holder, is_remote, open_filesystem, temporary_path
+from p2p.storage.filesystems import SECONDS_BETWEEN_CHECKS, Holder, is_remote, open_filesystem, temporary_path
 
 _ONE_REQUEST = 64 * 2**20
 _UPLOAD_BLOCK = 16 * 2**20
@@ -57,6 +57,7 @@ class StagedFile:
         self.file.seek(0)
         if size <= _ONE_REQUEST:
             if self._fence:
+                self._fence.check(SECONDS_BETWEEN_CHECKS)
                 replace_object(self._filesystem, self._path, self.file.read(), self._fence.check)
             else:
                 self._filesystem.pipe_file(self._path, self.file.read())

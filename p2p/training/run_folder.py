@@ -14,6 +14,7 @@ from p2p.errors import DamagedFileError, NotFoundError
 from p2p.model.checkpoint_names import META, checkpoint_name, is_checkpoint_path, parse_checkpoint_name
 from p2p.storage.error_mapping import storage_errors
 from p2p.storage.filesystems import (
+    SECONDS_BETWEEN_CHECKS,
     is_remote,
     join,
     list_names,
@@ -42,7 +43,6 @@ _OWN_NAMES = (
     "config.json",
 )
 """In the order in which they are removed: what tells that a run was here goes last."""
-_SECONDS_BETWEEN_CHECKS = 2.0  # of the lease, while files are removed one after the other
 
 
 def check_row(row: Any, uri: str) -> MetricsRow:
@@ -197,6 +197,6 @@ def _remove_files_below(uri: str, fence: Fence) -> None:
         if not is_remote(uri) and os.path.islink(path):
             return
         for file in filesystem.find(path):
-            fence.check(_SECONDS_BETWEEN_CHECKS)
+            fence.check(SECONDS_BETWEEN_CHECKS)
             with contextlib.suppress(FileNotFoundError):
                 filesystem.rm_file(file)

@@ -114,7 +114,7 @@ def _run(config: TranslateConfig, workforce: Workforce | None) -> dict[str, Any]
                 fence.check()
                 remove_translation(output, fence)
             fence.check()
-            pinned = pin_weights(output, absolute(config.checkpoint), model.generator_uri, may_link=model.is_own)
+            pinned = pin_weights(output, absolute(config.checkpoint), model.generator_uri, fence, may_link=model.is_own)
             work = dataclasses.replace(work, generator_uri=pinned)
             fence.check()
             start_output(settings)

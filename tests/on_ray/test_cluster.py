@@ -44,12 +44,12 @@ from p2p.training.trainer import Trainer
 from p2p.translation import TranslateConfig
 from p2p.translation.job import run as translate
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
 KEY, TOLD = secrets.token_hex(20), secrets.token_hex(20)  # of the cluster's environment, and of one job alone
-PATIENCE = 240.0  # seconds until a test that waits for another process gives up
+PATIENCE = 400.0  # seconds until a test that waits for another process gives up
 IMAGES = 480
 NODES = ("node1", "node2", "node3")
 
@@ -341,7 +341,7 @@ def test_a_training_on_two_nodes_takes_the_steps_of_one_process_and_outlives_a_n
 ) -> None:
     data = str(make_pairs(tmp_path / "pairs" / "train", 8, size=72).parent)
     options: dict[str, Any] = {"generator": "unet_64", "ngf": 4, "discriminator": "patch_16", "ndf": 4}
-    options |= {"crop_size": 64, "batch_size": 2, "epochs": 30, "epochs_decay": 0, "precision": "fp32", "gpu": "false"}
+    options |= {"crop_size": 64, "batch_size": 2, "epochs": 10, "epochs_decay": 0, "precision": "fp32", "gpu": "false"}
     options |= {"norm": "instance", "dropout": False, "workers": 2, "checkpoint_every_steps": 1, "keep_checkpoints": 0}
     words = [str(word).lower() for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
     run = tmp_path / "run"
@@ -371,7 +371,7 @@ def test_a_training_on_two_nodes_takes_the_steps_of_one_process_and_outlives_a_n
     assert (training["name"], training["status"]) == (str(run).strip("/").replace("/", "-")[-100:], "RUNNING")
     assert [dataset["state"] for dataset in datasets if dataset["dataset"].startswith("train")] == ["RUNNING"], datasets
     assert "starting the workers again (1 of 3)" in said
-    assert json.loads((run / "latest.json").read_text())["step"] == 60
+    assert json.loads((run / "latest.json").read_text())["step"] == 20
     printed = [json.loads(line) for line in said.splitlines() if line.startswith('{"')]
     assert printed == [json.loads((run / "summary.json").read_text())]
 

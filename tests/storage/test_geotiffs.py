@@ -88,10 +88,15 @@ def test_tags_that_share_bytes_are_not_read_over_and_over() -> None:
 def test_too_little_memory_is_no_damage_of_a_block(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1, 4096, 4096), np.uint8)
     path = write(tmp_path / "a.tif", noise, tiled=True, blockxsize=4096, blockysize=4096, compress="deflate", zlevel=1)
+    small = write(
+        tmp_path / "small.tif", noise[:, :64, :64], tiled=True, blockxsize=64, blockysize=64, compress="deflate"
+    )
     code = """
 import pathlib, resource, sys
 from p2p.storage.rasters import open_raster
 path, side, spare = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+with open_raster(sys.argv[4]) as small:
+    small.read([1], (0, 0, 8, 8))  # what is imported and kept for any raster
 with open_raster(path) as raster:
     now = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + spare,) * 2)
@@ -102,7 +107,7 @@ with open_raster(path) as raster:
 """
     # A block has 16.8 MB: too little for NumPy's array, for GDAL's block, and for what libtiff has read of it.
     for side, spare in ((4096, 8_000_000), (8, 8_000_000), (8, 25_000_000)):
-        run = [sys.executable, "-c", code, str(path), str(side), str(spare)]
+        run = [sys.executable, "-c", code, str(path), str(side), str(spare), str(small)]
         told = subprocess.run(run, capture_output=True, text=True, check=True).stdout
         assert told.startswith(f"MemoryError {path}: out of memory: ") and len(told.splitlines()) == 1
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from p2p.storage.filesystems import SECONDS_BETWEEN_CHECKS
 from p2p.storage.lease import Fence
 from p2p.storage.parquet import open_parquet
 from p2p.translation.corpus.inputs import Input
@@ -16,8 +17,6 @@ from p2p.translation.plan.ledger import done_shards, finish_without, forget_shar
 from p2p.translation.sinks.records import OutputNames
 
 log = logging.getLogger("p2p")
-
-_SECONDS_BETWEEN_CHECKS = 2.0
 
 
 def redo_changed(
@@ -70,7 +69,7 @@ def redo_changed(
             lost = {item.image_id for item in planned if is_gone(item)} - translated
             left = [item for item in planned if item.image_id not in lost]
             if fence:
-                fence.check(_SECONDS_BETWEEN_CHECKS)
+                fence.check(SECONDS_BETWEEN_CHECKS)
             # Before the plan: whoever goes on after an interruption here finds the same changes in it.
             if translated and not redone and translated.issuperset(item.image_id for item in left):
                 finish_without(output, shard.index, lost)

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from p2p.storage.filesystems import exists
+from p2p.storage.filesystems import SECONDS_BETWEEN_CHECKS, exists
 from p2p.storage.lease import Fence
 from p2p.translation.corpus.inputs import Input
 from p2p.translation.plan.crash_records import CrashRecord, open_record
 from p2p.translation.plan.files import Shard, read_inputs
 from p2p.translation.plan.ledger import LedgerRow, ledger_uri, read_kept, write_ledger
-
-_SECONDS_BETWEEN_CHECKS = 2.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class OutputJournal:
     def check_lease(self) -> None:
         """Look at the lease now and then."""
         if self.fence:
-            self.fence.check(_SECONDS_BETWEEN_CHECKS)
+            self.fence.check(SECONDS_BETWEEN_CHECKS)
 
     def may_publish(self, shard: int) -> bool:
         """Look at the lease and the ledger."""

@@ -7,12 +7,12 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from p2p.errors import ConfigError, StorageError, UsageError
 from p2p.storage.filesystems import (
+    SECONDS_BETWEEN_CHECKS,
     TEMPORARY_PREFIX,
     absolute,
     exists,
@@ -24,6 +24,7 @@ from p2p.storage.filesystems import (
     read_json_object,
     remove,
     remove_file,
+    remove_files,
     write_bytes,
     write_json,
 )
@@ -57,8 +58,6 @@ _ENDINGS = {
 _PINNED = re.compile(r"[0-9a-f]{16}-.+")
 _SUMMARY = "summary.json"
 _FILES = (SETTINGS, _SUMMARY, "report.html")
-_REMOVERS = 16
-_SECONDS_BETWEEN_CHECKS = 2.0
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def start_output(settings: Settings) -> None:
     write_json(join(settings.output, SETTINGS), settings.to_dict())
 
 
-def pin_weights(output: str, checkpoint: str, generator_uri: str, *, may_link: bool) -> str:
+def pin_weights(output: str, checkpoint: str, generator_uri: str, fence: Fence, *, may_link: bool) -> str:
     """Keep the generator's file in `output` until the translation is finished, whatever happens to it meanwhile.
 
     checkpoint: what the options name.
@@ -167,7 +166,7 @@ def pin_weights(output: str, checkpoint: str, generator_uri: str, *, may_link: b
         os.makedirs(folder, exist_ok=True)
         os.link(generator_uri, pinned)
     except OSError:  # another disk, or one without links
-        write_bytes(pinned, read_bytes(generator_uri))
+        write_bytes(pinned, read_bytes(generator_uri), fence=fence)
     return pinned
 
 
@@ -227,12 +226,12 @@ def remove_translation(output: str, fence: Fence) -> None:
     _remove_of_shards(output, ledger.FOLDER, fence)  # first: no shard may count as done whose outputs are going
     for shard in load_plan(output).shards:
         names = earlier.output_names(shard.index, [item.image_id for item in read_inputs(shard)])
-        _remove_all(remove_file, (join(output, name) for name in names), fence)
+        remove_files((join(output, name) for name in names), fence)
     for folder in (*_WORK_FOLDERS, PREVIEWS_FOLDER):
         _remove_of_shards(output, folder, fence)
-    _remove_all(remove_file, [*files.plan_uris(output), checked_uri(output)], fence)
+    remove_files([*files.plan_uris(output), checked_uri(output)], fence)
     _remove_empty(join(output, files.FOLDER))
-    fence.check(_SECONDS_BETWEEN_CHECKS)
+    fence.check(SECONDS_BETWEEN_CHECKS)
     _unpin_weights(output)
     if not is_remote(output):
         root = open_filesystem(output)[1]
@@ -241,7 +240,7 @@ def remove_translation(output: str, fence: Fence) -> None:
                 if not os.listdir(folder):
                     os.rmdir(folder)
     for name in reversed(_FILES):
-        fence.check(_SECONDS_BETWEEN_CHECKS)
+        fence.check(SECONDS_BETWEEN_CHECKS)
         remove_file(join(output, name))
 
 
@@ -262,19 +261,8 @@ def _remove_of_shards(output: str, folder: str, fence: Fence, shards: Collection
     names = [name for name in list_names(place) if name.endswith(_ENDINGS[folder])]
     own = {name: shard for name in names if (shard := shard_of(name)) is not None}
     uris = [join(place, name) for name, shard in own.items() if shards is None or shard in shards]
-    _remove_all(remove if folder == SECTIONS_FOLDER else remove_file, uris, fence)
+    remove_files(uris, fence, remove if folder == SECTIONS_FOLDER else remove_file)
     _remove_empty(place)
-
-
-def _remove_all(remove_one: Callable[[str], None], uris: Iterable[str], fence: Fence) -> None:
-    """There may be many, and another job may take over meanwhile: each is removed only while the lease is held."""
-
-    def remove_held(uri: str) -> None:
-        fence.check(_SECONDS_BETWEEN_CHECKS)
-        remove_one(uri)
-
-    with ThreadPoolExecutor(_REMOVERS) as pool:
-        list(pool.map(remove_held, uris))
 
 
 def _remove_empty(folder: str) -> None:

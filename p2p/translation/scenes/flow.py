@@ -19,6 +19,7 @@ from p2p.scenes.rows import RowBuffer
 from p2p.scenes.sections import section_rows, tile_rows_between
 from p2p.scenes.tiling import RowStitcher, TilePlan, reflect_to
 from p2p.scenes.validity import fill_invalid
+from p2p.storage.filesystems import SECONDS_BETWEEN_CHECKS
 from p2p.storage.rasters import Raster
 from p2p.translation.config import Settings
 from p2p.translation.corpus.inputs import Input
@@ -30,7 +31,6 @@ from p2p.translation.seams import SeamMeter
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
-_SECONDS_BETWEEN_CHECKS = 2.0
 _PREVIEW_SIDE = 320
 _SHOWN_CHANNELS = 3
 
@@ -233,7 +233,7 @@ class _Flow:
 
     def _begin_section(self) -> None:
         height = self._plan.height
-        self._scene.check(_SECONDS_BETWEEN_CHECKS)
+        self._scene.check(SECONDS_BETWEEN_CHECKS)
         self._scene.store.start(self._section)
         top, bottom = section_rows(self._section, height)
         self._writer = SectionWriter(self._scene.store.profile, bottom - top)
