@@ -69,7 +69,6 @@ def _of_folders(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _of_names(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield patterns for each two ends of names that go on from the same start: `{id}_mask.png`, `{id}.jpg`."""
     starts: dict[str, set[str]] = defaultdict(set)
-    inside: dict[str, set[str]] = defaultdict(set)
     sizes = Counter(path.rpartition("/")[0] for path in paths)
     for path in paths:
         folder, slash, name = path.rpartition("/")
@@ -78,7 +77,6 @@ def _of_names(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
         for place in places[:_MAX_ENDS]:
             if place:
                 starts[f"{stem[place:]}{dot}{ending}"].add(folder + slash + stem[:place])
-                inside[f"{stem[place:]}{dot}{ending}"].add(folder)
     few = _MIN_SHARE_PAIRED * len(paths)
     ends = [end for end in starts if len(starts[end]) >= few]
     numbers = {end for end in ends if end[:1] != "." and not _LETTER.search(end.rpartition(".")[0])}
@@ -86,8 +84,12 @@ def _of_names(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
         ends = [end for end in ends if end not in numbers]
     shared = {two: len(starts[two[0]] & starts[two[1]]) for two in itertools.combinations(ends, 2)}
     for one, other in sorted(shared, key=lambda two: -shared[two]):
-        here = sum(sizes[folder] for folder in inside[one] & inside[other])
-        if shared[one, other] >= few and len(paths) - here <= _MAX_ELSEWHERE * len(paths):
+        if shared[one, other] < few:
+            break
+        # Of a folder that numbers its images, v_1 and v_2 have the ends of two labels, too.
+        pairs = Counter(start.rpartition("/")[0] for start in starts[one] & starts[other])
+        here = sum(sizes[folder] for folder in pairs if pairs[folder] >= _MIN_SHARE_PAIRED * sizes[folder])
+        if len(paths) - here <= _MAX_ELSEWHERE * len(paths):
             yield f"{{id}}{one}", f"{{id}}{other}"
 
 

@@ -79,7 +79,7 @@ def match_names(
     for row in (row for row in rows if row.is_published):
         for match in words.matches(row):
             if match.layout.is_certain:
-                by_folders = words.also_by_folders(match, plain) if row.where == "name" else []
+                by_folders = words.also_by_folders(match, plain) if row.name == "xView" else []
                 return _several([match, *by_folders], paths) if by_folders else [match]
             doubtful.append(match)
         if words.rivals:
@@ -88,12 +88,12 @@ def match_names(
     for these, one_sided in _to_be_asked(words):
         found = distinct(match for row in plain for match in these.matches(row, one_sided=one_sided))
         certain = distinct([*(match for match in found if match.layout.is_certain), *these.rivals])
-        if len(certain) > 1:
-            return _several(certain, paths)
         if certain:
-            return certain
+            return _several(certain, paths) if len(certain) > 1 else certain
         doubtful += found
         near = near or these.near
+    if words.letters:
+        return _several(words.letters, paths)
     found = distinct([*doubtful, *match_unknown_words(names, some_of(names), layout == "folders")])
     if certain := [match for match in found if match.layout.is_certain]:
         return certain[:1]

@@ -71,7 +71,8 @@ def distinct(matches: Iterable[Match]) -> list[Match]:
 class Words:
     """The words of some names, by the places where they may be. `near`: which two sides do not pair up, and why.
 
-    `rivals`: what pairs up by one word that several folders have.
+    `rivals`: what pairs up by one word that several folders have. `letters`: by two of three folders of single letters,
+    which may be parts of something that other words pair up.
     """
 
     def __init__(self, names: Sequence[ParsedName], *, all_folders: bool, in_middle: bool = False) -> None:
@@ -86,6 +87,7 @@ class Words:
         self._few = 0.0 if self._all_folders else _MIN_SHARE_COVERED / 2 * len(some)
         self.near = ""
         self.rivals: list[Match] = []
+        self.letters: list[Match] = []
 
     def in_middle(self) -> Words:
         """The words that stand anywhere in the same names."""
@@ -129,7 +131,10 @@ class Words:
             if found := self._rivals(row, form, words, sides, None):
                 return found
         if found := self._of_kinds(row, self._kinds_beside(form, words)):
-            return found
+            if max(map(len, words)) > 1:
+                return found
+            self.letters = self.letters or found
+            return []
         sides = self._sides(form, words)
         match = self._join(row, form, words, sides)
         return self._rivals(row, form, words, sides, match) or ([match] if match else [])

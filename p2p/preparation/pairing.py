@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from p2p.preparation.locations import Drawing, Location
 from p2p.preparation.sources import Listing, Member
 
 Patterns = tuple[str, str] | None
+_BETWEEN_FOLDERS = re.compile(r"[/#]+(?:\./+)*")  # `/data/#A/1.png` is refused, of a folder; `x.tar#./A/1.png`
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,22 @@ def _locate(match: Match, members: Sequence[Member], bad: Sequence[BadRow], val_
     if any(pair.split == "train" for pair in match.pairs):
         pairing.unsplit = _describe_places([members[pair.a].path for pair in match.pairs if not pair.split])
     pairing.bad += [_repeated(pair_id, members[number].location) for number, pair_id in match.repeated]
-    refused = {_stem(row.source_uri) for row in bad}
+    refused = {_without_ending(row.source_uri) for row in bad}
+    partners: dict[tuple[str, str], set[str]] = {}  # (a side that is missing, folder of the other) -> folders of it
+    for pair in match.pairs if refused else ():
+        of_a, of_b = (_folder_of_side(members[number or 0].location.uri, pair.pair_id) for number in (pair.a, pair.b))
+        partners.setdefault(("b", of_a), set()).add(of_b)
+        partners.setdefault(("a", of_b), set()).add(of_a)
     for number, pair_id, missing in match.unmatched:
         side = match.layout.sides["ab".index(missing)]
         message = f"pair {pair_id!r} has no {missing}: {side} holds no image of that name"
-        if pair_id.rpartition("/")[2] in refused or _stem(members[number].path) in refused:
+        uri = members[number].location.uri
+        above, slash, name = pair_id.rpartition("/")
+        names = [f"{above}{slash}{one}" for one in (name, _without_ending(uri).rpartition("/")[2])]
+        folders = partners.get((missing, _folder_of_side(uri, pair_id)), ())
+        if any(f"{folder}/{name}" in refused for folder in folders for name in names):
             message += " but one that is refused, as another row says"
-        pairing.bad.append(BadRow(members[number].location.uri, "Unmatched", message))
+        pairing.bad.append(BadRow(uri, "Unmatched", message))
     for pair in match.pairs:
         a, b = members[pair.a], None if pair.b is None else members[pair.b]
         split = choose_split(pair.split, pair.pair_id, val_fraction)
@@ -144,10 +155,16 @@ def _locate(match: Match, members: Sequence[Member], bad: Sequence[BadRow], val_
     return pairing
 
 
-def _stem(path: str) -> str:
-    """A file's name without its ending."""
-    name = path.rpartition("/")[2].rpartition("#")[2]
-    return name.rpartition(".")[0] or name
+def _without_ending(uri: str) -> str:
+    """An address without the ending of its file's name; of a file in a folder or in an archive alike."""
+    folder, slash, name = _BETWEEN_FOLDERS.sub("/", uri).rpartition("/")
+    return folder + slash + (name.rpartition(".")[0] or name)
+
+
+def _folder_of_side(uri: str, pair_id: str) -> str:
+    """The folder of an image, without those that are a part of the name of its pair."""
+    above, slash, _ = pair_id.rpartition("/")
+    return _without_ending(uri).rpartition("/")[0].removesuffix(f"{slash}{above}")
 
 
 def _describe_places(paths: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from p2p.data.joining import FoundLayout, describe_left_out
 from p2p.data.layouts import UNPAIRED_TOO
-from p2p.data.matching import Unclear
+from p2p.data.matching import Unclear, match_names
 from p2p.doctor.evidence import MAX_EXAMINED, NO_PAIR, Evidence, examine, examine_in_task, no_pairs, warn_of_strangers
 from p2p.doctor.files import BadRow
 from p2p.errors import ConfigError
@@ -40,8 +40,10 @@ def find_pairs(config: PrepareConfig, source: str, source_b: str | None, chunks:
         return [_pair_tables(config, source)]
     listing = _list(source, "source", chunks, config.max_bytes)
     if source_b is None:
-        if listing.parquet and kind == "folder" and (not listing.members or _are_beside_tables(listing, config)):
-            return [_pair_tables(config, source)]
+        if listing.parquet and kind == "folder":
+            tables = _pair_tables_beside(listing, config) if listing.members else _pair_tables(config, source)
+            if tables:
+                return [tables]
         _log_left_out(listing).require_images("source")
         found = pair_one_source(
             listing,
@@ -61,23 +63,36 @@ def find_pairs(config: PrepareConfig, source: str, source_b: str | None, chunks:
     return found
 
 
-def _are_beside_tables(listing: Listing, config: PrepareConfig) -> bool:
-    """Whether the images of a folder only illustrate the Parquet data set there, such as a preview; these are reported.
+def _pair_tables_beside(listing: Listing, config: PrepareConfig) -> Pairing | None:
+    """The Parquet data set beside which images lie that only illustrate it, such as a preview; these are reported.
 
-    Raises ConfigError where either may be meant: where more images than the rows of images lie there.
+    None where the images are meant, whose names pair up, and the columns do not, as those of thumbnails. Raises
+    ConfigError where either may be meant: where more images than the rows of images lie there.
     """
-    if config.patterns:  # of names of images
-        return False
-    count = len(listing.members)
-    rows = rows_with_images(listing.uri, count)
+    paths = [member.path for member in listing.members]
+    rows = 0 if config.patterns else rows_with_images(listing.uri, len(paths))  # patterns are of names of images
     if not rows:  # captions or addresses of those images
-        return False
-    pictures = f"{count} image{'s' if count > 1 else ''} ({describe_left_out([m.path for m in listing.members])})"
-    if rows < count:
+        return None
+    found = match_names(paths, config.layout)
+    have_pairs = bool(found.choices) if isinstance(found, Unclear) else not found[-1].layout.is_combined
+    if have_pairs and config.layout == "folders":
+        return None
+    are_meant = have_pairs or rows < len(paths)
+    try:
+        tables = _pair_tables(config, listing.uri)
+    except ConfigError:
+        if are_meant:
+            return None
+        raise
+    if are_meant and tables.layout.is_combined:
+        return None
+    pictures = f"{len(paths)} image{'s' if len(paths) > 1 else ''} ({describe_left_out(paths)})"
+    if rows < len(paths):
         problem = f"holds a Parquet data set with images in {rows} of its rows, and {pictures} beside it"
-        raise ConfigError("source", f"{listing.uri}: {problem}; give a folder that holds one of the two")
+        ways = "--pattern-a PATTERN --pattern-b PATTERN for the images, or give a folder that holds one of the two"
+        raise ConfigError("source", f"{listing.uri}: {problem}. Pass {ways}")
     log.info("%s: a Parquet data set; left out beside it: %s", listing.uri, pictures)
-    return True
+    return tables
 
 
 def _warn_of_split_lists(listings: Sequence[Listing], found: Sequence[Pairing]) -> None:

@@ -323,7 +323,7 @@ def _list_shards(tars: Sequence[FileInfo], listing: Listing) -> None:
         folder = file.path[: -len(".tar")]
         # A split that no folder says in so many words is a folder, too.
         said = next((said for part in folder.split("/") if (said := split_name(part))), "")
-        above = printable(folder if said == split else f"{split}/{folder}")
+        above = printable(folder if not split or said == split else f"{split}/{folder}")
         listing.members += [dataclasses.replace(member, path=f"{above}/{member.path}") for member in shard.members]
         listing.bad += shard.bad
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from unicodedata import normalize
 
 import pytest
@@ -181,6 +183,10 @@ def test_a_layout_is_recognised(
             "A = seg/, B = flair/ or A = seg/, B = t1/ or A = seg/, B = t1ce/ or A = seg/, B = t2/",
         ),
         (
+            [f"train_{side}/{n}.png" for side in "ABC" for n in (1, 2)],
+            "A = A/, B = B/ or A = A/, B = train_C/ or A = B/, B = train_C/",
+        ),
+        (
             [f"train/train_{side}/{n}.png" for side in ("A", "B", "C_fixed_official") for n in (1, 2)],
             "A = A/, B = B/ or A = A/, B = C_fixed_official/ or A = B/, B = C_fixed_official/",
         ),
@@ -209,6 +215,31 @@ def test_what_could_be_several_things_or_is_no_pair_is_refused(paths: list[str],
     found = match_names(paths)
     assert isinstance(found, Unclear)
     assert seen in found.seen
+
+
+@pytest.mark.parametrize(
+    "folders, a, b",
+    [
+        ("{a,b,c}/{input,target}", "input", "target"),
+        ("{a,b,c}/{rgb,depth}", "rgb", "depth"),
+        ("{images,labels}/{a,b,c}", "labels", "images"),
+        ("{train,val}/{images,labels}/{a,b,c}", "labels", "images"),
+        ("set_{a,b,c}/{input,target}", "input", "target"),
+    ],
+)
+def test_three_folders_of_letters_are_parts_where_words_tell_the_sides(folders: str, a: str, b: str) -> None:
+    options = [part.strip("{}").split(",") for part in re.split(r"(\{.*?\})", folders)]
+    paths = [f"{''.join(parts)}/{n}.png" for parts in itertools.product(*options) for n in (1, 2)]
+    [match] = match_names(paths)
+    assert match.layout.names_of_sides == f"A = {a}/, B = {b}/"
+    assert 2 * len(match.pairs) == len(paths)
+    assert all(paths[pair.a].replace(a, b) == paths[pair.b or 0] for pair in match.pairs)
+
+
+def test_results_of_two_folders_are_told_by_the_ends_of_their_names() -> None:
+    paths = [f"{folder}/{n}_real_{side}.png" for folder in ("images", "labels") for n in (1, 2) for side in "AB"]
+    [match] = match_names(paths)
+    assert (match.layout.name, len(match.pairs)) == ("pix2pix results", 4)
 
 
 @pytest.mark.parametrize(
@@ -290,6 +321,13 @@ def test_the_patterns_that_are_advised_pair_images(kinds: list[str], patterns: t
         pairs = match_patterns(paths, patterns).pairs
         assert len(pairs) == (6 if "{split}" in patterns[0] else 3)
         assert {pair.split for pair in pairs} == ({"train", "val"} if "{split}" in patterns[0] else {""})
+
+
+def test_two_labels_of_each_image_are_not_advised_as_its_sides() -> None:
+    kinds = ("labels/v_{}_1.png", "labels/v_{}_2.png", "images/v_{}.png")  # of which two end in _1 and _2, too
+    [first, *_] = match_names([kind.format(number) for number in range(1, 101) for kind in kinds])
+    assert first.layout.patterns != ("{id}_1.png", "{id}_2.png"), "that leaves all images out"
+    assert first.layout.patterns is None
 
 
 @pytest.mark.parametrize("name", ["{number}{letter}.png", "{letter}/{number}.png"])

@@ -98,6 +98,40 @@ def test_images_of_neither_side_and_of_half_a_split_are_left_out_and_others_with
     assert pairing.left_out == "test_label/ (2), train_inst/ (2), test_inst/ (2)"
 
 
+@pytest.mark.parametrize(
+    "refused, is_it",
+    [
+        ("train/A/3.png", True),
+        ("train/A/3.jpg", True),
+        ("val/A/3.png", False),
+        ("train/B/3.jpg", False),
+        ("train/A/x/3.png", False),
+    ],
+)
+@pytest.mark.parametrize("uri", ["/data", "/data.zip", "/data/"])
+def test_only_a_refused_image_of_that_side_and_split_explains_a_missing_one(
+    uri: str, refused: str, is_it: bool
+) -> None:
+    paths = [f"{split}/{side}/{n}.png" for split in ("train", "val") for side in "AB" for n in (1, 2)]
+    listed = [*paths, "train/B/3.png"]
+    between = "#" if uri.endswith("zip") else "/"
+    source = Listing(uri, [Member(path, File(uri.rstrip("/") + between + path), 1) for path in listed])
+    source.refuse(refused, "TooLarge", "")
+    [row] = [row for row in pair_one_source(source, "auto", 0.0)[0].bad if row.error == "Unmatched"]
+    assert row.message.endswith("but one that is refused, as another row says") == is_it
+
+
+def test_a_refused_image_of_a_folder_without_pairs_explains_a_missing_one() -> None:
+    a, b = listing("ulm/1.png", uri="/a"), listing("ulm/1.png", "bonn/2.png", uri="/b")
+    a.refuse("bonn/2.jpg", "TooLarge", "")
+    b.refuse("bonn/2.jpg", "TooLarge", "")
+    [_, _, row] = pair_two_sources(a, b, 0.0).bad
+    assert row.message.endswith("but one that is refused, as another row says")
+    a.bad.clear()
+    [_, row] = pair_two_sources(a, b, 0.0).bad
+    assert not row.message.endswith("as another row says"), "that is of the same side"
+
+
 def test_a_label_kind_that_is_not_there_is_refused() -> None:
     with pytest.raises(UsageError, match="label_kind labelIds: /data holds no images …_gtFine_labelIds"):
         one("gtFine/a_gtFine_color.png", "leftImg8bit/a_leftImg8bit.png", label_kind="labelIds")

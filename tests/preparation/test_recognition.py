@@ -129,10 +129,35 @@ def test_more_images_than_a_parquet_data_set_has_are_another_data_set(run: Calla
             save(tmp_path / f"in/{name}/{number}.png", city_pair(1, number, 32, 32)[side])
     outcome = run("--source", tmp_path / "in")
     assert outcome.status == 2 and "images in 1 of its rows, and 6 images (A/ (3), B/ (3)) beside it" in outcome.stderr
+    assert "Pass --pattern-a PATTERN --pattern-b PATTERN for the images" in outcome.stderr
     assert run("--source", tmp_path / "in", "--pattern-a", "A/{id}.png", "--pattern-b", "B/{id}.png").status == 0
     pq.write_table(pa.table({"caption": ["x"] * 9, "digest": [bytes(16)] * 9}), tmp_path / "in/one.parquet")
     outcome = run("--source", tmp_path / "in")
     assert outcome.status == 0 and "A/B layout: 3 train" in outcome.stderr and "1 .parquet" in outcome.stderr
+
+
+def test_thumbnails_in_parquet_beside_images_that_pair_up_are_no_data_set(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    for number in range(3):
+        for side, name in enumerate("AB"):
+            save(tmp_path / f"in/{name}/{number}.png", city_pair(1, number, 32, 32)[side])
+    thumb = images.encode(city_pair(1, 9, 16, 16)[0])
+    for columns, count in (("x", 2), ("x", 30), ("xyz", 30)):
+        pq.write_table(pa.table(dict.fromkeys(columns, [thumb] * count)), tmp_path / "in/thumbs.parquet")
+        outcome = run("--source", tmp_path / "in")
+        assert outcome.status == 0 and "A/B layout: 3 train" in outcome.stderr and "1 .parquet" in outcome.stderr
+    write_pairs(tmp_path / "in/thumbs.parquet", 8)
+    outcome = run("--source", tmp_path / "in", "--layout", "folders")
+    assert outcome.status == 0 and "A/B layout: 3 train" in outcome.stderr
+
+
+def test_a_preview_beside_a_parquet_data_set_of_one_column_is_left_out(run: Callable[..., Any], tmp_path: Path) -> None:
+    pairs = [images.encode(np.concatenate(city_pair(1, number, 32, 32), axis=1)) for number in range(4)]
+    save(tmp_path / "in/preview.png", city_pair(1, 9, 32, 32)[0])
+    pq.write_table(pa.table({"image": pairs}), tmp_path / "in/train.parquet")
+    outcome = run("--source", tmp_path / "in")
+    assert outcome.status == 0 and "combined layout: 4 train" in outcome.stderr
 
 
 def test_lists_of_splits_are_named_where_no_folder_says_one(run: Callable[..., Any], tmp_path: Path) -> None:

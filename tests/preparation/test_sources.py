@@ -260,6 +260,13 @@ def test_tars_whose_splits_are_words_of_their_names_are_below_folders_of_those(t
     assert sorted(read_all(tmp_path)[1]) == expected
 
 
+@pytest.mark.parametrize("name", ["train", "x/test"])
+def test_a_lone_tar_is_below_its_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    tar_of({"x.jpg": b"x"}, tmp_path / f"{name}.tar")
+    assert [member.path for member in list_source(str(tmp_path), "source").members] == [f"{name}/x.jpg"]
+
+
 def test_of_several_tars_a_damaged_one_is_bad(tmp_path: Path) -> None:
     for name in ("0", "1"):
         tar_of({"x.jpg": b"x" * 2000}, tmp_path / f"{name}.tar")
