@@ -35,7 +35,7 @@ def translator(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> ShardTranslato
     def end(status: int) -> None:
         raise EndedError(status)
 
-    monkeypatch.setattr(actor, "open_sink", lambda _: SimpleNamespace(open_shard=None))
+    monkeypatch.setattr(actor, "open_sink", lambda *_: SimpleNamespace(open_shard=None))
     monkeypatch.setattr(actor.os, "_exit", end)
     settings: Any = SimpleNamespace(output=str(tmp_path), format="parquet")
     return ShardTranslator(Work(settings=settings, generator_uri="", device="cuda", batch_size=64))
