@@ -94,7 +94,7 @@ def create_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes)
 
 
 def replace_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes, check: Callable[[], None]) -> None:
-    """Write an object of a bucket; `check`, which raises if that is no longer allowed, is called before that.
+    """Write an object of a bucket; where one is there, `check` is called first. It raises if that is no longer allowed.
 
     So a request that was sent before, and that arrives late, replaces nothing.
     """
